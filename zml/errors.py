@@ -1,0 +1,121 @@
+"""Errors that people read: what happened, to whom, what to do. Each has a stable code that `zml explain` tells more of.
+
+The first digit of a code says where: 1 usage and configuration, 2 forming and keeping a cluster, 3 data,
+4 files, 5 the user's script. A code is never given a second meaning.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One page of the error book. `exit_code` is what a command ends with when this error ends it."""
+
+    title: str
+    explanation: str
+    exit_code: int = 1
+
+
+BOOK: dict[str, Entry] = {}
+
+
+def page(code: str, title: str, explanation: str, exit_code: int = 1) -> str:
+    """Enter one error in the book; returns the code, so that a module can name its errors at its head."""
+    assert code not in BOOK, f"{code} is taken"
+    BOOK[code] = Entry(title, " ".join(explanation.split()), exit_code)
+    return code
+
+
+class ZmlError(Exception):
+    """An error for a person. `fix` is one sentence that begins with a verb; it may be empty."""
+
+    def __init__(self, code: str, what: str, fix: str = "") -> None:
+        super().__init__(what)
+        assert code in BOOK, f"{code} is not in the error book"
+        self.code = code
+        self.what = what
+        self.fix = fix
+
+    @property
+    def exit_code(self) -> int:
+        return BOOK[self.code].exit_code
+
+    def __str__(self) -> str:
+        fix = f"\n  {self.fix}" if self.fix else ""
+        return f"{self.code}: {self.what}{fix}"
+
+
+# Exit codes: 0 done, 1 the script failed, 2 usage, 3 configuration, 4 no cluster, 5 data or files,
+# 75 saved and safe to run again, 130 Ctrl-C.
+USAGE = page(
+    "ZML-E101",
+    "the command line is not usable",
+    "A flag, an argument or their combination is wrong. The message names it. `zml COMMAND --help` lists what there is.",
+    exit_code=2,
+)
+CONFIG = page(
+    "ZML-E102",
+    "the configuration is not usable",
+    """zml.toml or a ZML_* variable has an unknown key or a value of the wrong kind. The message names the
+    file, the key and, for an unknown key, the nearest known one.""",
+    exit_code=3,
+)
+NO_SCRIPT = page(
+    "ZML-E103",
+    "the script was not found",
+    """The path is taken relative to the folder in which the command was given. On several machines the script
+    must lie at the same path on each, or be given to `zml worker` itself.""",
+    exit_code=2,
+)
+NO_GPU = page(
+    "ZML-E104",
+    "there is no such GPU",
+    "`zml worker --gpu K` uses one GPU, counted from 0 as nvidia-smi does. `--cpu` works without one.",
+    exit_code=2,
+)
+PORT_IN_USE = page(
+    "ZML-E201",
+    "the address is in use",
+    """Another process listens there; often it is an older coordinator. Choose another port with --bind, or port 0
+    and let the operating system choose.""",
+    exit_code=4,
+)
+UNREACHABLE = page(
+    "ZML-E202",
+    "the coordinator did not answer",
+    """Nothing answers at this address, or what answers does not accept this member's key. Check that the
+    coordinator runs, that the address and port are right, and that both sides use keys of one cluster.""",
+    exit_code=4,
+)
+OPEN_BIND = page(
+    "ZML-E203",
+    "an address beyond this machine needs keys",
+    """Without keys anybody who reaches the port could join the job. `zml keys` makes a set of keys; give its
+    folder with --keys to every role.""",
+    exit_code=3,
+)
+FENCED = page(
+    "ZML-E204",
+    "this member was fenced",
+    """The coordinator did not hear from it for the length of its lease, or a newer process took its place. What it
+    sends is refused, so that nothing counts twice. It may join again as a new incarnation.""",
+)
+LOST = page(
+    "ZML-E205",
+    "a process that is needed no longer answers",
+    "The message says which process, and for how long. Its log is in the run directory.",
+    exit_code=4,
+)
+REFUSED = page(
+    "ZML-E206",
+    "a request was refused",
+    "The other side understood the request and said no; the message says why.",
+    exit_code=4,
+)
+BAD_KEYS = page(
+    "ZML-E207",
+    "the keys are not usable",
+    """A key file is missing, damaged, or readable by others. Secret keys must have mode 0600. `zml keys` makes a
+    new set.""",
+    exit_code=3,
+)

@@ -1,0 +1,412 @@
+"""Every message of the system, one frozen struct each: the language of the three roles on two screens.
+
+A message travels as a msgpack map in the header frame (at most 4 KB); what does not fit there, and every
+tensor, is the payload. Shapes and dtypes never travel: they come from the registered layout.
+Read from top to bottom this is the life of a job. `worker` and `shard` are member ids ("w0", "p1"),
+`incarnation` says how often that id has started, and every message of a job names the job.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A message; its tag on the wire is the name of its class."""
+
+
+class Ok(Message):
+    """Done, or already done: twice is the same as once."""
+
+
+# -- any member -> coordinator: joining, staying, leaving ----------------------------------------------
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for. `staleness` is the bound s: 0 is BSP, None is asynchronous."""
+
+    script: str = ""
+    args: list[str] = []
+    folder: str = ""
+    workers: int = 1
+    shards: int = 1
+    staleness: int | None = 0
+    compress: Literal["none", "bf16"] = "none"
+    optimizer_on: Literal["shard"] = "shard"
+
+
+class Join(Message, kw_only=True):
+    """An agent or a shard asks to be a member. `member` is empty where the coordinator may choose the id."""
+
+    job: str
+    role: Literal["worker", "shard"]
+    member: str = ""
+    node: str
+    pid: int
+    addresses: list[str] = []  # where a shard takes pushes
+    device: str = "cpu"
+
+
+class Joined(Message, kw_only=True):
+    job: str
+    member: str
+    incarnation: int
+    generation: int
+    spec: JobSpec
+    heartbeat_s: float
+    lease_s: float
+    run_dir: str
+
+
+class Heartbeat(Message):
+    """A notice: I am alive. Renews the lease; answered by a `Pulse`."""
+
+    job: str
+    member: str
+    incarnation: int
+
+
+class Pulse(Message):
+    """A notice: the coordinator is alive too, and this is the generation of the job."""
+
+    job: str
+    generation: int
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a script ended: enough to print the user's own frame, and no local variables."""
+
+    kind: str  # the exception's class, or a signal's name
+    text: str = ""
+    file: str = ""
+    line: int = 0
+    source: list[str] = []  # a few lines around `line`
+    first_source_line: int = 0
+    step: int = -1  # the worker's clock, -1 before the first step
+    log: str = ""
+    at: float = 0.0  # seconds since the Unix epoch, to find the first failure
+
+
+class Exited(Message, kw_only=True):
+    """The script of this worker ended: with an exit code, or by a signal."""
+
+    job: str
+    member: str
+    incarnation: int
+    code: int = 0
+    signal: int = 0
+    failure: Failure | None = None
+
+
+class Leave(Message):
+    """An orderly goodbye: nothing of this member is in flight."""
+
+    job: str
+    member: str
+    incarnation: int
+    because: str
+
+
+# -- coordinator -> agent and shard: orders --------------------------------------------------------------
+
+
+class Launch(Message):
+    """To an agent: start the script as this worker."""
+
+    job: str
+    member: str
+    incarnation: int
+
+
+class Stop(Message):
+    """To an agent or a shard: end. An agent gives the script `grace_s` seconds."""
+
+    job: str
+    because: str
+    grace_s: float = 5.0
+
+
+class Fenced(Message):
+    """To an agent: this incarnation is over; what it still sends is refused."""
+
+    job: str
+    member: str
+    incarnation: int
+    because: str
+
+
+class Seat(msgspec.Struct, frozen=True, array_like=True):
+    """One active worker of a generation. A founder is waited for from clock 0 on."""
+
+    worker: str
+    incarnation: int
+    founder: bool
+
+
+class Roster(Message):
+    """To every shard: the workers of this generation. The payload is a msgpack array of seats."""
+
+    job: str
+    generation: int
+
+
+class Assign(Message):
+    """To every shard, once per job: layout and placement are in the payload (`layout.Registration`)."""
+
+    job: str
+    shard: str
+    staleness: int | None
+    compress: str
+
+
+# -- script -> coordinator ----------------------------------------------------------------------------------
+
+
+class Register(Message):
+    """A script shows its layout (payload: `layout.Registration`) and asks where its chunks live."""
+
+    job: str
+    worker: str
+    incarnation: int
+    digest: str
+
+
+class Registered(Message, kw_only=True):
+    """The placement is in the payload: one byte pair per chunk, the shard's index, little endian."""
+
+    job: str
+    generation: int
+    shards: list[str]
+    addresses: list[list[str]]
+    initialiser: str  # whose parameters become version 0
+    staleness: int | None
+    compress: str
+    workers: int
+    epoch: int  # the epoch that the job is in: a late worker starts there
+
+
+class OpenEpoch(Message, kw_only=True):
+    """A script is at the start of an epoch of `batches` batches. The payload is its sampler's generator state."""
+
+    job: str
+    worker: str
+    incarnation: int
+    epoch: int
+    batches: int
+
+
+class EpochOpened(Message):
+    """All workers draw the order of this epoch from one generator state, the senior worker's: the payload."""
+
+    job: str
+    epoch: int
+    first_clock: int
+
+
+class Take(Message, kw_only=True):
+    """Give me up to `most` batches of this epoch; `done` are [first, last] runs of batches that are applied."""
+
+    job: str
+    worker: str
+    incarnation: int
+    epoch: int
+    most: int
+    done: list[tuple[int, int]] = []
+
+
+class Taken(Message):
+    job: str
+    epoch: int
+    batches: list[int]
+
+
+class Wait(Message):
+    """Not yet, and this is who is waited for. Ask again."""
+
+    job: str
+    waiting_for: list[str]
+    because: str
+
+
+class EpochOver(Message):
+    job: str
+    epoch: int
+    next_clock: int  # the first clock of the next epoch, for every worker
+
+
+class Drained(Message):
+    """Instead of batches: the job is being drained. Finish, save, leave."""
+
+    job: str
+    because: str
+
+
+class Report(Message, kw_only=True):
+    """A notice: what the script logged, its clock and its samples since the last report."""
+
+    job: str
+    worker: str
+    incarnation: int
+    clock: int
+    epoch: int
+    epochs: int = 0
+    samples: int = 0
+    staleness: int = 0
+    values: dict[str, float] = {}
+
+
+class Claim(Message):
+    """May I be the one that writes this file? The first to ask is; payload none."""
+
+    job: str
+    worker: str
+    incarnation: int
+    what: str
+
+
+class Claimed(Message):
+    job: str
+    granted: bool
+    owner: str
+
+
+class Loaded(Message):
+    """The initialiser has brought every chunk to its shard."""
+
+    job: str
+    worker: str
+    incarnation: int
+
+
+# -- script -> shard: one gradient -----------------------------------------------------------------------------
+
+
+class Enter(Message):
+    """A worker comes, late or again. The shard answers with the slowest clock and waits for it from there."""
+
+    job: str
+    worker: str
+    incarnation: int
+
+
+class Entered(Message):
+    clock: int
+
+
+class Load(Message):
+    """The initial parameters of one bucket, fp32, chunk after chunk; from the initialiser only."""
+
+    job: str
+    worker: str
+    incarnation: int
+    bucket: int
+
+
+class Push(Message):
+    """The gradient of one bucket at one clock: codec frames in the payload. Staged until its `Commit`."""
+
+    job: str
+    worker: str
+    incarnation: int
+    clock: int
+    bucket: int
+    absent: list[int] = []  # parameters (by index) that had no gradient
+
+
+class Commit(Message):
+    """All buckets of this clock are staged: count them. The payload holds the hyperparameters per group."""
+
+    job: str
+    worker: str
+    incarnation: int
+    clock: int
+    buckets: int
+
+
+class Advance(Message):
+    """This worker has finished every clock below `clock`: it rests until then."""
+
+    job: str
+    worker: str
+    incarnation: int
+    clock: int
+
+
+class Pull(Message):
+    """The parameters of one bucket, new enough to start `clock`. `have` is the version held, per chunk."""
+
+    job: str
+    worker: str
+    incarnation: int
+    clock: int
+    bucket: int
+    have: list[int]
+
+
+class Delta(Message):
+    """Frames in the payload: `frames[i]` of them for the i-th chunk of the bucket, which brings it to `versions[i]`."""
+
+    bucket: int
+    versions: list[int]
+    frames: list[int]
+    staleness: int  # the puller's clock minus the slowest
+
+
+# -- anyone -> coordinator: looking -------------------------------------------------------------------------------
+
+
+class Ask(Message):
+    """What is going on? The answer's payload is the status as JSON (`status.Status`)."""
+
+    job: str = ""
+
+
+class Status(Message):
+    job: str
+
+
+class Drain(Message):
+    """Finish the step, save, leave."""
+
+    job: str
+    because: str
+
+
+AnyMessage = (
+    Ok
+    | Join
+    | Joined
+    | Heartbeat
+    | Pulse
+    | Exited
+    | Leave
+    | Launch
+    | Stop
+    | Fenced
+    | Roster
+    | Assign
+    | Register
+    | Registered
+    | OpenEpoch
+    | EpochOpened
+    | Take
+    | Taken
+    | Wait
+    | EpochOver
+    | Drained
+    | Report
+    | Claim
+    | Claimed
+    | Loaded
+    | Enter
+    | Entered
+    | Load
+    | Push
+    | Commit
+    | Advance
+    | Pull
+    | Delta
+    | Ask
+    | Status
+    | Drain
+)
