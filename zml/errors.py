@@ -119,3 +119,39 @@ BAD_KEYS = page(
     new set.""",
     exit_code=3,
 )
+NOT_JOINED = page(
+    "ZML-E501",
+    "the script has not joined",
+    "`zml.epochs`, `zml.log` and `zml.save` speak of the model that was given to `zml.join`; join comes first, and once.",
+)
+NOT_FINITE = page(
+    "ZML-E502",
+    "a gradient is not finite",
+    """NaN or Inf in one gradient would reach every worker and could not be taken back, so the step is refused and the
+    script stopped before anything is sent. Look at the loss and the learning rate of the steps before; gradient
+    clipping and warm-up help.""",
+)
+CLOSURE = page(
+    "ZML-E503",
+    "optimizer.step(closure) cannot be distributed",
+    """An optimizer that evaluates the model inside its step (LBFGS) needs the updated parameters before the shards have
+    made them. SGD, Adam, AdamW, Adagrad and RMSprop work without a closure.""",
+)
+LOADER = page(
+    "ZML-E301",
+    "this loader cannot be divided over workers",
+    """zml divides map-style data sets by the order that their sampler draws. It knows torch's own samplers (sequential,
+    random, subset, weighted); for others the order would differ between workers, and samples would be lost or doubled.""",
+)
+EPOCH_DIFFERS = page(
+    "ZML-E302",
+    "the workers disagree about an epoch",
+    "Every worker must see the same data set, with the same batch size and drop_last, or batches have no common meaning.",
+    exit_code=5,
+)
+LAYOUT_DIFFERS = page(
+    "ZML-E504",
+    "the workers disagree about the model",
+    """Every worker must build the same model and optimizer: same names, shapes, order and parameter groups. Different
+    script versions or command-line arguments on different machines are the usual cause.""",
+)

@@ -1,0 +1,60 @@
+"""zml trains PyTorch models on machines that come and go: three changed lines, one executable, three roles.
+
+    train = zml.join(model, opt, train)
+    for epoch in zml.epochs(10):
+        for x, y in train:
+            ...
+            opt.step()
+            zml.log(loss=loss)
+    zml.save("model.safetensors")
+
+With no zml around it (`python train.py`) `join` returns the loader as it was, `epochs(n)` is `range(n)`, `log` prints
+every few seconds and `save` writes plain safetensors. Importing this package imports neither torch nor zmq.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["__version__", "epochs", "join", "log", "save"]
+__version__ = "0.1.0"
+
+Loader = TypeVar("Loader")
+
+
+def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Loader | None = None) -> Loader:
+    """Make this script a worker; returns the loader, which from now on yields this worker's share.
+
+    The model is not wrapped and `optimizer.step` is not replaced: gradients leave and parameters arrive through
+    public hooks. Call it once, after model, optimizer and loader exist and before the first step.
+    Raises `zml.errors.ZmlError` for what cannot be trained this way, with the fix.
+    """
+    from .script import current
+
+    return current().join(model, optimizer, loader)  # type: ignore[no-any-return]
+
+
+def epochs(count: int) -> Iterator[int]:
+    """`range(count)`, from the epoch that the job is in: a worker that comes late starts there."""
+    from .script import current
+
+    return current().epochs(count)
+
+
+def log(**values: Any) -> None:
+    """Report numbers (floats or one-element tensors) of this step. Cheap: they are averaged and sent twice a second."""
+    from .script import current
+
+    current().log(values)
+
+
+def save(path: str | PathLike[str]) -> None:
+    """Write the model's state as safetensors, whole or not at all; in a cluster one worker does, the others return."""
+    from .script import current
+
+    current().save(path)
