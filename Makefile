@@ -1,0 +1,30 @@
+# make demo: two workers and two shards train a small language model here. make test: everything that must pass.
+.PHONY: demo test check lint clean
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+demo: .venv/ready
+	$(BIN)/zml run -w 2 -p 2 examples/char_lm.py $(DEMO_ARGS)
+
+test: lint
+	$(BIN)/pytest -q
+
+# The part that answers while you wait.
+check: lint
+	$(BIN)/pytest -q -m "not slow and not cluster and not root"
+
+lint: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("zml needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
