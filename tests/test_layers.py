@@ -43,7 +43,7 @@ COORDINATES = {
     "zml.doctor",
     "zml.errors",
     "zml.gpu",
-    "zml.log",
+    "zml.logs",
     "zml.messages",
     "zml.observe",
     "zml.report",
@@ -235,6 +235,17 @@ def test_every_exported_name_exists() -> None:
                         if target.id == "__all__":
                             exported = list(ast.literal_eval(node.value))
         wrong += [f"{module.name} exports {name}" for name in exported if name not in defined]
+    assert wrong == []
+
+
+def test_no_module_hides_a_name_that_its_package_exports() -> None:
+    """Importing `zml.log` would replace the function `zml.log` by the module."""
+    wrong = []
+    for module in modules().values():
+        for node in module.tree.body if module.path.name == "__init__.py" else []:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                names = ast.literal_eval(node.value)
+                wrong += [f"{module.name}.{name}" for name in names if f"{module.name}.{name}" in modules()]
     assert wrong == []
 
 

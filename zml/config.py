@@ -1,0 +1,172 @@
+"""The settings of a job and where each came from: flags, else ZML_* variables, else zml.toml, else the default.
+
+It reads no environment by itself: the command line hands in what it found. An unknown key is an error that
+names the nearest known one, because a misspelt setting that is silently ignored costs a night
+of training.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from .errors import CONFIG, ZmlError
+
+FILE = "zml.toml"
+PREFIX = "ZML_"
+# Variables that are no settings: what processes of zml tell each other, and where the file is.
+NOT_SETTINGS = frozenset({"ZML_CONFIG", "ZML_FAILURE", "ZML_PARENT", "ZML_SEAT"})
+COORDINATOR_ADDRESS = "tcp://127.0.0.1:7077"
+ANY_PORT = "tcp://127.0.0.1:0"
+
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+Bound = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+KeepOutput = Literal["first", "all", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be chosen. Times are seconds; paths are relative to the working folder."""
+
+    job: str = "job"
+    workers: AtLeastOne = 1
+    shards: AtLeastOne = 1
+    staleness: Bound | None = (
+        0  # the bound s: 0 is BSP, None is asynchronous ("async" in files and variables)
+    )
+    compress: Literal["none", "bf16"] = "none"
+    optimizer_on: Literal["shard"] = "shard"
+    bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
+    coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first
+    keys: str = ""  # folder with CURVE keys; empty: none, and then nothing beyond this machine is let in
+    run_dir: str = ""  # empty: a new folder below `runs`
+    runs: str = "runs"
+    heartbeat_s: Seconds = 0.15
+    lease_s: Seconds = 1.5
+    join_timeout_s: Seconds = 60.0  # how long the asked-for members may take to appear
+    drain_s: Seconds = 60.0  # how long a drain may take before it becomes a stop
+    patience_s: Seconds = 600.0  # how long one step may wait for other members
+    bucket_chunks: AtLeastOne = 8  # chunks of 65,536 elements in one message: 8 are 2 MB of fp32
+    keep_output: KeepOutput = "first"  # which workers' printed lines `zml run` shows
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def mode(self) -> str:
+        """The consistency in words."""
+        if self.staleness is None:
+            return "async"
+        return "sync" if self.staleness == 0 else f"staleness {self.staleness}"
+
+
+KINDS: dict[str, Any] = typing.get_type_hints(Settings, include_extras=True)
+
+
+def variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Settings with, for each, the place that decided it: "flag", "ZML_WORKERS", "zml.toml" or "default"."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"settings": msgspec.to_builtins(self.settings), "origins": dict(self.origins)}
+
+
+def resolve(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: str | Path | None = None
+) -> Resolved:
+    """Settle every value. `flags` holds only what was given. Raises ZmlError naming place, key and value.
+
+    `file` must exist; without it ZML_CONFIG names one, and without that ./zml.toml is read if it is there.
+    """
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(KINDS, "default")
+
+    given = file or environment.get("ZML_CONFIG")
+    path = Path(given or FILE)
+    if given or path.exists():
+        for key, value in read_file(path).items():
+            name = known(key.replace("-", "_"), key, str(path), list(KINDS))
+            values[name] = checked(name, value, f"{path}: {key}", exact=True)
+            origins[name] = str(path)
+
+    for key in sorted(environment):
+        if not key.startswith(PREFIX) or key in NOT_SETTINGS:
+            continue
+        name = known(key.removeprefix(PREFIX).lower(), key, "the environment", map(variable, KINDS))
+        values[name] = checked(name, environment[key], key, exact=False)
+        origins[name] = key
+
+    for name, value in flags.items():
+        flag = "--" + name.replace("_", "-")
+        values[name] = checked(name, value, flag, exact=False)
+        origins[name] = "flag"
+
+    settings = Settings(**values)
+    if settings.lease_s < 3 * settings.heartbeat_s:
+        raise ZmlError(
+            CONFIG,
+            f"lease_s = {settings.lease_s:g} ({origins['lease_s']}) is less than three heartbeats of "
+            f"{settings.heartbeat_s:g} s ({origins['heartbeat_s']}): one late heartbeat would end a membership",
+            "Make lease_s at least three times heartbeat_s.",
+        )
+    return Resolved(settings, origins)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ZmlError(CONFIG, f"there is no configuration file {path}", "Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ZmlError(CONFIG, f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ZmlError(CONFIG, f"{path} is not TOML: {error}", "Correct that line.") from None
+
+
+def known(name: str, written: str, place: str, candidates: Iterable[str]) -> str:
+    if name in KINDS:
+        return name
+    near = difflib.get_close_matches(written, list(candidates), n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}?" if near else "`zml config show` lists every key."
+    raise ZmlError(CONFIG, f"{place} has an unknown key {written}", hint)
+
+
+def checked(name: str, value: Any, place: str, *, exact: bool) -> Any:
+    """The value in its type. `exact` is for TOML, which has types; variables and flags may be text."""
+    written = value
+    if name == "staleness" and isinstance(value, str) and value in ("sync", "async"):
+        value = 0 if value == "sync" else None
+    elif name in ("bind", "coordinator") and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    elif isinstance(value, tuple):
+        value = list(value)
+    try:
+        return msgspec.convert(value, type=KINDS[name], strict=exact)
+    except msgspec.ValidationError as error:
+        because = str(error).replace("`", "")
+        choices = typing.get_args(KINDS[name]) if typing.get_origin(KINDS[name]) is Literal else ()
+        fix = f"Choose one of: {', '.join(choices)}." if choices else ""
+        raise ZmlError(CONFIG, f"{place} = {written!r}: {because[0].lower()}{because[1:]}", fix) from None
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The settings as ZML_* variables: how a launcher hands all of them to the processes that it starts."""
+    told: dict[str, str] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name == "staleness" and value is None:
+            value = "async"
+        told[variable(field.name)] = ",".join(value) if isinstance(value, tuple) else str(value)
+    return told

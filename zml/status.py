@@ -1,0 +1,94 @@
+"""What is going on, as data: what the coordinator answers, the console draws and `zml status --json` prints.
+
+Everything a person asks about a job is here in words and numbers, with `because` beside each state. It is
+JSON on the wire and in `status.json` of a finished run; unknown fields are ignored, so that an older viewer
+reads a newer job.
+"""
+
+import msgspec
+
+from .messages import Failure
+
+
+class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker or a shard. `heard_s` is how many seconds ago it was heard; -1 is never."""
+
+    member: str
+    role: str  # "worker" or "shard"
+    state: str  # e.g. "joined", "active", "done", "lost", "failed", "stopped"
+    because: str = ""
+    incarnation: int = 1
+    node: str = ""
+    device: str = "cpu"
+    clock: int = -1
+    samples: int = 0
+    heard_s: float = -1.0
+
+
+class EventLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened, for people. `at` is seconds since the Unix epoch."""
+
+    at: float
+    what: str
+    member: str = ""
+    because: str = ""
+
+
+class MemberFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """How one member's script failed; of several, the first by `failure.at` is the cause."""
+
+    member: str
+    failure: Failure
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A job at one moment. Times are seconds; `started_at` and `at` count from the Unix epoch."""
+
+    job: str
+    state: str  # FORMING, RUNNING, DRAINING, FINISHING, SUCCEEDED, FAILED, CANCELLED
+    because: str = ""
+    script: str = ""
+    mode: str = "sync"
+    workers: int = 1  # asked for
+    shards: int = 1
+    generation: int = 0
+    epoch: int = 0  # the one that is open, from 0
+    epochs: int = 0  # 0: not known yet
+    epoch_progress: float = 0.0  # share of the open epoch's batches that are applied, 0 to 1
+    clock: int = 0  # of the slowest active worker
+    values: dict[str, float] = {}  # what the script logged, the mean over the workers
+    samples: int = 0
+    samples_per_s: float = 0.0
+    staleness: int = 0  # the largest seen lately
+    eta_s: float | None = None
+    started_at: float = 0.0
+    at: float = 0.0
+    members: list[MemberStatus] = []
+    waiting_for: list[str] = []
+    events: list[EventLine] = []  # the latest few
+    failures: list[MemberFailure] = []
+    exit_code: int | None = None  # set when the job is over
+    run_dir: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("SUCCEEDED", "FAILED", "CANCELLED")
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the whole job that is done, None while the number of epochs is not known."""
+        if self.epochs <= 0:
+            return None
+        return min(1.0, (self.epoch + self.epoch_progress) / self.epochs)
+
+    def of(self, role: str) -> list[MemberStatus]:
+        return [member for member in self.members if member.role == role]
+
+
+def encode(status: JobStatus) -> bytes:
+    return msgspec.json.encode(status)
+
+
+def decode(data: bytes) -> JobStatus:
+    """Raises msgspec.MsgspecError for what is no status."""
+    return msgspec.json.decode(data, type=JobStatus)
