@@ -1,4 +1,4 @@
-"""The settings of a job and where each came from: flags, else ZML_* variables, else zml.toml, else the default.
+"""The settings of a job, and who set each: a flag, else a ZML_* variable, else zml.toml, else the default.
 
 It reads no environment by itself: the command line hands in what it found. An unknown key is an error that
 names the nearest known one, because a misspelt setting that is silently ignored costs a night
@@ -118,7 +118,7 @@ def resolve(
         raise ZmlError(
             CONFIG,
             f"lease_s = {settings.lease_s:g} ({origins['lease_s']}) is less than three heartbeats of "
-            f"{settings.heartbeat_s:g} s ({origins['heartbeat_s']}): one late heartbeat would end a membership",
+            f"{settings.heartbeat_s:g} s ({origins['heartbeat_s']}): a late one would end a membership",
             "Make lease_s at least three times heartbeat_s.",
         )
     return Resolved(settings, origins)

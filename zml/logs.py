@@ -1,4 +1,4 @@
-"""Where log lines go: always as JSON to a file of the run directory; for people to a terminal if there is one.
+"""Where log lines go: always as JSON to a file of the run directory; for people to a terminal, where one is.
 
 Lines never hold local variables of frames: in a hospital or a bank that would write rows of data to disk.
 Records of the standard library's loggers (torch, the script's own) take the same way.
