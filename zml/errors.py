@@ -155,3 +155,40 @@ LAYOUT_DIFFERS = page(
     """Every worker must build the same model and optimizer: same names, shapes, order and parameter groups. Different
     script versions or command-line arguments on different machines are the usual cause.""",
 )
+WRAPPED = page(
+    "ZML-E511",
+    "the model is wrapped for another kind of distribution",
+    """DistributedDataParallel, FSDP and DataParallel exchange gradients themselves. zml takes the plain module and does
+    that through hooks; leave the wrapper and init_process_group out.""",
+)
+OPTIMIZER = page(
+    "ZML-E512",
+    "this optimizer cannot run on the shards",
+    """The shards rebuild the optimizer from its class name and its numbers, never from a pickle. They know SGD, Adam,
+    AdamW, Adagrad and RMSprop of torch.optim, not subclasses of them, whose code the shards do not have.""",
+)
+NOT_HELD = page(
+    "ZML-E513",
+    "a parameter has no optimizer",
+    """A parameter with requires_grad that no group of the optimizer holds would never be trained, which is rarely meant.
+    Give it to the optimizer, or freeze it with requires_grad_(False) before zml.join.""",
+)
+FOREIGN = page(
+    "ZML-E514",
+    "the optimizer holds a parameter that the model does not have",
+    """The optimizer was made for another model, or before the model was changed (a copy, a new head, load with assign).
+    Make the optimizer last.""",
+)
+TENSOR = page(
+    "ZML-E515",
+    "a parameter cannot be trained by zml",
+    """Parameters are dense tensors of float16, bfloat16, float32 or float64 that exist in memory. Complex, integer, sparse,
+    sharded (DTensor), lazy and meta parameters, and sparse gradients, are refused by name.""",
+)
+EMPTY_MODEL = page("ZML-E516", "the model has no parameters", "There is nothing to train in the model given to zml.join.")
+STEPPED = page(
+    "ZML-E517",
+    "the optimizer has already made steps",
+    """Momentum and moments that the optimizer holds before zml.join stay on this worker: the shards would begin without
+    them, and the loss would jump without a word. Join before the first step.""",
+)
