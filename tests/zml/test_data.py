@@ -1,0 +1,190 @@
+"""A loader divided: one worker sees what plain Python would have seen, several see every batch once."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from zml.data import DividedLoader
+from zml.errors import ZmlError
+
+
+class Alone:
+    """A ledger with one worker: everything is dealt to it."""
+
+    def __init__(self) -> None:
+        self.todo: list[int] = []
+        self.done: list[int] = []
+        self.late: list[list[int]] = []  # what comes back from lost workers, one list per asking
+        self.samples = 0
+
+    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
+        self.todo, self.done = list(range(batches)), []
+        return generator_state
+
+    def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
+        self.done += done
+        given, self.todo = self.todo[:most], self.todo[most:]
+        if given or not wait:
+            return given
+        return self.late.pop(0) if self.late else None
+
+    def in_hand(self, batch: int, samples: int) -> None:
+        self.samples += samples
+
+
+class Dealt:
+    """Workers of one job in turn: worker `rank` of `world` gets every `world`-th batch, all share one order."""
+
+    def __init__(self, rank: int, world: int, state: bytes | None) -> None:
+        self.rank, self.world, self.state = rank, world, state
+        self.todo: list[int] = []
+
+    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
+        self.todo = list(range(self.rank, batches, self.world))
+        return self.state or generator_state
+
+    def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
+        given, self.todo = self.todo[:most], self.todo[most:]
+        return None if wait else given
+
+    def in_hand(self, batch: int, samples: int) -> None:
+        pass
+
+
+def numbers(count: int) -> TensorDataset:
+    return TensorDataset(torch.arange(count))
+
+
+def loaders() -> Iterator[tuple[str, dict[str, Any]]]:
+    data = numbers(53)
+    yield "sequential", {}
+    yield "shuffled", {"shuffle": True}
+    yield "shuffled, last dropped", {"shuffle": True, "drop_last": True}
+    yield "own generator", {"shuffle": True, "generator": torch.Generator().manual_seed(5)}
+    yield "subset", {"sampler": SubsetRandomSampler(range(0, len(data), 2))}
+    yield "weighted", {"sampler": WeightedRandomSampler([1.0] * 53, 40)}
+
+
+def two_epochs(loader: Any, seed: int) -> list[list[int]]:
+    """Batches of two epochs, with the generator used in between as dropout would."""
+    torch.manual_seed(seed)
+    if loader.generator is not None:
+        loader.generator.manual_seed(seed)
+    seen = []
+    for _ in range(2):
+        for (batch,) in loader:
+            seen.append(batch.tolist())
+            torch.rand(3)
+    return [*seen, [int(torch.randint(1 << 30, ()))]]
+
+
+@pytest.mark.parametrize(("name", "options"), list(loaders()), ids=[name for name, _ in loaders()])
+def test_one_worker_sees_what_plain_python_sees_and_leaves_the_generator_where_it_leaves_it(
+    name: str, options: dict[str, Any]
+) -> None:
+    plain = DataLoader(numbers(53), batch_size=8, **options)
+    assert two_epochs(DividedLoader(plain, Alone()), seed=3) == two_epochs(plain, seed=3)
+
+
+def test_worker_processes_of_the_loader_change_nothing() -> None:
+    plain = DataLoader(numbers(53), batch_size=4, shuffle=True, num_workers=1)
+    assert two_epochs(DividedLoader(plain, Alone()), seed=3) == two_epochs(plain, seed=3)
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_several_workers_share_one_order_whatever_their_own_generators_hold(world: int) -> None:
+    torch.manual_seed(11)
+    state = torch.get_rng_state().numpy().tobytes()
+    plain = [batch.tolist() for (batch,) in DataLoader(numbers(53), batch_size=8, shuffle=True)]
+    # The order is drawn after the loader's own seed: let the shared state be that of this moment.
+    torch.manual_seed(11)
+    torch.empty((), dtype=torch.int64).random_()
+    state = torch.get_rng_state().numpy().tobytes()
+    shares = []
+    for rank in range(world):
+        torch.manual_seed(100 + rank)
+        loader = DataLoader(numbers(53), batch_size=8, shuffle=True)
+        shares.append([batch.tolist() for (batch,) in DividedLoader(loader, Dealt(rank, world, state))])
+    dealt = [batch for row in itertools.zip_longest(*shares) for batch in row if batch is not None]
+    assert dealt == plain
+
+
+def test_a_batch_is_done_once_a_step_has_taken_it_up() -> None:
+    ledger = Alone()
+    loader = DividedLoader(DataLoader(numbers(40), batch_size=1), ledger)
+    for index, _ in enumerate(loader):
+        if index % 2:
+            loader.applied()  # a step every second batch: gradients of two accumulate
+        assert set(ledger.done) <= set(range(index)), "no batch is done before its step"
+    assert sorted(ledger.done) == list(range(40))
+    assert ledger.samples == 40
+
+
+def test_batches_of_a_lost_worker_follow_after_the_own_share() -> None:
+    ledger = Alone()
+    ledger.late = [[2, 0], [1]]
+    loader = DividedLoader(DataLoader(numbers(6), batch_size=2), ledger)
+    seen = [batch.tolist() for (batch,) in loader]
+    assert seen == [[0, 1], [2, 3], [4, 5], [4, 5], [0, 1], [2, 3]]
+    assert ledger.done == [0, 1, 2, 2, 0, 1]
+
+
+def test_leaving_the_loop_early_gives_up_the_rest_of_the_share() -> None:
+    ledger = Alone()
+    iterator = iter(DividedLoader(DataLoader(numbers(100), batch_size=1), ledger))
+    next(iterator)
+    iterator.close()  # type: ignore[attr-defined]
+    assert sorted(ledger.done) == list(range(100)), "nobody waits for batches that the script does not want"
+
+
+def test_the_divided_loader_answers_like_the_one_it_was_made_from() -> None:
+    plain = DataLoader(numbers(53), batch_size=8)
+    divided = DividedLoader(plain, Alone())
+    assert len(divided) == len(plain) == 7
+    assert divided.dataset is plain.dataset
+    assert divided.batch_size == 8
+
+
+class Endless(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+class Odd(Sampler[int]):
+    def __init__(self, data: Dataset[Any]) -> None: ...
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([1, 0])
+
+    def __len__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("loader", "named"),
+    [
+        ([1, 2, 3], "list"),
+        (DataLoader(Endless()), "IterableDataset"),
+        (DataLoader(numbers(2), sampler=Odd(numbers(2))), "Odd"),
+        (DataLoader(numbers(2), batch_sampler=[[0], [1]]), "list"),
+        (DataLoader(numbers(2), batch_size=None), "NoneType"),
+    ],
+    ids=["no loader", "iterable", "own sampler", "own batches", "no batches"],
+)
+def test_what_cannot_be_divided_is_refused_with_the_fix(loader: Any, named: str) -> None:
+    with pytest.raises(ZmlError, match=named) as refused:
+        DividedLoader(loader, Alone())
+    assert refused.value.code == "ZML-E301"
+    assert refused.value.fix

@@ -1,0 +1,207 @@
+"""A map-style loader divided over the workers of a job.
+
+The order of an epoch is drawn from one generator state, the senior worker's, so that it does not depend on how many
+workers there are; the coordinator deals the batches of that order. A single worker draws exactly what plain Python
+would have drawn, in the same order, from the same generators.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from .errors import LOADER, ZmlError
+
+DIVISIBLE = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+TAKE = 16  # batches asked for at once: a message in every 16 steps
+
+
+class Ledger(Protocol):
+    """The coordinator's ledger of batches, as one worker sees it. Each call may wait for other members."""
+
+    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
+        """Begin the worker's next epoch; returns the generator state from which all workers draw its order."""
+        ...
+
+    def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
+        """More batches; [] when there are none for now (only with `wait` false), None when the epoch is over."""
+        ...
+
+    def in_hand(self, batches: int, samples: int) -> None:
+        """The script is about to compute on one batch more."""
+        ...
+
+
+def check(loader: Any) -> DataLoader[Any]:
+    """The loader, if it can be divided; else a ZmlError that says what to change."""
+    if not isinstance(loader, DataLoader):
+        kind = type(loader).__name__
+        raise ZmlError(LOADER, f"zml.join got a {kind}, not a DataLoader", "Wrap the data set in a DataLoader.")
+    if isinstance(loader.dataset, IterableDataset):
+        raise ZmlError(LOADER, "an IterableDataset has no order that workers could share", "Use a map-style data set.")
+    if type(loader.batch_sampler) is not BatchSampler:
+        kind = type(loader.batch_sampler).__name__
+        raise ZmlError(LOADER, f"the loader's batch sampler is a {kind}", "Give the DataLoader a batch_size instead.")
+    if not isinstance(loader.sampler, DIVISIBLE):
+        kind, known = type(loader.sampler).__name__, ", ".join(sampler.__name__ for sampler in DIVISIBLE)
+        raise ZmlError(LOADER, f"the loader's sampler is a {kind}", f"Use shuffle=True or one of {known}.")
+    return loader
+
+
+class DividedLoader:
+    """Looks like the loader it was made from, and yields this worker's share of each epoch.
+
+    Invariants, of the batches taken from the ledger: `leased` are not asked of the inner loader yet, `handed` are and
+    come out of it in this order, `open` were yielded and are not known to be applied, `done` are, and not yet reported.
+    """
+
+    def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
+        self.loader = check(loader)
+        self.ledger = ledger
+        self.leased: deque[int] = deque()
+        self.handed: deque[tuple[int, int]] = deque()  # (batch, samples)
+        self.open: list[int] = []
+        self.done: list[int] = []
+        self.order: list[list[int]] = []
+        self._inner: DataLoader[Any] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def applied(self) -> None:
+        """An optimizer step has taken up every batch that was yielded so far."""
+        self.done += self.open
+        self.open.clear()
+
+    def __iter__(self) -> Iterator[Any]:
+        self.leased.clear()
+        self.handed.clear()
+        first = True
+        try:
+            while True:
+                if first:
+                    source: Iterator[Any] = iter(self._divided())
+                    first = False
+                else:
+                    more = self.ledger.take(TAKE, self.take_done(), wait=True)
+                    if more is None:
+                        return
+                    self.leased.extend(more)
+                    source = self._again()
+                for item in source:
+                    batch, samples = self.handed.popleft()
+                    self.open.append(batch)
+                    self.ledger.in_hand(batch, samples)
+                    yield item
+                self.applied()  # what the script passed over without a step is not asked of anybody again
+        except GeneratorExit:
+            self._give_up_share()
+            raise
+
+    def _divided(self) -> DataLoader[Any]:
+        """The user's loader over this worker's batches; workers, collation and pinning are the user's own."""
+        if self._inner is None:
+            self._inner = _like(self.loader, _Share(self))
+        return self._inner
+
+    def _again(self) -> Iterator[Any]:
+        """Batches that came back from a lost worker, outside of the generators' plain sequence."""
+        state = torch.get_rng_state()
+        source = iter(_like(self.loader, _Returned(self)))
+        torch.set_rng_state(state)
+        return source
+
+    def _give_up_share(self) -> None:
+        """The script left the loop early: the rest of this worker's share counts as seen."""
+        self.applied()
+        self.done += [batch for batch, _ in self.handed]
+        self.done += self.leased
+        while batches := self.ledger.take(1024, self.take_done(), wait=False):
+            self.done += batches
+
+    def take_done(self) -> list[int]:
+        done, self.done = self.done, []
+        return done
+
+    def draw_order(self) -> None:
+        """Draw this epoch's batches, as lists of sample indices, from the senior worker's generator state."""
+        generator = getattr(self.loader.sampler, "generator", None) or torch.default_generator
+        own = generator.get_state()
+        shared = self.ledger.open_epoch(len(self.loader), own.numpy().tobytes())
+        if shared != own.numpy().tobytes():
+            generator.set_state(torch.frombuffer(bytearray(shared), dtype=torch.uint8))
+            self.order = list(self.loader.batch_sampler)
+            generator.set_state(own)
+        else:
+            self.order = list(self.loader.batch_sampler)
+
+    def hand_out(self) -> Iterator[list[int]]:
+        """The samples of each leased batch, as the inner loader asks for them."""
+        while self.leased:
+            batch = self.leased.popleft()
+            samples = self.order[batch]
+            self.handed.append((batch, len(samples)))
+            yield samples
+
+
+class _Share:
+    """Batch sampler: the epoch's order is drawn at the first fetch, where torch's own sampler draws it too."""
+
+    def __init__(self, divided: DividedLoader) -> None:
+        self.divided = divided
+
+    def __len__(self) -> int:
+        return len(self.divided.loader)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        divided = self.divided
+        divided.draw_order()
+        # Never wait here: a loader with worker processes asks ahead, while its own batches are still under way.
+        while batches := divided.ledger.take(TAKE, divided.take_done(), wait=False):
+            divided.leased.extend(batches)
+            yield from divided.hand_out()
+
+
+class _Returned:
+    """Batch sampler: what is leased now, and no more."""
+
+    def __init__(self, divided: DividedLoader) -> None:
+        self.divided = divided
+
+    def __len__(self) -> int:
+        return len(self.divided.leased)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.divided.hand_out()
+
+
+def _like(loader: DataLoader[Any], batch_sampler: Any) -> DataLoader[Any]:
+    """A loader with everything of `loader` but its batch sampler."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batch_sampler,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
