@@ -1,0 +1,121 @@
+"""What the members say of themselves, gathered for whoever looks: the job's status in words and numbers.
+
+It decides nothing. Rates are taken over the last few seconds, values are means over the workers that reported lately.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from .messages import Exited, Failure, Join, Joined, JobSpec, Report
+from .status import MemberFailure, MemberStatus
+
+RATE_S = 15.0  # samples per second are counted over this window
+FRESH_S = 10.0  # older values are not part of the mean
+
+
+@dataclass(slots=True)
+class Card:
+    """One member, as it described itself and as it was last heard."""
+
+    role: str
+    node: str
+    device: str
+    incarnation: int
+    heard_at: float
+    clock: int = -1
+    epoch: int = -1
+    staleness: int = 0
+    samples: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    reported_at: float = -1.0
+
+
+class Board:
+    """Cards of all members that ever joined, and the job's own numbers. Times are the loop's seconds."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        self.cards: dict[str, Card] = {}
+        self.failures: list[MemberFailure] = []
+        self.epochs = 0
+        self.samples = 0
+        self.counted: deque[tuple[float, int]] = deque()  # (when, samples in all), oldest first, within RATE_S
+
+    def joined(self, join: Join, joined: Joined, now: float) -> None:
+        self.cards[joined.member] = Card(join.role, join.node, join.device, joined.incarnation, now)
+
+    def heard(self, member: str, now: float) -> None:
+        if member in self.cards:
+            self.cards[member].heard_at = now
+
+    def report(self, report: Report, now: float) -> None:
+        card = self.cards[report.worker]
+        card.clock, card.epoch, card.staleness = report.clock, report.epoch, report.staleness
+        card.samples += report.samples
+        card.values = report.values or card.values
+        card.reported_at = now
+        self.epochs = max(self.epochs, report.epochs)
+        self.samples += report.samples
+        self.counted.append((now, self.samples))
+        while self.counted[0][0] < now - RATE_S:
+            self.counted.popleft()
+
+    def failed(self, member: str, failure: Failure) -> None:
+        self.failures.append(MemberFailure(member=member, failure=failure))
+
+    # -- numbers ------------------------------------------------------------------------------------------
+
+    def samples_per_s(self) -> float:
+        if len(self.counted) < 2:
+            return 0.0
+        (first_at, first), (last_at, last) = self.counted[0], self.counted[-1]
+        return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
+
+    def values(self, now: float) -> dict[str, float]:
+        """Mean over the workers that reported lately, in the order in which the script gave them."""
+        fresh = [card for card in self.cards.values() if card.values and now - card.reported_at <= FRESH_S]
+        fresh = fresh or [card for card in self.cards.values() if card.values]
+        names = dict.fromkeys(name for card in fresh for name in card.values)
+        means = {}
+        for name in names:
+            numbers = [card.values[name] for card in fresh if name in card.values]
+            means[name] = sum(numbers) / len(numbers)
+        return means
+
+    def member(self, member: str, state: str, because: str, now: float) -> MemberStatus:
+        card = self.cards[member]
+        return MemberStatus(
+            member=member,
+            role=card.role,
+            state=state,
+            because=because,
+            incarnation=card.incarnation,
+            node=card.node,
+            device=card.device,
+            clock=card.clock,
+            samples=card.samples,
+            heard_s=max(0.0, now - card.heard_at),
+        )
+
+    def clock(self, active: list[str]) -> int:
+        """Of the slowest active worker that has reported."""
+        clocks = [self.cards[worker].clock for worker in active if self.cards[worker].clock >= 0]
+        return min(clocks, default=0)
+
+    def staleness(self, active: list[str]) -> int:
+        return max((self.cards[worker].staleness for worker in active), default=0)
+
+
+def why(exited: Exited) -> str:
+    """How a script ended, as the end of a sentence that begins with the worker's name."""
+    failure = exited.failure
+    if exited.signal:
+        return f"its script was killed by {failure.kind if failure else f'signal {exited.signal}'}"
+    if exited.code == 0:
+        return "its script finished"
+    if failure is None or failure.kind.startswith("exit code"):
+        return f"its script ended with exit code {exited.code}"
+    where = f" ({failure.file}:{failure.line})" if failure.file else ""
+    return f"its script raised {failure.kind}: {failure.text.splitlines()[0] if failure.text else ''}{where}"

@@ -1,0 +1,245 @@
+"""One worker's conversation with the coordinator and the shards; asyncio, no torch.
+
+Rules it keeps: a commit leaves only when the shard has acknowledged every bucket of the step; whoever is waited for
+is named; a refusal or a silence becomes an error that says what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+
+from .errors import EPOCH_DIFFERS, FENCED, LAYOUT_DIFFERS, LOST, REFUSED, ZmlError
+from .layout import Bucket
+from .lease import COORDINATOR
+from .messages import (
+    Advance,
+    Claim,
+    Claimed,
+    Commit,
+    Delta,
+    Drained,
+    Enter,
+    Entered,
+    EpochOpened,
+    EpochOver,
+    Load,
+    Loaded,
+    Message,
+    OpenEpoch,
+    Pull,
+    Push,
+    Register,
+    Registered,
+    Report,
+    Take,
+    Taken,
+    Wait,
+)
+from .seat import Seat
+from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
+
+REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
+RETRY_S = 0.1
+PULLS_AT_ONCE = 16
+
+log = structlog.get_logger()
+Deliver = Callable[[Bucket, Delta, memoryview | None], None]
+
+
+class Client:
+    """Control goes over one endpoint, bulk over the other, so that neither waits behind the other."""
+
+    def __init__(self, seat: Seat, control: Endpoint, bulk: Endpoint) -> None:
+        self.seat = seat
+        self.control = control
+        self.bulk = bulk
+        self.shards: list[str] = []
+        self.pushing: dict[str, list[asyncio.Task[None]]] = {}  # by shard: buckets of the open step not yet acknowledged
+        self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
+        self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
+
+    @property
+    def me(self) -> dict[str, Any]:
+        return {"job": self.seat.job, "worker": self.seat.worker, "incarnation": self.seat.incarnation}
+
+    # -- coordinator -------------------------------------------------------------------------------------
+
+    async def register(self, registration: bytes, digest: str, chunks: int) -> tuple[Registered, list[int]]:
+        """Show the layout; returns where each chunk lives (index of its shard) once every shard has the layout."""
+        answer = await self._settled(
+            lambda: self._ask(Register(digest=digest, chunks=chunks, **self.me), registration), Registered, code=LAYOUT_DIFFERS
+        )
+        registered = answer.message
+        assert isinstance(registered, Registered)
+        raw = bytes(answer.payload or b"")
+        self.shards = list(registered.shards)
+        self.pushing = {shard: [] for shard in self.shards}
+        for shard, addresses in zip(registered.shards, registered.addresses, strict=True):
+            try:
+                await self.bulk.connect(shard, addresses, timeout_s=REPLY_S)
+            except PeerLost as gone:
+                raise self._lost(str(gone)) from gone
+        return registered, [raw[i] | raw[i + 1] << 8 for i in range(0, len(raw), 2)]
+
+    async def open_epoch(self, epoch: int, batches: int, state: bytes) -> tuple[EpochOpened, bytes] | None:
+        """All workers begin the epoch; returns its first clock and the senior's generator state, None when draining."""
+        message = OpenEpoch(epoch=epoch, batches=batches, **self.me)
+        answer = await self._settled(lambda: self._ask(message, state), EpochOpened, Drained, code=EPOCH_DIFFERS)
+        if isinstance(answer.message, EpochOpened):
+            return answer.message, bytes(answer.payload or b"")
+        return None
+
+    async def take(
+        self, epoch: int, most: int, done: Sequence[int], *, hold: bool
+    ) -> Taken | Wait | EpochOver | Drained:
+        """Ask once; `done` are the batches applied since the last call."""
+        message = Take(epoch=epoch, most=most, done=runs(done), hold=hold, **self.me)
+        reply = (await self._ask(message)).message
+        assert isinstance(reply, Taken | Wait | EpochOver | Drained), reply
+        return reply
+
+    async def claim(self, what: str) -> Claimed:
+        reply = (await self._ask(Claim(what=what, **self.me))).message
+        assert isinstance(reply, Claimed), reply
+        return reply
+
+    async def loaded(self) -> None:
+        await self._ask(Loaded(**self.me))
+
+    def report(self, **fields: Any) -> None:
+        """A notice: lost when the coordinator is away, and then not missed."""
+        self.control.notify(COORDINATOR, Report(**fields, **self.me))
+
+    # -- shards ----------------------------------------------------------------------------------------------
+
+    async def enter(self, at_least: int = 0) -> int:
+        """Be waited for by every shard. Returns the clock from which on all of them wait for this worker.
+
+        Each shard lets the worker in at its own slowest clock; the greatest of them is where it starts, and the
+        others are told that nothing comes before it. `at_least`: clocks below were used by this worker before.
+        """
+        clocks = await asyncio.gather(*(self._enter_at(shard) for shard in self.shards))
+        clock = max(*clocks, at_least)
+        await self.advance(clock)
+        return clock
+
+    async def _enter_at(self, shard: str) -> int:
+        answer = await self._settled(lambda: self._tell(shard, Enter(**self.me)), Entered)
+        assert isinstance(answer.message, Entered)
+        return answer.message.clock
+
+    async def advance(self, clock: int) -> None:
+        """Rest until `clock`: nobody waits for this worker below it."""
+        await asyncio.gather(*(self._tell(shard, Advance(clock=clock, **self.me)) for shard in self.shards))
+
+    async def load(self, bucket: Bucket, payload: memoryview) -> None:
+        """Bring the first parameters of one bucket."""
+        await self._tell(f"p{bucket.shard}", Load(bucket=bucket.index, **self.me), payload)
+
+    def push(self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int]) -> None:
+        """Let one bucket of the open step leave. The payload must stay as it is until `commit` has returned."""
+        shard = f"p{bucket.shard}"
+        message = Push(clock=clock, bucket=bucket.index, absent=absent, **self.me)
+        self.pushing[shard].append(asyncio.ensure_future(self._push(shard, message, payload)))
+
+    async def _push(self, shard: str, message: Push, payload: memoryview) -> None:
+        await self._tell(shard, message, payload)
+
+    async def commit(self, clock: int, hyper: bytes, buckets: Sequence[Bucket]) -> None:
+        """Make the step count at every shard, each as soon as it has all its buckets."""
+        await asyncio.gather(*(self._commit(shard, clock, hyper, buckets) for shard in self.shards))
+
+    async def _commit(self, shard: str, clock: int, hyper: bytes, buckets: Sequence[Bucket]) -> None:
+        pushing, self.pushing[shard] = self.pushing[shard], []
+        await asyncio.gather(*pushing)
+        count = sum(f"p{bucket.shard}" == shard for bucket in buckets)
+        await self._tell(shard, Commit(clock=clock, buckets=count, **self.me), memoryview(hyper))
+
+    async def pull_all(self, wanted: Sequence[tuple[Bucket, list[int]]], clock: int, deliver: Deliver) -> None:
+        """Get buckets, each with the versions held, new enough to start `clock`; those asked for first come first."""
+        await asyncio.gather(*(self._pull(bucket, clock, have, deliver) for bucket, have in wanted))
+
+    async def _pull(self, bucket: Bucket, clock: int, have: list[int], deliver: Deliver) -> None:
+        """Waits as long as members are alive to be waited for."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.seat.patience_s
+        message = Pull(clock=clock, bucket=bucket.index, have=have, **self.me)
+        while True:
+            async with self.pull_slots:
+                answer = await self._tell(f"p{bucket.shard}", message)
+            if isinstance(answer.message, Delta):
+                self.waits.clear()
+                deliver(bucket, answer.message, answer.payload)
+                return
+            assert isinstance(answer.message, Wait), answer.message
+            self._waiting(answer.message, until)
+
+    # -- how a request ends -------------------------------------------------------------------------------------
+
+    async def _ask(self, message: Message, payload: Any = None) -> Answer:
+        return await self._request(self.control, COORDINATOR, message, payload)
+
+    async def _tell(self, shard: str, message: Message, payload: Any = None) -> Answer:
+        return await self._request(self.bulk, shard, message, payload)
+
+    async def _request(self, endpoint: Endpoint, peer: str, message: Message, payload: Any) -> Answer:
+        try:
+            return await endpoint.request(peer, message, payload, timeout_s=REPLY_S)
+        except Refused as refused:
+            if refused.code == "fenced":
+                raise ZmlError(FENCED, f"{self.seat.worker}: {refused.because}") from refused
+            raise
+        except (DeadlineExceeded, PeerLost) as gone:
+            raise self._lost(str(gone)) from gone
+
+    async def _settled(self, ask: Callable[[], Any], *kinds: type[Message], code: str = REFUSED) -> Answer:
+        """Ask until the answer is one of `kinds`: `Wait` and "early" mean later, any other refusal is an error."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.seat.patience_s
+        while True:
+            try:
+                answer: Answer = await ask()
+            except Refused as refused:
+                if refused.code != "early" or loop.time() > until:
+                    raise ZmlError(code, f"{refused.peer} refused {self.seat.worker}: {refused.because}") from refused
+                await asyncio.sleep(RETRY_S)
+                continue
+            if isinstance(answer.message, kinds):
+                self.waits.clear()
+                return answer
+            assert isinstance(answer.message, Wait), answer.message
+            self._waiting(answer.message, until)
+
+    def _waiting(self, wait: Wait, until: float) -> None:
+        """Wait on, if there is time left."""
+        if asyncio.get_running_loop().time() > until:
+            whom = ", ".join(wait.waiting_for) or "the job"
+            raise self._lost(f"waited {self.seat.patience_s:g} s for {whom}: {wait.because}")
+        self.note_wait(wait)
+
+    def note_wait(self, wait: Wait) -> None:
+        """Say who is waited for: after ten seconds, and each time twice as long again."""
+        whom = ", ".join(wait.waiting_for) or "the job"
+        now = asyncio.get_running_loop().time()
+        waited_s = now - self.waits.setdefault(whom, now)
+        if waited_s >= self.waits.setdefault(f"{whom}: next", 10.0):
+            self.waits[f"{whom}: next"] = 2 * waited_s
+            log.warning("waiting", worker=self.seat.worker, waiting_for=whom, waited_s=round(waited_s), because=wait.because)
+
+    def _lost(self, what: str) -> ZmlError:
+        return ZmlError(LOST, f"{self.seat.worker}: {what}", "Look into the log of that process in the run directory.")
+
+
+def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Sorted [first, last] runs, both inclusive."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found

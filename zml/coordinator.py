@@ -1,0 +1,389 @@
+"""The coordinator: events in, the machine decides, actions out.
+
+It decides nothing itself: who is a member, who starts, who is fenced and how the job ends is `scheduler.machine`; which
+worker computes which batch is `scheduler.batches`. Rule: every action is written to the run's events before it is
+performed, with its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from .board import Board, why
+from .events import EventLog
+from .messages import (
+    Ask,
+    Assign,
+    Assignment,
+    Claim,
+    Claimed,
+    Drain,
+    Drained,
+    EpochOpened,
+    EpochOver,
+    Exited,
+    Fenced,
+    Heartbeat,
+    JobSpec,
+    Join,
+    Joined,
+    Launch,
+    Leave,
+    Loaded,
+    Message,
+    Ok,
+    OpenEpoch,
+    Pulse,
+    Register,
+    Registered,
+    Report,
+    Roster,
+    Seat,
+    Status,
+    Stop,
+    Take,
+    Taken,
+    Wait,
+)
+from .scheduler import actions, batches, events
+from .scheduler.ids import JobId
+from .scheduler.machine import Machine
+from .transport import Endpoint, Refusal, TransportError
+
+HOLD_S = 1.0  # who must wait is answered after this long, with the names of who is waited for
+ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
+GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
+
+log = structlog.get_logger()
+Reply = Message | tuple[Message, bytes | None]
+
+
+class Coordinator:
+    """One job's conversation; the machine underneath serves many.
+
+    `changed` is set and replaced at each change, so that whoever waits for one can look again.
+    """
+
+    def __init__(
+        self,
+        job: JobId,
+        spec: JobSpec,
+        machine: Machine,
+        endpoint: Callable[[Callable[[str, Message, memoryview | None], Reply | None | Awaitable[Reply]]], Endpoint],
+        event_log: EventLog,
+        *,
+        heartbeat_s: float,
+        run_dir: str = "",
+    ) -> None:
+        self.job = job
+        self.spec = spec
+        self.machine = machine
+        self.events = event_log
+        self.heartbeat_s = heartbeat_s
+        self.run_dir = run_dir
+        self.endpoint = endpoint(self.handle)
+        self.ledger = batches.Ledger()
+        self.board = Board(spec)
+        self.peers: dict[str, str] = {}  # member -> the endpoint that speaks for it
+        self.addresses: dict[str, list[str]] = {}  # shard -> where it takes pushes
+        self.answers: dict[str, Message | Refusal] = {}  # peer -> how its Join ends; filled by `perform`
+        self.registration: bytes = b""
+        self.placement: tuple[int, ...] = ()
+        self.assigned: asyncio.Task[None] | None = None
+        self.initialiser = ""
+        self.loaded = False
+        self.draining = ""
+        self.claims: dict[str, str] = {}  # what -> the worker that may write it
+        self.orders: set[asyncio.Task[None]] = set()
+        self.roster_orders: dict[str, asyncio.Task[None]] = {}  # shard -> the newest roster under way
+        self.changed = asyncio.Event()
+        self.finished: asyncio.Future[int] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Listen, and take the job on."""
+        self.finished = asyncio.get_running_loop().create_future()
+        await self.endpoint.start()
+        self.dispatch(
+            events.Submitted(self.job, workers=self.spec.workers, shards=self.spec.shards, staleness=self.spec.staleness)
+        )
+
+    async def run(self) -> int:
+        """Serve until the job is over and its members have gone; returns the job's exit code."""
+        assert self.finished is not None, "start() comes first"
+        code = await self.finished
+        if self.orders:
+            await asyncio.wait(self.orders, timeout=GOODBYE_S)
+        return code
+
+    async def close(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        for order in self.orders:
+            order.cancel()
+        await asyncio.gather(*self.orders, return_exceptions=True)
+        await self.endpoint.close()
+        self.events.close()
+
+    # -- deciding and acting ---------------------------------------------------------------------------
+
+    def dispatch(self, event: events.Event) -> None:
+        """Hand an event to the machine and perform what it orders. The only place that does."""
+        loop = asyncio.get_running_loop()
+        for action in self.machine.handle(event, loop.time()):
+            self.events.write(action)
+            self.perform(action)
+        if self.timer is not None:
+            self.timer.cancel()
+        deadline = self.machine.next_deadline()
+        self.timer = None if deadline is None else loop.call_at(deadline, self.dispatch, events.Ticked(self.job))
+        self.wake()
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def perform(self, action: actions.Action) -> None:
+        """Carry out one action. Nothing here waits: what takes time becomes a task with a deadline."""
+        match action:
+            case actions.Admit():
+                self.peers[action.member] = action.peer
+                self.answers[action.peer] = Joined(
+                    job=self.job,
+                    member=action.member,
+                    incarnation=action.incarnation,
+                    generation=action.generation,
+                    spec=self.spec,
+                    heartbeat_s=self.heartbeat_s,
+                    lease_s=self.machine.rules.lease_s,
+                    run_dir=self.run_dir,
+                )
+            case actions.Refuse():
+                self.answers[action.peer] = Refusal("refused", action.because)
+            case actions.Announce():
+                seats = [Seat(seat.worker, seat.incarnation, seat.founder) for seat in action.seats]
+                self.ledger.members([seat.worker for seat in action.seats])
+                for shard in self.machine.shards(self.job):
+                    self.order_roster(shard, Roster(self.job, action.generation), msgspec.msgpack.encode(seats))
+            case actions.Launch():
+                self.order(action.worker, Launch(self.job, action.worker, action.incarnation))
+            case actions.Place():
+                self.placement = action.placement
+                self.assigned = asyncio.ensure_future(self.assign())
+            case actions.Initialise():
+                self.initialiser = action.worker
+            case actions.Fence():
+                peer = self.peers.get(action.member, "")
+                self.endpoint.notify(peer, Fenced(self.job, action.member, action.incarnation, action.because))
+                for what, owner in list(self.claims.items()):
+                    if owner == action.member:
+                        del self.claims[what]
+            case actions.Stop():
+                self.order(action.member, Stop(self.job, action.because))
+            case actions.Drain():
+                self.draining = action.because
+            case actions.Finish():
+                log.info("job over", job=self.job, state=action.state.name, because=action.because)
+                if self.finished is not None and not self.finished.done():
+                    self.finished.set_result(action.exit_code)
+
+    def order(self, member: str, message: Message, payload: bytes | None = None) -> asyncio.Task[None]:
+        """Send an order until it is taken; a member that does not take it is left to its lease."""
+        task = asyncio.ensure_future(self._order(member, message, payload))
+        self.orders.add(task)
+        task.add_done_callback(self.orders.discard)
+        return task
+
+    async def _order(self, member: str, message: Message, payload: bytes | None) -> None:
+        try:
+            await self.endpoint.request(self.peers[member], message, payload, timeout_s=ORDER_S)
+        except TransportError as error:
+            log.warning("order not taken", member=member, order=type(message).__name__, because=str(error))
+
+    def order_roster(self, shard: str, roster: Roster, payload: bytes) -> None:
+        """Only the newest roster matters: one that is still under way to this shard is dropped."""
+        former = self.roster_orders.get(shard)
+        if former is not None:
+            former.cancel()
+        self.roster_orders[shard] = self.order(shard, roster, payload)
+
+    async def assign(self) -> None:
+        """Give every shard the layout and the placement; then workers may go on."""
+        payload = msgspec.msgpack.encode(Assignment(self.registration, list(self.placement)))
+        shards = self.machine.shards(self.job)
+        await asyncio.gather(
+            *(
+                self.order(shard, Assign(self.job, shard, self.spec.staleness, self.spec.compress), payload)
+                for shard in shards
+            )
+        )
+        self.wake()
+
+    # -- messages -------------------------------------------------------------------------------------------
+
+    def handle(self, peer: str, message: Message, payload: memoryview | None) -> Reply | None | Awaitable[Reply]:
+        """One message of a member, a script or an onlooker."""
+        if isinstance(message, Ask):
+            return Status(self.job), msgspec.json.encode(self.status())
+        job = getattr(message, "job", "")
+        if job not in ("", self.job):
+            raise Refusal("job", f"this coordinator serves job {self.job}, not {job}")
+        match message:
+            case Join():
+                return self.join(peer, message)
+            case Heartbeat():
+                self.dispatch(events.Renewed(self.job, message.member, message.incarnation))
+                self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job)))
+                return None
+            case Exited():
+                if message.failure is not None:
+                    self.board.failed(message.member, message.failure)
+                because = why(message)
+                self.dispatch(
+                    events.Exited(self.job, message.member, message.incarnation, message.code, message.signal, because)
+                )
+                return Ok()
+            case Leave():
+                self.dispatch(events.Left(self.job, message.member, message.incarnation, message.because))
+                return Ok()
+            case Drain():
+                self.dispatch(events.DrainAsked(self.job, message.because))
+                return Ok()
+            case Report():
+                self.admit(message.worker, message.incarnation)
+                self.board.report(message, asyncio.get_running_loop().time())
+                return None
+            case Register():
+                return self.register(message, bytes(payload or b""))
+            case Loaded():
+                self.admit(message.worker, message.incarnation)
+                self.loaded = True
+                self.dispatch(events.Loaded(self.job, message.worker, message.incarnation))
+                return Ok()
+            case OpenEpoch():
+                return self.open_epoch(message, bytes(payload or b""))
+            case Take():
+                return self.take(message)
+            case Claim():
+                self.admit(message.worker, message.incarnation)
+                owner = self.claims.setdefault(message.what, message.worker)
+                return Claimed(self.job, owner == message.worker, owner)
+        raise Refusal("unexpected", f"a coordinator does not take {type(message).__name__}")
+
+    def join(self, peer: str, message: Join) -> Reply:
+        self.dispatch(events.Joined(self.job, message.role, message.member, peer))
+        answer = self.answers.pop(peer)
+        if isinstance(answer, Refusal):
+            raise answer
+        assert isinstance(answer, Joined)
+        if message.role == "shard":
+            self.addresses[answer.member] = message.addresses
+        self.board.joined(message, answer, asyncio.get_running_loop().time())
+        return answer
+
+    def admit(self, worker: str, incarnation: int) -> None:
+        """Refuse a script whose incarnation is over."""
+        if not self.machine.is_current(self.job, worker, incarnation):
+            raise Refusal("fenced", f"{worker}#{incarnation} is not a member of generation {self.machine.generation(self.job)}")
+
+    async def register(self, message: Register, registration: bytes) -> Reply:
+        self.admit(message.worker, message.incarnation)
+        if digest_of(registration) != message.digest:
+            raise Refusal("layout", "the layout's digest does not match its bytes")
+        self.registration = self.registration or registration
+        self.dispatch(
+            events.Registered(self.job, message.worker, message.incarnation, message.digest, message.chunks)
+        )
+        if message.digest != digest_of(self.registration):
+            raise Refusal("layout", f"{message.worker} registered another layout than the workers before it")
+        assert self.assigned is not None, "the machine places at the first registration"
+        await asyncio.shield(self.assigned)
+        if not await self.until(lambda: self.loaded or self.initialiser == message.worker):
+            return Wait(self.job, [self.initialiser], f"{self.initialiser} brings the first parameters")
+        shards = self.machine.shards(self.job)
+        reply = Registered(
+            job=self.job,
+            generation=self.machine.generation(self.job),
+            shards=list(shards),
+            addresses=[self.addresses[shard] for shard in shards],
+            initialiser="" if self.loaded else self.initialiser,
+            staleness=self.spec.staleness,
+            compress=self.spec.compress,
+            workers=self.spec.workers,
+            epoch=self.ledger.epoch,
+        )
+        return reply, struct.pack(f"<{len(self.placement)}H", *self.placement)
+
+    async def until(self, condition: Callable[[], bool]) -> bool:
+        """Wait for a condition, HOLD_S at most; whether it holds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + HOLD_S
+        while not condition() and loop.time() < end:
+            try:
+                async with asyncio.timeout_at(end):
+                    await self.changed.wait()
+            except TimeoutError:
+                break
+        return condition()
+
+    # -- data ------------------------------------------------------------------------------------------------
+
+    async def open_epoch(self, message: OpenEpoch, state: bytes) -> Reply:
+        """Answered once the senior worker has shown its generator state and the epoch before is over."""
+        self.admit(message.worker, message.incarnation)
+        opened: batches.Opened | batches.Waiting | batches.Mismatch = batches.Waiting((), "")
+        loop = asyncio.get_running_loop()
+        end = loop.time() + HOLD_S
+        while not self.draining:
+            opened = self.ledger.open(message.worker, message.epoch, message.batches, state)
+            self.wake()
+            if not isinstance(opened, batches.Waiting) or not await self.pause(end):
+                break
+        if self.draining:
+            return Drained(self.job, self.draining)
+        if isinstance(opened, batches.Mismatch):
+            raise Refusal("epoch", opened.because)
+        if isinstance(opened, batches.Waiting):
+            return Wait(self.job, list(opened.waiting_for), opened.because)
+        return EpochOpened(self.job, message.epoch, opened.first_clock), opened.token
+
+    async def take(self, message: Take) -> Reply:
+        self.admit(message.worker, message.incarnation)
+        done = [batch for first, last in message.done for batch in range(first, last + 1)]
+        self.ledger.commit(message.worker, message.epoch, done)
+        self.wake()
+        if self.draining:
+            return Drained(self.job, self.draining)
+        end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
+        while True:
+            taken = self.ledger.take(message.worker, message.epoch, message.most)
+            if not isinstance(taken, batches.Waiting) or not await self.pause(end):
+                break
+        if self.draining:
+            return Drained(self.job, self.draining)
+        match taken:
+            case batches.Taken():
+                return Taken(self.job, message.epoch, list(taken.batches))
+            case batches.Over():
+                return EpochOver(self.job, message.epoch, taken.next_clock)
+        return Wait(self.job, list(taken.waiting_for), taken.because)
+
+    async def pause(self, end: float) -> bool:
+        """Until something changes; False when `end` came first."""
+        try:
+            async with asyncio.timeout_at(end):
+                await self.changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+def digest_of(registration: bytes) -> str:
+    """What two workers' layouts are compared by; `layout.Registration.digest` is the same."""
+    return hashlib.blake2b(registration, digest_size=16).hexdigest()

@@ -1,0 +1,80 @@
+"""A member keeps its lease: heartbeats to the coordinator, and the end when the coordinator stays silent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+
+from .errors import LOST, UNREACHABLE, ZmlError
+from .messages import Heartbeat, Join, Joined
+from .transport import Endpoint, Refused, TransportError
+
+if TYPE_CHECKING:
+    from .config import Settings
+
+COORDINATOR = "coordinator"
+
+log = structlog.get_logger()
+
+
+class Lease:
+    """One member's place in the job. `heard()` is to be called at every sign of life of the coordinator."""
+
+    def __init__(self, endpoint: Endpoint, joined: Joined) -> None:
+        self.endpoint = endpoint
+        self.joined = joined
+        self.silence_s = max(20 * joined.lease_s, 30.0)
+        self.heard_at = asyncio.get_running_loop().time()
+
+    def heard(self) -> None:
+        self.heard_at = asyncio.get_running_loop().time()
+
+    async def keep(self) -> ZmlError:
+        """Send heartbeats; returns, with the reason, only when the coordinator has been silent for too long."""
+        loop = asyncio.get_running_loop()
+        beat = Heartbeat(self.joined.job, self.joined.member, self.joined.incarnation)
+        while loop.time() - self.heard_at < self.silence_s:
+            self.endpoint.notify(COORDINATOR, beat)
+            await asyncio.sleep(self.joined.heartbeat_s)
+        return ZmlError(LOST, f"{self.joined.member}: the coordinator has been silent for {self.silence_s:g} s")
+
+
+async def join(
+    endpoint: Endpoint,
+    settings: Settings,
+    role: Literal["worker", "shard"],
+    member: str,
+    *,
+    device: str = "cpu",
+    addresses: list[str] | None = None,
+) -> Lease:
+    """Reach the coordinator and become a member. Raises ZmlError that says who did not answer, or why it said no."""
+    where = ", ".join(settings.coordinator)
+    wish = Join(
+        job="",  # whichever job this coordinator serves
+        role=role,
+        member=member,
+        node=socket.gethostname(),
+        pid=os.getpid(),
+        device=device,
+        addresses=addresses or [],
+    )
+    try:
+        await endpoint.connect(COORDINATOR, settings.coordinator, timeout_s=settings.join_timeout_s)
+        answer = await endpoint.request(COORDINATOR, wish, timeout_s=settings.join_timeout_s)
+    except Refused as refused:
+        raise ZmlError(UNREACHABLE, f"the coordinator at {where} refused {member or 'this worker'}: {refused.because}") from None
+    except TransportError as error:
+        raise ZmlError(
+            UNREACHABLE,
+            f"the coordinator at {where} did not answer within {settings.join_timeout_s:g} s ({error})",
+            "Start `zml coordinator`, or give its address with --coordinator.",
+        ) from None
+    joined = answer.message
+    assert isinstance(joined, Joined), joined
+    log.info("joined", member=joined.member, incarnation=joined.incarnation, job=joined.job)
+    return Lease(endpoint, joined)

@@ -1,0 +1,218 @@
+"""The script as a worker: `zml.join`, `zml.epochs`, `zml.log` and `zml.save` inside a cluster.
+
+The training thread computes and copies; everything that waits for others happens in one I/O thread. The training
+thread blocks in three places only: for parameters at the end of a step, for batches, and for an epoch to be over.
+"""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from . import runner
+from .binding import Binding
+from .client import COORDINATOR, Client
+from .codec import by_name
+from .data import DividedLoader
+from .errors import NOT_JOINED, ZmlError
+from .hooks import Hooks
+from .layout import Bucket, Registration, buckets
+from .link import IoThread, script_endpoints
+from .messages import Drained, EpochOver, Message, Taken, Wait
+from .script import write_model
+from .seat import Seat
+
+if TYPE_CHECKING:
+    import torch
+
+REPORT_S = 0.5
+
+log = structlog.get_logger()
+
+
+class Member:
+    """One worker's script. Not thread-safe: it belongs to the training thread."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self.io = IoThread(f"zml-{seat.worker}")
+        self.client: Client = self.io.call(self._connect())
+        self.hooks: Hooks | None = None
+        self.loader: DividedLoader | None = None
+        self.model: torch.nn.Module | None = None
+        self.staleness: int | None = 0
+        self.first_epoch = 0
+        self.ledger_epoch = -1  # the epoch that is open for this worker
+        self.next_clock = 0  # the first clock of the epoch after it
+        self.rested_at: int | None = None  # the clock at which this worker ran out of batches, while it rests
+        self.epochs_wanted = 0
+        self.draining = ""
+        self.samples = 0  # since the last report
+        self.values: dict[str, Any] = {}
+        self.reported_at = time.monotonic()
+        atexit.register(self.close)
+
+    async def _connect(self) -> Client:
+        control, bulk = script_endpoints(self.seat, self._told)
+        await control.start()
+        await bulk.start()
+        await control.connect(COORDINATOR, self.seat.coordinator)
+        return Client(self.seat, control, bulk)
+
+    def _told(self, peer: str, message: Message, payload: memoryview | None) -> None:
+        """Notices from the coordinator; in the I/O thread."""
+        if isinstance(message, Drained):
+            self.draining = message.because
+
+    # -- the script's four calls ------------------------------------------------------------------------
+
+    def join(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Any:
+        if self.hooks is not None:
+            raise ZmlError(NOT_JOINED, "zml.join was called twice", "Join once, with one model and one optimizer.")
+        if loader is not None:
+            self.loader = DividedLoader(loader, self)  # refuses what cannot be divided before anything is told
+        registration = Registration.of(model, optimizer, self.seat.bucket_chunks)
+        layout = registration.layout
+        registered, placement = self.io.call(
+            self.client.register(registration.to_bytes(), registration.digest, len(layout.chunks))
+        )
+        codec = by_name(registered.compress)
+        cut = buckets(layout, placement, registration.bucket_chunks)
+        hooks = Hooks(Binding(layout, model), optimizer, cut, codec, self.client, self.io, self._stepped)
+        self.model, self.hooks = model, hooks
+        self.staleness, self.first_epoch = registered.staleness, registered.epoch
+        self.ledger_epoch = registered.epoch - 1
+        hooks.clock = self.io.call(self.client.enter())
+        if registered.initialiser == self.seat.worker:
+            hooks.load_shards()
+            self.io.call(self.client.loaded())
+        hooks.pull(hooks.clock, everything=True)
+        hooks.install()
+        runner.current_step = lambda: hooks.clock
+        if any(buffer.is_floating_point() for buffer in model.buffers()):
+            log.info("buffers stay local", worker=self.seat.worker, saved="those of the worker that saves")
+        log.info("in the job", worker=self.seat.worker, parameters=layout.size, buckets=len(cut), clock=hooks.clock)
+        return self.loader
+
+    def epochs(self, count: int) -> Iterator[int]:
+        self.epochs_wanted = count
+        for epoch in range(self.first_epoch, count):
+            if self.draining:
+                break
+            yield epoch
+        self._report()
+        if self.draining:
+            self.save(Path(self.seat.run_dir, "drained.safetensors"))
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.values = values
+        if time.monotonic() - self.reported_at >= REPORT_S:
+            self._report()
+
+    def save(self, path: str | PathLike[str]) -> None:
+        if self.model is None:
+            raise ZmlError(NOT_JOINED, "zml.save has no model yet", "Call zml.join(model, optimizer, loader) first.")
+        claimed = self.io.call(self.client.claim(str(path)))
+        if claimed.granted:
+            write_model(self.model, path)
+            log.info("saved", worker=self.seat.worker, path=str(path))
+
+    # -- the ledger, as data.DividedLoader asks for it -----------------------------------------------------
+
+    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
+        self.ledger_epoch += 1
+        opened = self.io.call(self.client.open_epoch(self.ledger_epoch, batches, generator_state))
+        if opened is None:
+            self.draining = self.draining or "the job is being drained"
+            return generator_state
+        epoch, state = opened
+        self.next_clock = epoch.first_clock + batches
+        self._rest_until(epoch.first_clock)
+        return state
+
+    def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
+        while not self.draining:
+            reply = self.io.call(self.client.take(self.ledger_epoch, most, done, hold=wait))
+            done = []
+            match reply:
+                case Taken():
+                    self._return_to_gate()
+                    return reply.batches
+                case EpochOver():
+                    self._settle(reply.next_clock)
+                    return None
+                case Drained():
+                    self.draining = reply.because
+                case Wait():
+                    if not wait:
+                        return []
+                    # Nobody shall wait for a worker that has no batch.
+                    self._rest_until(self.next_clock)
+                    self.io.post(self.client.note_wait, reply)
+        return None
+
+    def in_hand(self, batch: int, samples: int) -> None:
+        self.samples += samples
+
+    def _settle(self, clock: int) -> None:
+        """The epoch is over: hold what the shards hold once every worker's steps are in it."""
+        self._rest_until(clock)
+        self._joined().pull(clock + (self.staleness or 0))
+
+    def _rest_until(self, clock: int) -> None:
+        """Nobody waits for this worker below `clock`."""
+        hooks = self._joined()
+        if hooks.clock < clock:
+            self.io.call(self.client.advance(clock))
+            self.rested_at, hooks.clock = hooks.clock, clock
+
+    def _return_to_gate(self) -> None:
+        """More batches than this worker's share, for another worker was lost: come back as a late worker comes."""
+        hooks = self._joined()
+        if self.rested_at is not None and hooks.clock == self.next_clock:
+            hooks.clock = self.io.call(self.client.enter(at_least=self.rested_at))
+            hooks.pull(hooks.clock)
+        self.rested_at = None
+
+    def _joined(self) -> Hooks:
+        if self.hooks is None:
+            raise ZmlError(NOT_JOINED, "the script has not joined", "Call zml.join(model, optimizer, loader) first.")
+        return self.hooks
+
+    # -- saying how it goes ----------------------------------------------------------------------------------
+
+    def _stepped(self) -> None:
+        if self.loader is not None:
+            self.loader.applied()
+        if time.monotonic() - self.reported_at >= REPORT_S:
+            self._report()
+
+    def _report(self) -> None:
+        self.reported_at = time.monotonic()
+        hooks = self._joined()
+        fields = {
+            "clock": hooks.clock,
+            "epoch": max(self.ledger_epoch, 0),
+            "epochs": self.epochs_wanted,
+            "samples": self.samples,
+            "staleness": hooks.staleness,
+            "values": {str(name): float(value) for name, value in self.values.items()},
+        }
+        self.samples = 0
+        self.io.post(lambda: self.client.report(**fields))
+
+    def close(self) -> None:
+        """At the end of the process: the last report, and a goodbye to every peer."""
+        if self.hooks is not None:
+            self._report()
+        self.io.close(self._disconnect())
+
+    async def _disconnect(self) -> None:
+        await self.client.bulk.close()
+        await self.client.control.close()

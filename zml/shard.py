@@ -1,0 +1,298 @@
+"""A PS shard: it takes gradients, runs the optimizer on its chunks and publishes parameters.
+
+Rules it keeps: a push counts at most once, whatever is resent; a step is applied whole or not at all; a worker that
+the roster does not name changes nothing; a pull waits, at the shard and by name, for who is too slow.
+Everything here runs in one thread, the bulk thread; `ps` puts a process around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+import structlog
+
+from .codec import BadFrame, by_name, split
+from .hyper import BadHyper, Hyper, read_hyper
+from .layout import Bucket, Registration, buckets
+from .messages import (
+    Advance,
+    Commit,
+    Delta,
+    Enter,
+    Entered,
+    Load,
+    Message,
+    Ok,
+    Pull,
+    Push,
+    Seat,
+    Wait,
+)
+from .scheduler.ids import JobId, WorkerId
+from .scheduler.staleness import Gate
+from .store import Staged, Store
+from .transport import Refusal
+
+HOLD_S = 1.0  # a pull that must wait is answered after this long, with the names of who is waited for
+
+log = structlog.get_logger()
+Reply = Message | tuple[Message, bytes | None]
+
+
+@dataclass(slots=True)
+class Step:
+    """What one worker has staged for one clock: nothing of it counts before its commit."""
+
+    pushes: dict[int, Staged] = field(default_factory=dict)  # by bucket
+
+
+@dataclass(slots=True)
+class Committed:
+    """A step whose commit has come, waiting (BSP only) for the other workers' steps of the same clock."""
+
+    pushes: Sequence[Staged]
+    hyper: list[Hyper]
+
+
+@dataclass(slots=True)
+class Parked:
+    """A pull that came too early; `answer` is resolved when the gate opens or after HOLD_S."""
+
+    pull: Pull
+    answer: asyncio.Future[Reply]
+
+
+class Shard:
+    """The shard's state and its one entry, `handle`."""
+
+    def __init__(self, job: JobId, name: str) -> None:
+        self.job = job
+        self.name = name
+        self.store: Store | None = None
+        self.layout_digest = ""
+        self.buckets: dict[int, Bucket] = {}  # only those that live here
+        self.pushed: frozenset[int] = frozenset()  # of them, those that every step pushes: not the frozen ones
+        self.seats: Sequence[Seat] = ()  # of the newest generation
+        self.gate = Gate(0)
+        self.generation = 0
+        self.incarnations: dict[WorkerId, int] = {}  # exactly the workers of the roster
+        self.peers: dict[WorkerId, str] = {}  # who speaks as this worker, bound by its Enter
+        self.staged: dict[WorkerId, dict[int, Step]] = {}  # by clock; only clocks the gate has not finished
+        self.committed: dict[int, dict[WorkerId, Committed]] = {}  # by clock; empty unless BSP
+        self.parked: list[Parked] = []
+        self.hyper: list[Hyper] = []  # of the senior worker's last step
+        self.steps = 0
+        self.refused = 0
+
+    # -- orders from the coordinator -----------------------------------------------------------------
+
+    def assign(self, registration: Registration, placement: Sequence[int], staleness: int | None, compress: str) -> None:
+        """Take on a job's chunks. Twice is the same as once; another layout is refused."""
+        if self.store is not None:
+            if registration.digest != self.layout_digest:
+                raise Refusal("layout", f"{self.name} already holds another layout")
+            return
+        me = int(self.name[1:])
+        cut = buckets(registration.layout, placement, registration.bucket_chunks)
+        mine = [bucket for bucket in cut if bucket.shard == me]
+        self.buckets = {bucket.index: bucket for bucket in mine}
+        self.pushed = frozenset(bucket.index for bucket in mine if not bucket.frozen)
+        chunks = [chunk for bucket in mine for chunk in bucket.chunks]
+        self.store = Store(registration.layout, chunks, registration.optimizer, by_name(compress))
+        self.layout_digest = registration.digest
+        self.gate = Gate(staleness)
+        self.gate.roster(self.seats)
+
+    def roster(self, generation: int, seats: Sequence[Seat]) -> None:
+        """The workers of a generation. An older generation than the one known is ignored."""
+        if generation < self.generation:
+            return
+        self.generation = generation
+        self.seats = seats
+        named = {WorkerId(seat.worker): seat.incarnation for seat in seats}
+        for worker in list(self.incarnations):
+            if named.get(worker) != self.incarnations[worker]:
+                self._forget(worker)
+        self.incarnations = named
+        self.gate.roster(seats)
+        self._go_on()
+
+    def _forget(self, worker: WorkerId) -> None:
+        # A committed step stays: it was acknowledged. A step without its commit never counted.
+        dropped = self.staged.pop(worker, {})
+        self.peers.pop(worker, None)
+        log.info("worker left the gate", shard=self.name, worker=worker, dropped_steps=len(dropped))
+
+    # -- messages from workers ---------------------------------------------------------------------------
+
+    def handle(self, peer: str, message: Message, payload: memoryview | None) -> Reply | Awaitable[Reply]:
+        """One message from a worker. Raises Refusal, and then nothing has changed."""
+        match message:
+            case Enter():
+                return self._enter(peer, message)
+            case Push():
+                return self._push(self._admit(peer, message), message, payload)
+            case Commit():
+                return self._commit(self._admit(peer, message), message, payload)
+            case Pull():
+                return self._pull(self._admit(peer, message), message)
+            case Advance():
+                return self._advance(self._admit(peer, message), message)
+            case Load():
+                return self._load(self._admit(peer, message), message, payload)
+        raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
+
+    def _admit(self, peer: str, message: Enter | Push | Commit | Pull | Advance | Load) -> WorkerId:
+        """The worker this message speaks for, if the roster names it with this incarnation."""
+        worker = WorkerId(message.worker)
+        if message.job != self.job:
+            raise Refusal("job", f"{self.name} serves job {self.job}, not {message.job}")
+        if self.store is None:
+            raise Refusal("early", f"{self.name} has no layout yet")
+        known = self.incarnations.get(worker)
+        if known is None or message.incarnation > known:
+            raise Refusal("early", f"generation {self.generation} does not name {worker}#{message.incarnation}")
+        if message.incarnation < known:
+            raise Refusal("fenced", f"{worker}#{message.incarnation} is over: {worker}#{known} took its place")
+        if not isinstance(message, Enter) and self.peers.get(worker) != peer:
+            raise Refusal("identity", f"{peer} has not entered as {worker}")
+        return worker
+
+    def _enter(self, peer: str, message: Enter) -> Reply:
+        worker = self._admit(peer, message)
+        bound = self.peers.setdefault(worker, peer)
+        if bound != peer:
+            raise Refusal("identity", f"another process already speaks as {worker}#{message.incarnation}")
+        return Entered(self.gate.enter(worker))
+
+    def _load(self, worker: WorkerId, message: Load, payload: memoryview | None) -> Reply:
+        store, bucket = self._bucket(message.bucket)
+        if not store.ready:
+            try:
+                store.load_bucket(bucket.chunks, payload or b"")
+            except BadFrame as bad:
+                raise Refusal("frame", str(bad)) from None
+            if store.ready:
+                log.info("parameters are here", shard=self.name, worker=worker, chunks=len(store.chunks))
+                self._go_on()
+        return Ok()
+
+    def _push(self, worker: WorkerId, message: Push, payload: memoryview | None) -> Reply:
+        store, bucket = self._bucket(message.bucket)
+        if message.clock < self.gate.frontier(worker):
+            return Ok()  # resent after its step was committed
+        if bucket.index not in self.pushed:
+            raise Refusal("frozen", f"the parameters of bucket {bucket.index} are frozen")
+        try:
+            frames = split(payload or memoryview(b""), bucket.chunks)
+            staged = Staged(frames, frozenset(message.absent))
+            store.check(staged)
+        except BadFrame as bad:
+            self.refused += 1
+            raise Refusal("frame", str(bad)) from None
+        step = self.staged.setdefault(worker, {}).setdefault(message.clock, Step())
+        step.pushes[bucket.index] = staged  # the last one before the commit counts
+        return Ok()
+
+    def _commit(self, worker: WorkerId, message: Commit, payload: memoryview | None) -> Reply:
+        store, clock = self._store(), message.clock
+        if clock < self.gate.frontier(worker):
+            return Ok()
+        step = self.staged.get(worker, {}).get(clock, Step())
+        if message.buckets != len(self.pushed) or step.pushes.keys() != self.pushed:
+            raise Refusal("incomplete", f"{len(step.pushes)} of {len(self.pushed)} buckets of clock {clock} are here")
+        try:
+            hyper = read_hyper(payload or memoryview(b""), store.spec)
+        except BadHyper as bad:
+            raise Refusal("hyper", str(bad)) from None
+        pushes = [step.pushes[index] for index in sorted(step.pushes)]
+        try:
+            store.check_step(pushes)
+        except BadFrame as bad:
+            raise Refusal("frame", str(bad)) from None
+        # Up to here nothing has changed; from here on the step counts.
+        self.staged[worker] = {later: kept for later, kept in self.staged[worker].items() if later > clock}
+        if not self.hyper or worker == self.gate.senior():
+            self.hyper = hyper
+        self.gate.finish(worker, clock)
+        if self.gate.bound == 0:
+            self.committed.setdefault(clock, {})[worker] = Committed(pushes, hyper)
+        else:
+            store.apply([pushes], self.hyper)
+            self.steps += 1
+        self._go_on()
+        return Ok()
+
+    def _advance(self, worker: WorkerId, message: Advance) -> Reply:
+        if message.clock > self.gate.frontier(worker):
+            self.gate.advance(worker, message.clock)
+            self._go_on()
+        return Ok()
+
+    def _pull(self, worker: WorkerId, message: Pull) -> Reply | Awaitable[Reply]:
+        _, bucket = self._bucket(message.bucket)
+        if len(message.have) != len(bucket.chunks):
+            raise Refusal("frame", f"bucket {bucket.index} has {len(bucket.chunks)} chunks, not {len(message.have)}")
+        if self._may_answer(worker, message.clock):
+            return self._delta(message)
+        loop = asyncio.get_running_loop()
+        parked = Parked(message, loop.create_future())
+        self.parked.append(parked)
+        loop.call_later(HOLD_S, self._hold_over, parked)
+        return parked.answer
+
+    # -- going on ----------------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """After any change of the gate: apply the clocks that are complete, answer the pulls that may go."""
+        if self.store is None:
+            return
+        for clock in sorted(self.committed):
+            low = self.gate.low
+            if low is not None and clock >= low:
+                break
+            self._apply_clock(clock)
+        for parked in self.parked:
+            if not parked.answer.done() and self._may_answer(WorkerId(parked.pull.worker), parked.pull.clock):
+                parked.answer.set_result(self._delta(parked.pull))
+        self.parked = [parked for parked in self.parked if not parked.answer.done()]
+
+    def _apply_clock(self, clock: int) -> None:
+        """The mean of a clock's steps, summed in order of seniority: the same bits in every run."""
+        steps = self.committed.pop(clock)
+        order = self.gate.in_seniority(steps)
+        self._store().apply([steps[worker].pushes for worker in order], steps[order[0]].hyper)
+        self.steps += 1
+
+    def _may_answer(self, worker: WorkerId, clock: int) -> bool:
+        return self._store().ready and worker in self.incarnations and self.gate.may_start(worker, clock)
+
+    def _hold_over(self, parked: Parked) -> None:
+        if parked.answer.done():
+            return
+        self.parked.remove(parked)
+        if self._store().ready:
+            names = [str(worker) for worker in self.gate.waiting_for(parked.pull.clock)]
+            because = f"clock {parked.pull.clock} needs them to be at most {self.gate.bound} behind"
+        else:
+            names, because = [], "nobody has brought the first parameters yet"
+        parked.answer.set_result(Wait(self.job, names, because))
+
+    def _delta(self, pull: Pull) -> Reply:
+        store, bucket = self._bucket(pull.bucket)
+        versions, frames, payload = store.pull_bucket(bucket.chunks, pull.have)
+        low = self.gate.low
+        staleness = max(0, pull.clock - low) if low is not None else 0
+        return Delta(bucket.index, versions, frames, staleness), payload or None
+
+    def _store(self) -> Store:
+        assert self.store is not None, "_admit lets nothing in before assign"
+        return self.store
+
+    def _bucket(self, index: int) -> tuple[Store, Bucket]:
+        bucket = self.buckets.get(index)
+        if bucket is None:
+            raise Refusal("placement", f"bucket {index} does not live on {self.name}")
+        return self._store(), bucket
+
