@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from .errors import CONFIG, ZmlError
+from .errors import CONFIG, USAGE, ZmlError
 
 FILE = "zml.toml"
 PREFIX = "ZML_"
@@ -110,7 +110,7 @@ def resolve(
 
     for name, value in flags.items():
         flag = "--" + name.replace("_", "-")
-        values[name] = checked(name, value, flag, exact=False)
+        values[name] = checked(name, value, flag, exact=False, code=USAGE)
         origins[name] = "flag"
 
     settings = Settings(**values)
@@ -143,7 +143,7 @@ def known(name: str, written: str, place: str, candidates: Iterable[str]) -> str
     raise ZmlError(CONFIG, f"{place} has an unknown key {written}", hint)
 
 
-def checked(name: str, value: Any, place: str, *, exact: bool) -> Any:
+def checked(name: str, value: Any, place: str, *, exact: bool, code: str = CONFIG) -> Any:
     """The value in its type. `exact` is for TOML, which has types; variables and flags may be text."""
     written = value
     if name == "staleness" and isinstance(value, str) and value in ("sync", "async"):
@@ -158,7 +158,7 @@ def checked(name: str, value: Any, place: str, *, exact: bool) -> Any:
         because = str(error).replace("`", "")
         choices = typing.get_args(KINDS[name]) if typing.get_origin(KINDS[name]) is Literal else ()
         fix = f"Choose one of: {', '.join(choices)}." if choices else ""
-        raise ZmlError(CONFIG, f"{place} = {written!r}: {because[0].lower()}{because[1:]}", fix) from None
+        raise ZmlError(code, f"{place} = {written!r}: {because[0].lower()}{because[1:]}", fix) from None
 
 
 def as_environment(settings: Settings) -> dict[str, str]:

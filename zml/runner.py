@@ -23,6 +23,7 @@ from types import ModuleType, TracebackType
 import msgspec
 
 from .errors import NO_SCRIPT, ZmlError
+from .launch import tether
 from .messages import Failure
 
 FAILURE_FILE = "ZML_FAILURE"
@@ -195,6 +196,7 @@ def tell(failure: Failure) -> None:
 
 
 if __name__ == "__main__":
+    tether.hold()
     # The runtime finds `zml.runner` by name to set its clock: be that module and not a second copy of it.
     from zml.runner import main as run
 

@@ -1,0 +1,436 @@
+"""The commands. Only here is the environment read, and only here do errors become exit codes.
+
+Rule: nothing heavy is imported before a command needs it: `zml --help` loads neither torch nor zmq. What a
+person did wrong is one line that begins with "error:" and one that says what to do, never a traceback.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from . import __version__, errors
+from .config import ANY_PORT, COORDINATOR_ADDRESS, Resolved, resolve
+from .errors import USAGE, ZmlError
+
+if TYPE_CHECKING:
+    from .config import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+SCRIPT = {**CONTEXT, "allow_interspersed_args": False}  # what follows the script is the script's
+INTERRUPTED = 130
+
+
+# -- flags that several commands share -------------------------------------------------------------------
+
+
+def flags(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several click options as one decorator, in the order in which help shows them."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+JOB_FLAGS = flags(
+    click.option("-w", "--workers", type=int, metavar="N", help="Workers to wait for.  [default: 1]"),
+    click.option("-p", "--shards", type=int, metavar="M", help="Parameter-server shards.  [default: 1]"),
+    click.option("--sync", is_flag=True, help="Every step waits for all workers (BSP). This is the default."),
+    click.option(
+        "--staleness", type=int, metavar="N", help="A worker may be N steps ahead of the slowest (SSP)."
+    ),
+    click.option("--async", "asynchronous", is_flag=True, help="Nobody waits for anybody."),
+    click.option(
+        "--compress", type=click.Choice(["none", "bf16"]), help="How gradients travel.  [default: none]"
+    ),
+    click.option(
+        "--optimizer-on", type=click.Choice(["shard"]), help="Who runs the optimizer.  [default: shard]"
+    ),
+)
+MEMBER_FLAGS = flags(
+    click.option(
+        "--coordinator",
+        multiple=True,
+        metavar="ADDR",
+        help=f"Where the coordinator listens; may be repeated.  [default: {COORDINATOR_ADDRESS}]",
+    ),
+)
+KEY_FLAG = click.option("--keys", metavar="FOLDER", help="CURVE keys, made by `zml keys`.")
+BIND_FLAG = click.option("--bind", multiple=True, metavar="ADDR", help="Listen here; may be repeated.")
+PLACE_FLAGS = flags(
+    click.option("--run-dir", metavar="FOLDER", help="The run directory.  [default: a new one below ./runs]"),
+    click.option("--job", metavar="NAME", help="The job's name.  [default: job]"),
+    click.option("--config", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]"),
+    click.option(
+        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]"
+    ),
+)
+
+
+def settle(given: Mapping[str, Any]) -> Resolved:
+    """Settings from a command's parameters: those that are None, empty or False were not given."""
+    named = {key: value for key, value in given.items() if value not in (None, (), False)}
+    file = named.pop("config", None)
+    modes = [key for key in ("sync", "staleness", "asynchronous") if key in named]
+    if len(modes) > 1:
+        raise ZmlError(USAGE, "--sync, --staleness and --async exclude each other", "Give one of them.")
+    if named.pop("sync", False):
+        named["staleness"] = 0
+    if named.pop("asynchronous", False):
+        named["staleness"] = "async"
+    return resolve(named, os.environ, file)
+
+
+# -- commands --------------------------------------------------------------------------------------------
+
+
+class InOrder(click.Group):
+    """Lists its commands in the order of this file, the first to try first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings=CONTEXT, invoke_without_command=True)
+@click.version_option(__version__, message="zml %(version)s")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Trains PyTorch models on machines that come and go.
+
+    \b
+    zml run -w 4 -p 2 train.py --lr 0.1      a whole cluster on this machine
+    zml coordinator -w 4 -p 2 train.py       the same by hand, on many:
+    zml ps --shard 0 --coordinator ADDR      a shard here,
+    zml worker --gpu 0 --coordinator ADDR    a worker there
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@main.command("run", context_settings=SCRIPT)
+@JOB_FLAGS
+@click.option("--cpu", is_flag=True, help="No GPUs, even if there are some.")
+@click.option(
+    "--keep-output",
+    type=click.Choice(["first", "all", "none"]),
+    help="Whose printed lines to show.  [default: first]",
+)
+@PLACE_FLAGS
+@click.argument("script")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
+    """Train SCRIPT on a whole cluster on this machine.
+
+    It starts a coordinator, M shards and N workers, and leaves none behind.
+
+    Ctrl-C lets the workers finish their step and save; a second one ends everything at once. The exit code is
+    the job's: 0, or that of the script that failed first.
+    """
+    from . import gpu
+    from .launch import local
+
+    resolved = settle(given)
+    must_exist(script)
+    workers = resolved.settings.workers
+    devices = ["cpu"] * workers if cpu else gpu.share_out(workers, gpu.found(), os.environ)
+    return local.run(resolved, script, list(args), devices)
+
+
+@main.command(context_settings=SCRIPT)
+@JOB_FLAGS
+@BIND_FLAG
+@KEY_FLAG
+@PLACE_FLAGS
+@click.argument("script", required=False, default="")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
+    """The one process that decides.
+
+    It runs until the job is over; its exit code is the job's. It listens on tcp://127.0.0.1:7077 unless
+    --bind says otherwise. SCRIPT and its arguments are what the workers run; the path must lead to the
+    script on each machine.
+    """
+    from . import logs, rundir
+    from .messages import JobSpec
+
+    resolved = settle(given)
+    settings = resolved.settings
+    folder = Path(settings.run_dir).absolute()
+    if not settings.run_dir or not (folder / rundir.CONFIG).exists():
+        folder = rundir.create(resolved, script, args)
+    settings = replace(settings, run_dir=str(folder), bind=settings.bind or (COORDINATOR_ADDRESS,))
+    logs.configure(
+        "coordinator", "coordinator", folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level
+    )
+    spec = JobSpec(
+        script=script,
+        args=list(args),
+        folder=os.getcwd() if script else "",
+        workers=settings.workers,
+        shards=settings.shards,
+        staleness=settings.staleness,
+        compress=settings.compress,
+        optimizer_on=settings.optimizer_on,
+    )
+    from .coordinator import serve
+
+    return serve(settings, spec)
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--shard", type=click.IntRange(min=0), required=True, metavar="K", help="Which shard, from 0.")
+@MEMBER_FLAGS
+@BIND_FLAG
+@KEY_FLAG
+@PLACE_FLAGS
+def ps(shard: int, **given: Any) -> int:
+    """A parameter-server shard.
+
+    It holds some chunks of the parameters and runs the optimizer on them.
+
+    It takes pushes on a port of 127.0.0.1 that the operating system chooses, unless --bind says otherwise:
+    --bind tcp://10.0.0.2:0 lets the system choose a port of that address.
+    """
+    settings = settle(given).settings
+    settings = replace(settings, bind=settings.bind or (ANY_PORT,))
+    log_to_file(settings, "shard", f"p{shard}")
+    from .ps import serve
+
+    return serve(settings, shard)
+
+
+@main.command(context_settings=SCRIPT)
+@click.option(
+    "--gpu", "gpu_index", type=click.IntRange(min=0), metavar="K", help="Use GPU K, as nvidia-smi counts."
+)
+@click.option("--cpu", is_flag=True, help="Use no GPU.")
+@MEMBER_FLAGS
+@click.option(
+    "--name", default="", metavar="wK", help="Which worker to be.  [default: the coordinator chooses]"
+)
+@KEY_FLAG
+@PLACE_FLAGS
+@click.argument("script", required=False, default="")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def worker(
+    gpu_index: int | None, cpu: bool, name: str, script: str, args: tuple[str, ...], **given: Any
+) -> int:
+    """A worker: computes gradients.
+
+    It runs the script that the coordinator names, or SCRIPT. The GPU is the only one that the script sees, as cuda:0.
+    """
+    from . import gpu
+
+    settings = settle(given).settings
+    if cpu == (gpu_index is not None):
+        there = ", ".join(str(each.index) for each in gpu.found()) or "none"
+        raise ZmlError(
+            USAGE, f"a worker takes either --gpu K or --cpu; GPUs here: {there}", "Give one of them."
+        )
+    device = "cpu" if gpu_index is None else gpu.device(gpu_index, gpu.found())
+    if script:
+        must_exist(script)
+    log_to_file(settings, "worker", name or "worker")
+    from .agent import serve
+
+    return serve(settings, name, device, script, list(args))
+
+
+@main.command(context_settings=CONTEXT)
+@MEMBER_FLAGS
+@KEY_FLAG
+@click.option("--config", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.argument("run", required=False)
+def status(run: str | None, as_json: bool, **given: Any) -> int:
+    """What a job is doing.
+
+    Without arguments: the run below ./runs that is going on, else the one at the default address. RUN is a
+    run directory; of a run that is over it shows how it ended.
+    """
+    import msgspec
+
+    from . import console, report, rundir
+
+    resolved = settle(given)
+    settings = resolved.settings
+    found = rundir.last_status(Path(run)) if run else None
+    if found is None:
+        folders = [Path(run)] if run else []
+        if not run and resolved.origins["coordinator"] == "default":
+            folders = rundir.running(Path(settings.runs))
+        listening = rundir.listening(folders[0]) if folders else None
+        if run and listening is None:
+            raise ZmlError(
+                USAGE, f"{run} holds no run that has begun", "`ls runs` lists the runs of this folder."
+            )
+        if listening is not None:
+            settings = replace(
+                settings, coordinator=tuple(listening.addresses), job=listening.job or settings.job
+            )
+        from .observe import fetch_status
+
+        found = fetch_status(settings)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+        return 0
+    from rich.console import Console
+
+    out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    out.print(console.block(found, out.width, unicode=out.encoding.startswith("utf")))
+    if found.over:
+        report.print_report(found, out)
+    return 0
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--json", "as_json", is_flag=True, help="For bug reports.")
+def doctor(as_json: bool) -> int:
+    """Is this machine fit to take part?
+
+    The exit code is 1 if a check fails.
+    """
+    from . import doctor as examiner
+
+    checks = examiner.examine(Path(settle({}).settings.runs))
+    if as_json:
+        click.echo(
+            json.dumps(
+                [{f: getattr(c, f) for f in ("name", "verdict", "found", "fix")} for c in checks], indent=2
+            )
+        )
+    else:
+        colours = {"pass": "green", "warn": "yellow", "fail": "red"}
+        plain = bool(os.environ.get("NO_COLOR"))
+        for check in checks:
+            mark = check.verdict if plain else click.style(check.verdict, fg=colours[check.verdict])
+            click.echo(f"{mark}  {check.name:<14} {check.found}")
+            if check.fix:
+                click.echo(f"      {'':<14} {check.fix}")
+    return 1 if any(check.verdict == "fail" for check in checks) else 0
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--json", "as_json", is_flag=True, help="For bug reports.")
+def version(as_json: bool) -> int:
+    """Versions of zml and of what it stands on."""
+    from importlib import metadata
+
+    found = {"zml": __version__, "python": sys.version.split()[0]}
+    for name in ("torch", "pyzmq", "msgpack", "msgspec", "uvloop", "lz4"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    click.echo(
+        json.dumps(found) if as_json else "\n".join(f"{name:<8} {text}" for name, text in found.items())
+    )
+    return 0
+
+
+@main.command(context_settings=CONTEXT)
+@click.argument("code", required=False)
+def explain(code: str | None) -> int:
+    """More about an error.
+
+    What CODE means and what to do; without it, a list of all errors.
+    """
+    import textwrap
+
+    if code is None:
+        for known, entry in sorted(errors.BOOK.items()):
+            click.echo(f"{known}  {entry.title}")
+        return 0
+    wanted = code.upper()
+    wanted = (
+        wanted if wanted.startswith("ZML-") else f"ZML-{wanted if wanted.startswith('E') else 'E' + wanted}"
+    )
+    if wanted not in errors.BOOK:
+        raise ZmlError(USAGE, f"there is no error {code}", "`zml explain` lists all of them.")
+    entry = errors.BOOK[wanted]
+    click.echo(
+        f"{wanted}: {entry.title}\n\n{textwrap.fill(entry.explanation, 80)}\n\nExit code {entry.exit_code}."
+    )
+    return 0
+
+
+@main.group(context_settings=CONTEXT)
+def config() -> None:
+    """Settings and where they come from."""
+
+
+@config.command("show", context_settings=CONTEXT)
+@click.option("--config", "file", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def show(file: str | None, as_json: bool) -> int:
+    """Every setting, its value, and the place that decided it."""
+    resolved = settle({"config": file})
+    if as_json:
+        click.echo(json.dumps(resolved.as_json(), indent=2))
+        return 0
+    for key, value in resolved.as_json()["settings"].items():
+        if key == "staleness" and value is None:
+            value = "async"
+        shown = ", ".join(value) if isinstance(value, list | tuple) else str(value)
+        click.echo(f"{key:<16} {shown or '-':<24} {resolved.origins[key]}")
+    return 0
+
+
+# -- how a command ends ----------------------------------------------------------------------------------
+
+
+def must_exist(script: str) -> None:
+    if not Path(script).is_file():
+        what = "is a folder" if Path(script).is_dir() else "does not exist"
+        raise ZmlError(
+            errors.NO_SCRIPT, f"the script {script} {what}", f"The working folder is {os.getcwd()}."
+        )
+
+
+def log_to_file(settings: "Settings", role: str, member: str) -> None:
+    """Into the run directory if it is given, else into a new folder: the coordinator's may be on another machine."""
+    import time
+
+    from . import logs, rundir
+
+    folder = Path(settings.run_dir or Path(settings.runs, rundir.new_name(member, time.time())))
+    logs.configure(role, member, folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level)
+
+
+def say_error(error: ZmlError) -> None:
+    text = f"error: {error.what} [{error.code}]"
+    click.echo(text if not error.fix else f"{text}\n  {error.fix}", err=True)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command; returns its exit code. What people did wrong is told in two lines, without a traceback."""
+    try:
+        result = main.main(args=list(argv), prog_name="zml", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except ZmlError as error:
+        say_error(error)
+        return error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "zml"
+        say_error(
+            ZmlError(USAGE, error.format_message().rstrip("."), f"`{command} --help` lists what there is.")
+        )
+        return errors.BOOK[USAGE].exit_code
+    except click.ClickException as error:
+        say_error(ZmlError(USAGE, error.format_message()))
+        return errors.BOOK[USAGE].exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:  # as `zml explain | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

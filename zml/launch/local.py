@@ -1,0 +1,431 @@
+"""`zml run`: a coordinator, shards and workers as processes of this machine, watched and shown until they end.
+
+Rules: nothing that it starts outlives it, however it ends; every wait has a deadline that names who; a first Ctrl-C
+drains, a second kills; the exit code is the job's.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import sysconfig
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from rich.console import Console
+
+from .. import console, report, rundir
+from ..config import ANY_PORT, Resolved, Settings, as_environment
+from ..errors import LOST, NOT_FORMED, ZmlError
+from ..status import JobStatus
+from . import tether
+
+START_S = 60.0  # for the coordinator to listen
+GOODBYE_S = 10.0  # for members to end after the job
+KILLED_S = 5.0  # for the kernel to end what was killed
+ASK_S = 5.0
+LOOK_EVERY_S = 0.5
+LINE_BYTES = 65_536  # longer lines are passed on in pieces
+LAST_LINES = 5
+INTERRUPTED = 130
+# -P: modules of the working folder do not shadow ours.
+PROGRAM = (sys.executable, "-P", "-m", "zml")
+SOCKET_PATH_BYTES = 90  # a Unix socket's path has 107, and we put a name behind the folder
+
+
+class Observer(Protocol):
+    """How the coordinator is asked; `zml.observe` is one. Both raise ZmlError if it does not answer."""
+
+    def fetch_status(self, settings: Settings) -> JobStatus: ...
+
+    def request_drain(self, settings: Settings, because: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Child:
+    """A process of the run. `last` are the lines of its own (not its script's) that it printed last."""
+
+    member: str
+    process: asyncio.subprocess.Process
+    last: list[str]
+    copying: asyncio.Task[None]
+
+    @property
+    def ended(self) -> bool:
+        return self.process.returncode is not None
+
+    def how(self) -> str:
+        """How it ended, with its last line: it usually says why."""
+        code = self.process.returncode
+        assert code is not None
+        text = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        errors = [line.removeprefix("error: ") for line in self.last if line.startswith("error: ")]
+        said = [*self.last, *errors][-1:]
+        return f"{text}: {said[0].strip()}" if said else text
+
+
+class Stopped(Exception):
+    """A signal ended the run before the job had begun."""
+
+
+class LocalRun:
+    """One `zml run`. `devices` has one entry per worker."""
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        folder: Path,
+        script: str,
+        args: Sequence[str],
+        devices: Sequence[str],
+        viewer: console.Viewer,
+        observer: Observer,
+        program: Sequence[str] = PROGRAM,
+    ) -> None:
+        self.settings = resolved.settings
+        self.folder = folder
+        self.script = script
+        self.args = list(args)
+        self.devices = devices
+        self.viewer = viewer
+        self.program = program
+        self.observer = observer
+        self.children: dict[str, Child] = {}
+        self.begun = False  # the cluster has formed: from now on scripts have something to lose
+        self.interrupts = 0
+        self.interrupted_by = 0  # the first signal's number
+        self.draining: asyncio.Task[None] | None = None
+        self.killed = ""  # why, once it is so
+        self.wake = asyncio.Event()
+
+    async def run(self) -> JobStatus | None:
+        """Start everything, watch it to its end; returns how the job ended, None if it was stopped before.
+
+        Raises ZmlError if the cluster did not form or the coordinator was lost. No process is left in any case.
+        """
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for number in numbers:
+            loop.add_signal_handler(number, self.interrupt, number)
+        sockets = private_folder()
+        try:
+            await self._start(sockets)
+            await self._watch()
+            await self._goodbye()
+        except Stopped:
+            pass  # why is in `killed`, and was said
+        finally:
+            if self.draining is not None:
+                self.draining.cancel()
+            await self._kill_all()
+            shutil.rmtree(sockets, ignore_errors=True)
+            for number in numbers:
+                loop.remove_signal_handler(number)
+        return rundir.last_status(self.folder)
+
+    # -- starting --------------------------------------------------------------------------------------------
+
+    async def _start(self, sockets: Path) -> None:
+        settings = self.settings
+        await self._spawn(
+            "coordinator",
+            [
+                "coordinator",
+                "--run-dir",
+                str(self.folder),
+                *listen(sockets, "coordinator"),
+                "--",
+                self.script,
+                *self.args,
+            ],
+        )
+        self.settings = replace(settings, coordinator=await self._addresses())
+        at = [part for address in self.settings.coordinator for part in ("--coordinator", address)]
+        for shard in range(settings.shards):
+            name = f"p{shard}"
+            bind = ["--bind", ANY_PORT, "--bind", f"ipc://{sockets}/{name}"]
+            await self._spawn(
+                name, ["ps", "--shard", str(shard), *at, *bind, "--run-dir", str(self.folder)], threads=1
+            )
+        cores = len(os.sched_getaffinity(0))
+        for worker, device in enumerate(self.devices):
+            name = f"w{worker}"
+            # One worker gets what plain python would have, so that its results are the same to the bit.
+            threads = max(1, cores // len(self.devices)) if len(self.devices) > 1 else None
+            on = ["--cpu"] if device == "cpu" else ["--gpu", device.removeprefix("cuda:")]
+            await self._spawn(
+                name, ["worker", *on, "--name", name, *at, "--run-dir", str(self.folder)], threads=threads
+            )
+
+    async def _spawn(self, member: str, arguments: Sequence[str], *, threads: int | None = None) -> None:
+        if self.killed:
+            raise Stopped
+        process = await asyncio.create_subprocess_exec(
+            *self.program,
+            *arguments,
+            env=environment(os.environ, self.settings, threads),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            process_group=0,  # a Ctrl-C at the terminal is ours to handle
+        )
+        last: list[str] = []
+        copying = asyncio.ensure_future(self._copy(member, process, last))
+        self.children[member] = Child(member, process, last, copying)
+
+    async def _addresses(self) -> tuple[str, ...]:
+        """Where the coordinator listens, this machine's own socket first."""
+        coordinator = self.children["coordinator"]
+        loop = asyncio.get_running_loop()
+        until = loop.time() + START_S
+        while (found := rundir.listening(self.folder)) is None:
+            if self.killed:
+                raise Stopped
+            if coordinator.ended:
+                await asyncio.wait([coordinator.copying], timeout=KILLED_S)
+                raise ZmlError(NOT_FORMED, f"the coordinator {coordinator.how()}", self._see("coordinator"))
+            if loop.time() > until:
+                what = f"the coordinator does not listen after {START_S:g} s"
+                raise ZmlError(NOT_FORMED, what, self._see("coordinator"))
+            await self._pause(0.02)
+        return tuple(sorted(found.addresses, key=lambda address: not address.startswith("ipc:")))
+
+    # -- watching --------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Until the coordinator ends: look, show, and see that the cluster forms in time."""
+        coordinator = self.children["coordinator"]
+        loop = asyncio.get_running_loop()
+        formed_by = loop.time() + self.settings.join_timeout_s
+        while not coordinator.ended and not self.killed:
+            status = await self._look()
+            if status is not None:
+                self.viewer.show(status)
+                self.begun = self.begun or status.state != "FORMING"
+                if status.over:
+                    await self._ended(coordinator, GOODBYE_S)
+                    return
+            if not self.begun and not self.killed:
+                await self._must_form(status, late=loop.time() > formed_by)
+            await self._pause(LOOK_EVERY_S)
+
+    async def _must_form(self, status: JobStatus | None, *, late: bool) -> None:
+        """Raise ZmlError if a process has ended before the job began, or if time is up."""
+        for child in self.children.values():
+            if child.ended and child.member != "coordinator":
+                await asyncio.wait([child.copying], timeout=KILLED_S)
+                raise ZmlError(NOT_FORMED, f"{child.member} {child.how()}", self._see(child.member))
+        if late:
+            here = {member.member for member in status.members} if status is not None else set()
+            missing = [member for member in self.children if member not in here and member != "coordinator"]
+            waited = f"{self.settings.join_timeout_s:g} s"
+            raise ZmlError(
+                NOT_FORMED, f"{console.names(missing)} did not join within {waited}", self._see(missing[0])
+            )
+
+    async def _look(self) -> JobStatus | None:
+        """The job's status; None when the coordinator does not answer, which its own end or lease will explain."""
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(self.observer.fetch_status, self.settings), ASK_S)
+        except (ZmlError, TimeoutError):
+            return None
+
+    def _see(self, member: str) -> str:
+        return f"Its log is {self.folder / rundir.LOGS / member}.jsonl."
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, less if something happens."""
+        self.wake.clear()
+        try:
+            await asyncio.wait_for(self.wake.wait(), seconds)
+        except TimeoutError:
+            return
+
+    # -- what they print ---------------------------------------------------------------------------------------
+
+    async def _copy(self, member: str, process: asyncio.subprocess.Process, last: list[str]) -> None:
+        """A worker's stdout is its script's: shown. Everything else a process prints is kept in its log."""
+        assert process.stdout is not None and process.stderr is not None
+        path = self.folder / rundir.LOGS / f"{member}.log"
+        is_worker = member.startswith("w")
+
+        async def keep(stream: asyncio.StreamReader) -> None:
+            async for line in lines_of(stream):
+                last.append(line)
+                del last[:-LAST_LINES]
+                with path.open("a", errors="replace") as file:  # rare: a process that is well prints nothing
+                    file.write(line + "\n")
+
+        async def show(stream: asyncio.StreamReader) -> None:
+            async for line in lines_of(stream):
+                self._script_line(member, line)
+
+        await asyncio.gather(
+            show(process.stdout) if is_worker else keep(process.stdout), keep(process.stderr)
+        )
+        await process.wait()
+        self.wake.set()
+
+    def _script_line(self, member: str, line: str) -> None:
+        keep = self.settings.keep_output
+        if keep == "all":
+            self.viewer.script_line(f"{member} | {line}")
+        elif keep == "first" and member == self._speaker():
+            self.viewer.script_line(line)
+
+    def _speaker(self) -> str:
+        """The first worker; if it was lost, the next one, so that a run does not fall silent."""
+        for worker in range(len(self.devices)):
+            child = self.children.get(f"w{worker}")
+            if child is None or child.process.returncode in (None, 0):
+                return f"w{worker}"
+        return ""
+
+    # -- ending --------------------------------------------------------------------------------------------------
+
+    def interrupt(self, number: int) -> None:
+        """The first signal drains, if there is anything to drain; the second kills."""
+        self.interrupts += 1
+        name = signal.Signals(number).name
+        if self.interrupts == 1:
+            self.interrupted_by = number
+        if not self.begun:
+            self._kill(f"{name}, before the job had begun")
+        elif self.interrupts == 1:
+            self.draining = asyncio.ensure_future(self._drain(name))
+        else:
+            self._kill(f"{name}, again")
+        self.wake.set()
+
+    async def _drain(self, name: str) -> None:
+        """Ask the coordinator for an orderly end; if it cannot, or takes too long, end without order."""
+        self.viewer.say("draining: the workers finish their step and save; press Ctrl-C again to stop now")
+        try:
+            asked = asyncio.to_thread(self.observer.request_drain, self.settings, f"{name} at zml run")
+            await asyncio.wait_for(asked, ASK_S)
+        except (ZmlError, TimeoutError) as error:
+            self._kill(f"the coordinator could not be asked to drain: {error}")
+            return
+        await asyncio.sleep(self.settings.drain_s)
+        self._kill(f"the drain is not over after {self.settings.drain_s:g} s")
+
+    def _kill(self, because: str) -> None:
+        if not self.killed:
+            self.killed = because
+            self.viewer.say(f"stopping now: {because}")
+        self.wake.set()
+
+    async def _goodbye(self) -> None:
+        """After the job the members end by themselves; who does not, is killed."""
+        if self.killed:
+            return
+        late = [child for child in self.children.values() if not await self._ended(child, GOODBYE_S)]
+        if late:
+            self.viewer.say(
+                f"killing {console.names([child.member for child in late])}: still there {GOODBYE_S:g} s after the job"
+            )
+
+    async def _ended(self, child: Child, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(child.process.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _kill_all(self) -> None:
+        """SIGKILL to whatever is left. Agents' scripts die with their agents: the kernel sees to it."""
+        for child in self.children.values():
+            if not child.ended:
+                child.process.kill()
+        copying = [child.copying for child in self.children.values()]
+        if copying:
+            # A script's own children may hold the pipe open; they are not worth waiting for.
+            _, pending = await asyncio.wait(copying, timeout=KILLED_S)
+            for task in pending:
+                task.cancel()
+
+
+def environment(environ: Mapping[str, str], settings: Settings, threads: int | None) -> dict[str, str]:
+    """What a process of the run is told: all settings, whose child it is, and how many threads to compute with."""
+    told = {key: value for key, value in environ.items() if key != "ZML_CONFIG"}
+    told |= as_environment(settings) | tether.environment()
+    told |= {"ZML_BIND": "", "ZML_RUN_DIR": "", "PYTHONUNBUFFERED": "1"}  # said by flags, differently to each
+    if threads is not None:
+        told.setdefault("OMP_NUM_THREADS", str(threads))
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):  # a checkout
+        told["PYTHONPATH"] = os.pathsep.join(part for part in (told.get("PYTHONPATH", ""), root) if part)
+    return told
+
+
+def listen(sockets: Path, member: str) -> list[str]:
+    """Flags: a port that the operating system chooses, and a socket that only this user reaches."""
+    return ["--bind", ANY_PORT, "--bind", f"ipc://{sockets}/{member}"]
+
+
+def private_folder() -> Path:
+    """For sockets, mode 0700, with a path that is short enough for one."""
+    folder = Path(tempfile.mkdtemp(prefix="zml-"))
+    if len(os.fsencode(folder)) > SOCKET_PATH_BYTES:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="zml-", dir="/tmp"))
+    return folder
+
+
+async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Lines without their ends; a very long one in pieces."""
+    rest = b""
+    while data := await stream.read(LINE_BYTES):
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace").removesuffix("\r")
+        if len(rest) >= LINE_BYTES:
+            yield rest.decode(errors="replace")
+            rest = b""
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def run(resolved: Resolved, script: str, args: list[str], devices: Sequence[str]) -> int:
+    """The command: returns the exit code of the job, 128 + n after signal n. Raises ZmlError."""
+    from .. import observe
+
+    folder = rundir.create(resolved, script, args)
+    viewer = console.viewer(sys.stdout, sys.stderr)
+    local: LocalRun | None = None
+    try:
+
+        async def main() -> JobStatus | None:
+            nonlocal local
+            local = LocalRun(resolved, folder, script, args, devices, viewer, observe)
+            return await local.run()
+
+        status = asyncio.run(main())
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        viewer.close()
+    assert local is not None
+    out = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+    if status is not None:
+        report.print_report(msgspec.structs.replace(status, run_dir=shown(folder)), out)
+    if local.interrupted_by:
+        if status is None:
+            print(f"stopped; run directory: {shown(folder)}", file=sys.stderr)
+        return 128 + local.interrupted_by
+    if status is None:
+        coordinator = local.children["coordinator"]
+        raise ZmlError(
+            LOST, f"the coordinator {coordinator.how()}", f"Its log is in {shown(folder / rundir.LOGS)}."
+        )
+    return status.exit_code if status.exit_code is not None else 1
+
+
+def shown(path: Path) -> str:
+    """A path as a person in this folder would write it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

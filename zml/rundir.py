@@ -1,0 +1,107 @@
+"""The run directory: one folder per run that holds its settings, events, logs and end.
+
+    runs/2026-03-01T12-30-00-train-1a2b/
+        config.json         every setting with its origin, the script and its arguments
+        coordinator.json    where the coordinator listens, while it does
+        events.jsonl        what was decided and why
+        status.json         how it ended
+        logs/               one file of JSON lines per process, and what scripts printed
+
+It can be read at any time, by people and by `zml status`; nothing in it is needed to run.
+"""
+
+import json
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from . import __version__, status
+from .config import Resolved
+from .errors import USAGE, ZmlError
+from .status import JobStatus
+
+CONFIG = "config.json"
+COORDINATOR = "coordinator.json"
+STATUS = "status.json"
+LOGS = "logs"
+
+
+class Listening(msgspec.Struct, frozen=True):
+    """coordinator.json."""
+
+    addresses: list[str]
+    pid: int
+    job: str = ""
+
+
+def new_name(script: str, now: float) -> str:
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(script).stem) or "run"
+    return f"{time.strftime('%Y-%m-%dT%H-%M-%S', time.localtime(now))}-{stem[:40]}-{secrets.token_hex(2)}"
+
+
+def create(resolved: Resolved, script: str, args: Sequence[str]) -> Path:
+    """A fresh folder, absolute: the one in the settings, else a new one below `runs`. Raises ZmlError."""
+    settings = resolved.settings
+    folder = Path(settings.run_dir or Path(settings.runs, new_name(script, time.time()))).absolute()
+    if (folder / CONFIG).exists():
+        raise ZmlError(USAGE, f"{folder} already holds a run", "Choose another --run-dir, or leave it out.")
+    try:
+        (folder / LOGS).mkdir(parents=True, exist_ok=True)
+        about: dict[str, Any] = {
+            "zml": __version__,
+            "python": sys.version.split()[0],
+            "started_at": time.time(),
+            "folder": os.getcwd(),
+            "script": script,
+            "args": list(args),
+            **resolved.as_json(),
+        }
+        (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+    except OSError as error:
+        raise ZmlError(
+            USAGE, f"cannot write to {folder}: {error.strerror}", "Choose another folder with --run-dir."
+        ) from None
+    return folder
+
+
+def listening(folder: Path) -> Listening | None:
+    """Where the run's coordinator listens; None before it does."""
+    try:
+        return msgspec.json.decode((folder / COORDINATOR).read_bytes(), type=Listening)
+    except (OSError, msgspec.MsgspecError):  # not there, or half written
+        return None
+
+
+def last_status(folder: Path) -> JobStatus | None:
+    """How the run ended; None if it has not."""
+    try:
+        return status.decode((folder / STATUS).read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def running(runs: Path) -> list[Path]:
+    """Runs below `runs` whose coordinator is alive on this machine, the newest first."""
+    found = []
+    for file in sorted(runs.glob(f"*/{COORDINATOR}"), reverse=True):
+        here = listening(file.parent)
+        if here is not None and last_status(file.parent) is None and alive(here.pid):
+            found.append(file.parent)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
