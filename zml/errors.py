@@ -119,6 +119,13 @@ BAD_KEYS = page(
     new set.""",
     exit_code=3,
 )
+NOT_FORMED = page(
+    "ZML-E208",
+    "the cluster did not form",
+    """A process that was asked for did not start, or did not reach the coordinator in time. The message names it; the
+    end of its log says why. The time allowed is the setting join_timeout_s.""",
+    exit_code=4,
+)
 NOT_JOINED = page(
     "ZML-E501",
     "the script has not joined",
@@ -185,7 +192,9 @@ TENSOR = page(
     """Parameters are dense tensors of float16, bfloat16, float32 or float64 that exist in memory. Complex, integer, sparse,
     sharded (DTensor), lazy and meta parameters, and sparse gradients, are refused by name.""",
 )
-EMPTY_MODEL = page("ZML-E516", "the model has no parameters", "There is nothing to train in the model given to zml.join.")
+EMPTY_MODEL = page(
+    "ZML-E516", "the model has no parameters", "There is nothing to train in the model given to zml.join."
+)
 STEPPED = page(
     "ZML-E517",
     "the optimizer has already made steps",
