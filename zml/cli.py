@@ -294,6 +294,36 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 
 
 @main.command(context_settings=CONTEXT)
+@click.argument("folder")
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="A key of this name; may be repeated.  [default: coordinator and worker]",
+)
+def keys(folder: str, names: tuple[str, ...]) -> int:
+    """Make CURVE keys for a cluster that several machines share.
+
+    FOLDER gets a secret key per name, for its owner only, and authorized.toml, for everybody. Names that are
+    already there stay; further names are added to them.
+    """
+    from .link import LISTENER, WORKER
+    from .transport.errors import BadKeys
+    from .transport.keys import make_keys
+
+    try:
+        written = make_keys(folder, names or (LISTENER, WORKER))
+    except (BadKeys, OSError) as error:
+        raise ZmlError(errors.BAD_KEYS, str(error)) from None
+    for path in written:
+        whom = "for its owner only" if path.suffix == ".key" else "for every machine"
+        click.echo(f"{path}  {whom}")
+    click.echo(f"Give --keys {folder} to every role.")
+    return 0
+
+
+@main.command(context_settings=CONTEXT)
 @click.option("--json", "as_json", is_flag=True, help="For bug reports.")
 def doctor(as_json: bool) -> int:
     """Is this machine fit to take part?
