@@ -1,0 +1,585 @@
+"""The store, alone and with a worker's replica: whole steps or none, torch's bits, and deltas that lead everywhere."""
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from torch import Tensor
+
+from zml.binding import Binding
+from zml.codec import (
+    UNKNOWN,
+    BadFrame,
+    Buffer,
+    Codec,
+    Header,
+    Kind,
+    by_name,
+    cut,
+    parse,
+    read_parameters,
+    split,
+)
+from zml.codec.dense import Bf16, join
+from zml.codec.frame import expect
+from zml.hyper import BadHyper, Hyper, OptimizerSpec, hyper_of
+from zml.layout import Bucket, Chunk, Layout, buckets
+from zml.replica import Replica
+from zml.store import Staged, Store
+
+
+class Net(torch.nn.Module):
+    """Small, with a branch that is not always used and a frozen table."""
+
+    def __init__(self, seed: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table = torch.nn.Embedding(13, 6).requires_grad_(False)
+        self.first = torch.nn.Linear(6, 11)
+        self.branch = torch.nn.Linear(11, 11)
+        self.norm = torch.nn.LayerNorm(11)
+        self.last = torch.nn.Linear(11, 3)
+
+    def forward(self, x: Tensor, branch: bool) -> Tensor:
+        hidden = torch.relu(self.first(self.table(x)))
+        if branch:
+            hidden = hidden + self.branch(hidden)
+        out: Tensor = self.last(self.norm(hidden))
+        return out
+
+
+def optimizer_of(model: torch.nn.Module, name: str, **options: Any) -> torch.optim.Optimizer:
+    """Two groups, as users make them: matrices with weight decay, the rest without."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(groups, lr=0.05, **options)
+    return optimizer
+
+
+class Worker:
+    """The compute half of a worker, without a network: gathers, encodes, and takes what shards send."""
+
+    def __init__(self, model: torch.nn.Module, layout: Layout, found: Sequence[Bucket], codec: str) -> None:
+        self.layout = layout
+        self.buckets = found
+        self.codec = by_name(codec)
+        self.binding = Binding(layout, model)
+        self.replica = Replica(self.binding, by_name(codec))
+        self.residual = {c.index: None if self.codec.lossless else torch.zeros(c.size) for c in layout.chunks}
+
+    def push(self) -> list[Staged]:
+        return [self._push(bucket) for bucket in self.buckets if not bucket.frozen]
+
+    def _push(self, bucket: Bucket) -> Staged:
+        into = {
+            index: torch.full((self.layout.chunks[index].size,), 9.0)
+            for index in range(len(self.layout.chunks))
+        }
+        absent = frozenset(p for p in bucket.parameters if not self.binding.gather(p, into))
+        payload = b""
+        for index in bucket.chunks:
+            chunk = self.layout.chunks[index]
+            if {segment.parameter for segment in chunk.segments} <= absent:
+                continue
+            out = bytearray(self.codec.bound(chunk))
+            size = self.codec.encode(chunk, into[index], self.residual[index], memoryview(out), absent)
+            payload += out[:size]
+        return Staged(split(payload, bucket.chunks), absent)
+
+    def pull(self, store: Store) -> None:
+        for bucket in self.buckets:
+            if bucket.chunks[0] in store.chunks:
+                have = [self.replica.versions[index] for index in bucket.chunks]
+                self.replica.take(bucket.chunks, *store.pull_bucket(bucket.chunks, have))
+
+
+def cluster(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, codec: str, shards: int = 2, chunk: int = 32
+) -> tuple[Layout, list[Store], tuple[Bucket, ...]]:
+    layout = Layout.of(model, optimizer, chunk)
+    placement = [index % shards for index in range(len(layout.chunks))]
+    spec = OptimizerSpec.of(optimizer)
+    stores = []
+    for shard in range(shards):
+        mine = [index for index in range(len(layout.chunks)) if placement[index] == shard]
+        stores.append(Store(layout, mine, spec, by_name(codec)))
+    found = buckets(layout, placement, 3)
+    binding = Binding(layout, model)
+    for bucket in found:
+        payload = b""
+        for index in bucket.chunks:
+            values = torch.empty(layout.chunks[index].size)
+            binding.read(index, values)
+            payload += values.numpy().tobytes()
+        assert not stores[bucket.shard].ready
+        stores[bucket.shard].load_bucket(bucket.chunks, payload)
+    assert all(store.ready for store in stores)
+    return layout, stores, found
+
+
+def backward(model: torch.nn.Module, step: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(100 * seed + step)
+    x = torch.randint(0, 13, (8,), generator=random)
+    y = torch.randint(0, 3, (8,), generator=random)
+    model.zero_grad()
+    torch.nn.functional.cross_entropy(model(x, step % 3 != 1), y).backward()
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in pairs)
+
+
+def of_shard(pushes: list[Staged], store: Store) -> list[Staged]:
+    return [staged for staged in pushes if staged.frames.keys() <= set(store.chunks)]
+
+
+class Mean(Bf16):
+    """A codec with tiny deltas, as sparse ones have: one number, which moves every element of the chunk."""
+
+    name = "mean"
+    id = 77
+
+    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int) -> bytes:
+        step = torch.sub(w, p).mean().reshape(1)
+        p.add_(step)
+        return join(Header(self.id, Kind.DELTA, chunk.index, base, 4), step)
+
+    def advance(self, chunk: Chunk, frame: Buffer, p: Tensor, base: int) -> None:
+        if expect(frame, self.id, Kind.DELTA, chunk.index, base).body != 4:
+            raise BadFrame("one number")
+        p.add_(struct.unpack_from("<f", frame, 16)[0])
+
+
+def codec_of(name: str) -> Codec:
+    return Mean() if name == "mean" else by_name(name)
+
+
+# -- against torch -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SGD", {"momentum": 0.9, "nesterov": True}),
+        ("Adam", {"amsgrad": True}),
+        ("AdamW", {}),
+        ("Adagrad", {}),
+        ("RMSprop", {"centered": True, "momentum": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("chunk", [32, 65_536])
+def test_one_worker_trains_as_torch_alone_does(name: str, options: dict[str, Any], chunk: int) -> None:
+    alone, model = Net(), Net()
+    optimizer, schedule = optimizer_of(alone, name, **options), optimizer_of(model, name, **options)
+    layout, stores, found = cluster(model, schedule, "none", chunk=chunk)
+    worker = Worker(model, layout, found, "none")
+    for store in stores:
+        worker.pull(store)
+    for step in range(8):
+        for each in (optimizer, schedule):
+            each.param_groups[0]["lr"] = 0.05 / (1 + step)
+        backward(alone, step, 0)
+        optimizer.step()
+        backward(model, step, 0)
+        pushes = worker.push()
+        for store in stores:
+            store.apply([of_shard(pushes, store)], hyper_of(schedule))
+            worker.pull(store)
+        assert same(alone, model)
+
+
+def test_workers_train_with_the_mean_of_their_gradients_and_absent_ones_count_as_zero() -> None:
+    alone, models = Net(), [Net() for _ in range(3)]
+    optimizer = optimizer_of(alone, "AdamW")
+    layout, stores, found = cluster(models[0], optimizer_of(models[0], "AdamW"), "none")
+    workers = [Worker(model, layout, found, "none") for model in models]
+    for step in range(6):
+        for index, model in enumerate(models):
+            backward(model, step + index, index)  # in each step one of the three does not use the branch
+        gradients = [[p.grad for p in model.parameters()] for model in models]
+        for parameter, several in zip(alone.parameters(), zip(*gradients, strict=True), strict=True):
+            there = [torch.zeros_like(parameter) if g is None else g for g in several]
+            if parameter.requires_grad:
+                parameter.grad = (there[0] + there[1] + there[2]) / 3
+        optimizer.step()
+        pushes = [worker.push() for worker in workers]
+        for store in stores:
+            store.apply([of_shard(own, store) for own in pushes], hyper_of(optimizer))
+            for worker in workers:
+                worker.pull(store)
+        assert all(same(alone, model) for model in models)
+
+
+def test_with_bf16_replicas_are_the_same_and_near_the_exact_parameters() -> None:
+    models = [Net() for _ in range(3)]
+    optimizer = optimizer_of(models[0], "AdamW")
+    layout, stores, found = cluster(models[0], optimizer, "bf16")
+    workers = [Worker(model, layout, found, "bf16") for model in models]
+    for step in range(9):
+        for index, model in enumerate(models):
+            backward(model, step, index)
+        pushes = [worker.push() for worker in workers]
+        for store in stores:
+            store.apply([of_shard(own, store) for own in pushes], hyper_of(optimizer))
+            for worker in workers[: 3 if step % 4 == 3 else 2]:  # the third asks seldom: several deltas, or p
+                worker.pull(store)
+        if step % 4 == 3:
+            assert same(models[0], models[2])
+        assert same(models[0], models[1])
+    late = Worker(Net(seed=9), layout, found, "bf16")
+    for store in stores:
+        late.pull(store)
+    assert late.replica.versions == workers[0].replica.versions
+    assert all(
+        torch.equal(a, b) for a, b in zip(late.binding.parameters, workers[0].binding.parameters, strict=True)
+    )
+
+
+# -- one chunk, by hand -----------------------------------------------------------------------------------------
+
+
+def small(codec: str = "none", shapes: Sequence[tuple[int, ...]] = ((4,), (2,)), chunk: int = 8) -> Store:
+    layout = Layout.build([(f"p{i}", shape, 0) for i, shape in enumerate(shapes)], 1, chunk)
+    return Store(layout, range(len(layout.chunks)), OptimizerSpec("SGD", ({},)), codec_of(codec))
+
+
+def numbers(lr: float = 1.0, momentum: float = 0.0) -> list[Hyper]:
+    model = torch.nn.Linear(1, 1)
+    return hyper_of(torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum))
+
+
+def staged(store: Store, values: Sequence[float], absent: Sequence[int] = (), chunk: int = 0) -> Staged:
+    codec: Codec = codec_of(store.codec.name)
+    out = bytearray(codec.bound(store.layout.chunks[chunk]))
+    codec.encode(store.layout.chunks[chunk], torch.tensor(values), None, memoryview(out))
+    return Staged({chunk: bytes(out)}, frozenset(absent))
+
+
+def loaded(codec: str = "none") -> Store:
+    store = small(codec)
+    store.load(0, torch.zeros(6).numpy().tobytes())
+    return store
+
+
+def held(store: Store, chunk: int = 0) -> tuple[int, list[float]]:
+    version, frames = store.pull(chunk, UNKNOWN)
+    assert [parse(frame).kind for frame in frames] == [Kind.PARAMETERS]
+    return version, read_parameters(store.layout.chunks[chunk], frames[0], version).tolist()
+
+
+def test_a_chunk_begins_at_version_zero_with_what_was_loaded() -> None:
+    store = small()
+    assert (store.ready, store.version(0)) == (False, UNKNOWN)
+    store.load(0, torch.arange(6.0).numpy().tobytes())
+    assert (store.ready, held(store)) == (True, (0, [0, 1, 2, 3, 4, 5]))
+    store.load(0, torch.ones(6).numpy().tobytes())  # the second initialiser, after the first was lost
+    assert held(store) == (0, [1.0] * 6)
+
+
+def test_first_parameters_of_the_wrong_length_or_after_a_step_change_nothing() -> None:
+    store = loaded()
+    for wrong in (b"", bytes(23), bytes(25), bytes(28)):
+        with pytest.raises(BadFrame):
+            store.load(0, wrong)
+    store.apply([[staged(store, [-1.0] * 6)]], numbers())
+    with pytest.raises(BadFrame):
+        store.load(0, bytes(24))
+    with pytest.raises(BadFrame):
+        store.load(1, bytes(24))
+    assert held(store) == (1, [1.0] * 6)
+
+
+def test_gradients_are_summed_in_order_and_divided_by_the_workers() -> None:
+    store = loaded()
+    pushes = [[staged(store, [value] * 6)] for value in (1e8, 1.0, -1e8)]
+    store.apply(pushes, numbers())
+    wanted = -((torch.tensor(1e8) + 1.0 + -1e8) / 3).item()  # in this order the 1 is lost
+    assert held(store) == (1, [wanted] * 6)
+    store.apply([pushes[0], pushes[2], pushes[1]], numbers())
+    assert held(store) == (2, [wanted - torch.tensor(1 / 3).item()] * 6)
+
+
+def test_an_absent_parameter_is_skipped_only_if_no_worker_has_it() -> None:
+    store = loaded()
+    ones = [-1.0] * 6
+    store.apply([[staged(store, ones, absent=[1])], [staged(store, ones)]], numbers())
+    assert held(store) == (1, [1, 1, 1, 1, 0.5, 0.5])
+    store.apply([[staged(store, ones, absent=[1])], [staged(store, ones, absent=[1])]], numbers())
+    assert held(store) == (2, [2, 2, 2, 2, 0.5, 0.5])
+    store.apply([[Staged({}, frozenset({0, 1}))], [staged(store, ones, absent=[0])]], numbers())
+    assert held(store) == (3, [2, 2, 2, 2, 1, 1])
+
+
+def test_a_step_in_which_nobody_has_a_gradient_makes_no_version() -> None:
+    store = loaded()
+    store.apply([[Staged({}, frozenset({0, 1}))], [staged(store, [1.0] * 6, absent=[0, 1])]], numbers())
+    assert held(store) == (0, [0.0] * 6)
+    assert store.pull(0, 0) == (0, [])
+
+
+def test_a_step_with_one_bad_push_changes_nothing_at_all() -> None:
+    store = small(shapes=((8,), (8,)), chunk=8)
+    for chunk in range(2):
+        store.load(chunk, bytes(32))
+    good = [staged(store, [1.0] * 8, chunk=0), staged(store, [1.0] * 8, chunk=1)]
+    frame = good[1].frames[1]
+    bad: list[list[Staged]] = [
+        [good[0], Staged({1: frame[:-1]})],
+        [good[0], Staged({1: good[0].frames[0]})],
+        [good[0], Staged({7: frame})],
+        [good[0]],
+        [good[0], Staged({}, frozenset({0}))],
+        [*good, Staged({}, frozenset({2}))],
+        [*good, Staged({}, frozenset({-1}))],
+        [*good, staged(store, [1.0] * 8, chunk=1)],
+    ]
+    for step in bad:
+        with pytest.raises(BadFrame):
+            store.check_step(step)
+        with pytest.raises(BadFrame):
+            store.apply([good, step], numbers())
+    for wrong in ([], numbers() * 2, [{}], [{**numbers()[0], "lr": math.nan}]):
+        with pytest.raises(BadHyper):
+            store.apply([good], wrong)
+    assert [held(store, chunk) for chunk in range(2)] == [(0, [0.0] * 8)] * 2
+    store.apply([good], numbers())
+    assert [held(store, chunk) for chunk in range(2)] == [(1, [-1.0] * 8)] * 2
+
+
+def test_a_frozen_chunk_takes_no_gradient_and_keeps_version_zero() -> None:
+    layout = Layout.build([("a", (3,), 0), ("ice", (2,), 1)], 1)
+    store = Store(layout, (0, 1), OptimizerSpec("SGD", ({},)), codec_of("none"))
+    store.load_bucket((0, 1), torch.arange(5.0).numpy().tobytes())
+    with pytest.raises(BadFrame, match="frozen"):
+        store.check(staged(store, [1.0, 1.0], chunk=1))
+    store.apply([[staged(store, [1.0, 1.0, 1.0])]], numbers())
+    assert [held(store, chunk) for chunk in (0, 1)] == [(1, [-1.0, 0.0, 1.0]), (0, [3.0, 4.0])]
+
+
+def test_frames_may_be_read_only_memory_and_are_not_kept() -> None:
+    store = loaded()
+    (frame,) = staged(store, [1.0] * 6).frames.values()
+    memory = bytearray(frame)
+    store.apply([[Staged({0: memoryview(memory).toreadonly()})]], numbers(momentum=0.9))
+    memory[16:] = bytes(24)
+    del memory[:]  # a view that still looked at it would forbid this
+    store.apply([[staged(store, [0.0] * 6)]], numbers(momentum=0.9))
+    assert held(store) == (2, pytest.approx([-1.9] * 6))
+
+
+# -- versions, deltas, parameters ---------------------------------------------------------------------------------
+
+
+def test_whoever_has_the_version_gets_nothing_and_whoever_has_none_gets_the_parameters() -> None:
+    for codec in ("none", "bf16"):
+        store = loaded(codec)
+        assert store.pull(0, 0) == (0, [])
+        store.apply([[staged(store, [-1.0] * 6)]], numbers())
+        assert store.pull(0, 1) == (1, []) or codec == "bf16"
+        assert held(store) == (1, [1.0] * 6)
+        assert store.pull(0, 1) == (1, [])
+        assert [parse(f).kind for f in store.pull(0, 99)[1]] == [Kind.PARAMETERS]  # a version of another life
+
+
+def test_a_delta_is_made_once_per_version_and_only_when_somebody_asks() -> None:
+    store = small("mean", ((24,),), 24)
+    store.load(0, bytes(96))
+    for _ in range(3):
+        store.apply([[staged(store, [-1.0] * 24)]], numbers())
+    version, (frame,) = store.pull(0, 0)
+    assert (version, parse(frame)[:4]) == (3, (77, Kind.DELTA, 0, 0))
+    again, (same_frame,) = store.pull(0, 0)
+    assert (again, same_frame is frame) == (3, True)
+    store.apply([[staged(store, [-1.0] * 24)]], numbers())
+    version, frames = store.pull(0, 0)
+    assert (version, [parse(frame).version for frame in frames]) == (4, [0, 3])
+    assert [parse(frame).version for frame in store.pull(0, 3)[1]] == [3]
+    assert [parse(frame).kind for frame in store.pull(0, 1)[1]] == [Kind.PARAMETERS]  # never published
+
+
+def test_the_log_is_never_larger_than_the_parameters() -> None:
+    for codec, most in (("bf16", 1), ("mean", 5)):  # deltas of 64 and of 20 bytes, parameters of 112
+        store = small(codec, ((24,),), 24)
+        store.load(0, bytes(96))
+        for version in range(1, 10):
+            store.apply([[staged(store, [-1.0] * 24)]], numbers())
+            store.pull(0, version - 1)
+            for have in range(version):
+                frames = store.pull(0, have)[1]
+                deltas = [parse(frame).version for frame in frames if parse(frame).kind == Kind.DELTA]
+                assert deltas == (list(range(have, version)) if version - have <= most else [])
+                assert sum(map(len, frames)) <= 112
+
+
+def test_parameters_that_stop_being_finite_are_still_the_same_everywhere() -> None:
+    store = loaded("bf16")
+    layout = store.layout
+    model = torch.nn.ParameterDict({"p0": torch.zeros(4), "p1": torch.zeros(2)})
+    replica = Replica(Binding(layout, model), codec_of("bf16"))
+    replica.take((0,), *store.pull_bucket((0,), (UNKNOWN,)))
+    for _ in range(3):
+        store.apply([[staged(store, [1e38] * 6)]], numbers(lr=1e30))
+        replica.take((0,), *store.pull_bucket((0,), replica.versions))
+        assert model["p0"].tolist() == [-math.inf] * 4
+
+
+def test_what_was_pulled_is_not_changed_by_later_steps() -> None:
+    store = loaded()
+    version, frames = store.pull(0, UNKNOWN)
+    _, _, payload = store.pull_bucket((0,), (UNKNOWN,))
+    store.apply([[staged(store, [1.0] * 6)]], numbers())
+    for frame in (*frames, *cut(payload, 1)):
+        assert read_parameters(store.layout.chunks[0], frame, version).tolist() == [0.0] * 6
+
+
+# -- replicas -----------------------------------------------------------------------------------------------------
+
+
+def mirrored(codec: str = "bf16") -> tuple[Store, Replica, torch.nn.ParameterDict]:
+    store = loaded(codec)
+    model = torch.nn.ParameterDict({"p0": torch.full((4,), 8.0), "p1": torch.full((2,), 8.0)})
+    return store, Replica(Binding(store.layout, model), codec_of(codec)), model
+
+
+def test_a_replica_ends_at_the_version_that_it_was_given() -> None:
+    for codec in ("none", "bf16"):
+        store, replica, model = mirrored(codec)
+        replica.take((0,), *store.pull_bucket((0,), replica.versions))
+        assert (replica.versions, model["p1"].tolist()) == ([0], [0.0, 0.0])
+        store.apply([[staged(store, [-1.0] * 6)]], numbers())
+        replica.take((0,), *store.pull_bucket((0,), replica.versions))
+        replica.take((0,), *store.pull_bucket((0,), replica.versions))
+        assert (replica.versions, model["p1"].tolist()) == ([1], [1.0, 1.0])
+
+
+def test_what_the_script_does_to_its_parameters_does_not_flow_into_the_replica() -> None:
+    store, replica, model = mirrored()
+    replica.take((0,), *store.pull_bucket((0,), replica.versions))
+    with torch.no_grad():
+        model["p0"].fill_(100.0)
+    store.apply([[staged(store, [-1.0] * 6)]], numbers())
+    replica.take((0,), *store.pull_bucket((0,), replica.versions))
+    assert model["p0"].tolist() == [1.0] * 4
+
+
+def test_frames_that_do_not_lead_to_the_version_are_refused() -> None:
+    store, replica, model = mirrored()
+    replica.take((0,), *store.pull_bucket((0,), replica.versions))
+    deltas = []
+    for version in range(2):
+        store.apply([[staged(store, [-1.0] * 6)]], numbers())
+        deltas += store.pull(0, version)[1]
+    first, second = deltas
+    (parameters,) = store.pull(0, UNKNOWN)[1]
+    for version, frames in (
+        (1, []),
+        (0, [first]),
+        (2, [second]),
+        (2, [second, first]),
+        (2, [first, first]),
+        (1, [parameters]),
+        (2, [parameters, second]),
+        (2, [first, parameters]),
+        (2, [b"", first]),
+        (1, [first[:-1]]),
+    ):
+        with pytest.raises(BadFrame):
+            replica.apply(0, version, frames)
+        assert (replica.versions, model["p0"].tolist()) == ([0], [0.0] * 4)
+    for versions, counts, payload in (
+        ([1], [2], first),
+        ([1], [0], first),
+        ([1], [1], b""),
+        ([1, 2], [1], first),
+        ([1], [-1], b""),
+        ([1], [1], first + b"x"),
+    ):
+        with pytest.raises(BadFrame):
+            replica.take((0,), versions, counts, payload)
+    with pytest.raises(BadFrame):
+        mirrored("none")[1].apply(0, 1, [first])
+    replica.take((0,), [2], [2], first + second)
+    assert (replica.versions, model["p0"].tolist()) == ([2], [2.0] * 4)
+
+
+def test_a_replica_that_broke_off_between_two_deltas_goes_on_from_there() -> None:
+    store, replica, model = mirrored()
+    replica.take((0,), *store.pull_bucket((0,), replica.versions))
+    deltas = []
+    for version in range(2):
+        store.apply([[staged(store, [-1.0] * 6)]], numbers())
+        deltas += store.pull(0, version)[1]
+    damaged = bytearray(deltas[1])
+    damaged[0] = 9
+    with pytest.raises(BadFrame):
+        replica.apply(0, 2, [deltas[0], bytes(damaged)])
+    assert replica.versions == [1]
+    replica.take((0,), *store.pull_bucket((0,), replica.versions))
+    assert (replica.versions, model["p0"].tolist()) == ([2], [2.0] * 4)
+
+
+class Cluster(RuleBasedStateMachine):
+    """Steps, pulls and late workers in any order: replicas of one version are one, whatever way they came."""
+
+    @initialize(codec=st.sampled_from(["none", "bf16", "mean"]))
+    def begin(self, codec: str) -> None:
+        layout = Layout.build([("a", (9,), 0), ("b", (4,), 0), ("c", (3,), 1)], 2, 8)
+        spec = OptimizerSpec("SGD", ({}, {}))
+        self.store = Store(layout, range(len(layout.chunks)), spec, codec_of(codec))
+        self.random = torch.Generator().manual_seed(0)
+        for chunk in layout.chunks:
+            self.store.load(chunk.index, torch.randn(chunk.size, generator=self.random).numpy().tobytes())
+        self.replicas: list[Replica] = []
+        self.seen: dict[tuple[int, int], Tensor] = {}  # by chunk and version
+
+    @rule(absent=st.sets(st.integers(0, 2)), workers=st.integers(1, 3))
+    def step(self, absent: set[int], workers: int) -> None:
+        def push() -> list[Staged]:
+            pushes = []
+            for chunk in self.store.layout.chunks:
+                values = torch.randn(chunk.size, generator=self.random).tolist()
+                pushes.append(staged(self.store, values, tuple(absent), chunk.index))
+            return pushes
+
+        self.store.apply([push() for _ in range(workers)], numbers(lr=0.1, momentum=0.9) * 2)
+
+    @rule()
+    def come(self) -> None:
+        if len(self.replicas) < 4:
+            model = torch.nn.ParameterDict({"a": torch.zeros(9), "b": torch.zeros(4), "c": torch.zeros(3)})
+            self.replicas.append(Replica(Binding(self.store.layout, model), codec_of(self.store.codec.name)))
+
+    @rule(data=st.data())
+    def pull(self, data: st.DataObject) -> None:
+        if not self.replicas:
+            return
+        replica = data.draw(st.sampled_from(self.replicas))
+        chunks = data.draw(st.lists(st.sampled_from(self.store.chunks), unique=True))
+        have = [replica.versions[chunk] for chunk in chunks]
+        replica.take(chunks, *self.store.pull_bucket(chunks, have))
+        for chunk in chunks:
+            assert replica.versions[chunk] == self.store.version(chunk)
+            values = torch.empty(self.store.layout.chunks[chunk].size)
+            replica._binding.read(chunk, values)
+            known = self.seen.setdefault((chunk, replica.versions[chunk]), values)
+            assert torch.equal(known.view(torch.int32), values.view(torch.int32))
+
+    @invariant()
+    def the_log_is_bounded(self) -> None:
+        for one in self.store._held.values():
+            assert one.log_bytes == sum(len(frame) for _, frame in one.log) <= len(one.dense)
+            assert not (one.log and self.store.codec.lossless)
+
+
+TestCluster = Cluster.TestCase
+TestCluster.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
