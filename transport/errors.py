@@ -51,19 +51,20 @@ class PeerLost(TransportError):
 
 
 class DeadlineExceeded(TransportError):
-    """No reply in time. The request may still have been applied, and its payload may still be on its way out:
-    do not write into the buffer that was handed over; take another."""
+    """No reply in time. If `sent`, the request may still have been applied, and its payload may still be on its
+    way out: do not write into the buffer that was handed over; take another."""
 
-    def __init__(self, peer: str, message: str, seconds: float, because: str = "") -> None:
+    def __init__(
+        self, peer: str, message: str, seconds: float, because: str = "", *, sent: bool = True
+    ) -> None:
         hint = f" ({because})" if because else ""
-        super().__init__(
-            f"{peer} did not answer {message} within {seconds:g} s{hint}. "
-            "The request may still have been applied."
-        )
+        outcome = "The request may still have been applied." if sent else "The request was never sent."
+        super().__init__(f"{peer} did not answer {message} within {seconds:g} s{hint}. {outcome}")
         self.peer = peer
         self.message = message
         self.seconds = seconds
         self.because = because
+        self.sent = sent
 
 
 class Refused(TransportError):

@@ -112,6 +112,7 @@ class Envelope(Struct, frozen=True, kw_only=True):
     payload: memoryview | None = None
     size: int = NO_PAYLOAD  # bytes of the payload, wherever it is
     slot: int = NO_SLOT  # of the sender's ring, where the payload is in shared memory
+    again: bool = False  # not on the wire: sent before, so it had better not go through shared memory
 
 
 class Vocabulary:

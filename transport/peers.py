@@ -128,7 +128,7 @@ class Endpoint(Protocol):
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where it can be reached, real ports filled in. Empty before `start`, and for one that binds nothing."""
+        """Where it can be reached, real ports filled in. Empty before `start`, and without a bind."""
 
     async def start(self) -> None:
         """Bind. Raises AddressInUse, OpenBind or BadAddress."""
@@ -165,7 +165,7 @@ class Endpoint(Protocol):
         """Say goodbye to everybody, stop handlers, free everything. Requests under way end with PeerLost."""
 
 
-# May this peer, with this key (None without keys), come in under this name? None: yes. A sentence: no, and why.
+# May this key (None without keys) come in under this name? None: yes. A sentence: no, and why.
 Admit = Callable[[str, str | None], str | None]
 
 

@@ -1,0 +1,62 @@
+"""How long may a peer be silent? Long enough for the jitter that it has shown, and for our own.
+
+Hayashibara et al., "The phi accrual failure detector", SRDS 2004: judge a silence by the intervals seen before.
+Dadgar et al., "Lifeguard: local health awareness for more accurate failure detection", DSN 2018: a process that
+was itself held up has not heard, which is no evidence against anybody. Reads no clock.
+"""
+
+from collections import deque
+from math import sqrt
+from typing import Final
+
+SAMPLES: Final = 64
+DEVIATIONS: Final = (
+    8.0  # phi 8 lies at 5.6 deviations of a normal distribution; real pauses have longer tails
+)
+
+
+class Liveness:
+    """One peer's silences. Times in seconds, by the caller's clock."""
+
+    def __init__(self, now: float, *, interval_s: float, floor_s: float, most_s: float) -> None:
+        self.last_heard = now
+        self._interval_s = interval_s
+        # Three pings must be missed at least, however short the floor.
+        self._floor_s = max(floor_s, 3 * interval_s)
+        self._most_s = max(most_s, self._floor_s)
+        self._gaps: deque[float] = deque(maxlen=SAMPLES)
+        self._sampled_at = now
+        self._limit_s = self._floor_s
+
+    @property
+    def limit_s(self) -> float:
+        """A longer silence means that the peer is lost."""
+        return self._limit_s
+
+    @property
+    def deadline(self) -> float:
+        return self.last_heard + self._limit_s
+
+    def heard(self, now: float) -> None:
+        """Anything at all has come from the peer."""
+        self.last_heard = now
+        gap = now - self._sampled_at
+        # Under bulk traffic thousands of gaps near zero would say nothing about how long a pause can be.
+        if gap * 2 >= self._interval_s:
+            self._sampled_at = now
+            self._gaps.append(gap)
+            self._limit_s = self._fit()
+
+    def forgive(self, seconds: float) -> None:
+        """We were held up ourselves for so long: that part of the silence is ours."""
+        self.last_heard += seconds
+        self._sampled_at += seconds
+
+    def resume(self, now: float) -> None:
+        """The peer is back after a break that was no jitter."""
+        self.last_heard = self._sampled_at = now
+
+    def _fit(self) -> float:
+        mean = sum(self._gaps) / len(self._gaps)
+        deviation = sqrt(sum((gap - mean) ** 2 for gap in self._gaps) / len(self._gaps))
+        return min(max(mean + DEVIATIONS * deviation + self._interval_s, self._floor_s), self._most_s)

@@ -1,0 +1,692 @@
+"""One peer, without I/O and without a clock: requests and replies, duplicates, credit, liveness.
+
+Driven by three things: the user (`request`, `reply`, `notify`), the network (`receive`) and the clock (`tick`, to be
+called at `next_deadline()`). What is to be sent collects in `outbox`; what has happened comes back as events.
+
+The rules. Every request ends exactly once: answered, refused, expired or aborted. The receiver hands it to its
+handler at most once (idempotent ones perhaps again), because it remembers every id from the sender's `floor` on:
+the sender says with each envelope below which id all its requests have ended. The payload bytes of unanswered
+requests never exceed the credit that the receiver granted last. Requests leave in the order in which they were made.
+
+A session is named by a number that the side that dialled has chosen: its life (random, once per process) and a count.
+When the other side does not know the number (it restarted, or gave the peer up), nothing may be resent, as it might
+be handled twice: requests under way are aborted and a new number is taken.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+
+from .errors import Congested, RemoteProtocolError
+from .frames import NO_PAYLOAD, Bye, Envelope, Freed, Hello, Kind, No, RingOffer, Stranger, Welcome
+from .liveness import Liveness
+from .peers import Limits
+
+WINDOW: Final = 16_384  # ids that a receiver remembers beyond the floor
+NOTICES: Final = 1024  # ids of notices in which a duplicate is recognised
+LINKS: Final = 1 << 24  # sessions of one life
+LIVES: Final = 1 << 39
+HELLO_S: Final = 0.25
+HELLO_MOST_S: Final = 2.0
+_NEVER: Final = float("inf")
+
+
+class State(Enum):
+    DIALLING = auto()  # hello sent, or sent again; requests wait
+    OPEN = auto()
+    CLOSED = auto()
+
+
+class Handle(NamedTuple):
+    """Give this to the handler, then `reply` or `refuse` with the same number and id. A notice has id 0."""
+
+    number: int
+    id: int
+    message: Struct
+    payload: memoryview | None
+
+
+class Answered(NamedTuple):
+    id: int
+    message: Struct
+    payload: memoryview | None
+
+
+class RefusedBy(NamedTuple):
+    id: int
+    code: str
+    because: str
+
+
+class Expired(NamedTuple):
+    """The deadline has passed. `sent` False: it never left, so it was not applied."""
+
+    id: int
+    sent: bool
+
+
+class Aborted(NamedTuple):
+    """The session that carried this request is over: it may have been applied."""
+
+    id: int
+    because: str
+
+
+class Opened(NamedTuple):
+    """The other side has answered the hello. `resumed`: what was under way goes on."""
+
+    resumed: bool
+
+
+class Silent(NamedTuple):
+    """Nothing was heard for too long. A side that dialled dials again; the other closes the session."""
+
+    because: str
+
+
+class Renewed(NamedTuple):
+    """The other side does not know the session (any more); a new hello with a new number is under way."""
+
+    because: str
+
+
+class Left(NamedTuple):
+    """The peer has said goodbye."""
+
+    because: str
+
+
+class Mapped(NamedTuple):
+    """The peer has mapped our ring."""
+
+
+class FreedSlots(NamedTuple):
+    slots: list[int]
+
+
+Event = (
+    Handle | Answered | RefusedBy | Expired | Aborted | Opened | Silent | Renewed | Left | Mapped | FreedSlots
+)
+
+
+class _Pending:
+    """A request of ours that has not ended."""
+
+    __slots__ = ("attempts", "deadline", "message", "payload", "resend_at", "size")
+
+    def __init__(self, message: Struct, payload: memoryview | None, deadline: float) -> None:
+        self.message = message
+        self.payload = payload
+        self.size = 0 if payload is None else payload.nbytes
+        self.deadline = deadline
+        self.attempts = 0  # 0: it has never left
+        self.resend_at = _NEVER
+
+
+class Session:
+    """See the module. `granted` says how many bytes the peer may have unanswered here; it may change."""
+
+    def __init__(
+        self,
+        peer: str,
+        number: int,
+        *,
+        limits: Limits,
+        now: float,
+        dialled: bool,
+        name: str,
+        idempotent: Callable[[Struct], bool],
+        granted: Callable[[], int],
+        next_number: Callable[[], int] | None = None,
+        peer_requests: int = 1,
+        peer_credit: int = 0,
+        peer_ping_s: float | None = None,
+    ) -> None:
+        self.peer = peer
+        self.number = number
+        self.dialled = dialled
+        self.state = State.DIALLING if dialled else State.OPEN
+        self.outbox: deque[Envelope] = deque()
+        self.ring: RingOffer | None = None  # goes out with the next hello or welcome
+        self.rtt_s = 0.0  # smoothed; 0 before the first pong
+        self.outstanding = 0  # requests of ours that have left and not ended
+        self.outstanding_bytes = 0  # and their payloads: never above `credit`
+        self.credit = peer_credit
+        self.duplicates = 0  # requests and notices that came again
+
+        self._name = name
+        self._limits = limits
+        self._idempotent = idempotent
+        self._granted = granted
+        self._next_number = next_number
+        self._peer_requests = peer_requests
+        self._liveness = Liveness(
+            now,
+            interval_s=peer_ping_s or limits.ping_s,
+            floor_s=limits.silence_s,
+            most_s=limits.silence_most_s,
+        )
+        # Requests of ours.
+        self._next_id = 1
+        self._floor = 1  # the lowest id that has not ended
+        self._pending: dict[int, _Pending] = {}
+        self._waiting: deque[int] = deque()  # those that have not left, oldest first; may hold ended ids
+        self._alarm = _NEVER  # not later than any deadline or resend of a pending request
+        # Requests of the peer. Every id from `_peer_floor` on that ever came is in `_running` or `_done`.
+        self._peer_floor = 1
+        self._running: dict[int, tuple[int, bool]] = {}  # bytes, idempotent
+        self._running_bytes = 0
+        self._most_granted = limits.credit_bytes
+        self._done: set[int] = set()
+        self._kept: OrderedDict[int, Envelope] = OrderedDict()  # replies, of ids in `_done`
+        self._kept_bytes = 0
+        # Notices.
+        self._next_notice = 1
+        self._notice_high = 0
+        self._notices_seen = 0  # bit k: notice `_notice_high - k` has come
+        # Hello and ping.
+        self._opened_once = not dialled
+        self._hello_at = now if dialled else _NEVER
+        self._hello_s = HELLO_S
+        self._ping_at = _NEVER
+        self._ping_id = 0
+        self._pinged_at = now
+
+    # -- what the user does -------------------------------------------------------------------------
+
+    def request(self, message: Struct, payload: memoryview | None, *, deadline: float, now: float) -> int:
+        """Take a request; it leaves at once if it may. The id comes back in the event that ends it."""
+        if len(self._pending) - self.outstanding >= self._limits.waiting:
+            raise Congested(self.peer, len(self._pending) - self.outstanding)
+        number = self._next_id
+        self._next_id += 1
+        self._pending[number] = _Pending(message, payload, deadline)
+        self._waiting.append(number)
+        self._alarm = min(self._alarm, deadline)
+        self._send_waiting(now)
+        return number
+
+    def give_up(self, number: int, now: float) -> None:
+        """Nobody waits for this request any more. It may still be applied."""
+        if number in self._pending:
+            self._settle(number)
+            self._send_waiting(now)
+
+    def notify(self, message: Struct, payload: memoryview | None) -> bool:
+        """Send a notice; False if the peer is not connected."""
+        if self.state is not State.OPEN:
+            return False
+        self._put(Kind.NOTICE, self._next_notice, message, payload)
+        self._next_notice += 1
+        return True
+
+    def reply(self, number: int, request: int, message: Struct, payload: memoryview | None) -> None:
+        """Answer a request of the peer; too late for another session it is forgotten."""
+        self._finish(number, request, self._envelope(Kind.REPLY, request, message, payload))
+
+    def refuse(self, number: int, request: int, code: str, because: str) -> None:
+        self._finish(number, request, self._envelope(Kind.REFUSAL, request, _no(code, because), None))
+
+    def replace_reply(self, request: int, code: str, because: str) -> None:
+        """The reply that was just made cannot be sent: send a refusal in its place."""
+        kept = self._kept.pop(request, None)
+        if kept is not None:
+            self._kept_bytes -= max(kept.size, 0)
+        self._answer(request, self._envelope(Kind.REFUSAL, request, _no(code, because), None))
+
+    def mapped(self) -> None:
+        """Tell the peer that its ring is mapped."""
+        self._put(Kind.MAPPED)
+
+    def free(self, slots: list[int]) -> None:
+        """Tell the peer that these slots of its ring can be used again."""
+        if self.state is State.OPEN:
+            self._put(Kind.FREED, body=Freed(slots))
+
+    def forgive(self, seconds: float) -> None:
+        """We were held up for so long ourselves."""
+        self._liveness.forgive(seconds)
+
+    @property
+    def last_heard(self) -> float:
+        return self._liveness.last_heard
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not left yet."""
+        return len(self._pending) - self.outstanding
+
+    @property
+    def running(self) -> int:
+        """Requests of the peer that its handlers have not answered."""
+        return len(self._running)
+
+    def close(self, because: str) -> list[Event]:
+        """An orderly end: a goodbye goes out, every request ends."""
+        if self.state is State.OPEN:
+            self._put(Kind.BYE, body=Bye(because[:200]))
+        self.state = State.CLOSED
+        return self._abort_all(because)
+
+    def lose(self, because: str) -> list[Event]:
+        """The end without a word: every request ends."""
+        self.state = State.CLOSED
+        self.outbox.clear()
+        return self._abort_all(because)
+
+    # -- what the clock does ----------------------------------------------------------------------------
+
+    def next_deadline(self) -> float:
+        """Call `tick` at this time, in seconds by the clock that `now` is read from; earlier does no harm."""
+        if self.state is State.OPEN:
+            return min(self._alarm, self._ping_at, self._liveness.deadline)
+        if self.state is State.DIALLING:
+            return min(self._alarm, self._hello_at)
+        return _NEVER
+
+    def tick(self, now: float) -> list[Event]:
+        events: list[Event] = []
+        if self.state is State.OPEN and now >= self._liveness.deadline:
+            silence = f"silent for {now - self._liveness.last_heard:.1f} s"
+            if self.dialled:
+                self.redial(now)
+            events.append(Silent(silence))
+        if self.state is State.OPEN and now >= self._ping_at:
+            self._ping(now)
+        if self.state is State.DIALLING and now >= self._hello_at:
+            self._hello(now)
+        if now >= self._alarm:
+            self._check_pending(now, events)
+        return events
+
+    def redial(self, now: float) -> None:
+        """Begin with a hello again. What is under way stays so: it is resent if the other side resumes."""
+        assert self.dialled and self.state is not State.CLOSED
+        self.state = State.DIALLING
+        self.outbox.clear()
+        self._ping_at = _NEVER
+        self._hello_s = HELLO_S
+        self._hello_at = now
+
+    # -- what the network does ----------------------------------------------------------------------------
+
+    def receive(self, envelope: Envelope, now: float) -> list[Event]:
+        """An envelope of this session has come. Raises RemoteProtocolError, and then nothing has changed."""
+        assert envelope.session == self.number, "the caller tells sessions apart"
+        kind = envelope.kind
+        if self.state is not State.OPEN:
+            if self.state is State.DIALLING:
+                if kind is Kind.WELCOME:
+                    return self._welcomed(envelope, now)
+                if kind is Kind.STRANGER:
+                    return self._unknown(envelope, now)
+            return []  # from before the break; the peer will send again what matters
+        take = _TAKE.get(kind)
+        if take is None:
+            raise RemoteProtocolError("kind", f"a {kind.name} within a session")
+        if envelope.floor < self._peer_floor:
+            floor = self._peer_floor  # overtaken by a later envelope
+        else:
+            floor = envelope.floor
+        events = take(self, envelope, floor, now)
+        if floor > self._peer_floor:
+            self._forget_below(floor)
+        self._liveness.heard(now)
+        return events
+
+    def welcome(self, *, resumed: bool, requests: int, credit: int, mapped: bool, now: float) -> None:
+        """Answer a hello of this session, the first or a later one. For the side that was dialled."""
+        assert not self.dialled
+        self._peer_requests = requests
+        self.credit = credit
+        self._liveness.resume(now)
+        body = Welcome(
+            name=self._name,
+            resumed=resumed,
+            requests=self._limits.requests,
+            mapped=mapped,
+            ring=self.ring,
+        )
+        self._put(Kind.WELCOME, body=body)
+        if resumed:
+            self._resend_all(now)
+
+    # -- requests of ours -------------------------------------------------------------------------------------
+
+    def _send_waiting(self, now: float) -> None:
+        waiting = self._waiting
+        while waiting:
+            number = waiting[0]
+            pending = self._pending.get(number)
+            if pending is None:
+                waiting.popleft()
+                continue
+            if not self._may_send(number, pending.size):
+                return
+            waiting.popleft()
+            self.outstanding += 1
+            self.outstanding_bytes += pending.size
+            self._send(number, pending, now)
+
+    def _may_send(self, number: int, size: int) -> bool:
+        return (
+            self.state is State.OPEN
+            and self.outstanding < self._peer_requests
+            and self.outstanding_bytes + size <= self.credit
+            and number < self._floor + WINDOW
+        )
+
+    def _send(self, number: int, pending: _Pending, now: float) -> None:
+        wait_s = min(self._limits.resend_s * 2.0 ** min(pending.attempts, 16), self._limits.resend_most_s)
+        # A link on which a reply takes long has no use for the same bytes twice.
+        pending.resend_at = now + max(wait_s, 4 * self.rtt_s)
+        pending.attempts += 1
+        self._alarm = min(self._alarm, pending.resend_at)
+        self._put(Kind.REQUEST, number, pending.message, pending.payload, again=pending.attempts > 1)
+
+    def _resend_all(self, now: float) -> None:
+        for number, pending in self._pending.items():
+            if pending.attempts:
+                self._send(number, pending, now)
+        self._send_waiting(now)
+
+    def _settle(self, number: int) -> _Pending:
+        pending = self._pending.pop(number)
+        if pending.attempts:
+            self.outstanding -= 1
+            self.outstanding_bytes -= pending.size
+        while self._floor < self._next_id and self._floor not in self._pending:
+            self._floor += 1
+        return pending
+
+    def _check_pending(self, now: float, events: list[Event]) -> None:
+        self._alarm = _NEVER
+        for number, pending in list(self._pending.items()):
+            if now >= pending.deadline:
+                self._settle(number)
+                events.append(Expired(number, pending.attempts > 0))
+                continue
+            if pending.attempts and now >= pending.resend_at:
+                if self.state is State.OPEN:
+                    self._send(number, pending, now)
+                else:
+                    pending.resend_at = _NEVER  # all of them are resent once the session is open
+            self._alarm = min(self._alarm, pending.deadline, pending.resend_at)
+        self._send_waiting(now)
+
+    def _abort_all(self, because: str) -> list[Event]:
+        events: list[Event] = [Aborted(number, because) for number in self._pending]
+        self._pending.clear()
+        self._waiting.clear()
+        self._floor = self._next_id
+        self.outstanding = self.outstanding_bytes = 0
+        self._alarm = _NEVER
+        self._running.clear()
+        self._running_bytes = 0
+        return events
+
+    # -- requests of the peer -----------------------------------------------------------------------------------
+
+    def _on_request(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
+        number = envelope.id
+        if number < max(envelope.floor, 1) or number >= floor + WINDOW:
+            raise RemoteProtocolError("window", f"request {number} with floor {envelope.floor}")
+        if number < floor or number in self._running:
+            self.duplicates += 1
+            return []
+        message = envelope.body
+        assert message is not None
+        again = number in self._done
+        idempotent = self._idempotent(message)
+        if again:
+            self.duplicates += 1
+            kept = self._kept.get(number)
+            if kept is not None:
+                self.outbox.append(kept)
+                return []
+            if not idempotent:
+                self._put(Kind.REFUSAL, number, _no("forgotten", "it was applied; the reply is not kept"))
+                return []
+        size = max(envelope.size, 0)
+        because = self._overload(size)
+        if because:
+            if not again:
+                self._done.add(number)
+            self._answer(number, self._envelope(Kind.REFUSAL, number, _no("overload", because), None))
+            return []
+        self._done.discard(number)
+        self._running[number] = (size, idempotent)
+        self._running_bytes += size
+        return [Handle(self.number, number, message, envelope.payload)]
+
+    def _overload(self, size: int) -> str:
+        """Why this much more is too much; empty if it is not. An honest peer gets here only after it has given up
+        requests that still run: it keeps to its credit, and twice that is where patience ends."""
+        if len(self._running) >= 2 * self._limits.requests:
+            return f"{len(self._running)} requests of this peer are running"
+        if self._running_bytes + size > 2 * self._most_granted:
+            return f"{self._running_bytes} bytes of this peer are unanswered"
+        return ""
+
+    def _finish(self, session: int, number: int, answer: Envelope) -> None:
+        if session != self.number or number not in self._running:
+            return
+        size, idempotent = self._running.pop(number)
+        self._running_bytes -= size
+        if number < self._peer_floor:
+            return  # the peer has given it up
+        self._done.add(number)
+        self._answer(number, answer, keep_payload=not idempotent)
+
+    def _answer(self, number: int, answer: Envelope, *, keep_payload: bool = False) -> None:
+        self.outbox.append(answer)
+        size = max(answer.size, 0)
+        if answer.payload is not None and not (keep_payload and size <= self._limits.kept_bytes):
+            return
+        self._kept[number] = answer
+        self._kept_bytes += size
+        while len(self._kept) > self._limits.kept_replies or self._kept_bytes > self._limits.kept_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= max(oldest.size, 0)
+
+    def _forget_below(self, floor: int) -> None:
+        # Walk over whichever is shorter: a peer may raise its floor by any amount.
+        below = range(self._peer_floor, floor)
+        if len(below) > len(self._done):
+            ended = [number for number in self._done if number < floor]
+        else:
+            ended = [number for number in below if number in self._done]
+        for number in ended:
+            self._done.remove(number)
+            kept = self._kept.pop(number, None)
+            if kept is not None:
+                self._kept_bytes -= max(kept.size, 0)
+        self._peer_floor = floor
+
+    # -- everything else that comes -----------------------------------------------------------------------------
+
+    def _on_reply(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
+        number = envelope.id
+        pending = self._pending.get(number)
+        if number >= self._next_id or (pending is not None and not pending.attempts):
+            raise RemoteProtocolError("unasked", f"a reply to request {number}, which was not made")
+        self.credit = envelope.credit
+        if pending is None:
+            self._send_waiting(now)
+            return []  # a duplicate, or too late
+        self._settle(number)
+        self._send_waiting(now)
+        body = envelope.body
+        if envelope.kind is Kind.REFUSAL:
+            assert isinstance(body, No)
+            return [RefusedBy(number, body.code, body.because)]
+        assert body is not None
+        return [Answered(number, body, envelope.payload)]
+
+    def _on_notice(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
+        # A sliding window over the ids, as IPsec keeps it against replays (RFC 4303, 3.4.3).
+        ahead = envelope.id - self._notice_high
+        if envelope.id < 1:
+            raise RemoteProtocolError("window", "a notice without an id")
+        if ahead > 0:
+            self._notices_seen = (self._notices_seen << min(ahead, NOTICES) | 1) & ((1 << NOTICES) - 1)
+            self._notice_high = envelope.id
+        elif -ahead >= NOTICES or self._notices_seen >> -ahead & 1:
+            self.duplicates += 1
+            return []
+        else:
+            self._notices_seen |= 1 << -ahead
+        assert envelope.body is not None
+        return [Handle(self.number, 0, envelope.body, envelope.payload)]
+
+    def _on_ping(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
+        self._put(Kind.PONG, envelope.id)
+        return []
+
+    def _on_pong(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
+        self.credit = envelope.credit
+        if envelope.id == self._ping_id:
+            rtt_s = now - self._pinged_at
+            self.rtt_s = rtt_s if self.rtt_s == 0 else 0.875 * self.rtt_s + 0.125 * rtt_s  # RFC 6298
+        self._send_waiting(now)
+        return []
+
+    def _on_mapped(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
+        return [Mapped()]
+
+    def _on_freed(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
+        assert isinstance(envelope.body, Freed)
+        return [FreedSlots(envelope.body.slots)]
+
+    def _on_bye(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
+        assert isinstance(envelope.body, Bye)
+        because = f"it said goodbye: {envelope.body.because}"
+        if self.dialled:
+            self.redial(now)
+        return [Left(because)]
+
+    def _on_stranger(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
+        return self._unknown(envelope, now)
+
+    def _on_welcome(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
+        if not self.dialled:
+            raise RemoteProtocolError("kind", "a WELCOME to a side that did not say hello")
+        return []  # a second one, to a hello that was sent twice
+
+    # -- hello and ping ----------------------------------------------------------------------------------------------
+
+    def _hello(self, now: float) -> None:
+        body = Hello(
+            name=self._name,
+            to=self.peer,
+            resume=self._opened_once,
+            requests=self._limits.requests,
+            ping_s=self._limits.ping_s,
+            ring=self.ring,
+        )
+        self._put(Kind.HELLO, body=body)
+        self._hello_at = now + self._hello_s
+        self._hello_s = min(self._hello_s * 2, HELLO_MOST_S)
+
+    def _welcomed(self, envelope: Envelope, now: float) -> list[Event]:
+        body = envelope.body
+        assert isinstance(body, Welcome)
+        if body.name != self.peer:
+            raise RemoteProtocolError("identity", f"{body.name!r} answered the hello to {self.peer}")
+        self.state = State.OPEN
+        self._opened_once = True
+        self.credit = envelope.credit
+        self._peer_requests = max(body.requests, 1)
+        self._liveness.resume(now)
+        self._hello_at = _NEVER
+        self._ping_at = now + self._limits.ping_s
+        self._resend_all(now)
+        return [Opened(body.resumed)]
+
+    def _unknown(self, envelope: Envelope, now: float) -> list[Event]:
+        """The other side does not know this session."""
+        assert isinstance(envelope.body, Stranger)
+        if not self.dialled:
+            raise RemoteProtocolError("kind", "a STRANGER to a side that did not say hello")
+        because = envelope.body.because
+        events: list[Event] = [Renewed(because)]
+        for number, pending in list(self._pending.items()):
+            if pending.attempts:
+                self._settle(number)
+                events.append(Aborted(number, because))
+        # A number is never offered twice: what is still on its way belongs to the old one.
+        assert self._next_number is not None, "a side that dials can take new numbers"
+        self.number = self._next_number()
+        # The peer numbers its requests and notices from 1 again.
+        self._peer_floor = 1
+        self._running.clear()
+        self._running_bytes = 0
+        self._done.clear()
+        self._kept.clear()
+        self._kept_bytes = 0
+        self._notice_high = self._notices_seen = 0
+        if self._opened_once:
+            self._opened_once = False
+            self.redial(now)
+        # Otherwise the hello itself was refused: it is said again when its time comes, not at once.
+        return events
+
+    def _ping(self, now: float) -> None:
+        self._ping_id += 1
+        self._pinged_at = now
+        self._ping_at = now + self._limits.ping_s
+        self._put(Kind.PING, self._ping_id)
+
+    def _put(
+        self,
+        kind: Kind,
+        number: int = 0,
+        body: Struct | None = None,
+        payload: memoryview | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
+        self.outbox.append(self._envelope(kind, number, body, payload, again=again))
+
+    def _envelope(
+        self,
+        kind: Kind,
+        number: int,
+        body: Struct | None,
+        payload: memoryview | None,
+        *,
+        again: bool = False,
+    ) -> Envelope:
+        return Envelope(
+            kind=kind,
+            session=self.number,
+            id=number,
+            floor=self._floor,
+            credit=self._granted(),
+            body=body,
+            payload=payload,
+            size=NO_PAYLOAD if payload is None else payload.nbytes,
+            again=again,
+        )
+
+
+def _no(code: str, because: str) -> No:
+    return No(code[:64], because[:1000])
+
+
+_TAKE: Final[dict[Kind, Callable[[Session, Envelope, int, float], list[Event]]]] = {
+    Kind.REQUEST: Session._on_request,
+    Kind.REPLY: Session._on_reply,
+    Kind.REFUSAL: Session._on_reply,
+    Kind.NOTICE: Session._on_notice,
+    Kind.PING: Session._on_ping,
+    Kind.PONG: Session._on_pong,
+    Kind.MAPPED: Session._on_mapped,
+    Kind.FREED: Session._on_freed,
+    Kind.BYE: Session._on_bye,
+    Kind.STRANGER: Session._on_stranger,
+    Kind.WELCOME: Session._on_welcome,
+}
