@@ -18,7 +18,7 @@ def failed(member: str, at: float, kind: str = "ValueError", **more: Any) -> Mem
 
 def status(state: str, failures: list[MemberFailure], **more: Any) -> JobStatus:
     members = [MemberStatus(member=f"w{number}", role="worker", state="stopped") for number in range(3)]
-    normal = {
+    normal: dict[str, Any] = {
         "script": "train.py",
         "started_at": NOON,
         "at": NOON + 83,
