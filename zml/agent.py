@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
+from msgspec import Struct
 
 from . import runner
 from .errors import FENCED, LOST, NO_SCRIPT, ZmlError
@@ -48,6 +49,7 @@ class Agent:
         self.child: asyncio.subprocess.Process | None = None
         self.running: asyncio.Task[None] | None = None
         self.stopping = ""  # why, once it is so
+        self.ending: asyncio.Task[None] | None = None
         self.over: asyncio.Future[int] | None = None
         self.endpoint = control_endpoint(settings, f"agent-{socket.gethostname()}-{os.getpid()}", self.handle)
 
@@ -74,7 +76,7 @@ class Agent:
 
     # -- the coordinator's orders ---------------------------------------------------------------------
 
-    def handle(self, peer: str, message: Message, payload: memoryview | None) -> Message | None:
+    def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Message | None:
         match message:
             case Pulse():
                 if self.lease is not None:
@@ -85,10 +87,12 @@ class Agent:
                     self.running = asyncio.ensure_future(self._run_script(message))
                 return Ok()
             case Stop():
-                asyncio.ensure_future(self._stop(message.because, message.grace_s))
+                self.ending = asyncio.ensure_future(self._stop(message.because, message.grace_s))
                 return Ok()
             case Fenced():
-                self._finish(ZmlError(FENCED, f"{message.member}#{message.incarnation} was fenced: {message.because}"))
+                self._finish(
+                    ZmlError(FENCED, f"{message.member}#{message.incarnation} was fenced: {message.because}")
+                )
                 return Ok()
         raise Refusal("unexpected", f"an agent does not take {type(message).__name__}")
 
@@ -106,7 +110,7 @@ class Agent:
             self._finish(130)
             return
         self.stopping = f"{name} on this machine"
-        asyncio.ensure_future(self._leave())
+        self.ending = asyncio.ensure_future(self._leave())
 
     async def _leave(self) -> None:
         await self._end_child(grace_s=5.0)
@@ -208,13 +212,20 @@ class Agent:
         kind = _signal_name(-code) if code < 0 else f"exit code {code}"
         return Failure(kind=kind, text=tail[-1] if tail else "", log=log_path, at=time.time())
 
-    async def _report(self, order: Launch, *, code: int, killed_by: int = 0, failure: Failure | None = None) -> None:
+    async def _report(
+        self, order: Launch, *, code: int, killed_by: int = 0, failure: Failure | None = None
+    ) -> None:
         if self.stopping:
             log.info("script stopped", member=order.member, because=self.stopping)
             return
         log.info("script ended", member=order.member, code=code, signal=killed_by)
         message = Exited(
-            job=order.job, member=order.member, incarnation=order.incarnation, code=code, signal=killed_by, failure=failure
+            job=order.job,
+            member=order.member,
+            incarnation=order.incarnation,
+            code=code,
+            signal=killed_by,
+            failure=failure,
         )
         try:
             await self.endpoint.request("coordinator", message, timeout_s=30.0)

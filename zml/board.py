@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from .messages import Exited, Failure, Join, Joined, JobSpec, Report
+from .messages import Exited, Failure, JobSpec, Join, Joined, Report
 from .status import MemberFailure, MemberStatus
 
 RATE_S = 15.0  # samples per second are counted over this window
@@ -41,7 +41,9 @@ class Board:
         self.failures: list[MemberFailure] = []
         self.epochs = 0
         self.samples = 0
-        self.counted: deque[tuple[float, int]] = deque()  # (when, samples in all), oldest first, within RATE_S
+        self.counted: deque[tuple[float, int]] = (
+            deque()
+        )  # (when, samples in all), oldest first, within RATE_S
 
     def joined(self, join: Join, joined: Joined, now: float) -> None:
         self.cards[joined.member] = Card(join.role, join.node, join.device, joined.incarnation, now)

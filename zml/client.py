@@ -58,7 +58,9 @@ class Client:
         self.control = control
         self.bulk = bulk
         self.shards: list[str] = []
-        self.pushing: dict[str, list[asyncio.Task[None]]] = {}  # by shard: buckets of the open step not yet acknowledged
+        self.pushing: dict[
+            str, list[asyncio.Task[None]]
+        ] = {}  # by shard: buckets of the open step not yet acknowledged
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
@@ -71,7 +73,9 @@ class Client:
     async def register(self, registration: bytes, digest: str, chunks: int) -> tuple[Registered, list[int]]:
         """Show the layout; returns where each chunk lives (index of its shard) once every shard has the layout."""
         answer = await self._settled(
-            lambda: self._ask(Register(digest=digest, chunks=chunks, **self.me), registration), Registered, code=LAYOUT_DIFFERS
+            lambda: self._ask(Register(digest=digest, chunks=chunks, **self.me), registration),
+            Registered,
+            code=LAYOUT_DIFFERS,
         )
         registered = answer.message
         assert isinstance(registered, Registered)
@@ -88,7 +92,9 @@ class Client:
     async def open_epoch(self, epoch: int, batches: int, state: bytes) -> tuple[EpochOpened, bytes] | None:
         """All workers begin the epoch; returns its first clock and the senior's generator state, None when draining."""
         message = OpenEpoch(epoch=epoch, batches=batches, **self.me)
-        answer = await self._settled(lambda: self._ask(message, state), EpochOpened, Drained, code=EPOCH_DIFFERS)
+        answer = await self._settled(
+            lambda: self._ask(message, state), EpochOpened, Drained, code=EPOCH_DIFFERS
+        )
         if isinstance(answer.message, EpochOpened):
             return answer.message, bytes(answer.payload or b"")
         return None
@@ -159,7 +165,9 @@ class Client:
         count = sum(f"p{bucket.shard}" == shard for bucket in buckets)
         await self._tell(shard, Commit(clock=clock, buckets=count, **self.me), memoryview(hyper))
 
-    async def pull_all(self, wanted: Sequence[tuple[Bucket, list[int]]], clock: int, deliver: Deliver) -> None:
+    async def pull_all(
+        self, wanted: Sequence[tuple[Bucket, list[int]]], clock: int, deliver: Deliver
+    ) -> None:
         """Get buckets, each with the versions held, new enough to start `clock`; those asked for first come first."""
         await asyncio.gather(*(self._pull(bucket, clock, have, deliver) for bucket, have in wanted))
 
@@ -205,7 +213,9 @@ class Client:
                 answer: Answer = await ask()
             except Refused as refused:
                 if refused.code != "early" or loop.time() > until:
-                    raise ZmlError(code, f"{refused.peer} refused {self.seat.worker}: {refused.because}") from refused
+                    raise ZmlError(
+                        code, f"{refused.peer} refused {self.seat.worker}: {refused.because}"
+                    ) from refused
                 await asyncio.sleep(RETRY_S)
                 continue
             if isinstance(answer.message, kinds):
@@ -228,10 +238,18 @@ class Client:
         waited_s = now - self.waits.setdefault(whom, now)
         if waited_s >= self.waits.setdefault(f"{whom}: next", 10.0):
             self.waits[f"{whom}: next"] = 2 * waited_s
-            log.warning("waiting", worker=self.seat.worker, waiting_for=whom, waited_s=round(waited_s), because=wait.because)
+            log.warning(
+                "waiting",
+                worker=self.seat.worker,
+                waiting_for=whom,
+                waited_s=round(waited_s),
+                because=wait.because,
+            )
 
     def _lost(self, what: str) -> ZmlError:
-        return ZmlError(LOST, f"{self.seat.worker}: {what}", "Look into the log of that process in the run directory.")
+        return ZmlError(
+            LOST, f"{self.seat.worker}: {what}", "Look into the log of that process in the run directory."
+        )
 
 
 def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
+from msgspec import Struct
 
 from .board import Board, why
 from .events import EventLog
@@ -75,7 +76,9 @@ class Coordinator:
         job: JobId,
         spec: JobSpec,
         machine: Machine,
-        endpoint: Callable[[Callable[[str, Message, memoryview | None], Reply | None | Awaitable[Reply]]], Endpoint],
+        endpoint: Callable[
+            [Callable[[str, Message, memoryview | None], Reply | Awaitable[Reply] | None]], Endpoint
+        ],
         event_log: EventLog,
         *,
         heartbeat_s: float,
@@ -111,7 +114,9 @@ class Coordinator:
         self.finished = asyncio.get_running_loop().create_future()
         await self.endpoint.start()
         self.dispatch(
-            events.Submitted(self.job, workers=self.spec.workers, shards=self.spec.shards, staleness=self.spec.staleness)
+            events.Submitted(
+                self.job, workers=self.spec.workers, shards=self.spec.shards, staleness=self.spec.staleness
+            )
         )
 
     async def run(self) -> int:
@@ -142,7 +147,9 @@ class Coordinator:
         if self.timer is not None:
             self.timer.cancel()
         deadline = self.machine.next_deadline()
-        self.timer = None if deadline is None else loop.call_at(deadline, self.dispatch, events.Ticked(self.job))
+        self.timer = (
+            None if deadline is None else loop.call_at(deadline, self.dispatch, events.Ticked(self.job))
+        )
         self.wake()
 
     def wake(self) -> None:
@@ -170,7 +177,9 @@ class Coordinator:
                 seats = [Seat(seat.worker, seat.incarnation, seat.founder) for seat in action.seats]
                 self.ledger.members([seat.worker for seat in action.seats])
                 for shard in self.machine.shards(self.job):
-                    self.order_roster(shard, Roster(self.job, action.generation), msgspec.msgpack.encode(seats))
+                    self.order_roster(
+                        shard, Roster(self.job, action.generation), msgspec.msgpack.encode(seats)
+                    )
             case actions.Launch():
                 self.order(action.worker, Launch(self.job, action.worker, action.incarnation))
             case actions.Place():
@@ -180,7 +189,9 @@ class Coordinator:
                 self.initialiser = action.worker
             case actions.Fence():
                 peer = self.peers.get(action.member, "")
-                self.endpoint.notify(peer, Fenced(self.job, action.member, action.incarnation, action.because))
+                self.endpoint.notify(
+                    peer, Fenced(self.job, action.member, action.incarnation, action.because)
+                )
                 for what, owner in list(self.claims.items()):
                     if owner == action.member:
                         del self.claims[what]
@@ -227,7 +238,9 @@ class Coordinator:
 
     # -- messages -------------------------------------------------------------------------------------------
 
-    def handle(self, peer: str, message: Message, payload: memoryview | None) -> Reply | None | Awaitable[Reply]:
+    def handle(
+        self, peer: str, message: Struct, payload: memoryview | None
+    ) -> Reply | Awaitable[Reply] | None:
         """One message of a member, a script or an onlooker."""
         if isinstance(message, Ask):
             return Status(self.job), msgspec.json.encode(self.status())
@@ -246,7 +259,9 @@ class Coordinator:
                     self.board.failed(message.member, message.failure)
                 because = why(message)
                 self.dispatch(
-                    events.Exited(self.job, message.member, message.incarnation, message.code, message.signal, because)
+                    events.Exited(
+                        self.job, message.member, message.incarnation, message.code, message.signal, because
+                    )
                 )
                 return Ok()
             case Leave():
@@ -290,7 +305,10 @@ class Coordinator:
     def admit(self, worker: str, incarnation: int) -> None:
         """Refuse a script whose incarnation is over."""
         if not self.machine.is_current(self.job, worker, incarnation):
-            raise Refusal("fenced", f"{worker}#{incarnation} is not a member of generation {self.machine.generation(self.job)}")
+            raise Refusal(
+                "fenced",
+                f"{worker}#{incarnation} is not a member of generation {self.machine.generation(self.job)}",
+            )
 
     async def register(self, message: Register, registration: bytes) -> Reply:
         self.admit(message.worker, message.incarnation)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch.utils.data import (
@@ -48,12 +48,18 @@ def check(loader: Any) -> DataLoader[Any]:
     """The loader, if it can be divided; else a ZmlError that says what to change."""
     if not isinstance(loader, DataLoader):
         kind = type(loader).__name__
-        raise ZmlError(LOADER, f"zml.join got a {kind}, not a DataLoader", "Wrap the data set in a DataLoader.")
+        raise ZmlError(
+            LOADER, f"zml.join got a {kind}, not a DataLoader", "Wrap the data set in a DataLoader."
+        )
     if isinstance(loader.dataset, IterableDataset):
-        raise ZmlError(LOADER, "an IterableDataset has no order that workers could share", "Use a map-style data set.")
+        raise ZmlError(
+            LOADER, "an IterableDataset has no order that workers could share", "Use a map-style data set."
+        )
     if type(loader.batch_sampler) is not BatchSampler:
         kind = type(loader.batch_sampler).__name__
-        raise ZmlError(LOADER, f"the loader's batch sampler is a {kind}", "Give the DataLoader a batch_size instead.")
+        raise ZmlError(
+            LOADER, f"the loader's batch sampler is a {kind}", "Give the DataLoader a batch_size instead."
+        )
     if not isinstance(loader.sampler, DIVISIBLE):
         kind, known = type(loader.sampler).__name__, ", ".join(sampler.__name__ for sampler in DIVISIBLE)
         raise ZmlError(LOADER, f"the loader's sampler is a {kind}", f"Use shuffle=True or one of {known}.")
@@ -143,12 +149,13 @@ class DividedLoader:
         generator = getattr(self.loader.sampler, "generator", None) or torch.default_generator
         own = generator.get_state()
         shared = self.ledger.open_epoch(len(self.loader), own.numpy().tobytes())
+        batches = cast(BatchSampler, self.loader.batch_sampler)  # `check` let in nothing else
         if shared != own.numpy().tobytes():
             generator.set_state(torch.frombuffer(bytearray(shared), dtype=torch.uint8))
-            self.order = list(self.loader.batch_sampler)
+            self.order = list(batches)
             generator.set_state(own)
         else:
-            self.order = list(self.loader.batch_sampler)
+            self.order = list(batches)
 
     def hand_out(self) -> Iterator[list[int]]:
         """The samples of each leased batch, as the inner loader asks for them."""

@@ -52,15 +52,21 @@ class Hooks:
         self.io = io
         self.stepped = stepped
         self.clock = 0
-        self.early = True  # buckets leave during backward; until a script is seen to change gradients after it
+        self.early = (
+            True  # buckets leave during backward; until a script is seen to change gradients after it
+        )
         self.outboxes = {bucket.index: Outbox(bucket, layout, codec) for bucket in self.buckets}
-        self.values = {chunk: values for outbox in self.outboxes.values() for chunk, values in outbox.values.items()}
+        self.values = {
+            chunk: values for outbox in self.outboxes.values() for chunk, values in outbox.values.items()
+        }
         self.touching: list[list[Outbox]] = [[] for _ in layout.parameters]
         for outbox in self.outboxes.values():
             for parameter in outbox.bucket.parameters:
                 self.touching[parameter].append(outbox)
         self.copied: dict[int, Print | None] = {}  # parameter -> its gradient when it was copied in this step
-        self.arrived: queue.SimpleQueue[tuple[Bucket, Delta, memoryview | None] | BaseException] = queue.SimpleQueue()
+        self.arrived: queue.SimpleQueue[tuple[Bucket, Delta, memoryview | None] | BaseException] = (
+            queue.SimpleQueue()
+        )
         self.kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         self.staleness = 0
 
@@ -111,7 +117,9 @@ class Hooks:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if any(argument is not None for argument in (*args[1:], kwargs.get("closure"))):
             raise ZmlError(
-                CLOSURE, "optimizer.step was called with a closure", "Call loss.backward() and then optimizer.step()."
+                CLOSURE,
+                "optimizer.step was called with a closure",
+                "Call loss.backward() and then optimizer.step().",
             )
         for index, boxes in enumerate(self.touching):
             if not boxes:
@@ -155,7 +163,9 @@ class Hooks:
         await self.client.pull_all(self._wanted(self.buckets), clock + 1, self._deliver)
 
     def _wanted(self, wanted: Sequence[Bucket]) -> list[tuple[Bucket, list[int]]]:
-        return [(bucket, [self.replica.versions[chunk] for chunk in bucket.chunks]) for bucket in reversed(wanted)]
+        return [
+            (bucket, [self.replica.versions[chunk] for chunk in bucket.chunks]) for bucket in reversed(wanted)
+        ]
 
     def _deliver(self, bucket: Bucket, delta: Delta, payload: memoryview | None) -> None:
         self.arrived.put((bucket, delta, payload))
@@ -167,7 +177,9 @@ class Hooks:
     def _receive(self, count: int) -> None:
         """Apply what arrives until `count` buckets are there. Raises what ended the exchange."""
         self.staleness = 0
-        limit_s = self.client.seat.patience_s + 2 * REPLY_S  # the client's own deadlines come first, and name who
+        limit_s = (
+            self.client.seat.patience_s + 2 * REPLY_S
+        )  # the client's own deadlines come first, and name who
         for _ in range(count):
             try:
                 item = self.arrived.get(timeout=limit_s)
@@ -184,7 +196,9 @@ class Hooks:
     def pull(self, clock: int, *, everything: bool = False) -> None:
         """Bring the model to what the shards hold once `clock` may start; `everything`: the frozen chunks too."""
         wanted = self.all_buckets if everything else self.buckets
-        self.io.post_task(self.client.pull_all(self._wanted(wanted), clock, self._deliver), self._exchange_ended)
+        self.io.post_task(
+            self.client.pull_all(self._wanted(wanted), clock, self._deliver), self._exchange_ended
+        )
         self._receive(len(wanted))
 
     def load_shards(self) -> None:

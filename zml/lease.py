@@ -40,7 +40,9 @@ class Lease:
         while loop.time() - self.heard_at < self.silence_s:
             self.endpoint.notify(COORDINATOR, beat)
             await asyncio.sleep(self.joined.heartbeat_s)
-        return ZmlError(LOST, f"{self.joined.member}: the coordinator has been silent for {self.silence_s:g} s")
+        return ZmlError(
+            LOST, f"{self.joined.member}: the coordinator has been silent for {self.silence_s:g} s"
+        )
 
 
 async def join(
@@ -67,7 +69,9 @@ async def join(
         await endpoint.connect(COORDINATOR, settings.coordinator, timeout_s=settings.join_timeout_s)
         answer = await endpoint.request(COORDINATOR, wish, timeout_s=settings.join_timeout_s)
     except Refused as refused:
-        raise ZmlError(UNREACHABLE, f"the coordinator at {where} refused {member or 'this worker'}: {refused.because}") from None
+        raise ZmlError(
+            UNREACHABLE, f"the coordinator at {where} refused {member or 'this worker'}: {refused.because}"
+        ) from None
     except TransportError as error:
         raise ZmlError(
             UNREACHABLE,

@@ -1,38 +1,77 @@
-"""Where the roles meet ZeroMQ: which endpoints a process has, and the thread in which a script's live."""
+"""Where the roles meet ZeroMQ: which endpoints each process has, and whose keys they show."""
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import uvloop
+from typing import TYPE_CHECKING
 
 from .errors import BAD_KEYS, OPEN_BIND, PORT_IN_USE, USAGE, ZmlError
 from .messages import AnyMessage
-from .seat import Seat
-from .transport import (
-    BULK,
-    CONTROL,
-    AddressInUse,
-    BadAddress,
-    BadKeys,
-    Endpoint,
-    Handler,
-    OpenBind,
-)
+from .transport import BULK, CONTROL, AddressInUse, BadAddress, BadKeys, Endpoint, Handler, Limits, OpenBind
 from .transport.endpoint import ZmqEndpoint
 from .transport.keys import Keys
 
 if TYPE_CHECKING:
     from .config import Settings
+    from .seat import Seat
 
-T = TypeVar("T")
 MB = 1 << 20
-# A layout of many parameters is the one large control message: as much as `layout.MOST_BYTES`, and its envelope.
+# A layout of many parameters is the one large control message: `layout.MOST_BYTES`, and its envelope.
 CONTROL_LIMITS = replace(CONTROL, payload_bytes=5 * MB, credit_bytes=10 * MB)
-BULK_LIMITS = BULK
+
+
+LISTENER, WORKER = "coordinator", "worker"  # the keys that `zml keys` makes without names
+
+
+def keys_of(folder: str, *names: str) -> Keys | None:
+    """The key of the first of `names` that is in the folder, else the only one there. Raises ZmlError."""
+    if not folder:
+        return None
+    there = [name for name in names if Path(folder, name + ".key").exists()]
+    try:
+        return Keys.load(folder, *there)
+    except BadKeys as bad:
+        raise ZmlError(BAD_KEYS, str(bad), "`zml keys FOLDER` makes a set of keys.") from None
+
+
+def control_endpoint(
+    settings: Settings, name: str, handler: Handler, *, keys: Sequence[str] = (), bind: Sequence[str] = ()
+) -> Endpoint:
+    """For orders and questions. `keys`: whose key to show, where the folder holds several."""
+    return _endpoint(
+        name, handler, keys_of(settings.keys, *(keys or (WORKER, LISTENER))), CONTROL_LIMITS, bind
+    )
+
+
+def bulk_endpoint(settings: Settings, name: str, handler: Handler) -> Endpoint:
+    """A shard's, for gradients and parameters; listens where the settings say."""
+    return _endpoint(name, handler, keys_of(settings.keys, name, LISTENER), BULK, settings.bind)
+
+
+def script_endpoints(seat: Seat, handler: Handler) -> tuple[Endpoint, Endpoint]:
+    """A script's connections: control to the coordinator, bulk to the shards."""
+    name = f"{seat.worker}.{seat.incarnation}"
+    keys = keys_of(seat.keys, WORKER)
+    return _endpoint(name, handler, keys, CONTROL_LIMITS), _endpoint(name, handler, keys, BULK)
+
+
+def _endpoint(
+    name: str, handler: Handler, keys: Keys | None, limits: Limits, bind: Sequence[str] = ()
+) -> Endpoint:
+    return ZmqEndpoint(name, vocabulary=AnyMessage, handler=handler, keys=keys, limits=limits, bind=bind)
+
+
+async def listen(endpoint: Endpoint) -> None:
+    """Start an endpoint. Raises ZmlError where it cannot listen."""
+    try:
+        await endpoint.start()
+    except AddressInUse as error:
+        raise ZmlError(PORT_IN_USE, str(error), "Choose another address with --bind, or port 0.") from None
+    except OpenBind as error:
+        raise ZmlError(OPEN_BIND, str(error), "Make keys with `zml keys`, and give --keys FOLDER.") from None
+    except BadAddress as error:
+        raise ZmlError(
+            USAGE, f"cannot listen there: {error}", "Addresses look like tcp://10.0.0.1:7077."
+        ) from None

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from msgspec import Struct
 
 from . import runner
 from .binding import Binding
-from .client import COORDINATOR, Client
+from .client import Client
 from .codec import by_name
 from .data import DividedLoader
 from .errors import NOT_JOINED, ZmlError
 from .hooks import Hooks
-from .layout import Bucket, Registration, buckets
+from .layout import Registration, buckets
+from .lease import COORDINATOR
 from .link import IoThread, script_endpoints
-from .messages import Drained, EpochOver, Message, Taken, Wait
+from .messages import Drained, EpochOver, Taken, Wait
 from .script import write_model
 from .seat import Seat
 
@@ -65,7 +67,7 @@ class Member:
         await control.connect(COORDINATOR, self.seat.coordinator)
         return Client(self.seat, control, bulk)
 
-    def _told(self, peer: str, message: Message, payload: memoryview | None) -> None:
+    def _told(self, peer: str, message: Struct, payload: memoryview | None) -> None:
         """Notices from the coordinator; in the I/O thread."""
         if isinstance(message, Drained):
             self.draining = message.because
@@ -74,9 +76,13 @@ class Member:
 
     def join(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Any:
         if self.hooks is not None:
-            raise ZmlError(NOT_JOINED, "zml.join was called twice", "Join once, with one model and one optimizer.")
+            raise ZmlError(
+                NOT_JOINED, "zml.join was called twice", "Join once, with one model and one optimizer."
+            )
         if loader is not None:
-            self.loader = DividedLoader(loader, self)  # refuses what cannot be divided before anything is told
+            self.loader = DividedLoader(
+                loader, self
+            )  # refuses what cannot be divided before anything is told
         registration = Registration.of(model, optimizer, self.seat.bucket_chunks)
         layout = registration.layout
         registered, placement = self.io.call(
@@ -97,7 +103,9 @@ class Member:
         runner.current_step = lambda: hooks.clock
         if any(buffer.is_floating_point() for buffer in model.buffers()):
             log.info("buffers stay local", worker=self.seat.worker, saved="those of the worker that saves")
-        log.info("in the job", worker=self.seat.worker, parameters=layout.size, buckets=len(cut), clock=hooks.clock)
+        log.info(
+            "in the job", worker=self.seat.worker, parameters=layout.size, buckets=len(cut), clock=hooks.clock
+        )
         return self.loader
 
     def epochs(self, count: int) -> Iterator[int]:
@@ -117,7 +125,9 @@ class Member:
 
     def save(self, path: str | PathLike[str]) -> None:
         if self.model is None:
-            raise ZmlError(NOT_JOINED, "zml.save has no model yet", "Call zml.join(model, optimizer, loader) first.")
+            raise ZmlError(
+                NOT_JOINED, "zml.save has no model yet", "Call zml.join(model, optimizer, loader) first."
+            )
         claimed = self.io.call(self.client.claim(str(path)))
         if claimed.granted:
             write_model(self.model, path)
@@ -182,7 +192,9 @@ class Member:
 
     def _joined(self) -> Hooks:
         if self.hooks is None:
-            raise ZmlError(NOT_JOINED, "the script has not joined", "Call zml.join(model, optimizer, loader) first.")
+            raise ZmlError(
+                NOT_JOINED, "the script has not joined", "Call zml.join(model, optimizer, loader) first."
+            )
         return self.hooks
 
     # -- saying how it goes ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Read from top to bottom this is the life of a job. `worker` and `shard` are memb
 `incarnation` says how often that id has started, and every message of a job names the job.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -150,8 +150,15 @@ class Roster(Message):
     generation: int
 
 
+class Assignment(msgspec.Struct, frozen=True, array_like=True):
+    """The payload of an Assign: a `layout.Registration` as its bytes, and the shard's index of each chunk."""
+
+    registration: bytes
+    placement: list[int]
+
+
 class Assign(Message):
-    """To every shard, once per job: layout and placement are in the payload (`layout.Registration`)."""
+    """To every shard, once per job: layout and placement are in the payload, an `Assignment`."""
 
     job: str
     shard: str
@@ -168,7 +175,8 @@ class Register(Message):
     job: str
     worker: str
     incarnation: int
-    digest: str
+    digest: str  # of the payload, so that a coordinator can compare layouts without understanding them
+    chunks: int
 
 
 class Registered(Message, kw_only=True):
@@ -204,13 +212,17 @@ class EpochOpened(Message):
 
 
 class Take(Message, kw_only=True):
-    """Give me up to `most` batches of this epoch; `done` are [first, last] runs of batches that are applied."""
+    """Give me up to `most` batches of this epoch; `done` are [first, last] runs of batches that are applied.
+
+    With `hold` the answer may take a second, where there is nothing to give for now.
+    """
 
     job: str
     worker: str
     incarnation: int
     epoch: int
     most: int
+    hold: bool
     done: list[tuple[int, int]] = []
 
 
@@ -335,6 +347,7 @@ class Advance(Message):
 class Pull(Message):
     """The parameters of one bucket, new enough to start `clock`. `have` is the version held, per chunk."""
 
+    idempotent: ClassVar[bool] = True  # answered again rather than kept: the answer is large
     job: str
     worker: str
     incarnation: int
@@ -356,8 +369,9 @@ class Delta(Message):
 
 
 class Ask(Message):
-    """What is going on? The answer's payload is the status as JSON (`status.Status`)."""
+    """What is going on? The answer's payload is the status as JSON (`status.JobStatus`)."""
 
+    idempotent: ClassVar[bool] = True
     job: str = ""
 
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import structlog
+from msgspec import Struct
 
 from .errors import FENCED, ZmlError
 from .layout import BadLayout, Registration
 from .lease import COORDINATOR, Lease, join
-from .link import BULK_LIMITS, IoThread, bulk_endpoint, control_endpoint
+from .link import LISTENER, bulk_endpoint, control_endpoint, listen
 from .messages import Assign, Assignment, Fenced, Leave, Message, Ok, Pulse, Roster, Seat, Stop
 from .scheduler.ids import JobId
 from .shard import Reply, Shard
-from .transport import Endpoint, Refusal, TransportError
+from .transport import Endpoint, Handler, Refusal, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -45,6 +46,7 @@ class Ps:
         self.in_bulk = in_bulk
         self.core: Shard | None = None
         self.lease: Lease | None = None
+        self.leaving: asyncio.Task[None] | None = None
         self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.endpoint = control(self.name, self.handle)
 
@@ -76,7 +78,7 @@ class Ps:
         if self.lease is None:
             self.finish(130)
         else:
-            asyncio.ensure_future(self._leave(self.lease, because))
+            self.leaving = asyncio.ensure_future(self._leave(self.lease, because))
 
     async def _leave(self, lease: Lease, because: str) -> None:
         goodbye = Leave(lease.joined.job, lease.joined.member, lease.joined.incarnation, because)
@@ -88,13 +90,15 @@ class Ps:
 
     # -- messages ------------------------------------------------------------------------------------
 
-    def bulk(self, peer: str, message: Message, payload: memoryview | None) -> Reply | Awaitable[Reply]:
+    def bulk(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
         """From a worker; in the bulk thread."""
         if self.core is None:
             raise Refusal("early", f"{self.name} has not joined yet")
         return self.core.handle(peer, message, payload)
 
-    def handle(self, peer: str, message: Message, payload: memoryview | None) -> Message | None | Awaitable[Message]:
+    def handle(
+        self, peer: str, message: Struct, payload: memoryview | None
+    ) -> Message | Awaitable[Message] | None:
         """From the coordinator; in the main loop."""
         if peer != COORDINATOR:
             raise Refusal("unexpected", "a shard takes orders from the coordinator only")
@@ -111,7 +115,9 @@ class Ps:
                 asyncio.get_running_loop().call_soon(self.finish, 0)
                 return Ok()
             case Fenced():
-                self.finish(ZmlError(FENCED, f"{self.name}#{message.incarnation} was fenced: {message.because}"))
+                self.finish(
+                    ZmlError(FENCED, f"{self.name}#{message.incarnation} was fenced: {message.because}")
+                )
                 return None
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
 
@@ -160,7 +166,10 @@ async def _serve(settings: Settings, shard: int) -> int:
         async def in_bulk(function: Callable[[], None]) -> None:
             await asyncio.wrap_future(thread.submit(_called(function)))
 
-        ps = Ps(shard, settings, lambda name, handler: control_endpoint(settings, name, handler), in_bulk)
+        def control(name: str, handler: Handler) -> Endpoint:
+            return control_endpoint(settings, name, handler, keys=(name, LISTENER))
+
+        ps = Ps(shard, settings, control, in_bulk)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ps.leave, signal.Signals(number).name)
         listener = await asyncio.wrap_future(thread.submit(_listen(settings, ps)))
@@ -173,8 +182,8 @@ async def _serve(settings: Settings, shard: int) -> int:
 
 
 async def _listen(settings: Settings, ps: Ps) -> Endpoint:
-    listener = bulk_endpoint(settings, ps.name, ps.bulk, BULK_LIMITS)
-    await listener.start()
+    listener = bulk_endpoint(settings, ps.name, ps.bulk)
+    await listen(listener)
     return listener
 
 

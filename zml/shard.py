@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
+
 import structlog
+from msgspec import Struct
 
 from .codec import BadFrame, by_name, split
 from .hyper import BadHyper, Hyper, read_hyper
@@ -72,7 +74,9 @@ class Shard:
         self.store: Store | None = None
         self.layout_digest = ""
         self.buckets: dict[int, Bucket] = {}  # only those that live here
-        self.pushed: frozenset[int] = frozenset()  # of them, those that every step pushes: not the frozen ones
+        self.pushed: frozenset[int] = (
+            frozenset()
+        )  # of them, those that every step pushes: not the frozen ones
         self.seats: Sequence[Seat] = ()  # of the newest generation
         self.gate = Gate(0)
         self.generation = 0
@@ -87,7 +91,9 @@ class Shard:
 
     # -- orders from the coordinator -----------------------------------------------------------------
 
-    def assign(self, registration: Registration, placement: Sequence[int], staleness: int | None, compress: str) -> None:
+    def assign(
+        self, registration: Registration, placement: Sequence[int], staleness: int | None, compress: str
+    ) -> None:
         """Take on a job's chunks. Twice is the same as once; another layout is refused."""
         if self.store is not None:
             if registration.digest != self.layout_digest:
@@ -126,7 +132,7 @@ class Shard:
 
     # -- messages from workers ---------------------------------------------------------------------------
 
-    def handle(self, peer: str, message: Message, payload: memoryview | None) -> Reply | Awaitable[Reply]:
+    def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
         """One message from a worker. Raises Refusal, and then nothing has changed."""
         match message:
             case Enter():
@@ -152,9 +158,13 @@ class Shard:
             raise Refusal("early", f"{self.name} has no layout yet")
         known = self.incarnations.get(worker)
         if known is None or message.incarnation > known:
-            raise Refusal("early", f"generation {self.generation} does not name {worker}#{message.incarnation}")
+            raise Refusal(
+                "early", f"generation {self.generation} does not name {worker}#{message.incarnation}"
+            )
         if message.incarnation < known:
-            raise Refusal("fenced", f"{worker}#{message.incarnation} is over: {worker}#{known} took its place")
+            raise Refusal(
+                "fenced", f"{worker}#{message.incarnation} is over: {worker}#{known} took its place"
+            )
         if not isinstance(message, Enter) and self.peers.get(worker) != peer:
             raise Refusal("identity", f"{peer} has not entered as {worker}")
         return worker
@@ -201,7 +211,9 @@ class Shard:
             return Ok()
         step = self.staged.get(worker, {}).get(clock, Step())
         if message.buckets != len(self.pushed) or step.pushes.keys() != self.pushed:
-            raise Refusal("incomplete", f"{len(step.pushes)} of {len(self.pushed)} buckets of clock {clock} are here")
+            raise Refusal(
+                "incomplete", f"{len(step.pushes)} of {len(self.pushed)} buckets of clock {clock} are here"
+            )
         try:
             hyper = read_hyper(payload or memoryview(b""), store.spec)
         except BadHyper as bad:
@@ -233,7 +245,9 @@ class Shard:
     def _pull(self, worker: WorkerId, message: Pull) -> Reply | Awaitable[Reply]:
         _, bucket = self._bucket(message.bucket)
         if len(message.have) != len(bucket.chunks):
-            raise Refusal("frame", f"bucket {bucket.index} has {len(bucket.chunks)} chunks, not {len(message.have)}")
+            raise Refusal(
+                "frame", f"bucket {bucket.index} has {len(bucket.chunks)} chunks, not {len(message.have)}"
+            )
         if self._may_answer(worker, message.clock):
             return self._delta(message)
         loop = asyncio.get_running_loop()
@@ -295,4 +309,3 @@ class Shard:
         if bucket is None:
             raise Refusal("placement", f"bucket {index} does not live on {self.name}")
         return self._store(), bucket
-

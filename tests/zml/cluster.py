@@ -1,0 +1,268 @@
+"""A whole cluster on the in-memory network: the real coordinator, shards and clients, in virtual time, from one seed.
+
+Only what needs processes is left out: agents do not start scripts, they are the script, a coroutine that does what
+`hooks` and `member` do in their threads.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import torch
+
+from zml.binding import Binding
+from zml.client import Client
+from zml.codec import by_name
+from zml.config import Settings
+from zml.coordinator import Coordinator
+from zml.events import EventLog
+from zml.hyper import hyper_of, write_hyper
+from zml.layout import Bucket, Registration, buckets
+from zml.lease import COORDINATOR, join
+from zml.messages import AnyMessage, Delta, Exited, JobSpec, Launch, Message, Ok, Pulse, Stop, Taken, Wait
+from zml.outbox import Outbox
+from zml.ps import Ps
+from zml.replica import Replica
+from zml.scheduler.ids import JobId
+from zml.scheduler.machine import Machine, Rules
+from zml.seat import Seat
+from zml.transport import BULK
+from zml.transport.memory import MemoryEndpoint, MemoryNetwork
+
+ADDRESS = "tcp://127.0.0.1:7077"
+JOB = "job"
+
+
+def model_of(seed: int) -> torch.nn.Module:
+    """Two chunks: enough for two shards and a bucket each."""
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(300, 256), torch.nn.Linear(256, 40))
+
+
+class Script:
+    """A worker: agent and script in one. `gradients(rank, clock, parameters)` fills in what backward would."""
+
+    def __init__(self, cluster: "Cluster", name: str, batches: int, epochs: int, seed: int) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.batches = batches
+        self.epochs = epochs
+        self.model = model_of(seed)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.trained: list[tuple[int, int]] = []  # (epoch, batch), in the order of this worker's steps
+        self.greatest_staleness = 0
+        self.clock = 0
+        self.task: asyncio.Task[None] | None = None
+        self.over = asyncio.Event()
+        self.error: BaseException | None = None
+        self.agent = cluster.network.endpoint(f"agent-{name}", vocabulary=AnyMessage, handler=self.handle)
+
+    async def run(self) -> None:
+        await self.agent.start()
+        lease = await join(self.agent, self.cluster.settings, "worker", self.name)
+        keeping = asyncio.ensure_future(lease.keep())
+        self.lease = lease
+        await self.over.wait()
+        keeping.cancel()
+        await self.agent.close()
+
+    def handle(self, peer: str, message: Any, payload: memoryview | None) -> Message | None:
+        match message:
+            case Launch():
+                if self.task is None:
+                    self.task = asyncio.ensure_future(self._train(message))
+                return Ok()
+            case Stop():
+                self.over.set()
+                return Ok()
+            case Pulse():
+                self.lease.heard()
+        return None
+
+    async def _train(self, order: Launch) -> None:
+        seat = Seat(
+            job=JOB, worker=order.member, incarnation=order.incarnation, coordinator=[ADDRESS], patience_s=600
+        )
+        self.seat = seat
+        name = f"{order.member}.{order.incarnation}"
+        self.script_name = name
+        nothing = lambda peer, message, payload: None  # noqa: E731
+        control = self.cluster.network.endpoint(name, vocabulary=AnyMessage, handler=nothing)
+        bulk = self.cluster.network.endpoint(name, vocabulary=AnyMessage, handler=nothing, limits=BULK)
+        await control.start()
+        await bulk.start()
+        await control.connect(COORDINATOR, [ADDRESS])
+        self.client = Client(seat, control, bulk)
+        code = 0
+        try:
+            await self._epochs()
+        except Exception as error:
+            self.error = error
+            code = 1
+        finally:
+            await bulk.close()
+            await control.close()
+        exited = Exited(job=JOB, member=order.member, incarnation=order.incarnation, code=code)
+        await self.agent.request(COORDINATOR, exited, timeout_s=60)
+
+    async def _epochs(self) -> None:
+        client = self.client
+        registration = Registration.of(self.model, self.optimizer, bucket_chunks=1)
+        layout = registration.layout
+        registered, placement = await client.register(
+            registration.to_bytes(), registration.digest, len(layout.chunks)
+        )
+        cut = buckets(layout, placement, 1)
+        codec = by_name(registered.compress)
+        binding = Binding(layout, self.model)
+        self.replica = Replica(binding, codec)
+        outboxes = [Outbox(bucket, layout, codec) for bucket in cut]
+        self.clock = await client.enter()
+        if registered.initialiser == self.seat.worker:
+            for bucket in cut:
+                values = torch.empty(sum(layout.chunks[chunk].size for chunk in bucket.chunks))
+                at = 0
+                for chunk in bucket.chunks:
+                    binding.read(chunk, values[at:])
+                    at += layout.chunks[chunk].size
+                await client.load(bucket, memoryview(values.numpy().tobytes()))
+            await client.loaded()
+        await self._pull(cut, self.clock)
+        for epoch in range(registered.epoch, self.epochs):
+            opened = await client.open_epoch(epoch, self.batches, b"")
+            assert opened is not None, "nobody drains"
+            first, end = opened[0].first_clock, opened[0].first_clock + self.batches
+            if self.clock < first:
+                await client.advance(first)
+                self.clock = first
+            rested: int | None = None
+            done: list[int] = []
+            while True:
+                reply = await client.take(epoch, 2, done, hold=True)
+                done = []
+                if isinstance(reply, Wait):
+                    if self.clock < end:
+                        rested, self.clock = self.clock, end
+                        await client.advance(end)
+                    continue
+                if not isinstance(reply, Taken):
+                    break
+                if rested is not None:
+                    self.clock = await client.enter(at_least=rested)
+                    await self._pull(cut, self.clock)
+                    rested = None
+                for batch in reply.batches:
+                    await self._step(cut, outboxes, binding, epoch, batch)
+                    done.append(batch)
+            if self.clock < reply.next_clock:  # type: ignore[union-attr]
+                self.clock = reply.next_clock  # type: ignore[union-attr]
+                await client.advance(self.clock)
+            await self._pull(cut, self.clock + (registered.staleness or 0))
+
+    async def _step(
+        self, cut: tuple[Bucket, ...], outboxes: list[Outbox], binding: Binding, epoch: int, batch: int
+    ) -> None:
+        await asyncio.sleep(self.cluster.compute_s(self.name))
+        generator = torch.Generator().manual_seed(1000 * epoch + batch)
+        for parameter in self.model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = 0.01 * parameter.detach() + 0.01 * noise
+        values = {chunk: tensor for outbox in outboxes for chunk, tensor in outbox.values.items()}
+        for index in range(len(binding.parameters)):
+            binding.gather(index, values)
+        for outbox in outboxes:
+            self.client.push(outbox.bucket, self.clock, outbox.pack(), [])
+        await self.client.commit(self.clock, write_hyper(hyper_of(self.optimizer)), cut)
+        self.trained.append((epoch, batch))
+        for outbox in outboxes:
+            outbox.next_step()
+        self.clock += 1
+        await self._pull(cut, self.clock)
+
+    async def _pull(self, cut: tuple[Bucket, ...], clock: int) -> None:
+        def deliver(bucket: Bucket, delta: Delta, payload: memoryview | None) -> None:
+            self.replica.take(bucket.chunks, delta.versions, delta.frames, payload or b"")
+            self.greatest_staleness = max(self.greatest_staleness, delta.staleness)
+
+        wanted = [(bucket, [self.replica.versions[chunk] for chunk in bucket.chunks]) for bucket in cut]
+        await self.client.pull_all(wanted, clock, deliver)
+
+
+class Cluster:
+    """Coordinator and shards; workers are added with `script`."""
+
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        spec: JobSpec,
+        *,
+        compute_s: Callable[[str], float] = lambda name: 0.05,
+        lease_s: float = 1.5,
+    ) -> None:
+        self.network = network
+        self.spec = spec
+        self.compute_s = compute_s
+        self.settings = Settings(coordinator=(ADDRESS,), lease_s=lease_s, bucket_chunks=1)
+
+        def listen(handler: Any) -> MemoryEndpoint:
+            return network.endpoint(COORDINATOR, vocabulary=AnyMessage, handler=handler, bind=[ADDRESS])
+
+        self.coordinator = Coordinator(
+            JobId(JOB), spec, Machine(Rules(lease_s=lease_s)), listen, EventLog(None), heartbeat_s=0.15
+        )
+        self.scripts: dict[str, Script] = {}
+        self.shards: list[Ps] = []
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    async def start(self) -> None:
+        await self.coordinator.start()
+        for index in range(self.spec.shards):
+            self.tasks.append(asyncio.ensure_future(self._shard(index)))
+
+    async def _shard(self, index: int) -> int:
+        async def here(function: Callable[[], None]) -> None:
+            function()
+
+        def control(name: str, handler: Any) -> MemoryEndpoint:
+            return self.network.endpoint(name, vocabulary=AnyMessage, handler=handler)
+
+        ps = Ps(index, self.settings, control, here)
+        self.shards.append(ps)
+        listener = self.network.endpoint(
+            ps.name, vocabulary=AnyMessage, handler=ps.bulk, bind=["tcp://127.0.0.1:0"], limits=BULK
+        )
+        await listener.start()
+        try:
+            return await ps.run(list(listener.addresses))
+        finally:
+            await listener.close()
+
+    def script(self, name: str, *, batches: int = 12, epochs: int = 2, seed: int = 7) -> Script:
+        script = Script(self, name, batches, epochs, seed)
+        self.scripts[name] = script
+        self.tasks.append(asyncio.ensure_future(script.run()))
+        return script
+
+    def kill(self, name: str) -> None:
+        """As kill -9 of an agent and its script."""
+        script = self.scripts[name]
+        self.network.crash(f"agent-{name}")
+        if script.task is not None:
+            script.task.cancel()
+            self.network.crash(script.script_name)
+
+    async def finish(self) -> int:
+        """Until the job is over; the exit code."""
+        code = await self.coordinator.run()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.coordinator.close()
+        return code
+
+
+def parameters(script: Script) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in script.model.parameters()]
+
+
+Run = Callable[[Cluster], Awaitable[None]]

@@ -1,0 +1,86 @@
+"""Looking at a job from outside: ask its coordinator for the status, or for a drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from .errors import UNREACHABLE, ZmlError
+from .lease import COORDINATOR
+from .link import control_endpoint
+from .messages import Ask, Drain, Message
+from .status import JobStatus, decode
+from .transport import Answer, Endpoint, Refusal, TransportError
+
+if TYPE_CHECKING:
+    from .config import Settings
+
+ANSWER_S = 5.0
+T = TypeVar("T")
+
+
+async def connect(settings: Settings, timeout_s: float = ANSWER_S) -> Endpoint:
+    """An onlooker's connection to the coordinator. Raises ZmlError when nobody answers."""
+    name = f"onlooker-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    endpoint = control_endpoint(settings, name, _say_no)
+    await endpoint.start()
+    try:
+        await endpoint.connect(COORDINATOR, settings.coordinator, timeout_s=timeout_s)
+    except TransportError as error:
+        await endpoint.close()
+        where = ", ".join(settings.coordinator)
+        raise ZmlError(
+            UNREACHABLE,
+            f"no coordinator answers at {where} ({error})",
+            "Give its address with --coordinator, or start one.",
+        ) from None
+    return endpoint
+
+
+async def status(endpoint: Endpoint) -> JobStatus:
+    """Ask over an open connection. Raises ZmlError."""
+    answer = await _ask(endpoint, Ask())
+    try:
+        return decode(bytes(answer.payload or b""))
+    except msgspec.MsgspecError as error:
+        raise ZmlError(UNREACHABLE, f"the coordinator's status cannot be read: {error}") from None
+
+
+async def drain(endpoint: Endpoint, because: str) -> None:
+    """Ask the job to finish its step, save and end."""
+    await _ask(endpoint, Drain("", because))
+
+
+async def _ask(endpoint: Endpoint, message: Message) -> Answer:
+    try:
+        return await endpoint.request(COORDINATOR, message, timeout_s=ANSWER_S)
+    except TransportError as error:
+        raise ZmlError(UNREACHABLE, f"the coordinator does not answer: {error}") from None
+
+
+def fetch_status(settings: Settings) -> JobStatus:
+    """Connect, ask, leave. Raises ZmlError."""
+    return asyncio.run(_with(settings, status))
+
+
+def request_drain(settings: Settings, because: str) -> None:
+    """Connect, ask for a drain, leave. Raises ZmlError."""
+    asyncio.run(_with(settings, lambda endpoint: drain(endpoint, because)))
+
+
+async def _with(settings: Settings, do: Callable[[Endpoint], Awaitable[T]]) -> T:
+    endpoint = await connect(settings)
+    try:
+        return await do(endpoint)
+    finally:
+        await endpoint.close()
+
+
+def _say_no(peer: str, message: msgspec.Struct, payload: memoryview | None) -> Message:
+    raise Refusal("unexpected", "an onlooker takes nothing")
