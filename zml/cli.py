@@ -79,7 +79,9 @@ PLACE_FLAGS = flags(
 
 def settle(given: Mapping[str, Any]) -> Resolved:
     """Settings from a command's parameters: those that are None, empty or False were not given."""
-    named = {key: value for key, value in given.items() if value not in (None, (), False)}
+    named = {
+        key: value for key, value in given.items() if not (value is None or value is False or value == ())
+    }
     file = named.pop("config", None)
     modes = [key for key in ("sync", "staleness", "asynchronous") if key in named]
     if len(modes) > 1:
@@ -438,8 +440,8 @@ def log_to_file(settings: "Settings", role: str, member: str) -> None:
 
 
 def say_error(error: ZmlError) -> None:
-    text = f"error: {error.what} [{error.code}]"
-    click.echo(text if not error.fix else f"{text}\n  {error.fix}", err=True)
+    fix = error.fix or f"`zml explain {error.code}` says more."
+    click.echo(f"error: {error.what} [{error.code}]\n  {fix}", err=True)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -461,6 +463,3 @@ def run(argv: Sequence[str]) -> int:
         return errors.BOOK[USAGE].exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:  # as `zml explain | head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
