@@ -1,0 +1,8 @@
+"""The scheduler: events in, actions out. It reads no clock, opens no socket and rolls no dice.
+
+    for action in machine.handle(event, now): await self.perform(action)
+
+`machine` decides for all jobs of a coordinator; `state` holds its tables. `staleness` is the gate of a shard, `batches`
+the data ledger of a job, `ring` the placement of chunks. Time comes in as `now`, a deadline goes out of
+`next_deadline()`; every action says why, in a sentence for people.
+"""

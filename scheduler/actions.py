@@ -1,0 +1,120 @@
+"""What to do: the machine's only output. Orders, each with the sentence that says why.
+
+`because` is for people: it goes to the log, to `zml status` and into the events of the run. Performing an order twice
+is the same as once, for after a crash one may be repeated.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from .ids import JobId, MemberId, Seat, WorkerId
+from .state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Tell this peer who it is from now on."""
+
+    job: JobId
+    peer: str
+    member: MemberId
+    incarnation: int
+    generation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Tell this peer no. Nothing has changed."""
+
+    job: JobId
+    peer: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell every shard who the active workers are, in order of seniority. A shard ignores older generations."""
+
+    job: JobId
+    generation: int
+    seats: tuple[Seat, ...]
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Let this worker's agent start the script."""
+
+    job: JobId
+    worker: WorkerId
+    incarnation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Give every shard the layout and the placement: chunk i lives on shard number `placement[i]`."""
+
+    job: JobId
+    placement: tuple[int, ...]
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Initialise:
+    """This worker's parameters become version 0. It replaces whoever was to do it before."""
+
+    job: JobId
+    worker: WorkerId
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Refuse everything from this incarnation, and tell it so if it can be reached."""
+
+    job: JobId
+    member: MemberId
+    incarnation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End this member: an agent with its script, or a shard."""
+
+    job: JobId
+    member: MemberId
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Give out no more batches; scripts finish their step, save and leave."""
+
+    job: JobId
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The job is over: the last order of a job."""
+
+    job: JobId
+    state: State
+    exit_code: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """An event changed nothing, for this reason: for the log."""
+
+    job: JobId
+    because: str
+
+
+Action: TypeAlias = (
+    Admit | Refuse | Announce | Launch | Place | Initialise | Fence | Stop | Drain | Finish | Ignored
+)

@@ -1,0 +1,305 @@
+"""Which worker computes which batch: the data ledger of one job.
+
+An epoch is opened by the most senior worker that is present: it shows how many batches there are and the token from
+which every worker draws their order. The batches are dealt like cards to the workers that are present, in order of
+seniority, and what nobody has taken yet is dealt anew whenever one of them goes or another comes. A batch that was
+taken is leased; it is committed when its gradient is applied. The next epoch opens when all are committed.
+
+Rules: no batch is ever lost; it is leased to one worker at a time, and again to another only when that worker is gone.
+The ledger is deterministic: the same calls in the same order give the same deal. It knows no time; whoever must wait is
+told for whom, and asks again.
+
+A founder is present from the start, any other worker from its first `open`: nobody waits for a script that is still
+importing its libraries.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from .ids import Seat, WorkerId
+
+MOST_BATCHES = 10_000_000  # in one epoch: a peer names the number, and the ledger allocates by it
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The epoch is open. `token` is the senior worker's; `first_clock` is where every worker begins or has begun."""
+
+    first_clock: int
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """These batches are leased to the asker until it commits them or is gone."""
+
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Not yet. Ask again when something has changed."""
+
+    waiting_for: tuple[WorkerId, ...]  # in order of seniority
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """Every batch of the epoch is committed. `next_clock` is the first of the next epoch, for every worker."""
+
+    next_clock: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """No more batches: the job is being drained."""
+
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The asker contradicts the ledger. Nothing has changed."""
+
+    because: str
+
+
+OpenAnswer: TypeAlias = Opened | Waiting | Drained | Mismatch
+TakeAnswer: TypeAlias = Taken | Waiting | Over | Drained | Mismatch
+
+
+@dataclass(slots=True)
+class Pass:
+    """The accounts of one epoch. Every batch is in exactly one of: `undealt`, one share, `leases`, committed."""
+
+    epoch: int
+    batches: int
+    first_clock: int
+    token: bytes
+    opener: WorkerId
+    committed: bytearray  # one byte per batch, 1 when its gradient is applied
+    to_go: int  # batches that are not committed
+    undealt: list[int] = field(default_factory=list)  # empty unless nobody is present
+    shares: dict[WorkerId, deque[int]] = field(default_factory=dict)  # dealt and not taken; of those present
+    leases: dict[int, WorkerId] = field(default_factory=dict)  # taken and not committed
+    given: dict[WorkerId, list[int]] = field(
+        default_factory=dict
+    )  # all a present worker ever took, in its order
+    returned: set[int] = field(default_factory=set)  # leased once, not committed, and back; they go out first
+    dealt_again: bool = False
+    given_again: int = 0  # batches leased after that
+
+    @property
+    def over(self) -> bool:
+        return self.to_go == 0
+
+    @property
+    def next_clock(self) -> int:
+        """No worker can have got here. One batch is at most one clock of one worker, and a worker without a batch rests
+        until first_clock + batches; it goes on beyond that only with batches that were dealt again."""
+        return self.first_clock + self.batches + self.given_again
+
+    def deal(self, present: Sequence[WorkerId]) -> None:
+        """Deal all that is not taken, round robin, what came back from a lost worker first."""
+        cards = [*self.undealt, *(batch for share in self.shares.values() for batch in share)]
+        cards = sorted(self.returned.intersection(cards)) + sorted(set(cards) - self.returned)
+        self.undealt = [] if present else cards
+        self.shares = {worker: deque(cards[place :: len(present)]) for place, worker in enumerate(present)}
+        self.given = {worker: self.given.get(worker, []) for worker in present}
+
+    def take_back(self, worker: WorkerId) -> None:
+        """A worker is gone: what it held is to be dealt again."""
+        held = [batch for batch, owner in self.leases.items() if owner == worker]
+        for batch in held:
+            del self.leases[batch]
+        self.returned.update(held)
+        self.undealt += [*held, *self.shares.pop(worker, ())]
+        self.given.pop(worker, None)
+
+    def owing(self) -> list[WorkerId]:
+        """Who has batches that are not committed, in order of seniority."""
+        leasing = set(self.leases.values())
+        return [worker for worker, share in self.shares.items() if share or worker in leasing]
+
+    def check(self) -> None:
+        """Every invariant, derived from scratch."""
+        open_batches = [*self.undealt, *(b for share in self.shares.values() for b in share), *self.leases]
+        done = [batch for batch, flag in enumerate(self.committed) if flag]
+        assert sorted([*open_batches, *done]) == list(range(self.batches)), "a batch is lost or doubled"
+        assert self.to_go == len(open_batches), (self.to_go, len(open_batches))
+        assert not (self.undealt and self.shares), "somebody is present, and batches are not dealt"
+        assert self.shares.keys() == self.given.keys(), (self.shares.keys(), self.given.keys())
+        assert all(batch in self.given[worker] for batch, worker in self.leases.items())
+        assert not self.returned & {*done, *self.leases}, "a batch that came back is out again"
+
+
+class Ledger:
+    """One job's account of its data. `members` is told of every generation; the other calls come from workers."""
+
+    def __init__(self) -> None:
+        self.epoch = 0  # the one that is open, or will be opened first
+        self.incarnations: dict[WorkerId, int] = {}  # of the members, in order of seniority
+        self.present: list[WorkerId] = []  # members that batches are dealt to, in order of seniority
+        self.current: Pass | None = None  # None before the first epoch
+        self.draining: str | None = None
+
+    @property
+    def batches(self) -> int:
+        """Of the open epoch; 0 before the first."""
+        return self.current.batches if self.current is not None else 0
+
+    @property
+    def committed(self) -> int:
+        """How many of them are applied."""
+        return self.current.batches - self.current.to_go if self.current is not None else 0
+
+    # -- who takes part ------------------------------------------------------------------------------
+
+    def members(self, seats: Iterable[Seat]) -> None:
+        """The active workers of a new generation, in order of seniority. Twice is the same as once.
+
+        Whoever is gone, or has come again as a new incarnation, gives back what it has not committed.
+        """
+        seats = list(seats)
+        former, self.incarnations = self.incarnations, {seat.worker: seat.incarnation for seat in seats}
+        same = {worker for worker, number in self.incarnations.items() if former.get(worker) == number}
+        gone = [worker for worker in self.present if worker not in same]
+        present = [
+            seat.worker
+            for seat in seats
+            if (seat.worker in same and seat.worker in self.present)
+            or (seat.worker not in same and seat.founder)
+        ]
+        self._deal_to(present, gone)
+
+    def _come(self, worker: WorkerId) -> None:
+        if worker not in self.present:
+            self._deal_to([w for w in self.incarnations if w in self.present or w == worker], gone=[])
+
+    def _deal_to(self, present: list[WorkerId], gone: list[WorkerId]) -> None:
+        changed = gone or present != self.present
+        self.present = present
+        if self.current is None or not changed:
+            return
+        for worker in gone:
+            self.current.take_back(worker)
+        self.current.deal(present)
+        self.current.dealt_again = True
+
+    def drain(self, because: str) -> None:
+        """Give out nothing more. What is leased can still be committed."""
+        self.draining = because
+
+    # -- what workers ask ----------------------------------------------------------------------------
+
+    def open(self, worker: WorkerId, epoch: int, batches: int, token: bytes) -> OpenAnswer:
+        """A worker is at the start of an epoch in which it sees `batches` batches. Twice is the same as once.
+
+        `token` is what it would draw their order from; the answer holds the one that counts.
+        """
+        assert worker in self.incarnations, f"{worker} is not a member"
+        if not 0 <= batches <= MOST_BATCHES:
+            return Mismatch(
+                f"{worker} sees {batches:,} batches in an epoch; 0 to {MOST_BATCHES:,} can be kept account of"
+            )
+        if self.draining is not None:
+            return Drained(self.draining)
+        current = self.current
+        if current is not None and epoch < current.epoch:
+            return Opened(current.first_clock, token)  # long over: no batch of it is left to draw
+        if epoch < 0 or (current is not None and epoch > current.epoch + 1):
+            return Mismatch(f"{worker} opens epoch {epoch}, and the job is in epoch {self.epoch}")
+        if current is not None and epoch == current.epoch:
+            if batches != current.batches:
+                return Mismatch(
+                    f"{worker} sees {batches:,} batches in epoch {epoch}, and {current.opener} {current.batches:,}"
+                )
+            self._come(worker)
+            return Opened(current.first_clock, current.token)
+        if current is not None and not current.over:
+            return self._wait_for(current)
+        self._come(worker)
+        senior = self.present[0]
+        if worker != senior:
+            return Waiting((senior,), f"{senior} has not opened epoch {epoch} yet, and its order counts")
+        first_clock = current.next_clock if current is not None else 0
+        self.current = Pass(epoch, batches, first_clock, token, worker, bytearray(batches), batches)
+        self.current.undealt = list(range(batches))
+        self.current.deal(self.present)
+        self.epoch = epoch
+        return Opened(first_clock, token)
+
+    def take(self, worker: WorkerId, epoch: int, most: int, have: int | None = None) -> TakeAnswer:
+        """Lease up to `most` batches to this worker.
+
+        `have` says how many batches of this epoch have reached this incarnation. They are handed out in one sequence,
+        and the answer goes on after the first `have` of it: so asking again after a lost answer leases nothing twice.
+        None stands for all of them, where the transport makes sure that no answer is lost.
+        """
+        assert worker in self.incarnations, f"{worker} is not a member"
+        current = self.current
+        if current is not None and (epoch < current.epoch or (epoch == current.epoch and current.over)):
+            return Over(current.first_clock if epoch < current.epoch else current.next_clock)
+        if self.draining is not None:
+            return Drained(self.draining)
+        if current is None or epoch != current.epoch or worker not in self.present:
+            return Mismatch(f"{worker} has not opened epoch {epoch}")
+        given = current.given[worker]
+        have = len(given) if have is None else have
+        if not 0 <= have <= len(given) or most < 1:
+            return Mismatch(
+                f"{worker} asks for {most} batches after {have}, and was given {len(given)} in epoch {epoch}"
+            )
+        if have == len(given):
+            self._lease(current, worker, most)
+        if have == len(given):
+            return self._wait_for(current)
+        return Taken(tuple(given[have : have + most]))
+
+    def commit(self, worker: WorkerId, epoch: int, batches: Iterable[int]) -> Mismatch | None:
+        """The gradients of these batches are applied. Twice is the same as once; None when all is well."""
+        assert worker in self.incarnations, f"{worker} is not a member"
+        current = self.current
+        batches = list(batches)
+        if not batches or (current is not None and epoch < current.epoch):
+            return None
+        if current is None or epoch > current.epoch:
+            return Mismatch(f"{worker} commits batches of epoch {epoch}, which is not open")
+        for batch in batches:
+            if not 0 <= batch < current.batches:
+                return Mismatch(f"{worker} commits batch {batch}; epoch {epoch} has {current.batches:,}")
+            if not current.committed[batch] and current.leases.get(batch) != worker:
+                holder = current.leases.get(batch, "nobody")
+                return Mismatch(f"{worker} commits batch {batch} of epoch {epoch}, which {holder} holds")
+        for batch in batches:
+            if not current.committed[batch]:
+                current.committed[batch] = 1
+                current.to_go -= 1
+                del current.leases[batch]
+        return None
+
+    def _lease(self, current: Pass, worker: WorkerId, most: int) -> None:
+        share = current.shares[worker]
+        for _ in range(min(most, len(share))):
+            batch = share.popleft()
+            current.leases[batch] = worker
+            current.given[worker].append(batch)
+            current.returned.discard(batch)
+            current.given_again += current.dealt_again
+
+    def _wait_for(self, current: Pass) -> Waiting:
+        owing = tuple(current.owing())
+        return Waiting(
+            owing, f"epoch {current.epoch} has {current.to_go:,} of {current.batches:,} batches to go"
+        )
+
+    def check(self) -> None:
+        """Every invariant; for tests."""
+        assert set(self.present) <= self.incarnations.keys()
+        if self.current is not None:
+            self.current.check()
+            assert self.current.epoch == self.epoch
+            assert [*self.current.shares] == self.present

@@ -1,0 +1,109 @@
+"""What happened: the machine's only input. Frozen, in the past tense, each of one job.
+
+`member` and `worker` are what a peer called itself; whether there is such a member is the machine's to find out.
+An event that comes from a member names its incarnation: what a former self sends changes nothing.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from .ids import JobId, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """Somebody wants a job to run. `staleness` is the bound s: 0 is BSP, None is asynchronous."""
+
+    job: JobId
+    workers: int
+    shards: int
+    staleness: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A process asks to be a member. `member` is the id it wants, or empty. `peer` names one process, never two."""
+
+    job: JobId
+    role: Role
+    member: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """A member was heard: its lease begins anew."""
+
+    job: JobId
+    member: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A script showed its layout: `digest` of it, and how many chunks it has."""
+
+    job: JobId
+    worker: str
+    incarnation: int
+    digest: str
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The initialiser has brought the first parameters to every shard."""
+
+    job: JobId
+    worker: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A script ended, by a signal where `signal` is not 0. `because` follows on the worker's name: "its script ..."."""
+
+    job: JobId
+    worker: str
+    incarnation: int
+    code: int
+    signal: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """An orderly goodbye: nothing of this member is in flight."""
+
+    job: JobId
+    member: str
+    incarnation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """Finish the step, save, leave."""
+
+    job: JobId
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """End now; nothing needs to be saved."""
+
+    job: JobId
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed: a deadline that the machine had given is reached."""
+
+    job: JobId
+
+
+Event: TypeAlias = (
+    Submitted | Joined | Renewed | Registered | Loaded | Exited | Left | DrainAsked | Cancelled | Ticked
+)

@@ -1,0 +1,129 @@
+"""Who was heard lately? Leases that allow for jitter, and an observer that doubts itself first.
+
+A lease ends `lease_s` after the member was last heard, plus what the member's own jitter asks for: `jitter_factor`
+times the worst lateness of its renewals, which is forgotten slowly. One fixed second would fence healthy members of a
+loaded machine, whose p99 was seen to reach that second.
+
+Leases run on the observer's own time, which stands still while nobody looks: if the observer comes later than the
+deadline it had asked for, it was held up, and renewals may lie unread before it. What was left of each lease when it
+last looked is then still left (Dadgar, Phillips, Currey, "Lifeguard: Local Health Awareness for More Accurate Failure
+Detection", 2017). That is granted once until a renewal is heard again, so that a lost member is found in any case.
+"""
+
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import NamedTuple, TypeAlias
+
+from .ids import JobId, MemberId
+from .rules import Rules
+
+MEMORY = (
+    0.98  # what a renewal leaves of the lateness seen before: at 5 renewals a second half of it after 7 s
+)
+
+Key: TypeAlias = tuple[JobId, MemberId]
+
+
+@dataclass(slots=True)
+class Lease:
+    """One member's. Times are the observer's own."""
+
+    heard: float
+    ends: float
+    usual_gap_s: float | None = None  # smoothed; None before the first renewal
+    lateness_s: float = 0.0  # the worst of late, beyond the usual gap
+
+    def renew(self, at: float, rules: Rules) -> None:
+        gap = at - self.heard
+        usual = gap if self.usual_gap_s is None else self.usual_gap_s
+        self.lateness_s = max(gap - usual, MEMORY * self.lateness_s)
+        self.usual_gap_s = usual + (gap - usual) / 8  # the gain of TCP's round-trip estimate, RFC 6298
+        self.heard = at
+        self.ends = at + min(rules.lease_s + rules.jitter_factor * self.lateness_s, rules.lease_most_s)
+
+
+class Ended(NamedTuple):
+    """A lease that ran out, and for how long its member had not been heard."""
+
+    key: Key
+    silent_s: float
+
+
+class Leases:
+    """All leases of the machine. Call `look` first with every new `now`; a renewal costs O(1).
+
+    Invariant: `_heap` holds every lease exactly once, under an end that it had at some time, hence at or before its
+    present one. Entries of leases that were dropped are skipped when they come up.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._leases: dict[Key, Lease] = {}
+        self._heap: list[tuple[float, Key, Lease]] = []
+        self._looked = 0.0  # when it last looked, in the caller's time
+        self._stood_still_s = 0.0  # caller's time minus own time
+        self._excused = False  # it was held up, and has heard nobody since
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._leases
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def look(self, now: float) -> None:
+        """It is `now`. If nobody has looked in time, leases stand still for as long as nobody did."""
+        deadline = self.next_deadline()
+        if deadline is not None and now - deadline > self.rules.lag_s and not self._excused:
+            self._stood_still_s += now - self._looked
+            self._excused = True
+        self._looked = now
+
+    def grant(self, key: Key) -> None:
+        """A member came."""
+        assert key not in self._leases, key
+        here = self._here
+        lease = self._leases[key] = Lease(here, here + self.rules.lease_s)
+        heappush(self._heap, (lease.ends, key, lease))
+
+    def renew(self, key: Key) -> None:
+        """A member was heard."""
+        self._leases[key].renew(self._here, self.rules)
+        self._excused = False
+
+    def drop(self, key: Key) -> None:
+        """A member is gone, and known to be."""
+        del self._leases[key]
+
+    def silent_s(self, key: Key) -> float:
+        return self._here - self._leases[key].heard
+
+    def ended(self) -> list[Ended]:
+        """The leases that have run out, the earliest first; they are dropped."""
+        found = []
+        while (lease := self._first()) is not None and lease[0] <= self._here:
+            heappop(self._heap)
+            found.append(Ended(lease[1], self.silent_s(lease[1])))
+            self.drop(lease[1])
+        return found
+
+    def next_deadline(self) -> float | None:
+        """When the earliest lease ends, in the caller's time."""
+        first = self._first()
+        return first[0] + self._stood_still_s if first is not None else None
+
+    @property
+    def _here(self) -> float:
+        return self._looked - self._stood_still_s
+
+    def _first(self) -> tuple[float, Key, Lease] | None:
+        """The entry of the lease that ends first, after bringing up to date every entry before it."""
+        while self._heap:
+            end, key, lease = self._heap[0]
+            if self._leases.get(key) is not lease:
+                heappop(self._heap)
+            elif lease.ends > end:
+                heappop(self._heap)
+                heappush(self._heap, (lease.ends, key, lease))
+            else:
+                return self._heap[0]
+        return None

@@ -1,0 +1,232 @@
+"""The whole state of a job, the tables by which it moves, and what must hold after every event.
+
+    FORMING -> RUNNING -> (DRAINING ->) FINISHING -> SUCCEEDED | FAILED | CANCELLED
+
+Whatever moves a job is a `Cause`; where a state has no entry for a cause, the machine must not have raised it.
+FINISHING keeps the cause that led to it: the members have their orders to stop, and when the last of them is gone, or
+has had its time, the job ends as OUTCOME says.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import ClassVar, TypeAlias
+
+from .ids import JobId, MemberId, WorkerId, shard_id
+from .membership import Alive, Gone, Members
+
+
+class State(Enum):
+    """Where a job is in its life."""
+
+    FORMING = auto()
+    RUNNING = auto()
+    DRAINING = auto()
+    FINISHING = auto()
+    SUCCEEDED = auto()
+    FAILED = auto()
+    CANCELLED = auto()
+
+    @property
+    def over(self) -> bool:
+        return self in OUTCOME.values()
+
+
+class Cause(Enum):
+    """What moves a job, in words."""
+
+    COMPLETE = "everybody asked for is here"
+    DRAIN_ASKED = "a drain was asked for"
+    CANCEL_ASKED = "an end was asked for"
+    SCRIPT_FAILED = "a script failed"
+    LAYOUTS_DIFFER = "two layouts differ"
+    SHARD_LOST = "a shard is gone"
+    WORKERS_DONE = "workers gone, some finished"
+    WORKERS_DRAINED = "workers gone, as asked"
+    WORKERS_LOST = "workers gone, none finished"
+
+
+NEXT: dict[State, dict[Cause, State]] = {
+    State.FORMING: {
+        Cause.COMPLETE: State.RUNNING,
+        Cause.CANCEL_ASKED: State.FINISHING,
+    },
+    State.RUNNING: {
+        Cause.DRAIN_ASKED: State.DRAINING,
+        Cause.CANCEL_ASKED: State.FINISHING,
+        Cause.SCRIPT_FAILED: State.FINISHING,
+        Cause.LAYOUTS_DIFFER: State.FINISHING,
+        Cause.SHARD_LOST: State.FINISHING,
+        Cause.WORKERS_DONE: State.FINISHING,
+        Cause.WORKERS_LOST: State.FINISHING,
+    },
+    State.DRAINING: {
+        Cause.CANCEL_ASKED: State.FINISHING,
+        Cause.SCRIPT_FAILED: State.FINISHING,
+        Cause.LAYOUTS_DIFFER: State.FINISHING,
+        Cause.SHARD_LOST: State.FINISHING,
+        Cause.WORKERS_DRAINED: State.FINISHING,
+        Cause.WORKERS_LOST: State.FINISHING,
+    },
+}
+
+OUTCOME: dict[Cause, State] = {
+    Cause.WORKERS_DONE: State.SUCCEEDED,
+    Cause.WORKERS_DRAINED: State.CANCELLED,
+    Cause.CANCEL_ASKED: State.CANCELLED,
+    Cause.SCRIPT_FAILED: State.FAILED,
+    Cause.LAYOUTS_DIFFER: State.FAILED,
+    Cause.SHARD_LOST: State.FAILED,
+    Cause.WORKERS_LOST: State.FAILED,
+}
+
+
+# -- where the parameters are: a life within RUNNING and DRAINING ------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No script has shown its layout yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the parameters look like, and whose script showed it first."""
+
+    digest: str
+    chunks: int
+    shown_by: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Every shard knows its chunks; the initialiser, the most senior worker, is to bring their first values."""
+
+    layout: Layout
+    initialiser: WorkerId
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The shards hold parameters."""
+
+    layout: Layout
+
+
+Parameters: TypeAlias = Unknown | Loading | Loaded
+
+
+# -- the phases of a job, each with what belongs to it ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Forming:
+    """Members come; nobody is launched before all are here. It has no deadline."""
+
+    state: ClassVar[State] = State.FORMING
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The scripts compute."""
+
+    state: ClassVar[State] = State.RUNNING
+    parameters: Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """No batches are given out; the scripts finish their step, save and leave."""
+
+    state: ClassVar[State] = State.DRAINING
+    parameters: Parameters
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finishing:
+    """Everybody was told to stop. `until` is when the job is over without those who have not."""
+
+    state: ClassVar[State] = State.FINISHING
+    cause: Cause
+    exit_code: int
+    because: str
+    until: float
+
+
+Phase: TypeAlias = Forming | Running | Draining | Finishing
+
+
+@dataclass(slots=True)
+class Job:
+    """A job that is not over."""
+
+    id: JobId
+    workers: int  # asked for, as are the shards
+    shards: int
+    staleness: int | None
+    phase: Phase = field(default_factory=Forming)
+    members: Members = field(default_factory=Members)
+    generation: int = 0  # 0 while FORMING, then + 1 at each change of the active workers
+
+    @property
+    def state(self) -> State:
+        return self.phase.state
+
+    @property
+    def missing_workers(self) -> int:
+        return max(0, self.workers - sum(1 for _ in self.members.alive("worker")))
+
+    @property
+    def missing_shards(self) -> list[MemberId]:
+        here = dict(self.members.alive("shard"))
+        return [shard_id(index) for index in range(self.shards) if shard_id(index) not in here]
+
+    def check(self) -> None:
+        """Every invariant of a job between two events."""
+        self.members.check()
+        alive = dict(self.members.alive())
+        workers = self.members.workers()
+        complete = not self.missing_workers and not self.missing_shards
+        match self.phase:
+            case Forming():
+                assert self.generation == 0 and not complete, "everybody is here, and it does not run"
+                assert not any(record.founder for record in alive.values())
+            case Running() | Draining():
+                assert self.generation >= 1
+                assert workers, "it runs without a worker"
+                assert not self.missing_shards, "it runs without a shard"
+                self._check_seniority(workers)
+                if isinstance(loading := self.phase.parameters, Loading):
+                    record = alive[loading.initialiser]
+                    assert loading.initialiser == workers[0], f"{workers[0]} is senior to the initialiser"
+                    assert loading.incarnation == record.incarnation, "a former incarnation is to initialise"
+            case Finishing():
+                assert alive, "everybody is gone, and the job is not over"
+                assert self.phase.cause in OUTCOME
+        shards = {shard_id(index) for index in range(self.shards)}
+        assert {member for member, _ in self.members.alive("shard")} <= shards, "more shards than asked for"
+
+    def _check_seniority(self, workers: list[WorkerId]) -> None:
+        seats = self.members.seats()
+        founders = [int(seat.worker[1:]) for seat in seats if seat.founder]
+        assert founders == sorted(founders), f"founders out of order: {workers}"
+        assert all(seat.founder for seat in seats[: len(founders)]), (
+            f"a founder is junior to a latecomer: {seats}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """What is kept of a job that is over."""
+
+    id: JobId
+    state: State
+    exit_code: int
+    because: str
+    generation: int
+    members: dict[MemberId, Gone]
+
+    def check(self) -> None:
+        assert self.state.over, self.state
+        assert not any(isinstance(record, Alive) for record in self.members.values())
