@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         step = [Staged(split(outgoing[bucket.index], bucket.chunks)) for bucket in everything]
         store.apply([step], hyper_of(optimizer))
 
-    payloads: list[tuple[tuple[int, ...], list[int], list[int], bytes]] = []
+    payloads: list[tuple[tuple[int, ...], list[int], list[int], memoryview]] = []
 
     def pull() -> None:
         payloads.clear()
@@ -131,9 +131,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parameters", type=float, default=25e6)
-    parser.add_argument("--optimizer", default="AdamW", choices=["SGD", "Adam", "AdamW", "Adagrad", "RMSprop"])
+    parser.add_argument(
+        "--optimizer", default="AdamW", choices=["SGD", "Adam", "AdamW", "Adagrad", "RMSprop"]
+    )
     parser.add_argument("--compress", default="none", choices=["none", "bf16"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

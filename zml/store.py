@@ -20,6 +20,7 @@ from .codec.frame import HEADER, write_header
 from .hyper import Hyper, OptimizerSpec
 from .layout import Chunk, Layout
 from .optim import UpdateRule
+from .pages import SIZE, Pages
 
 ALIGNMENT = 64  # bytes: a cache line, and torch's own
 
@@ -79,6 +80,7 @@ class Store:
         self._sum = torch.empty(largest)
         self._one = torch.empty(largest)
         self._slab = _aligned(sum(_stride(chunk) for chunk in cut))
+        self._pages = Pages(2 * len(self._slab) + 2 * SIZE * len(cut))
         self._held: dict[int, _Held] = {}
         at = 0
         for chunk in cut:
@@ -210,8 +212,13 @@ class Store:
         frames = [frame if isinstance(frame, bytes) else bytes(frame) for frame in self._frames(held, have)]
         return held.published, frames
 
-    def pull_bucket(self, chunks: Sequence[int], have: Sequence[int]) -> tuple[list[int], list[int], bytes]:
-        """The same for several chunks: versions, number of frames of each, and the frames, copied once."""
+    def pull_bucket(
+        self, chunks: Sequence[int], have: Sequence[int]
+    ) -> tuple[list[int], list[int], memoryview]:
+        """The same for several chunks: their versions, how many frames each has, and the frames, copied once.
+
+        The payload is the caller's for as long as it holds a view of it.
+        """
         versions: list[int] = []
         counts: list[int] = []
         payload: list[Buffer] = []
@@ -221,7 +228,12 @@ class Store:
             versions.append(held.published)
             counts.append(len(frames))
             payload += frames
-        return versions, counts, b"".join(payload)
+        size = sum(map(len, payload))
+        copy, at = self._pages.lend(size), 0
+        for frame in payload:
+            copy[at : at + len(frame)] = frame
+            at += len(frame)
+        return versions, counts, copy.toreadonly()
 
     def _frames(self, held: _Held, have: int) -> Sequence[Buffer]:
         """What leads from `have` to the newest version. A memoryview is live: good until the next step."""

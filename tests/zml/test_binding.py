@@ -86,7 +86,7 @@ def test_gradients_go_where_their_parameters_lie(size: int) -> None:
     model, layout, binding = bound(size)
     loss = sum(((p.double() + 1) ** 2).sum() for p in model.parameters() if p.requires_grad)
     assert isinstance(loss, Tensor)
-    loss.backward()
+    torch.autograd.backward(loss)
     model.bf16.grad = None
     into = {chunk.index: torch.full((chunk.size,), 9.0) for chunk in layout.chunks}
     present = [binding.gather(index, into) for index in range(len(layout.parameters))]

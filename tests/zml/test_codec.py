@@ -1,7 +1,8 @@
-"""Codecs and frames: what goes in comes out, what is lost is kept, and no bytes of a peer write where they should not."""
+"""Codecs and frames: what goes in comes out, what is lost is kept, no bytes of a peer write where they should not."""
 
 import math
 import struct
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -300,15 +301,16 @@ def test_a_frame_that_is_not_the_one_asked_for_writes_nothing(
             fields[key] = 1 - codec.id if value == "other" else int(value)
     frame = header(**fields) + frame[16:]
     out = wrecked(chunk)
-    for refuse in (
+    attempts: list[Callable[[], object]] = [
         lambda: codec.check(chunk, frame),
         lambda: codec.view(chunk, frame),
         lambda: codec.decode(chunk, frame, out, add=False),
         lambda: codec.decode(chunk, frame, out, add=True),
         lambda: codec.total(chunk, [encoded(codec, chunk, torch.ones(10)), frame], out),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(BadFrame):
-            refuse()
+            attempt()
     assert torch.equal(out, wrecked(chunk))
 
 
@@ -318,12 +320,13 @@ def test_a_frame_that_is_not_the_one_asked_for_writes_nothing(
 def test_random_bytes_write_nothing(name: str, data: bytes) -> None:
     codec, chunk = by_name(name), chunk_of(10)
     out = wrecked(chunk)
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: codec.decode(chunk, data, out, add=True),
         lambda: codec.advance(chunk, data, out, 0),
         lambda: read_parameters(chunk, data, 0),
         lambda: parse(data),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(BadFrame):
             attempt()
     assert torch.equal(out, wrecked(chunk))

@@ -67,11 +67,11 @@ def test_every_element_lies_in_exactly_one_place(layout: Layout) -> None:
         sizes = [layout.chunks[index].size for index in group.chunks]
         assert sum(sizes) == group.size
         assert all(size == layout.chunk_elements for size in sizes[:-1])
-    for index, chunk in enumerate(layout.chunks):
-        assert chunk.index == index
-        ends = [0, *itertools.accumulate(segment.size for segment in chunk.segments)]
-        assert [segment.offset for segment in chunk.segments] == ends[:-1]
-        assert ends[-1] == chunk.size > 0
+    assert [chunk.index for chunk in layout.chunks] == list(range(len(layout.chunks)))
+    for each in layout.chunks:
+        ends = [0, *itertools.accumulate(segment.size for segment in each.segments)]
+        assert [segment.offset for segment in each.segments] == ends[:-1]
+        assert ends[-1] == each.size > 0
     assert [group.frozen for group in layout.groups] == [False] * (len(layout.groups) - 1) + [True]
 
 
@@ -400,9 +400,10 @@ def test_numbers_that_an_optimizer_cannot_have_are_refused(change: dict[str, obj
     assert spec.accept([group]) == [group]
     with pytest.raises(BadHyper):
         read_hyper(msgpack.packb([{**group, **change}]), spec)
-    for wrong in ([], [group, group], [{}], [[1]]):
+    wrong: list[list[object]] = [[], [group, group], [{}], [[1]]]
+    for hypers in wrong:
         with pytest.raises(BadHyper):
-            read_hyper(msgpack.packb(wrong), spec)
+            read_hyper(msgpack.packb(hypers), spec)
 
 
 @settings(max_examples=1_000, deadline=None)

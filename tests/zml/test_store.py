@@ -30,6 +30,7 @@ from zml.codec.dense import Bf16, join
 from zml.codec.frame import expect
 from zml.hyper import BadHyper, Hyper, OptimizerSpec, hyper_of
 from zml.layout import Bucket, Chunk, Layout, buckets
+from zml.pages import SIZE, Pages
 from zml.replica import Replica
 from zml.store import Staged, Store
 
@@ -131,7 +132,7 @@ def backward(model: torch.nn.Module, step: int, seed: int) -> None:
     x = torch.randint(0, 13, (8,), generator=random)
     y = torch.randint(0, 3, (8,), generator=random)
     model.zero_grad()
-    torch.nn.functional.cross_entropy(model(x, step % 3 != 1), y).backward()
+    torch.autograd.backward(torch.nn.functional.cross_entropy(model(x, step % 3 != 1), y))
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -348,9 +349,10 @@ def test_a_step_with_one_bad_push_changes_nothing_at_all() -> None:
             store.check_step(step)
         with pytest.raises(BadFrame):
             store.apply([good, step], numbers())
-    for wrong in ([], numbers() * 2, [{}], [{**numbers()[0], "lr": math.nan}]):
+    wrong: list[list[Hyper]] = [[], numbers() * 2, [{}], [{**numbers()[0], "lr": math.nan}]]
+    for hypers in wrong:
         with pytest.raises(BadHyper):
-            store.apply([good], wrong)
+            store.apply([good], hypers)
     assert [held(store, chunk) for chunk in range(2)] == [(0, [0.0] * 8)] * 2
     store.apply([good], numbers())
     assert [held(store, chunk) for chunk in range(2)] == [(1, [-1.0] * 8)] * 2
@@ -374,7 +376,9 @@ def test_frames_may_be_read_only_memory_and_are_not_kept() -> None:
     memory[16:] = bytes(24)
     del memory[:]  # a view that still looked at it would forbid this
     store.apply([[staged(store, [0.0] * 6)]], numbers(momentum=0.9))
-    assert held(store) == (2, pytest.approx([-1.9] * 6))
+    version, values = held(store)
+    assert version == 2
+    assert values == pytest.approx([-1.9] * 6)
 
 
 # -- versions, deltas, parameters ---------------------------------------------------------------------------------
@@ -438,7 +442,8 @@ def test_what_was_pulled_is_not_changed_by_later_steps() -> None:
     version, frames = store.pull(0, UNKNOWN)
     _, _, payload = store.pull_bucket((0,), (UNKNOWN,))
     store.apply([[staged(store, [1.0] * 6)]], numbers())
-    for frame in (*frames, *cut(payload, 1)):
+    pulled: list[Buffer] = [*frames, *cut(payload, 1)]
+    for frame in pulled:
         assert read_parameters(store.layout.chunks[0], frame, version).tolist() == [0.0] * 6
 
 
@@ -583,3 +588,36 @@ class Cluster(RuleBasedStateMachine):
 
 TestCluster = Cluster.TestCase
 TestCluster.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+
+
+# -- payload memory -------------------------------------------------------------------------------------------------
+
+
+def test_payload_memory_is_lent_again_only_when_nobody_looks_at_it() -> None:
+    pages = Pages(most=3 * SIZE)
+    first = pages.lend(100)
+    first[:5] = b"first"
+    inner = memoryview(first)[:5].toreadonly()
+    del first
+    second = pages.lend(200)
+    second[:5] = b"other"
+    assert (bytes(inner), len(second), pages.kept) == (b"first", 200, 2 * SIZE)
+    del inner
+    third = pages.lend(SIZE)
+    assert (bytes(third[:5]), pages.kept) == (b"first", 2 * SIZE)  # the first, again
+    assert bytes(second[:5]) == b"other"
+    more = [pages.lend(0), pages.lend(SIZE), pages.lend(SIZE + 1)]
+    assert [len(view) for view in more] == [0, SIZE, SIZE + 1]
+    assert pages.kept == 3 * SIZE  # beyond that, buffers are lent but not remembered
+
+
+def test_a_payload_that_is_still_held_is_not_written_over() -> None:
+    store = loaded()
+    kept = []
+    for version in range(5):
+        kept.append((version, store.pull_bucket((0,), (UNKNOWN,))[2]))
+        store.apply([[staged(store, [-1.0] * 6)]], numbers())
+    for version, payload in kept:
+        assert payload.readonly
+        (frame,) = cut(payload, 1)
+        assert read_parameters(store.layout.chunks[0], frame, version).tolist() == [version] * 6
