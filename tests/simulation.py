@@ -27,8 +27,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self, start_s: float = 1000.0, limit_s: float = 24 * 3600.0) -> None:
         self._now_s = start_s
         self._end_s = start_s + limit_s
+        self.unseen: dict[str, Any] | None = None  # the first error that no task has seen
         self._jumps = _Jumps(self)
         super().__init__(self._jumps)
+        self.set_exception_handler(_keep_the_first)
 
     def time(self) -> float:
         return self._now_s
@@ -47,7 +49,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             future.set_exception(error)
         return future
 
+    def raise_unseen(self) -> None:
+        if self.unseen is not None:
+            unseen, self.unseen = self.unseen, None
+            raise AssertionError(f"{unseen['message']}: {unseen}") from unseen.get("exception")
+
     def _jump(self, timeout_s: float | None) -> None:
+        self.raise_unseen()  # at once: what comes after a callback has failed means nothing
         if timeout_s is None:
             raise NothingWillHappen(
                 f"nothing is ready and no timer is set at {self._now_s:g} s;{_waiting(self)}"
@@ -83,14 +91,16 @@ def _waiting(loop: asyncio.AbstractEventLoop) -> str:
     return " these wait:" + "".join(sorted(lines))
 
 
+def _keep_the_first(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.unseen = loop.unseen or context
+
+
 def simulate(main: Coroutine[Any, Any, T], *, limit_s: float = 24 * 3600.0) -> T:
-    """Run `main` to its end in virtual time, cancel what is left, and raise an error that nobody saw."""
-    unseen: list[dict[str, Any]] = []
+    """Run `main` to its end in virtual time, then cancel what is left. Raises an error that nobody saw."""
     loop = VirtualTimeLoop(limit_s=limit_s)
-    loop.set_exception_handler(lambda _, context: unseen.append(context))
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         result = runner.run(main)
     gc.collect()  # a task that failed unseen says so when it is collected
-    if unseen:
-        raise AssertionError(f"{unseen[0]['message']}: {unseen[0]}") from unseen[0].get("exception")
+    loop.raise_unseen()
     return result

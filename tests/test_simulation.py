@@ -71,12 +71,26 @@ def test_work_for_a_thread_is_done_on_the_spot() -> None:
     assert simulate(main()) == 4
 
 
-def test_an_error_that_nobody_saw_is_raised_at_the_end() -> None:
+def test_an_error_that_nobody_saw_is_raised_before_time_moves_on() -> None:
     async def main() -> None:
         asyncio.get_running_loop().call_later(1, divmod, 1, 0)
         await asyncio.sleep(2)
+        raise KeyError("too late")
 
-    with pytest.raises(AssertionError, match="divmod"):
+    with pytest.raises(AssertionError, match="divmod") as caught:
+        simulate(main())
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_task_that_failed_unseen_fails_the_simulation() -> None:
+    async def fail() -> None:
+        raise KeyError("unseen")
+
+    async def main() -> None:
+        asyncio.create_task(fail())  # noqa: RUF006
+        await asyncio.sleep(1)
+
+    with pytest.raises(AssertionError, match="never retrieved"):
         simulate(main())
 
 
