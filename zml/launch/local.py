@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from rich.console import Console
@@ -28,7 +28,8 @@ from . import tether
 START_S = 60.0  # for the coordinator to listen
 GOODBYE_S = 10.0  # for members to end after the job
 KILLED_S = 5.0  # for the kernel to end what was killed
-ASK_S = 5.0
+ASK_S = 12.0  # to connect and to be answered
+SILENT_S = 60.0  # a coordinator that is alive and answers nobody for so long will not any more
 LOOK_EVERY_S = 0.5
 LINE_BYTES = 65_536  # longer lines are passed on in pieces
 LAST_LINES = 5
@@ -39,11 +40,13 @@ SOCKET_PATH_BYTES = 90  # a Unix socket's path has 107, and we put a name behind
 
 
 class Observer(Protocol):
-    """How the coordinator is asked; `zml.observe` is one. Both raise ZmlError if it does not answer."""
+    """How the coordinator is asked; `zml.observe` is one. Everything raises ZmlError if it does not answer."""
 
-    def fetch_status(self, settings: Settings) -> JobStatus: ...
+    async def connect(self, settings: Settings) -> Any: ...
 
-    def request_drain(self, settings: Settings, because: str) -> None: ...
+    async def status(self, endpoint: Any) -> JobStatus: ...
+
+    async def drain(self, endpoint: Any, because: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -102,6 +105,8 @@ class LocalRun:
         self.draining: asyncio.Task[None] | None = None
         self.killed = ""  # why, once it is so
         self.wake = asyncio.Event()
+        self.link: Any = None  # our connection to the coordinator, once there is one
+        self.connecting = asyncio.Lock()
 
     async def run(self) -> JobStatus | None:
         """Start everything, watch it to its end; returns how the job ended, None if it was stopped before.
@@ -122,6 +127,7 @@ class LocalRun:
         finally:
             if self.draining is not None:
                 self.draining.cancel()
+            await self._hang_up()
             await self._kill_all()
             shutil.rmtree(sockets, ignore_errors=True)
             for number in numbers:
@@ -132,25 +138,17 @@ class LocalRun:
 
     async def _start(self, sockets: Path) -> None:
         settings = self.settings
+        there = ["--run-dir", str(self.folder)]
         await self._spawn(
             "coordinator",
-            [
-                "coordinator",
-                "--run-dir",
-                str(self.folder),
-                *listen(sockets, "coordinator"),
-                "--",
-                self.script,
-                *self.args,
-            ],
+            ["coordinator", *there, *listen(sockets, "coordinator"), "--", self.script, *self.args],
         )
         self.settings = replace(settings, coordinator=await self._addresses())
         at = [part for address in self.settings.coordinator for part in ("--coordinator", address)]
         for shard in range(settings.shards):
             name = f"p{shard}"
-            bind = ["--bind", ANY_PORT, "--bind", f"ipc://{sockets}/{name}"]
             await self._spawn(
-                name, ["ps", "--shard", str(shard), *at, *bind, "--run-dir", str(self.folder)], threads=1
+                name, ["ps", "--shard", str(shard), *at, *listen(sockets, name), *there], threads=1
             )
         cores = len(os.sched_getaffinity(0))
         for worker, device in enumerate(self.devices):
@@ -158,9 +156,7 @@ class LocalRun:
             # One worker gets what plain python would have, so that its results are the same to the bit.
             threads = max(1, cores // len(self.devices)) if len(self.devices) > 1 else None
             on = ["--cpu"] if device == "cpu" else ["--gpu", device.removeprefix("cuda:")]
-            await self._spawn(
-                name, ["worker", *on, "--name", name, *at, "--run-dir", str(self.folder)], threads=threads
-            )
+            await self._spawn(name, ["worker", *on, "--name", name, *at, *there], threads=threads)
 
     async def _spawn(self, member: str, arguments: Sequence[str], *, threads: int | None = None) -> None:
         if self.killed:
@@ -201,39 +197,65 @@ class LocalRun:
         """Until the coordinator ends: look, show, and see that the cluster forms in time."""
         coordinator = self.children["coordinator"]
         loop = asyncio.get_running_loop()
-        formed_by = loop.time() + self.settings.join_timeout_s
+        started = heard = loop.time()
         while not coordinator.ended and not self.killed:
+            ended = [
+                child for child in self.children.values() if child.ended
+            ]  # before we look: then it explains
             status = await self._look()
             if status is not None:
+                heard = loop.time()
                 self.viewer.show(status)
                 self.begun = self.begun or status.state != "FORMING"
                 if status.over:
                     await self._ended(coordinator, GOODBYE_S)
                     return
-            if not self.begun and not self.killed:
-                await self._must_form(status, late=loop.time() > formed_by)
+                if not self.begun:
+                    await self._must_form(status, ended, waited_s=loop.time() - started)
+            elif loop.time() - heard > SILENT_S and not coordinator.ended:
+                what = f"the coordinator has not answered for {SILENT_S:g} s"
+                raise ZmlError(LOST, what, self._see("coordinator"))
             await self._pause(LOOK_EVERY_S)
 
-    async def _must_form(self, status: JobStatus | None, *, late: bool) -> None:
+    async def _must_form(self, status: JobStatus, ended: Sequence[Child], waited_s: float) -> None:
         """Raise ZmlError if a process has ended before the job began, or if time is up."""
-        for child in self.children.values():
-            if child.ended and child.member != "coordinator":
-                await asyncio.wait([child.copying], timeout=KILLED_S)
-                raise ZmlError(NOT_FORMED, f"{child.member} {child.how()}", self._see(child.member))
-        if late:
-            here = {member.member for member in status.members} if status is not None else set()
+        for child in ended:
+            await asyncio.wait([child.copying], timeout=KILLED_S)
+            raise ZmlError(NOT_FORMED, f"{child.member} {child.how()}", self._see(child.member))
+        if waited_s > self.settings.join_timeout_s:
+            here = {member.member for member in status.members}
             missing = [member for member in self.children if member not in here and member != "coordinator"]
-            waited = f"{self.settings.join_timeout_s:g} s"
-            raise ZmlError(
-                NOT_FORMED, f"{console.names(missing)} did not join within {waited}", self._see(missing[0])
-            )
+            what = f"{console.names(missing)} did not join within {self.settings.join_timeout_s:g} s"
+            raise ZmlError(NOT_FORMED, what, self._see(missing[0]) if missing else "")
 
     async def _look(self) -> JobStatus | None:
-        """The job's status; None when the coordinator does not answer, which its own end or lease will explain."""
+        """The job's status; None when the coordinator ended or does not answer."""
+        asking = asyncio.ensure_future(self._ask())
+        gone = asyncio.ensure_future(self.children["coordinator"].process.wait())
+        done, pending = await asyncio.wait({asking, gone}, timeout=ASK_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending)
         try:
-            return await asyncio.wait_for(asyncio.to_thread(self.observer.fetch_status, self.settings), ASK_S)
-        except (ZmlError, TimeoutError):
+            return asking.result() if asking in done else None
+        except ZmlError:
+            await self._hang_up()
             return None
+
+    async def _ask(self) -> JobStatus:
+        return await self.observer.status(await self._connection())
+
+    async def _connection(self) -> Any:
+        async with self.connecting:
+            if self.link is None:
+                self.link = await self.observer.connect(self.settings)
+            return self.link
+
+    async def _hang_up(self) -> None:
+        link, self.link = self.link, None
+        if link is not None:
+            await link.close()
 
     def _see(self, member: str) -> str:
         return f"Its log is {self.folder / rundir.LOGS / member}.jsonl."
@@ -306,7 +328,7 @@ class LocalRun:
         """Ask the coordinator for an orderly end; if it cannot, or takes too long, end without order."""
         self.viewer.say("draining: the workers finish their step and save; press Ctrl-C again to stop now")
         try:
-            asked = asyncio.to_thread(self.observer.request_drain, self.settings, f"{name} at zml run")
+            asked = self.observer.drain(await self._connection(), f"{name} at zml run")
             await asyncio.wait_for(asked, ASK_S)
         except (ZmlError, TimeoutError) as error:
             self._kill(f"the coordinator could not be asked to drain: {error}")
@@ -322,13 +344,15 @@ class LocalRun:
 
     async def _goodbye(self) -> None:
         """After the job the members end by themselves; who does not, is killed."""
-        if self.killed:
-            return
-        late = [child for child in self.children.values() if not await self._ended(child, GOODBYE_S)]
+        if self.killed or rundir.last_status(self.folder) is None:
+            return  # without a coordinator nobody tells them to end
+        ends = [asyncio.ensure_future(child.process.wait()) for child in self.children.values()]
+        _, late = await asyncio.wait(ends, timeout=GOODBYE_S)
+        for wait in late:
+            wait.cancel()
         if late:
-            self.viewer.say(
-                f"killing {console.names([child.member for child in late])}: still there {GOODBYE_S:g} s after the job"
-            )
+            whom = console.names([child.member for child in self.children.values() if not child.ended])
+            self.viewer.say(f"killing {whom}: still there {GOODBYE_S:g} s after the job")
 
     async def _ended(self, child: Child, seconds: float) -> bool:
         try:

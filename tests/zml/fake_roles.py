@@ -1,0 +1,106 @@
+"""Stands in for `zml` in the launcher's tests: the three roles as processes that do what the script's name says.
+
+They meet in the run directory: a member that joins leaves a file in `joined/`, a worker that is done one in `done/`.
+Each holds to its parent as the real ones do, and leaves its process id in `pids/`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from zml.launch import tether
+
+FOREVER = threading.Event()  # never set: whoever waits for it is killed
+
+
+def flag(name: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+def leave(folder: Path, kind: str, name: str, text: str = "") -> None:
+    (folder / kind).mkdir(exist_ok=True)
+    (folder / kind / name).write_text(text)
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        FOREVER.wait(0.02)
+
+
+def coordinator(folder: Path, script: str) -> int:
+    if script == "no_coordinator.py":
+        print("error: the address is in use [ZML-E201]\n  Choose another.", file=sys.stderr)
+        return 4
+    if script == "deaf_coordinator.py":
+        FOREVER.wait()
+    leave(folder, ".", "args.json", json.dumps(sys.argv[1:]))
+    partial = folder / "coordinator.json.partial"
+    addresses = [sys.argv[i + 1] for i, part in enumerate(sys.argv) if part == "--bind"]
+    partial.write_text(json.dumps({"addresses": addresses, "pid": os.getpid(), "job": "job"}))
+    partial.rename(folder / "coordinator.json")
+    if script == "dies.py":
+        wait_for(folder / "joined" / "w1")
+        os.kill(os.getpid(), signal.SIGKILL)
+    workers = int(os.environ["ZML_WORKERS"])
+    for worker in range(workers):
+        wait_for(folder / "done" / f"w{worker}")
+    codes = [int((folder / "done" / f"w{worker}").read_text()) for worker in range(workers)]
+    code = max(codes)
+    status = {"job": "job", "state": "FAILED" if code else "SUCCEEDED", "exit_code": code, "script": script}
+    partial.write_text(json.dumps(status))
+    partial.rename(folder / "status.json")
+    return code
+
+
+def member(folder: Path, name: str, script: str) -> int:
+    leave(folder, "environment", name, json.dumps(dict(os.environ)))
+    if script == "bad_shard.py" and name == "p0":
+        print("Traceback\nerror: no room for chunks [ZML-E999]\n  Buy some.", file=sys.stderr)
+        return 5
+    if script == "late.py" and name == "w1":
+        FOREVER.wait()
+    leave(folder, "joined", name)
+    if name.startswith("p"):
+        wait_for(folder / "status.json")
+        return 0
+    print(f"{name} line 1\n{name} line \x1b[1m2\x1b[0m é", flush=True)
+    print(f"{name} has something to say of itself", file=sys.stderr)
+    grandchild = subprocess.Popen(
+        [sys.executable, "-P", str(Path(__file__)), "script", str(folder), name],
+        env={**os.environ, **tether.environment()},
+        start_new_session=True,
+    )
+    if script == "long.py":
+        wait_for(folder / "drain")
+        print(f"{name} saved", flush=True)
+    if script == "stubborn.py" or script == "forever.py":
+        FOREVER.wait()
+    grandchild.kill()
+    grandchild.wait()
+    leave(folder, "done", name, "3" if script == "fails.py" and name == "w1" else "0")
+    wait_for(folder / "status.json")
+    if script == "lingers.py" and name == "w0":
+        FOREVER.wait()
+    return 0
+
+
+def main() -> int:
+    tether.hold()
+    role = sys.argv[1]
+    if role == "script":
+        leave(Path(sys.argv[2]), "pids", f"{sys.argv[3]}.script", str(os.getpid()))
+        FOREVER.wait()
+    folder = Path(flag("--run-dir"))
+    name = {"coordinator": "coordinator", "ps": "p", "worker": ""}[role]
+    name += flag("--shard") if role == "ps" else flag("--name") if role == "worker" else ""
+    leave(folder, "pids", name, str(os.getpid()))
+    script = json.loads((folder / "config.json").read_text())["script"]
+    return coordinator(folder, script) if role == "coordinator" else member(folder, name, script)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
