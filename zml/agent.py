@@ -24,13 +24,14 @@ from .errors import FENCED, LOST, NO_SCRIPT, ZmlError
 from .launch import tether
 from .lease import Lease, join
 from .link import control_endpoint
-from .messages import Exited, Failure, Fenced, Launch, Leave, Message, Ok, Pulse, Stop
+from .messages import Exited, Failure, Fenced, Launch, Message, Ok, Pulse, Stop
 from .seat import Seat
 from .transport import Refusal, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
 
+INTERRUPTED = 130
 LAST_WORDS = 20  # lines of the script's output that a report may quote
 
 log = structlog.get_logger()
@@ -87,7 +88,7 @@ class Agent:
                     self.running = asyncio.ensure_future(self._run_script(message))
                 return Ok()
             case Stop():
-                self.ending = asyncio.ensure_future(self._stop(message.because, message.grace_s))
+                self._stop(message.because, message.grace_s, 0)
                 return Ok()
             case Fenced():
                 self._finish(
@@ -96,34 +97,25 @@ class Agent:
                 return Ok()
         raise Refusal("unexpected", f"an agent does not take {type(message).__name__}")
 
-    async def _stop(self, because: str, grace_s: float) -> None:
-        self.stopping = because
-        code = 0
-        if self.running is not None:
-            await self._end_child(grace_s)
-            await asyncio.wait([self.running], timeout=5)
-        self._finish(code)
-
     def leave(self, name: str) -> None:
-        """Ctrl-C or SIGTERM on the agent itself: end the script, say goodbye."""
-        if self.stopping:
-            self._finish(130)
-            return
-        self.stopping = f"{name} on this machine"
-        self.ending = asyncio.ensure_future(self._leave())
+        """Ctrl-C or SIGTERM on the agent itself: end the script, say goodbye. Twice: at once."""
+        if self.stopping or self.lease is None:
+            self._finish(INTERRUPTED)
+        else:
+            self._stop(f"{name} on its machine", 5.0, INTERRUPTED)
 
-    async def _leave(self) -> None:
-        await self._end_child(grace_s=5.0)
+    def _stop(self, because: str, grace_s: float, code: int) -> None:
+        if not self.stopping:
+            self.stopping = because
+            self.ending = asyncio.ensure_future(self._end(grace_s, code))
+
+    async def _end(self, grace_s: float, code: int) -> None:
+        await self._end_child(grace_s)
         if self.running is not None:
             await asyncio.wait([self.running], timeout=5)
         if self.lease is not None:
-            joined = self.lease.joined
-            goodbye = Leave(joined.job, joined.member, joined.incarnation, self.stopping)
-            try:
-                await self.endpoint.request("coordinator", goodbye, timeout_s=2.0)
-            except TransportError as error:
-                log.warning("left without a goodbye", because=str(error))
-        self._finish(130)
+            await self.lease.leave(self.stopping)
+        self._finish(code)
 
     def _finish(self, result: int | ZmlError) -> None:
         if self.over is None or self.over.done():

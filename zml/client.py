@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 
 from .errors import EPOCH_DIFFERS, FENCED, LAYOUT_DIFFERS, LOST, REFUSED, ZmlError
@@ -26,6 +27,7 @@ from .messages import (
     Entered,
     EpochOpened,
     EpochOver,
+    Homes,
     Load,
     Loaded,
     Message,
@@ -79,15 +81,15 @@ class Client:
         )
         registered = answer.message
         assert isinstance(registered, Registered)
-        raw = bytes(answer.payload or b"")
-        self.shards = list(registered.shards)
+        homes = msgspec.msgpack.decode(bytes(answer.payload or b""), type=Homes)
+        self.shards = homes.shards
         self.pushing = {shard: [] for shard in self.shards}
-        for shard, addresses in zip(registered.shards, registered.addresses, strict=True):
+        for shard, addresses in zip(homes.shards, homes.addresses, strict=True):
             try:
                 await self.bulk.connect(shard, addresses, timeout_s=REPLY_S)
             except PeerLost as gone:
                 raise self._lost(str(gone)) from gone
-        return registered, [raw[i] | raw[i + 1] << 8 for i in range(0, len(raw), 2)]
+        return registered, homes.placement
 
     async def open_epoch(self, epoch: int, batches: int, state: bytes) -> tuple[EpochOpened, bytes] | None:
         """All workers begin the epoch; returns its first clock and the senior's generator state, None when draining."""

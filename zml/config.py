@@ -27,6 +27,7 @@ ANY_PORT = "tcp://127.0.0.1:0"
 
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Bound = Annotated[int, msgspec.Meta(ge=0)]
+PerBucket = Annotated[int, msgspec.Meta(ge=1, le=15)]  # more would not fit into a message of 4 MB
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 KeepOutput = Literal["first", "all", "none"]
 
@@ -53,7 +54,7 @@ class Settings:
     join_timeout_s: Seconds = 60.0  # how long the asked-for members may take to appear
     drain_s: Seconds = 60.0  # how long a drain may take before it becomes a stop
     patience_s: Seconds = 600.0  # how long one step may wait for other members
-    bucket_chunks: AtLeastOne = 8  # chunks of 65,536 elements in one message: 8 are 2 MB of fp32
+    bucket_chunks: PerBucket = 8  # chunks of 65,536 elements in one message: 8 are 2 MB of fp32
     keep_output: KeepOutput = "first"  # which workers' printed lines `zml run` shows
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

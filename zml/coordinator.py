@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 import structlog
@@ -31,6 +30,7 @@ from .messages import (
     Exited,
     Fenced,
     Heartbeat,
+    Homes,
     JobSpec,
     Join,
     Joined,
@@ -53,12 +53,13 @@ from .messages import (
     Wait,
 )
 from .scheduler import actions, batches, events
-from .scheduler.ids import JobId
+from .scheduler.ids import JobId, WorkerId
 from .scheduler.machine import Machine
 from .transport import Endpoint, Refusal, TransportError
 
 HOLD_S = 1.0  # who must wait is answered after this long, with the names of who is waited for
 ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
+NAMED = 32  # of those who are waited for, in one answer
 GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
 
 log = structlog.get_logger()
@@ -101,7 +102,7 @@ class Coordinator:
         self.assigned: asyncio.Task[None] | None = None
         self.initialiser = ""
         self.loaded = False
-        self.draining = ""
+        self.scripts: dict[str, str] = {}  # worker -> the endpoint of its script
         self.claims: dict[str, str] = {}  # what -> the worker that may write it
         self.orders: set[asyncio.Task[None]] = set()
         self.roster_orders: dict[str, asyncio.Task[None]] = {}  # shard -> the newest roster under way
@@ -175,7 +176,7 @@ class Coordinator:
                 self.answers[action.peer] = Refusal("refused", action.because)
             case actions.Announce():
                 seats = [Seat(seat.worker, seat.incarnation, seat.founder) for seat in action.seats]
-                self.ledger.members([seat.worker for seat in action.seats])
+                self.ledger.members(action.seats)
                 for shard in self.machine.shards(self.job):
                     self.order_roster(
                         shard, Roster(self.job, action.generation), msgspec.msgpack.encode(seats)
@@ -198,7 +199,9 @@ class Coordinator:
             case actions.Stop():
                 self.order(action.member, Stop(self.job, action.because))
             case actions.Drain():
-                self.draining = action.because
+                self.ledger.drain(action.because)
+                for peer in self.scripts.values():
+                    self.endpoint.notify(peer, Drained(self.job, action.because))
             case actions.Finish():
                 log.info("job over", job=self.job, state=action.state.name, because=action.because)
                 if self.finished is not None and not self.finished.done():
@@ -275,7 +278,7 @@ class Coordinator:
                 self.board.report(message, asyncio.get_running_loop().time())
                 return None
             case Register():
-                return self.register(message, bytes(payload or b""))
+                return self.register(peer, message, bytes(payload or b""))
             case Loaded():
                 self.admit(message.worker, message.incarnation)
                 self.loaded = True
@@ -310,8 +313,9 @@ class Coordinator:
                 f"{worker}#{incarnation} is not a member of generation {self.machine.generation(self.job)}",
             )
 
-    async def register(self, message: Register, registration: bytes) -> Reply:
+    async def register(self, peer: str, message: Register, registration: bytes) -> Reply:
         self.admit(message.worker, message.incarnation)
+        self.scripts[message.worker] = peer
         if digest_of(registration) != message.digest:
             raise Refusal("layout", "the layout's digest does not match its bytes")
         self.registration = self.registration or registration
@@ -323,20 +327,19 @@ class Coordinator:
         assert self.assigned is not None, "the machine places at the first registration"
         await asyncio.shield(self.assigned)
         if not await self.until(lambda: self.loaded or self.initialiser == message.worker):
-            return Wait(self.job, [self.initialiser], f"{self.initialiser} brings the first parameters")
+            return self.wait([self.initialiser], f"{self.initialiser} brings the first parameters")
         shards = self.machine.shards(self.job)
         reply = Registered(
             job=self.job,
             generation=self.machine.generation(self.job),
-            shards=list(shards),
-            addresses=[self.addresses[shard] for shard in shards],
             initialiser="" if self.loaded else self.initialiser,
             staleness=self.spec.staleness,
             compress=self.spec.compress,
             workers=self.spec.workers,
             epoch=self.ledger.epoch,
         )
-        return reply, struct.pack(f"<{len(self.placement)}H", *self.placement)
+        homes = Homes(list(shards), [self.addresses[shard] for shard in shards], list(self.placement))
+        return reply, msgspec.msgpack.encode(homes)
 
     async def until(self, condition: Callable[[], bool]) -> bool:
         """Wait for a condition, HOLD_S at most; whether it holds."""
@@ -355,42 +358,52 @@ class Coordinator:
     async def open_epoch(self, message: OpenEpoch, state: bytes) -> Reply:
         """Answered once the senior worker has shown its generator state and the epoch before is over."""
         self.admit(message.worker, message.incarnation)
-        opened: batches.Opened | batches.Waiting | batches.Mismatch = batches.Waiting((), "")
-        loop = asyncio.get_running_loop()
-        end = loop.time() + HOLD_S
-        while not self.draining:
-            opened = self.ledger.open(message.worker, message.epoch, message.batches, state)
-            self.wake()
-            if not isinstance(opened, batches.Waiting) or not await self.pause(end):
+        worker = WorkerId(message.worker)
+        end = asyncio.get_running_loop().time() + HOLD_S
+        while True:
+            opened = self.ledger.open(worker, message.epoch, message.batches, state)
+            if not isinstance(opened, batches.Waiting):
+                self.wake()
                 break
-        if self.draining:
-            return Drained(self.job, self.draining)
-        if isinstance(opened, batches.Mismatch):
-            raise Refusal("epoch", opened.because)
-        if isinstance(opened, batches.Waiting):
-            return Wait(self.job, list(opened.waiting_for), opened.because)
-        return EpochOpened(self.job, message.epoch, opened.first_clock), opened.token
+            if not await self.pause(end):
+                break
+            self.admit(message.worker, message.incarnation)
+        match opened:
+            case batches.Opened():
+                return EpochOpened(self.job, message.epoch, opened.first_clock), opened.token
+            case batches.Drained():
+                return Drained(self.job, opened.because)
+            case batches.Mismatch():
+                raise Refusal("epoch", opened.because)
+        return self.wait(opened.waiting_for, opened.because)
 
     async def take(self, message: Take) -> Reply:
         self.admit(message.worker, message.incarnation)
-        done = [batch for first, last in message.done for batch in range(first, last + 1)]
-        self.ledger.commit(message.worker, message.epoch, done)
-        self.wake()
-        if self.draining:
-            return Drained(self.job, self.draining)
+        worker = WorkerId(message.worker)
+        if message.done:
+            refused = self.ledger.commit(worker, message.epoch, spread(message.done, self.ledger.batches))
+            if refused is not None:
+                raise Refusal("ledger", refused.because)
+            self.wake()
         end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
         while True:
-            taken = self.ledger.take(message.worker, message.epoch, message.most)
+            taken = self.ledger.take(worker, message.epoch, message.most)
             if not isinstance(taken, batches.Waiting) or not await self.pause(end):
                 break
-        if self.draining:
-            return Drained(self.job, self.draining)
+            self.admit(message.worker, message.incarnation)
         match taken:
             case batches.Taken():
                 return Taken(self.job, message.epoch, list(taken.batches))
             case batches.Over():
                 return EpochOver(self.job, message.epoch, taken.next_clock)
-        return Wait(self.job, list(taken.waiting_for), taken.because)
+            case batches.Drained():
+                return Drained(self.job, taken.because)
+            case batches.Mismatch():
+                raise Refusal("ledger", taken.because)
+        return self.wait(taken.waiting_for, taken.because)
+
+    def wait(self, whom: Sequence[str], because: str) -> Wait:
+        return Wait(self.job, list(whom[:NAMED]), because)
 
     async def pause(self, end: float) -> bool:
         """Until something changes; False when `end` came first."""
@@ -405,3 +418,13 @@ class Coordinator:
 def digest_of(registration: bytes) -> str:
     """What two workers' layouts are compared by; `layout.Registration.digest` is the same."""
     return hashlib.blake2b(registration, digest_size=16).hexdigest()
+
+
+def spread(runs: Iterable[tuple[int, int]], most: int) -> list[int]:
+    """The numbers of [first, last] runs, `client.runs` the other way; Refusal if they are more than `most`."""
+    numbers: list[int] = []
+    for first, last in runs:
+        if not 0 <= first <= last or len(numbers) + last - first >= most:
+            raise Refusal("ledger", f"there are no batches {first} to {last} in an epoch of {most}")
+        numbers += range(first, last + 1)
+    return numbers

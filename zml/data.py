@@ -26,6 +26,7 @@ from .errors import LOADER, ZmlError
 
 DIVISIBLE = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 TAKE = 16  # batches asked for at once: a message in every 16 steps
+MOST_AT_ONCE = 256  # what fits into one header, asked for and reported
 
 
 class Ledger(Protocol):
@@ -137,7 +138,7 @@ class DividedLoader:
         self.applied()
         self.done += [batch for batch, _ in self.handed]
         self.done += self.leased
-        while batches := self.ledger.take(1024, self.take_done(), wait=False):
+        while batches := self.ledger.take(MOST_AT_ONCE, self.take_done(), wait=False):
             self.done += batches
 
     def take_done(self) -> list[int]:

@@ -19,8 +19,8 @@ from .client import REPLY_S, Client
 from .codec import Codec, NonFinite
 from .errors import CLOSURE, LOST, NOT_FINITE, ZmlError
 from .hyper import hyper_of, write_hyper
+from .iothread import IoThread
 from .layout import Bucket
-from .link import IoThread
 from .messages import Delta
 from .outbox import Outbox
 from .replica import Replica
@@ -74,7 +74,7 @@ class Hooks:
         """From now on every backward pass and every optimizer step of the script goes through here."""
         for index, parameter in enumerate(self.binding.parameters):
             if self.touching[index]:
-                parameter.register_post_accumulate_grad_hook(self._ready_hook(index))
+                parameter.register_post_accumulate_grad_hook(self._ready_hook(index))  # type: ignore[no-untyped-call]
         self.optimizer.register_step_pre_hook(self._before_step)
         self.optimizer.register_step_post_hook(self._after_step)
 
@@ -210,7 +210,7 @@ class Hooks:
             for chunk, size in zip(bucket.chunks, sizes, strict=True):
                 self.binding.read(chunk, values[at : at + size])
                 at += size
-            self.io.call(self.client.load(bucket, memoryview(values.numpy()).cast("B")))
+            self.io.call(self.client.load(bucket, values.numpy().data.cast("B")))
 
     def _not_finite(self, bad: NonFinite) -> ZmlError:
         name = self.layout.parameters[bad.parameter].name

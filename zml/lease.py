@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from .errors import LOST, UNREACHABLE, ZmlError
-from .messages import Heartbeat, Join, Joined
+from .messages import Heartbeat, Join, Joined, Leave
 from .transport import Endpoint, Refused, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
 
 COORDINATOR = "coordinator"
+GOODBYE_S = 2.0
 
 log = structlog.get_logger()
 
@@ -43,6 +44,14 @@ class Lease:
         return ZmlError(
             LOST, f"{self.joined.member}: the coordinator has been silent for {self.silence_s:g} s"
         )
+
+    async def leave(self, because: str) -> None:
+        """Say goodbye: nothing of this member is in flight. A coordinator that is gone is not waited for."""
+        goodbye = Leave(self.joined.job, self.joined.member, self.joined.incarnation, because)
+        try:
+            await self.endpoint.request(COORDINATOR, goodbye, timeout_s=GOODBYE_S)
+        except TransportError as error:
+            log.warning("left without a goodbye", because=str(error))
 
 
 async def join(

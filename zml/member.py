@@ -23,9 +23,10 @@ from .codec import by_name
 from .data import DividedLoader
 from .errors import NOT_JOINED, ZmlError
 from .hooks import Hooks
+from .iothread import IoThread
 from .layout import Registration, buckets
 from .lease import COORDINATOR
-from .link import IoThread, script_endpoints
+from .link import script_endpoints
 from .messages import Drained, EpochOver, Taken, Wait
 from .script import write_model
 from .seat import Seat
@@ -51,7 +52,8 @@ class Member:
         self.staleness: int | None = 0
         self.first_epoch = 0
         self.ledger_epoch = -1  # the epoch that is open for this worker
-        self.next_clock = 0  # the first clock of the epoch after it
+        self.batches = 0  # of that epoch
+        self.next_clock = 0  # the first clock of the epoch after it, unless a worker is lost
         self.rested_at: int | None = None  # the clock at which this worker ran out of batches, while it rests
         self.epochs_wanted = 0
         self.draining = ""
@@ -142,8 +144,12 @@ class Member:
             self.draining = self.draining or "the job is being drained"
             return generator_state
         epoch, state = opened
-        self.next_clock = epoch.first_clock + batches
+        hooks = self._joined()
+        if self.rested_at is not None and hooks.clock > epoch.first_clock:
+            hooks.clock = self.io.call(self.client.enter(at_least=self.rested_at))
         self._rest_until(epoch.first_clock)
+        self.rested_at = None
+        self.batches, self.next_clock = batches, epoch.first_clock + batches
         return state
 
     def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
@@ -162,8 +168,7 @@ class Member:
                 case Wait():
                     if not wait:
                         return []
-                    # Nobody shall wait for a worker that has no batch.
-                    self._rest_until(self.next_clock)
+                    self._rest()
                     self.io.post(self.client.note_wait, reply)
         return None
 
@@ -172,8 +177,17 @@ class Member:
 
     def _settle(self, clock: int) -> None:
         """The epoch is over: hold what the shards hold once every worker's steps are in it."""
+        rested_at = self.rested_at
         self._rest_until(clock)
+        self.rested_at = rested_at
         self._joined().pull(clock + (self.staleness or 0))
+
+    def _rest(self) -> None:
+        """Nobody shall wait for a worker that has no batch."""
+        if self.rested_at is None:
+            clock = self._joined().clock
+            # Without a loss no worker gets beyond `next_clock`; after one, no further than there are batches.
+            self._rest_until(self.next_clock if clock < self.next_clock else clock + self.batches)
 
     def _rest_until(self, clock: int) -> None:
         """Nobody waits for this worker below `clock`."""
@@ -185,7 +199,7 @@ class Member:
     def _return_to_gate(self) -> None:
         """More batches than this worker's share, for another worker was lost: come back as a late worker comes."""
         hooks = self._joined()
-        if self.rested_at is not None and hooks.clock == self.next_clock:
+        if self.rested_at is not None:
             hooks.clock = self.io.call(self.client.enter(at_least=self.rested_at))
             hooks.pull(hooks.clock)
         self.rested_at = None

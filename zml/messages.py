@@ -180,17 +180,23 @@ class Register(Message):
 
 
 class Registered(Message, kw_only=True):
-    """The placement is in the payload: one byte pair per chunk, the shard's index, little endian."""
+    """Where the chunks live is in the payload, `Homes`."""
 
     job: str
     generation: int
-    shards: list[str]
-    addresses: list[list[str]]
     initialiser: str  # whose parameters become version 0
     staleness: int | None
     compress: str
     workers: int
     epoch: int  # the epoch that the job is in: a late worker starts there
+
+
+class Homes(msgspec.Struct, frozen=True, array_like=True):
+    """Shards, where each takes pushes, and of every chunk the index of its shard in `shards`."""
+
+    shards: list[str]
+    addresses: list[list[str]]
+    placement: list[int]
 
 
 class OpenEpoch(Message, kw_only=True):

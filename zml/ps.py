@@ -15,13 +15,14 @@ import structlog
 from msgspec import Struct
 
 from .errors import FENCED, ZmlError
+from .iothread import IoThread
 from .layout import BadLayout, Registration
 from .lease import COORDINATOR, Lease, join
 from .link import LISTENER, bulk_endpoint, control_endpoint, listen
-from .messages import Assign, Assignment, Fenced, Leave, Message, Ok, Pulse, Roster, Seat, Stop
+from .messages import Assign, Assignment, Fenced, Message, Ok, Pulse, Roster, Seat, Stop
 from .scheduler.ids import JobId
 from .shard import Reply, Shard
-from .transport import Endpoint, Handler, Refusal, TransportError
+from .transport import Endpoint, Handler, Refusal
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -75,18 +76,14 @@ class Ps:
 
     def leave(self, because: str) -> None:
         """Ctrl-C or SIGTERM: the shard says goodbye and ends; without a replica its job cannot go on."""
-        if self.lease is None:
+        if self.lease is None or self.leaving is not None:
             self.finish(130)
         else:
-            self.leaving = asyncio.ensure_future(self._leave(self.lease, because))
+            self.leaving = asyncio.ensure_future(self._leave(self.lease, because, 130))
 
-    async def _leave(self, lease: Lease, because: str) -> None:
-        goodbye = Leave(lease.joined.job, lease.joined.member, lease.joined.incarnation, because)
-        try:
-            await self.endpoint.request(COORDINATOR, goodbye, timeout_s=2.0)
-        except TransportError as error:
-            log.warning("left without a goodbye", because=str(error))
-        self.finish(130)
+    async def _leave(self, lease: Lease, because: str, code: int) -> None:
+        await lease.leave(because)
+        self.finish(code)
 
     # -- messages ------------------------------------------------------------------------------------
 
@@ -112,7 +109,8 @@ class Ps:
             case Roster():
                 return self._roster(message, bytes(payload or b""))
             case Stop():
-                asyncio.get_running_loop().call_soon(self.finish, 0)
+                if self.lease is not None and self.leaving is None:
+                    self.leaving = asyncio.ensure_future(self._leave(self.lease, message.because, 0))
                 return Ok()
             case Fenced():
                 self.finish(

@@ -60,7 +60,9 @@ class Standalone:
 
     def save(self, path: str | PathLike[str]) -> None:
         if self.model is None:
-            raise ZmlError(NOT_JOINED, "zml.save has no model yet", "Call zml.join(model, optimizer, loader) first.")
+            raise ZmlError(
+                NOT_JOINED, "zml.save has no model yet", "Call zml.join(model, optimizer, loader) first."
+            )
         write_model(self.model, path)
 
 

@@ -36,10 +36,11 @@ from .scheduler.staleness import Gate
 from .store import Staged, Store
 from .transport import Refusal
 
+NAMED = 32  # of those who are waited for, in one answer
 HOLD_S = 1.0  # a pull that must wait is answered after this long, with the names of who is waited for
 
 log = structlog.get_logger()
-Reply = Message | tuple[Message, bytes | None]
+Reply = Message | tuple[Message, bytes | memoryview | None]
 
 
 @dataclass(slots=True)
@@ -287,7 +288,7 @@ class Shard:
             return
         self.parked.remove(parked)
         if self._store().ready:
-            names = [str(worker) for worker in self.gate.waiting_for(parked.pull.clock)]
+            names = [str(worker) for worker in self.gate.waiting_for(parked.pull.clock)[:NAMED]]
             because = f"clock {parked.pull.clock} needs them to be at most {self.gate.bound} behind"
         else:
             names, because = [], "nobody has brought the first parameters yet"

@@ -63,6 +63,7 @@ class Script:
         keeping = asyncio.ensure_future(lease.keep())
         self.lease = lease
         await self.over.wait()
+        await lease.leave("stopped")
         keeping.cancel()
         await self.agent.close()
 

@@ -1,0 +1,143 @@
+"""Whole clusters in one thread: training that ends, whoever joins, is slow, is cut off or dies."""
+
+import pytest
+import torch
+
+from tests.simulation import simulate
+from tests.zml.cluster import Cluster, Script, parameters
+from zml.messages import JobSpec
+from zml.transport.memory import MemoryNetwork
+
+MODES = [0, 2, None]
+
+
+def same(scripts: list[Script]) -> None:
+    """All replicas are identical to the last bit."""
+    first, *others = [parameters(script) for script in scripts]
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def trained(scripts: list[Script]) -> list[tuple[int, int]]:
+    return sorted(pair for script in scripts for pair in script.trained)
+
+
+def run(
+    seed: int, *, workers: int = 3, shards: int = 2, staleness: int | None = 0, compress: str = "none", **network: float
+) -> tuple[list[Script], Cluster]:
+    async def main() -> tuple[list[Script], Cluster]:
+        spec = JobSpec(workers=workers, shards=shards, staleness=staleness, compress=compress)  # type: ignore[arg-type]
+        cluster = Cluster(
+            MemoryNetwork(seed, **network),  # type: ignore[arg-type]
+            spec,
+            compute_s=lambda name: 0.03 * (1 + int(name[1:])),
+        )
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}") for index in range(workers)]
+        assert await cluster.finish() == 0, [script.error for script in scripts]
+        return scripts, cluster
+
+    return simulate(main())
+
+
+@pytest.mark.parametrize("staleness", MODES)
+@pytest.mark.parametrize("compress", ["none", "bf16"])
+def test_workers_train_every_batch_once_and_end_with_one_model(staleness: int | None, compress: str) -> None:
+    scripts, _ = run(1, staleness=staleness, compress=compress)
+    assert trained(scripts) == [(epoch, batch) for epoch in range(2) for batch in range(12)]
+    same(scripts)
+    if staleness is not None:
+        assert max(script.greatest_staleness for script in scripts) <= staleness
+
+
+def test_two_synchronous_runs_end_with_the_same_bits_whatever_the_network_does() -> None:
+    calm, _ = run(1)
+    stormy, _ = run(2, loss=0.02, duplication=0.05)
+    same([*calm, *stormy])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("staleness", MODES)
+def test_a_network_that_loses_doubles_and_reorders_changes_no_count(seed: int, staleness: int | None) -> None:
+    scripts, cluster = run(seed, staleness=staleness, loss=0.03, duplication=0.05)
+    print(f"seed {seed}")
+    assert trained(scripts) == [(epoch, batch) for epoch in range(2) for batch in range(12)]
+    same(scripts)
+    steps = [ps.core.steps for ps in cluster.shards if ps.core is not None]
+    assert steps == ([8, 8] if staleness == 0 else [24, 24]), "a step counts once on each shard"
+
+
+@pytest.mark.parametrize("staleness", MODES)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_others_finish_what_a_killed_worker_leaves(seed: int, staleness: int | None) -> None:
+    async def main() -> tuple[list[Script], int]:
+        cluster = Cluster(MemoryNetwork(seed), JobSpec(workers=3, shards=2, staleness=staleness))
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}") for index in range(3)]
+        while len(scripts[1].trained) < 2:
+            await cluster_pause()
+        cluster.kill("w1")
+        return scripts, await cluster.finish()
+
+    scripts, code = simulate(main())
+    assert code == 0
+    assert set(trained(scripts)) == {(epoch, batch) for epoch in range(2) for batch in range(12)}, "no batch is lost"
+    same([scripts[0], scripts[2]])
+
+
+@pytest.mark.parametrize("staleness", MODES)
+def test_a_late_worker_joins_gets_the_parameters_and_contributes(staleness: int | None) -> None:
+    async def main() -> list[Script]:
+        cluster = Cluster(MemoryNetwork(3), JobSpec(workers=2, shards=2, staleness=staleness))
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}", epochs=3) for index in range(2)]
+        while len(scripts[0].trained) < 3:
+            await cluster_pause()
+        scripts.append(cluster.script("w2", epochs=3, seed=99))
+        assert await cluster.finish() == 0
+        return scripts
+
+    scripts = simulate(main())
+    assert trained(scripts) == [(epoch, batch) for epoch in range(3) for batch in range(12)]
+    assert len(scripts[2].trained) >= 4, "it has a share of at least one whole epoch"
+    same(scripts)
+
+
+def test_a_worker_that_raises_fails_the_job_and_the_others_are_stopped() -> None:
+    async def main() -> tuple[int, Cluster]:
+        cluster = Cluster(MemoryNetwork(4), JobSpec(workers=2, shards=1))
+        await cluster.start()
+        good = cluster.script("w0")
+        bad = cluster.script("w1", batches=11)  # another data set: it disagrees about the epoch
+        code = await cluster.finish()
+        assert bad.error is not None or good.error is not None
+        return code, cluster
+
+    code, _ = simulate(main())
+    assert code == 1
+
+
+def test_a_partition_shorter_than_the_lease_costs_nobody_its_place() -> None:
+    async def main() -> list[Script]:
+        network = MemoryNetwork(5)
+        cluster = Cluster(network, JobSpec(workers=2, shards=1), lease_s=3.0)
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}") for index in range(2)]
+        while len(scripts[0].trained) < 2:
+            await cluster_pause()
+        network.partition({"agent-w0", "w0.1"}, {"coordinator", "p0"})
+        await cluster_pause(1.0)
+        network.heal()
+        assert await cluster.finish() == 0
+        return scripts
+
+    scripts = simulate(main())
+    assert trained(scripts) == [(epoch, batch) for epoch in range(2) for batch in range(12)]
+    same(scripts)
+
+
+async def cluster_pause(seconds: float = 0.01) -> None:
+    """Virtual time."""
+    import asyncio
+
+    await asyncio.sleep(seconds)
