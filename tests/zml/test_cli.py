@@ -11,6 +11,7 @@ import pytest
 
 import zml
 from zml import cli, config, errors
+from zml.status import JobStatus, decode, encode
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 Ended = subprocess.CompletedProcess[str]
@@ -222,3 +223,47 @@ def test_a_mode_flag_overrides_another_mode_of_the_file(
 def test_what_follows_the_script_is_the_scripts() -> None:
     settings, script, args = settled("-w", "2", "t.py", "-w", "9", "--help", "--", "x")
     assert (settings.workers, script, args) == (2, "t.py", ("-w", "9", "--help", "--", "x"))
+
+
+def test_keys_are_made_once_and_readable_by_their_owner_only(tmp_path: Path) -> None:
+    made = run("keys", "keys", cwd=tmp_path)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert [line.split("  ") for line in made.stdout.splitlines()] == [
+        ["keys/coordinator.key", "for its owner only"],
+        ["keys/worker.key", "for its owner only"],
+        ["keys/authorized.toml", "for every machine"],
+        ["Give --keys keys to every role."],
+    ]
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "keys").iterdir()}
+    assert modes == {"coordinator.key": 0o600, "worker.key": 0o600, "authorized.toml": 0o644}
+    secret = (tmp_path / "keys" / "worker.key").read_text().split('secret = "')[1].split('"')[0]
+    assert secret not in made.stdout
+
+    again = run("keys", "keys", cwd=tmp_path)
+    assert again.returncode == 3
+    assert again.stderr.startswith("error: keys/coordinator.key: this key exists")
+    assert run("keys", "keys", "--name", "gpu03", cwd=tmp_path).returncode == 0
+    assert "gpu03" in (tmp_path / "keys" / "authorized.toml").read_text()
+
+
+def test_status_shows_how_a_run_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    over = JobStatus(
+        job="job", state="SUCCEEDED", script="t.py", started_at=1e9, at=1e9 + 65, exit_code=0, samples=10
+    )
+    (folder / "status.json").write_bytes(encode(over))
+    ended = run("status", "runs/one", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "succeeded  1:05" in ended.stdout
+    assert "t.py finished after 1:05: 10 samples" in ended.stdout
+    assert decode(run("status", "--json", "runs/one", cwd=tmp_path).stdout.encode()) == over
+
+
+def test_a_coordinator_that_does_not_answer_is_an_error_with_its_address(tmp_path: Path) -> None:
+    address = "ipc:///nowhere/zml-test"
+    for args in (["status"], ["worker", "--cpu"], ["ps", "--shard", "0"]):
+        ended = run(*args, "--coordinator", address, cwd=tmp_path, ZML_JOIN_TIMEOUT_S="0.5")
+        assert ended.returncode == 4, ended.stderr
+        assert ended.stderr.startswith("error: ") and address in ended.stderr
+        assert "Traceback" not in ended.stderr
