@@ -437,6 +437,15 @@ def test_parameters_that_stop_being_finite_are_still_the_same_everywhere() -> No
         assert model["p0"].tolist() == [-math.inf] * 4
 
 
+def test_deltas_from_before_a_jump_are_forgotten() -> None:
+    store = loaded("bf16")
+    store.apply([[staged(store, [-1.0] * 6)]], numbers())
+    assert [parse(frame).kind for frame in store.pull(0, 0)[1]] == [Kind.DELTA]
+    store.apply([[staged(store, [1e38] * 6)]], numbers(lr=1e30))
+    assert [parse(frame).kind for frame in store.pull(0, 0)[1]] == [Kind.PARAMETERS]
+    assert held(store) == (2, [-math.inf] * 6)
+
+
 def test_what_was_pulled_is_not_changed_by_later_steps() -> None:
     store = loaded()
     version, frames = store.pull(0, UNKNOWN)
