@@ -7,7 +7,7 @@ An event that comes from a member names its incarnation: what a former self send
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .ids import JobId, Role
+from .ids import HIGHEST, JobId, MemberId, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,13 @@ class Submitted:
     workers: int
     shards: int
     staleness: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "shards"):
+            if not 1 <= getattr(self, name) <= HIGHEST + 1:
+                raise ValueError(f"{name} must be 1 to {HIGHEST + 1:,}, not {getattr(self, name):,}")
+        if self.staleness is not None and self.staleness < 0:
+            raise ValueError(f"staleness must not be negative, not {self.staleness}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,16 @@ class Ticked:
     job: JobId
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The machine's own finding, from nobody else: a member's lease has ended."""
+
+    job: JobId
+    member: MemberId
+    because: str
+
+
+FromMember: TypeAlias = Renewed | Registered | Loaded | Exited | Left
 Event: TypeAlias = (
     Submitted | Joined | Renewed | Registered | Loaded | Exited | Left | DrainAsked | Cancelled | Ticked
 )

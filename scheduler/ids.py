@@ -47,6 +47,13 @@ def read_id(text: str) -> Name | None:
     return Name("worker" if letter == "w" else "shard", number)
 
 
+def as_member(text: str) -> MemberId:
+    """The id that this text is known to be."""
+    name = read_id(text)
+    assert name is not None, text
+    return member_id(name)
+
+
 class Seat(NamedTuple):
     """One active worker of a generation. A founder is waited for from clock 0 on, others once they have entered."""
 

@@ -10,8 +10,10 @@ last looked is then still left (Dadgar, Phillips, Currey, "Lifeguard: Local Heal
 Detection", 2017). That is granted once until a renewal is heard again, so that a lost member is found in any case.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 from .ids import JobId, MemberId
@@ -60,18 +62,19 @@ class Leases:
         self.rules = rules
         self._leases: dict[Key, Lease] = {}
         self._heap: list[tuple[float, Key, Lease]] = []
-        self._looked = 0.0  # when it last looked, in the caller's time
+        self._looked = -inf  # when it last looked, in the caller's time
         self._stood_still_s = 0.0  # caller's time minus own time
         self._excused = False  # it was held up, and has heard nobody since
 
     def __contains__(self, key: Key) -> bool:
         return key in self._leases
 
-    def __len__(self) -> int:
-        return len(self._leases)
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._leases)
 
     def look(self, now: float) -> None:
         """It is `now`. If nobody has looked in time, leases stand still for as long as nobody did."""
+        assert now >= self._looked, f"time went back from {self._looked} to {now}"
         deadline = self.next_deadline()
         if deadline is not None and now - deadline > self.rules.lag_s and not self._excused:
             self._stood_still_s += now - self._looked

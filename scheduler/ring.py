@@ -18,6 +18,7 @@ it and moves up to 1.4 / n at 8 shards and 3 / n at 16; nobody does that: a rest
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import chain
 
 from .ids import ChunkKey, ShardId
 
@@ -46,14 +47,16 @@ def place(
         room = capacity(len(chunks), newcomer + 1, bound)
         load.append(0)
         nearest = [clockwise[position] for position in nearest_to(points, ring, hashes)]
-        for chunk in nearest + clockwise:
-            if load[newcomer] < room < load[owner[chunk]]:
+        for chunk in chain(nearest, clockwise):
+            if load[newcomer] == room or max(load) <= room:
+                break
+            if load[owner[chunk]] > room:
                 _give(chunk, newcomer, owner, load)
         for chunk in nearest:
             if load[newcomer] < room:
                 _give(chunk, newcomer, owner, load)
-        for chunk in clockwise:  # only where rounding leaves more above capacity than one newcomer may hold
-            if load[owner[chunk]] > room:
+        for chunk in clockwise if max(load) > room else ():
+            if load[owner[chunk]] > room:  # rounding left more above capacity than one newcomer may hold
                 _give(chunk, load.index(min(load)), owner, load)
     return tuple(owner)
 

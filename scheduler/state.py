@@ -38,7 +38,7 @@ class Cause(Enum):
     DRAIN_ASKED = "a drain was asked for"
     CANCEL_ASKED = "an end was asked for"
     SCRIPT_FAILED = "a script failed"
-    LAYOUTS_DIFFER = "two layouts differ"
+    LAYOUT_REFUSED = "a layout is not acceptable"
     SHARD_LOST = "a shard is gone"
     WORKERS_DONE = "workers gone, some finished"
     WORKERS_DRAINED = "workers gone, as asked"
@@ -54,7 +54,7 @@ NEXT: dict[State, dict[Cause, State]] = {
         Cause.DRAIN_ASKED: State.DRAINING,
         Cause.CANCEL_ASKED: State.FINISHING,
         Cause.SCRIPT_FAILED: State.FINISHING,
-        Cause.LAYOUTS_DIFFER: State.FINISHING,
+        Cause.LAYOUT_REFUSED: State.FINISHING,
         Cause.SHARD_LOST: State.FINISHING,
         Cause.WORKERS_DONE: State.FINISHING,
         Cause.WORKERS_LOST: State.FINISHING,
@@ -62,7 +62,7 @@ NEXT: dict[State, dict[Cause, State]] = {
     State.DRAINING: {
         Cause.CANCEL_ASKED: State.FINISHING,
         Cause.SCRIPT_FAILED: State.FINISHING,
-        Cause.LAYOUTS_DIFFER: State.FINISHING,
+        Cause.LAYOUT_REFUSED: State.FINISHING,
         Cause.SHARD_LOST: State.FINISHING,
         Cause.WORKERS_DRAINED: State.FINISHING,
         Cause.WORKERS_LOST: State.FINISHING,
@@ -74,7 +74,7 @@ OUTCOME: dict[Cause, State] = {
     Cause.WORKERS_DRAINED: State.CANCELLED,
     Cause.CANCEL_ASKED: State.CANCELLED,
     Cause.SCRIPT_FAILED: State.FAILED,
-    Cause.LAYOUTS_DIFFER: State.FAILED,
+    Cause.LAYOUT_REFUSED: State.FAILED,
     Cause.SHARD_LOST: State.FAILED,
     Cause.WORKERS_LOST: State.FAILED,
 }
@@ -107,13 +107,13 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class Ready:
     """The shards hold parameters."""
 
     layout: Layout
 
 
-Parameters: TypeAlias = Unknown | Loading | Loaded
+Parameters: TypeAlias = Unknown | Loading | Ready
 
 
 # -- the phases of a job, each with what belongs to it ---------------------------------------------------------

@@ -1,0 +1,490 @@
+"""The coordinator's decisions for all its jobs: `handle(event, now) -> [Action]`, and `next_deadline()`.
+
+The machine is the only writer of the state. Which event does what in which state is the table EVENTS; an event without
+an entry there, or from a former incarnation, is `Ignored` and changes nothing. Where a job goes from there, by way of
+FINISHING, is in the tables of `state`. Both, as `table()` prints them:
+
+                FORMING  RUNNING       DRAINING      FINISHING
+    Joined      found    welcome       turn away     turn away
+    Renewed     renew    renew         renew         renew
+    Left        leave    leave         leave         goodbye
+    Lost        lose     lose          lose          goodbye
+    DrainAsked  cancel   drain         -             -
+    Cancelled   cancel   cancel        cancel        give up
+    Registered  -        register      register      -
+    Loaded      -        load          load          -
+    Exited      -        script ended  script ended  goodbye
+
+                                 FORMING    RUNNING    DRAINING
+    everybody asked for is here  RUNNING    -          -
+    a drain was asked for        -          DRAINING   -
+    an end was asked for         CANCELLED  CANCELLED  CANCELLED
+    a script failed              -          FAILED     FAILED
+    a layout is not acceptable   -          FAILED     FAILED
+    a shard is gone              -          FAILED     FAILED
+    workers gone, some finished  -          SUCCEEDED  -
+    workers gone, as asked       -          -          CANCELLED
+    workers gone, none finished  -          FAILED     FAILED
+
+Rules: a job begins when all workers and shards asked for are members, and then waits for nobody who is gone: the
+generation goes up, the shards are told, the others go on. The first script that fails ends the job with its exit code.
+A shard that is gone ends it too, for nobody else has its chunks.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TypeAlias
+
+from . import explain, ring
+from .actions import (
+    Action,
+    Admit,
+    Announce,
+    Drain,
+    Fence,
+    Finish,
+    Ignored,
+    Initialise,
+    Launch,
+    Place,
+    Refuse,
+    Stop,
+)
+from .admission import place_for, why_stranger
+from .events import (
+    Cancelled,
+    DrainAsked,
+    Event,
+    Exited,
+    FromMember,
+    Joined,
+    Left,
+    Loaded,
+    Lost,
+    Registered,
+    Renewed,
+    Submitted,
+    Ticked,
+)
+from .explain import MemberView, counted
+from .ids import ChunkKey, JobId, MemberId, Name, ShardId, WorkerId, as_member, member_id, shard_id
+from .leases import Leases
+from .membership import Alive, Fate, Gone, how_it_ended, role_of
+from .rules import Rules
+from .state import (
+    NEXT,
+    OUTCOME,
+    Cause,
+    Draining,
+    Finishing,
+    Forming,
+    Job,
+    Layout,
+    Loading,
+    Over,
+    Ready,
+    Running,
+    State,
+    Unknown,
+)
+
+# 65 thousand million parameters. A peer names the number, and the placement allocates by it.
+MOST_CHUNKS = 1_000_000
+
+# What the job's command ends with; the user's own script may end with any other.
+EXIT_LAYOUT = 1
+EXIT_LOST = 4
+EXIT_DRAINED = 75  # EX_TEMPFAIL: safe to run again
+EXIT_CANCELLED = 130
+
+Actions: TypeAlias = Iterator[Action]
+
+
+class Machine:
+    """All jobs of one coordinator. Invariants: `check()`."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.jobs: dict[JobId, Job] = {}  # not over
+        self.over: dict[JobId, Over] = {}  # the latest `remembered_jobs`, the oldest first
+        self.leases = Leases(rules)  # one of every member that is alive
+        self.goodbyes: dict[JobId, float] = {}  # exactly the jobs that are FINISHING: until when
+
+    # -- in and out ----------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """It is `now`, and this happened. Returns what to do, in this order. `now` never goes back."""
+        self.leases.look(now)
+        if isinstance(event, Renewed):  # heard at last is heard: before its lease is looked at
+            return [*self._take(event, now), *self._look_around(now)]
+        return [*self._look_around(now), *self._take(event, now)]
+
+    def next_deadline(self) -> float | None:
+        """When to come with `Ticked`, if nothing happens before: the earliest end of a lease or of a patience."""
+        ends = [*self.goodbyes.values()]
+        if (lease := self.leases.next_deadline()) is not None:
+            ends.append(lease)
+        return min(ends, default=None)
+
+    def _look_around(self, now: float) -> Actions:
+        """What time alone has done."""
+        for (job_id, member), silent_s in self.leases.ended():
+            job = self.jobs.get(job_id)
+            if job is not None and isinstance(job.members.records[member], Alive):
+                lost = Lost(job_id, member, f"silent for {silent_s:.1f} s")
+                yield from EVENTS[job.state][Lost](self, job, lost, now)
+        for job_id in [job_id for job_id, until in self.goodbyes.items() if until <= now]:
+            yield from self._end(self.jobs[job_id], f"it did not stop within {self.rules.goodbye_s:g} s")
+
+    def _take(self, event: Event, now: float) -> Actions:
+        """Look the event up in the table."""
+        if isinstance(event, Ticked):
+            return
+        job = self.jobs.get(event.job)
+        if isinstance(event, Submitted):
+            yield from self._submit(event)
+        elif job is None:
+            yield self._too_late(event)
+        elif (handler := EVENTS[job.state].get(type(event))) is None:
+            yield Ignored(job.id, f"{type(event).__name__} means nothing to a job that is {job.state.name}")
+        elif isinstance(event, FromMember) and (because := why_stranger(job, event)):
+            yield Ignored(job.id, because)
+        else:
+            yield from handler(self, job, event, now)
+
+    def _submit(self, event: Submitted) -> Actions:
+        if event.job in self.jobs or event.job in self.over:
+            yield Ignored(event.job, f"job {event.job} was submitted before")
+            return
+        self.jobs[event.job] = Job(event.job, event.workers, event.shards, event.staleness)
+
+    def _too_late(self, event: Event) -> Action:
+        over = self.over.get(event.job)
+        because = f"there is no job {event.job}"
+        if over is not None:
+            because = f"job {event.job} is over ({over.state.name}: {over.because})"
+        if isinstance(event, Joined):
+            return Refuse(event.job, event.peer, because)
+        return Ignored(event.job, because)
+
+    # -- joining -------------------------------------------------------------------------------------
+
+    def _found(self, job: Job, event: Joined, now: float) -> Actions:
+        """FORMING: one more; with the last of those asked for, the job begins."""
+        name = place_for(job, event, self.leases)
+        if not isinstance(name, Name):
+            yield name
+            return
+        yield from self._admit(job, name, event.peer)
+        if job.missing_workers or job.missing_shards:
+            return
+        job.members.found()
+        job.generation = 1
+        self._move(job, Cause.COMPLETE, Running(Unknown()))
+        because = f"{counted(job.workers, 'worker')} and {counted(job.shards, 'shard')} are here"
+        yield Announce(job.id, job.generation, job.members.seats(), because)
+        for seat in job.members.seats():
+            yield Launch(job.id, seat.worker, seat.incarnation, because)
+
+    def _welcome(self, job: Job, event: Joined, now: float) -> Actions:
+        """RUNNING: a worker comes late, or again."""
+        name = place_for(job, event, self.leases)
+        if not isinstance(name, Name):
+            yield name
+            return
+        job.generation += 1
+        yield from self._admit(job, name, event.peer)
+        seat = job.members.seats()[-1]
+        because = f"{seat.worker}#{seat.incarnation} joined"
+        yield Announce(job.id, job.generation, job.members.seats(), because)
+        yield from self._initialise_again(job, because)
+        yield Launch(job.id, seat.worker, seat.incarnation, because)
+
+    def _turn_away(self, job: Job, event: Joined, now: float) -> Actions:
+        doing = "being drained" if isinstance(job.phase, Draining) else "finishing"
+        yield Refuse(job.id, event.peer, f"job {job.id} is {doing}: {explain.why(job)}")
+
+    def _admit(self, job: Job, name: Name, peer: str) -> Actions:
+        former = job.members.records.get(member_id(name))
+        if isinstance(former, Alive):
+            again = f"{member_id(name)} joined again as incarnation {former.incarnation + 1}"
+            # Fence before admit: until then the id still stands for the former process.
+            yield Fence(job.id, member_id(name), former.incarnation, again)
+            self._close(job, member_id(name), Fate.LOST, again, EXIT_LOST)
+        member, record = job.members.admit(name, peer)
+        self.leases.grant((job.id, member))
+        because = f"job {job.id} has a place for a {name.role}"
+        yield Admit(job.id, peer, member, record.incarnation, job.generation, because)
+
+    # -- the parameters ------------------------------------------------------------------------------
+
+    def _register(self, job: Job, event: Registered, now: float) -> Actions:
+        """A script shows its layout: the first one counts, the others must show the same."""
+        assert isinstance(job.phase, Running | Draining)
+        parameters = job.phase.parameters
+        if not isinstance(parameters, Unknown):
+            layout = parameters.layout
+            if event.digest != layout.digest:
+                because = f"{event.worker} and {layout.shown_by} show different models or optimizers"
+                yield from self._refuse_layout(job, event, because, now)
+            return
+        if not 1 <= event.chunks <= MOST_CHUNKS:
+            because = (
+                f"{event.worker} shows a model of {event.chunks:,} chunks, of 1 to {MOST_CHUNKS:,} possible"
+            )
+            yield from self._refuse_layout(job, event, because, now)
+            return
+        because = f"{event.worker} shows a model of {counted(event.chunks, 'chunk')}"
+        chunks = [ChunkKey(str(index)) for index in range(event.chunks)]
+        yield Place(job.id, ring.place(chunks, self.shards(job.id)), because)
+        layout = Layout(event.digest, event.chunks, WorkerId(event.worker))
+        yield from self._initialise(job, job.phase, layout, because)
+
+    def _refuse_layout(self, job: Job, event: Registered, because: str, now: float) -> Actions:
+        record = job.members.records[WorkerId(event.worker)]
+        assert isinstance(record, Alive)
+        yield Refuse(job.id, record.peer, because)
+        yield from self._finish(job, Cause.LAYOUT_REFUSED, EXIT_LAYOUT, because, now)
+
+    def _initialise(self, job: Job, phase: Running | Draining, layout: Layout, because: str) -> Actions:
+        """The most senior worker brings the first parameters."""
+        senior = job.members.seats()[0]
+        job.phase = replace(phase, parameters=Loading(layout, senior.worker, senior.incarnation))
+        yield Initialise(job.id, senior.worker, because)
+
+    def _initialise_again(self, job: Job, because: str) -> Actions:
+        """If the parameters are still to come, and not from a worker that is gone."""
+        assert isinstance(job.phase, Running | Draining)
+        match job.phase.parameters:
+            case Loading(layout, initialiser, incarnation):
+                if (initialiser, incarnation) != job.members.seats()[0][:2]:
+                    yield from self._initialise(job, job.phase, layout, because)
+
+    def _load(self, job: Job, event: Loaded, now: float) -> Actions:
+        assert isinstance(job.phase, Running | Draining)
+        parameters = job.phase.parameters
+        if isinstance(parameters, Loading) and parameters.initialiser == event.worker:
+            job.phase = replace(job.phase, parameters=Ready(parameters.layout))
+        elif not isinstance(parameters, Ready):
+            yield Ignored(job.id, f"{event.worker} was not asked to bring the first parameters")
+
+    # -- staying and leaving -------------------------------------------------------------------------
+
+    def _renew(self, job: Job, event: Renewed, now: float) -> Actions:
+        self.leases.renew((job.id, as_member(event.member)))
+        return iter(())
+
+    def _lose(self, job: Job, event: Lost, now: float) -> Actions:
+        """A lease has ended."""
+        record = job.members.records[event.member]
+        yield Fence(job.id, event.member, record.incarnation, event.because)
+        gone = self._close(job, event.member, Fate.LOST, event.because, EXIT_LOST)
+        yield from self._go_on(job, event.member, gone, now)
+
+    def _leave(self, job: Job, event: Left, now: float) -> Actions:
+        """An orderly goodbye."""
+        member = as_member(event.member)
+        yield from self._go_on(job, member, self._close(job, member, Fate.LEFT, event.because), now)
+
+    def _script_ended(self, job: Job, event: Exited, now: float) -> Actions:
+        worker = as_member(event.worker)
+        if event.signal:
+            gone = self._close(job, worker, Fate.LOST, event.because, 128 + event.signal)
+        elif event.code:
+            gone = self._close(job, worker, Fate.FAILED, event.because, event.code)
+        else:
+            gone = self._close(job, worker, Fate.DONE, event.because)
+        yield Stop(job.id, worker, event.because)
+        yield from self._go_on(job, worker, gone, now)
+
+    def _go_on(self, job: Job, member: MemberId, gone: Gone, now: float) -> Actions:
+        """One fewer: the others go on, or the job cannot."""
+        because = how_it_ended(member, gone)
+        if isinstance(job.phase, Forming):
+            return
+        if role_of(member) == "shard":
+            because += "; nobody else has its chunks"
+            yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
+        elif gone.fate is Fate.FAILED:
+            yield from self._finish(job, Cause.SCRIPT_FAILED, gone.exit_code, because, now)
+        elif not job.members.workers():
+            cause, exit_code = self._no_worker_left(job)
+            yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
+        else:
+            job.generation += 1
+            yield Announce(job.id, job.generation, job.members.seats(), because)
+            yield from self._initialise_again(job, because)
+
+    def _no_worker_left(self, job: Job) -> tuple[Cause, int]:
+        fates = {gone.fate for _, gone in job.members.gone("worker")}
+        if isinstance(job.phase, Draining) and fates & {Fate.DONE, Fate.LEFT}:
+            return Cause.WORKERS_DRAINED, EXIT_DRAINED
+        if Fate.DONE in fates:
+            return Cause.WORKERS_DONE, 0
+        loss = job.members.first_loss
+        return Cause.WORKERS_LOST, loss.exit_code if loss is not None else EXIT_LOST
+
+    # -- ending --------------------------------------------------------------------------------------
+
+    def _drain(self, job: Job, event: DrainAsked, now: float) -> Actions:
+        assert isinstance(job.phase, Running)
+        self._move(job, Cause.DRAIN_ASKED, Draining(job.phase.parameters, event.because))
+        yield Drain(job.id, event.because)
+
+    def _cancel(self, job: Job, event: DrainAsked | Cancelled, now: float) -> Actions:
+        yield from self._finish(job, Cause.CANCEL_ASKED, EXIT_CANCELLED, event.because, now)
+
+    def _finish(self, job: Job, cause: Cause, exit_code: int, because: str, now: float) -> Actions:
+        """Everybody is to stop; the job is over when all have, or have had their time."""
+        until = now + self.rules.goodbye_s
+        self._move(job, cause, Finishing(cause, exit_code, because, until))
+        self.goodbyes[job.id] = until
+        for member, _ in job.members.alive():
+            yield Stop(job.id, member, because)
+        if not any(job.members.alive()):
+            yield from self._end(job, "")
+
+    def _goodbye(self, job: Job, event: Left | Lost | Exited, now: float) -> Actions:
+        """FINISHING: one of those who were to stop has stopped, in whatever way."""
+        member = as_member(event.worker if isinstance(event, Exited) else event.member)
+        self._close(job, member, Fate.STOPPED, explain.why(job))
+        if not any(job.members.alive()):
+            yield from self._end(job, "")
+
+    def _give_up(self, job: Job, event: Cancelled, now: float) -> Actions:
+        """FINISHING: asked once more, nobody is waited for any longer."""
+        yield from self._end(job, event.because)
+
+    def _end(self, job: Job, because: str) -> Actions:
+        """The last of a job: what is left of it is a record. `because` is why those still alive are not waited for."""
+        assert isinstance(job.phase, Finishing)
+        phase = job.phase
+        for member, _ in list(job.members.alive()):
+            self._close(job, member, Fate.STOPPED, because)
+        del self.jobs[job.id], self.goodbyes[job.id]
+        records = {member: gone for member, gone in job.members.records.items() if isinstance(gone, Gone)}
+        state = OUTCOME[phase.cause]
+        self.over[job.id] = Over(job.id, state, phase.exit_code, phase.because, job.generation, records)
+        while len(self.over) > self.rules.remembered_jobs:
+            del self.over[next(iter(self.over))]
+        yield Finish(job.id, state, phase.exit_code, phase.because)
+
+    # -- the two ways in which state changes -----------------------------------------------------------
+
+    def _move(self, job: Job, cause: Cause, phase: Running | Draining | Finishing) -> None:
+        assert NEXT[job.state].get(cause) is phase.state, f"{job.state} -> {phase.state} by {cause}"
+        job.phase = phase
+
+    def _close(self, job: Job, member: MemberId, fate: Fate, because: str, exit_code: int = 0) -> Gone:
+        """A member ends, and its lease with it."""
+        if (job.id, member) in self.leases:
+            self.leases.drop((job.id, member))
+        return job.members.end(member, fate, because, exit_code)
+
+    # -- looking -------------------------------------------------------------------------------------
+
+    def state(self, job: JobId) -> State:
+        """Raises KeyError for a job that is not known, as do the other questions."""
+        return self._find(job).state
+
+    def because(self, job: JobId) -> str:
+        """Why the job is in its state, as a sentence; empty where all is well."""
+        return explain.why(self._find(job))
+
+    def waiting_for(self, job: JobId) -> str:
+        """Who keeps the job from going on: "waiting for 1 of 4 workers and shard p1"; empty when nobody does."""
+        found = self._find(job)
+        return explain.waiting_for(found) if isinstance(found, Job) else ""
+
+    def exit_code(self, job: JobId) -> int | None:
+        """None until the job is over."""
+        found = self._find(job)
+        return found.exit_code if isinstance(found, Over) else None
+
+    def generation(self, job: JobId) -> int:
+        return self._find(job).generation
+
+    def members(self, job: JobId) -> list[MemberView]:
+        """All that ever were members, the oldest ids first."""
+        return explain.members(self._find(job))
+
+    def workers(self, job: JobId) -> list[WorkerId]:
+        """The active workers in order of seniority."""
+        found = self._find(job)
+        return found.members.workers() if isinstance(found, Job) else []
+
+    def shards(self, job: JobId) -> list[ShardId]:
+        """The shards asked for: what a placement's numbers point into."""
+        found = self._find(job)
+        return [shard_id(number) for number in range(found.shards)] if isinstance(found, Job) else []
+
+    def is_current(self, job: JobId, member: str, incarnation: int) -> bool:
+        """Is this incarnation a member now? What any other sends is to be refused."""
+        found = self.jobs.get(job)
+        return found is not None and found.members.current(member, incarnation) is not None
+
+    def _find(self, job: JobId) -> Job | Over:
+        return self.jobs[job] if job in self.jobs else self.over[job]
+
+    def check(self) -> None:
+        """Every invariant between two events; for tests."""
+        for job in self.jobs.values():
+            job.check()
+        for over in self.over.values():
+            over.check()
+        alive = {(job.id, member) for job in self.jobs.values() for member, _ in job.members.alive()}
+        assert alive == set(self.leases), "leases and members differ"
+        finishing = {job.id for job in self.jobs.values() if isinstance(job.phase, Finishing)}
+        assert finishing == self.goodbyes.keys(), (finishing, self.goodbyes)
+        assert not self.jobs.keys() & self.over.keys()
+        assert len(self.over) <= self.rules.remembered_jobs
+
+
+Handler: TypeAlias = Callable[..., Actions]
+M = Machine
+
+EVENTS: dict[State, dict[type, Handler]] = {
+    State.FORMING: {
+        Joined: M._found,
+        Renewed: M._renew,
+        Left: M._leave,
+        Lost: M._lose,
+        DrainAsked: M._cancel,
+        Cancelled: M._cancel,
+    },
+    State.RUNNING: {
+        Joined: M._welcome,
+        Renewed: M._renew,
+        Registered: M._register,
+        Loaded: M._load,
+        Exited: M._script_ended,
+        Left: M._leave,
+        Lost: M._lose,
+        DrainAsked: M._drain,
+        Cancelled: M._cancel,
+    },
+    State.DRAINING: {
+        Joined: M._turn_away,
+        Renewed: M._renew,
+        Registered: M._register,
+        Loaded: M._load,
+        Exited: M._script_ended,
+        Left: M._leave,
+        Lost: M._lose,
+        Cancelled: M._cancel,
+    },
+    State.FINISHING: {
+        Joined: M._turn_away,
+        Renewed: M._renew,
+        Exited: M._goodbye,
+        Left: M._goodbye,
+        Lost: M._goodbye,
+        Cancelled: M._give_up,
+    },
+}
+"""Which event does what in which state. `Submitted` makes a job, `Ticked` only lets time be looked at."""
+
+
+def table() -> str:
+    """Both tables for people; the head of this module is compared with it."""
+    return explain.table(EVENTS)
