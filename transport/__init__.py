@@ -13,6 +13,7 @@ keys, auth who may come in
 thread     an event loop of its own in a thread, for bulk
 """
 
+from .endpoint import ZmqEndpoint
 from .errors import (
     AddressInUse,
     BadAddress,
@@ -28,7 +29,9 @@ from .errors import (
     RemoteProtocolError,
     TransportError,
 )
+from .exchange import Exchange
 from .frames import Envelope, Kind
+from .keys import Keys, make_keys
 from .peers import BULK, CONTROL, Admit, Answer, Buffer, Endpoint, Handler, Limits, PeerInfo, Reply
 
 __all__ = [
@@ -44,7 +47,9 @@ __all__ = [
     "DeadlineExceeded",
     "Endpoint",
     "Envelope",
+    "Exchange",
     "Handler",
+    "Keys",
     "Kind",
     "Limits",
     "LocalProtocolError",
@@ -57,4 +62,6 @@ __all__ = [
     "RemoteProtocolError",
     "Reply",
     "TransportError",
+    "ZmqEndpoint",
+    "make_keys",
 ]

@@ -98,7 +98,7 @@ class _Channel:
     def queued(self) -> int:
         return sum(map(len, self._queues.values()))
 
-    # -- receiving ------------------------------------------------------------------------------------------------
+    # -- receiving -------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
         """Take in what has come, in bounded batches, until there is no more."""
@@ -155,7 +155,7 @@ class _Channel:
         if not self._closed and int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self.drain()
 
-    # -- sending --------------------------------------------------------------------------------------------------------
+    # -- sending ---------------------------------------------------------------------------------------------
 
     def send(self, route: bytes, header: bytes, payload: memoryview | None) -> bool:
         """Never waits. False: dropped, because the peer is gone or too much waits for it."""
@@ -318,7 +318,7 @@ class ZmqEndpoint(Exchange):
             if address.startswith("ipc://"):
                 _unlink(address.removeprefix("ipc://"))
 
-    # -- the wire of the exchange --------------------------------------------------------------------------------------
+    # -- the wire of the exchange ----------------------------------------------------------------------------
 
     def _transmit(self, route: Hashable, header: bytes, payload: memoryview | None) -> bool:
         if isinstance(route, _Channel):
@@ -350,6 +350,9 @@ class ZmqEndpoint(Exchange):
             assert isinstance(route, bytes)
             self._listener.forget(route)
 
+    def _same_machine(self, addresses: Sequence[str]) -> bool:
+        return any(a.startswith("ipc://") or _is_loopback(_host(a)) for a in addresses)
+
     def _poll(self) -> None:
         for channel in [*self._dialled, *filter(None, [self._listener])]:
             channel.drain()
@@ -359,7 +362,7 @@ class ZmqEndpoint(Exchange):
             return 0 if os.path.exists(address.removeprefix("ipc://")) else None
         return 1
 
-    # -- what comes in -------------------------------------------------------------------------------------------------
+    # -- what comes in ---------------------------------------------------------------------------------------
 
     def _take_routed(self, channel: _Channel, frames: list[Any]) -> int:
         route = frames[0]
@@ -401,7 +404,7 @@ class ZmqEndpoint(Exchange):
                 if not peer.session.dialled and peer.link.key not in names:
                     self._drop(peer, f"the key {peer.link.key} is not authorized any more")
 
-    # -- sockets ---------------------------------------------------------------------------------------------------------
+    # -- sockets ---------------------------------------------------------------------------------------------
 
     def _socket(self, kind: int) -> Socket:
         assert self._context is not None
@@ -458,6 +461,10 @@ def _check_bind(address: str, keys: bool) -> None:
         raise BadAddress(address, "an address is tcp://HOST:PORT or ipc://PATH")
     if not keys and not _is_loopback(host):
         raise OpenBind(address)
+
+
+def _host(address: str) -> str:
+    return address.partition("://")[2].rpartition(":")[0]
 
 
 def _is_loopback(host: str) -> bool:

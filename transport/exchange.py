@@ -4,15 +4,13 @@ A subclass moves frames: it calls `_received` for each message and implements `_
 What is sent and when is decided in `session`; here decisions become calls, futures and timers. Everything happens
 in the one event loop that called `start`, and all time is that loop's.
 
-The rule for strangers: whoever has not said a valid hello is answered at most with STRANGER, and keeps nothing here
-but a counter. A name belongs to the key that said hello under it first.
+The rule for strangers (see `door`): whoever has not said a valid hello is answered at most with STRANGER.
 """
 
 import asyncio
 import secrets
 import traceback
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from inspect import isawaitable
 from typing import Any, Final
@@ -20,55 +18,32 @@ from typing import Any, Final
 import structlog
 from msgspec import Struct
 
-from . import session as events
-from .errors import DeadlineExceeded, LocalProtocolError, PeerLost, Refusal, Refused, RemoteProtocolError
-from .frames import Envelope, Hello, Kind, Stranger, Vocabulary, as_bytes, check_name, pack, unpack
+from . import events
+from .door import Door, Link
+from .errors import LocalProtocolError, PeerLost, Refusal, Refused, RemoteProtocolError
+from .events import Event
+from .frames import (
+    NO_SLOT,
+    Envelope,
+    Hello,
+    Kind,
+    Stranger,
+    Vocabulary,
+    as_bytes,
+    check_name,
+    pack,
+    unpack,
+)
+from .peer import Peer
 from .peers import CONTROL, Admit, Answer, Buffer, Handler, Limits, PeerInfo, Reply, idempotent_by_class
-from .session import LINKS, LIVES, Event, Session, State
+from .session import LINKS, LIVES, Session, State
 from .violations import Violations
 
-REMEMBERED_NAMES: Final = 16_384  # names whose key and last session are kept after they have gone
-STRANGERS: Final = 4096  # routes without a session about which something is remembered
 PATIENCE_S: Final = 1.0  # for the first address before the next is tried; longer each time
 PATIENCE_MOST_S: Final = 5.0
 LATE_S: Final = 0.05  # a timer that fires later than this shows that we were held up ourselves
 
 log = structlog.get_logger("zml.transport")
-
-
-class Link:
-    """One way along which messages come and go: a routing id, or a connection of ours."""
-
-    __slots__ = ("key", "muted", "peer", "route", "violations")
-
-    def __init__(self, route: Hashable) -> None:
-        self.route = route
-        self.peer: Peer | None = None
-        self.key: str | None = None
-        self.violations = 0
-        self.muted = False  # what still comes is dropped unread
-
-
-class Peer:
-    """A session, and what the event loop holds for it."""
-
-    def __init__(self, name: str, session: Session, link: Link) -> None:
-        self.name = name
-        self.session = session
-        self.link = link
-        self.futures: dict[
-            int, tuple[asyncio.Future[Answer], str, float]
-        ] = {}  # exactly the pending requests
-        self.timer: asyncio.TimerHandle | None = None
-        self.armed_at = 0.0
-        self.notices_running = 0
-        self.found = False  # on_found was called, and on_lost not since
-        # Of a peer that we dial:
-        self.addresses: tuple[str, ...] = ()
-        self.attempt = 0
-        self.redial_at = float("inf")
-        self.because = "it has not answered yet"  # why it is not connected
-        self.opened: list[asyncio.Future[None]] = []
 
 
 class Exchange(ABC):
@@ -102,14 +77,12 @@ class Exchange(ABC):
         self._on_found = on_found
         self._on_lost = on_lost
         self._idempotent = idempotent
-        self._admit = admit
         self._next_session = (secrets.randbelow(LIVES) if life is None else life % LIVES) * LINKS
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._peers: dict[str, Peer] = {}
         self._links: dict[Hashable, Link] = {}  # those with a peer
-        self._strangers: OrderedDict[Hashable, Link] = OrderedDict()  # those without, oldest first
-        self._known: OrderedDict[str, tuple[str | None, int]] = OrderedDict()  # name -> key, newest session
+        self._door = Door(name, limits.peers, admit)
         self._tasks: set[asyncio.Task[None]] = set()
         self._grant = limits.credit_bytes
         self.violations = Violations()
@@ -128,14 +101,18 @@ class Exchange(ABC):
     def _hang_up(self, route: Hashable, *, goodbye: bool = False) -> None:
         """This route will not be used again. With `goodbye`, what was sent may still take a second to leave."""
 
-    def _poll(self) -> None:
+    def _poll(self) -> None:  # noqa: B027 - most wires deliver by themselves
         """Take in what has arrived and was not read yet: before anybody is called silent."""
+
+    def _same_machine(self, addresses: Sequence[str]) -> bool:
+        """May a peer behind one of these be on this machine, so that shared memory is worth offering?"""
+        return False
 
     def _rank(self, address: str) -> int | None:
         """Lower is tried first; None: no use on this machine."""
         return 0
 
-    # -- what users call ----------------------------------------------------------------------------------------
+    # -- what users call -------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -188,29 +165,23 @@ class Exchange(ABC):
         known = self._peers.get(peer)
         if known is not None:
             aborted = known.session.close("disconnected")
-            self._flush(known)
+            known.flush()
             self._remove(known, "disconnected", aborted, tell=False, goodbye=True)
 
     async def request(
         self, peer: str, message: Struct, payload: Buffer | None = None, *, timeout_s: float
     ) -> Answer:
-        loop = self._running()
+        self._running()
         known = self._peers.get(peer)
         if known is None:
             raise PeerLost(peer, "it is not connected")
         view = self._check(payload)
-        now = loop.time()
-        future: asyncio.Future[Answer] = loop.create_future()
-        number = known.session.request(message, view, deadline=now + timeout_s, now=now)
-        known.futures[number] = (future, type(message).__name__, timeout_s)
-        self._flush(known)
+        number, future = known.ask(message, view, timeout_s)
         self._arm(known)
         try:
             return await future
         except asyncio.CancelledError:
-            if known.futures.pop(number, None):
-                known.session.give_up(number, loop.time())
-                self._flush(known)
+            known.give_up(number)
             raise
 
     def notify(self, peer: str, message: Struct, payload: Buffer | None = None) -> bool:
@@ -221,17 +192,17 @@ class Exchange(ABC):
             view = memoryview(bytes(view))
         if known is None or not known.session.notify(message, view):
             return False
-        return self._flush(known)
+        return known.flush()
 
     def peers(self) -> Mapping[str, PeerInfo]:
-        return {peer.name: _info(peer) for peer in self._peers.values()}
+        return {peer.name: peer.info() for peer in self._peers.values()}
 
     async def close(self) -> None:
         if self._closed:
             return
         for peer in list(self._peers.values()):
             aborted = peer.session.close(f"{self._name} ends")
-            self._flush(peer)
+            peer.flush()
             self._remove(peer, "this process ends", aborted, tell=False, goodbye=True)
         self._closed = True
         tasks = list(self._tasks)
@@ -239,13 +210,13 @@ class Exchange(ABC):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # -- what the wire calls ----------------------------------------------------------------------------------------
+    # -- what the wire calls ---------------------------------------------------------------------------------
 
     def _received(
         self, route: Hashable, header: bytes, payload: memoryview | None, key: str | None = None
     ) -> None:
         """A message has come along `route`, from somebody who holds the key of that name (None without keys)."""
-        link = self._links.get(route) or self._stranger(route)
+        link = self._links.get(route) or self._door.stranger(route)
         if link.muted or self._closed:
             return
         peer = link.peer
@@ -264,68 +235,40 @@ class Exchange(ABC):
             if envelope.kind is Kind.HELLO:
                 self._on_hello(link, envelope, key)
                 return
+            if envelope.slot != NO_SLOT:
+                envelope = peer.from_memory(envelope)
             self._perform(peer, peer.session.receive(envelope, self._running().time()))
         except RemoteProtocolError as error:
             self._violation(link, error)
             return
         if peer.session.outbox:
-            self._flush(peer)
+            peer.flush()
 
     def _malformed(self, route: Hashable, rule: str, what: str) -> None:
         """Something has come along `route` that is no message at all."""
-        link = self._links.get(route) or self._stranger(route)
+        link = self._links.get(route) or self._door.stranger(route)
         if not link.muted and not self._closed:
             self._violation(link, RemoteProtocolError(rule, what))
 
-    # -- who comes in --------------------------------------------------------------------------------------------------
-
-    def _stranger(self, route: Hashable) -> Link:
-        link = self._strangers.get(route)
-        if link is None:
-            link = self._strangers[route] = Link(route)
-            if len(self._strangers) > STRANGERS:
-                self._strangers.popitem(last=False)
-        return link
+    # -- who comes in ----------------------------------------------------------------------------------------
 
     def _on_hello(self, link: Link, envelope: Envelope, key: str | None) -> None:
         hello = envelope.body
         assert isinstance(hello, Hello)
         if link.peer is not None and link.peer.session.dialled:
             raise RemoteProtocolError("kind", "a HELLO from a peer that this side dialled")
-        wrong = check_name(hello.name)
-        if wrong:
-            raise RemoteProtocolError("identity", wrong)
-        if link.peer is not None and link.peer.name != hello.name:
-            raise RemoteProtocolError("identity", f"{link.peer.name} says hello as {hello.name}")
-        known_key, newest = self._known.get(hello.name, (key, -1))
-        if known_key != key:
-            self._answer_stranger(link, envelope, f"the name {hello.name} belongs to another key")
-            raise RemoteProtocolError(
-                "identity", f"key {key} says hello as {hello.name}, which belongs to key {known_key}"
-            )
-        because = self._why_not(hello, envelope.session, newest, key)
+        try:
+            self._door.check_identity(link, hello, key)
+        except RemoteProtocolError as error:
+            self._answer_stranger(link, envelope, error.what)
+            raise
+        peer = self._peers.get(hello.name)
+        because = self._door.why_not(hello, envelope.session, key, peer, len(self._peers))
         if because:
             log.info("hello refused", peer=hello.name, because=because)
             self._answer_stranger(link, envelope, because)
             return
         self._let_in(link, envelope, hello, key)
-
-    def _why_not(self, hello: Hello, number: int, newest: int, key: str | None) -> str | None:
-        """Why this hello is refused; None: it is not. It is well formed, and comes from the holder of the name."""
-        peer = self._peers.get(hello.name)
-        if hello.to != self._name:
-            return f"this is {self._name}, not {hello.to}"
-        if hello.name == self._name or (peer is not None and peer.session.dialled):
-            return f"the name {hello.name} is taken"
-        if peer is not None and peer.session.number == number:
-            return None
-        if hello.resume:
-            return "this session is not known here"
-        if number // LINKS == newest // LINKS and number <= newest:
-            return "this session is over"
-        if peer is None and len(self._peers) >= self._limits.peers:
-            return f"{len(self._peers)} peers are connected already"
-        return self._admit(hello.name, key) if self._admit is not None else None
 
     def _let_in(self, link: Link, envelope: Envelope, hello: Hello, key: str | None) -> None:
         now = self._running().time()
@@ -336,6 +279,8 @@ class Exchange(ABC):
             self._remove(peer, because, peer.session.lose(because))
             peer = None
         again = peer is not None
+        if peer is not None and not peer.session.is_newest_hello(envelope):
+            return  # overtaken: the way along which it came is not the newest
         if peer is None:
             session = Session(
                 hello.name,
@@ -348,25 +293,21 @@ class Exchange(ABC):
                 granted=self._granted,
                 peer_ping_s=min(max(hello.ping_s, 0.01), 60.0),
             )
-            peer = self._peers[hello.name] = Peer(hello.name, session, link)
-            self._known[hello.name] = (key, envelope.session)
-            self._known.move_to_end(hello.name)
-            if len(self._known) > REMEMBERED_NAMES:
-                self._known.popitem(last=False)
+            peer = self._peers[hello.name] = self._peer(session, link)
             self._share_budget()
         if peer.link is not link:
             self._drop_link(peer.link)
             peer.link = link
-        self._strangers.pop(link.route, None)
+        self._door.let_in(link, hello.name, key, envelope.session)
         self._links[link.route] = link
         link.peer, link.key = peer, key
+        mapped = peer.share_memory(hello.ring)
         peer.session.welcome(
-            resumed=again, requests=max(hello.requests, 1), credit=envelope.credit, mapped=False, now=now
+            resumed=again, requests=max(hello.requests, 1), credit=envelope.credit, mapped=mapped, now=now
         )
-        self._flush(peer)
+        peer.flush()
         self._arm(peer)
-        if not again:
-            self._tell_found(peer)
+        self._tell_found(peer)
 
     def _answer_stranger(self, link: Link, envelope: Envelope, because: str) -> None:
         if envelope.kind in (Kind.STRANGER, Kind.BYE):
@@ -379,7 +320,7 @@ class Exchange(ABC):
     def _violation(self, link: Link, error: RemoteProtocolError) -> None:
         peer = link.peer
         now = self._running().time()
-        who = peer.name if peer is not None else _printable(link.route)
+        who = peer.name if peer is not None else repr(link.route)[:80]
         link.violations += 1
         self.violations.note(error.rule, who, error.what, now)
         if link.violations < self._limits.violations:
@@ -402,9 +343,9 @@ class Exchange(ABC):
         else:
             self._remove(peer, because, peer.session.lose(because))
             link.muted = True
-            self._strangers[link.route] = link  # or it would be a stranger with a clean slate
+            self._door.turn_away(link)  # or it would come back as a stranger with a clean slate
 
-    # -- what a session has decided -------------------------------------------------------------------------------------
+    # -- what a session has decided --------------------------------------------------------------------------
 
     def _perform(self, peer: Peer, happened: list[Event]) -> None:
         for event in happened:
@@ -412,30 +353,40 @@ class Exchange(ABC):
                 case events.Handle():
                     self._call_handler(peer, event)
                 case events.Answered(number, message, payload):
-                    self._resolve(peer, number, Answer(message, payload))
+                    peer.resolve(number, Answer(message, payload))
                 case events.RefusedBy(number, code, because):
-                    self._fail(peer, number, Refused(peer.name, code, because))
+                    peer.fail(number, Refused(peer.name, code, because))
                 case events.Expired(number, sent):
-                    self._expire(peer, number, sent)
+                    peer.expire(number, sent)
                 case events.Aborted(number, because):
-                    self._fail(peer, number, PeerLost(peer.name, because))
+                    peer.fail(number, PeerLost(peer.name, because))
                 case events.Opened():
-                    self._opened(peer)
-                case events.Silent(because) | events.Left(because):
+                    self._opened(peer, event)
+                case events.Silent(because):
+                    self._lost(peer, because)
+                    if peer.session.dialled:
+                        self._redial(peer)
+                    self._arm(peer)
+                case events.Returned():
+                    self._arm(peer)
+                    self._tell_found(peer)
+                case events.Left(because):
                     if peer.session.dialled:
                         self._lost(peer, because)
                         self._redial(peer)
                         self._arm(peer)
                     else:
                         self._remove(peer, because, peer.session.lose(because))
+                case events.Gone(because):
+                    self._remove(peer, because, peer.session.lose(because))
                 case events.Renewed(because):
                     self._lost(peer, because)
+                    self._offer_memory(peer)
                     self._arm(peer)
-                case _:
-                    self._on_memory(peer, event)
-
-    def _on_memory(self, peer: Peer, event: Event) -> None:
-        pass
+                case events.Mapped():
+                    peer.memory_mapped()
+                case events.FreedSlots(slots):
+                    peer.memory_freed(slots)
 
     def _call_handler(self, peer: Peer, call: events.Handle) -> None:
         if not call.id and peer.notices_running >= self._limits.requests:
@@ -462,7 +413,7 @@ class Exchange(ABC):
             self._answer_error(peer, call, error)
         finally:
             peer.notices_running -= notice
-        self._flush(peer)
+        peer.flush()
 
     def _answer(self, peer: Peer, call: events.Handle, result: Any) -> None:
         if not call.id:
@@ -489,26 +440,10 @@ class Exchange(ABC):
         if call.id:
             peer.session.refuse(call.number, call.id, code, because)
 
-    def _resolve(self, peer: Peer, number: int, answer: Answer) -> None:
-        future, _, _ = peer.futures.pop(number)
-        if not future.done():
-            future.set_result(answer)
-
-    def _fail(self, peer: Peer, number: int, error: Exception) -> None:
-        found = peer.futures.pop(number, None)
-        if found is not None and not found[0].done():
-            found[0].set_exception(error)
-
-    def _expire(self, peer: Peer, number: int, sent: bool) -> None:
-        _, message, timeout_s = peer.futures[number]
-        because = ""
-        if peer.session.state is not State.OPEN:
-            because = f"not connected: {peer.because}"
-        elif not sent:
-            because = "it waited for credit"
-        self._fail(peer, number, DeadlineExceeded(peer.name, message, timeout_s, because, sent=sent))
-
-    def _opened(self, peer: Peer) -> None:
+    def _opened(self, peer: Peer, event: events.Opened) -> None:
+        if event.mapped:
+            peer.memory_mapped()
+        peer.map_memory(event.ring)
         peer.attempt = 0
         peer.redial_at = float("inf")
         self._arm(peer)
@@ -518,7 +453,7 @@ class Exchange(ABC):
         peer.opened.clear()
         self._tell_found(peer)
 
-    # -- dialling, losing ------------------------------------------------------------------------------------------------
+    # -- dialling, losing ------------------------------------------------------------------------------------
 
     def _dial_first(self, name: str, addresses: tuple[str, ...]) -> Peer:
         now = self._running().time()
@@ -531,19 +466,26 @@ class Exchange(ABC):
             name=self._name,
             idempotent=self._idempotent,
             granted=self._granted,
+            next_number=self._take_number,
         )
-        self._next_session += (
-            1 << 12
-        )  # each peer may have 4,096 sessions before it meets the numbers of the next
         link = Link(self._dial(name, addresses[0]))
-        peer = self._peers[name] = Peer(name, session, link)
+        peer = self._peers[name] = self._peer(session, link)
         link.peer = peer
         self._links[link.route] = link
         peer.addresses = addresses
         peer.redial_at = now + PATIENCE_S
+        self._offer_memory(peer)
         self._share_budget()
         self._arm(peer)
         return peer
+
+    def _peer(self, session: Session, link: Link) -> Peer:
+        return Peer(session, link, loop=self._running(), limits=self._limits, transmit=self._transmit)
+
+    def _offer_memory(self, peer: Peer) -> None:
+        """The next hello offers a ring, if the peer may be on this machine."""
+        if self._same_machine(peer.addresses):
+            peer.offer_memory()
 
     def _redial(self, peer: Peer) -> None:
         """Open the next connection of a peer that does not answer."""
@@ -589,13 +531,14 @@ class Exchange(ABC):
         if self._peers.get(peer.name) is peer:
             del self._peers[peer.name]
         self._drop_link(peer.link, goodbye=goodbye)
+        peer.close_lane()
         if peer.timer is not None:
             peer.timer.cancel()
             peer.timer = None
         self._share_budget()
         for event in aborted:
             assert isinstance(event, events.Aborted)
-            self._fail(peer, event.id, PeerLost(peer.name, event.because))
+            peer.fail(event.id, PeerLost(peer.name, event.because))
         for future in peer.opened:
             if not future.done():
                 future.set_exception(PeerLost(peer.name, because))
@@ -603,7 +546,7 @@ class Exchange(ABC):
         if tell:
             self._lost(peer, because)
 
-    # -- time and sending -----------------------------------------------------------------------------------------------
+    # -- time and sending ------------------------------------------------------------------------------------
 
     def _arm(self, peer: Peer) -> None:
         at = peer.session.next_deadline()
@@ -635,33 +578,8 @@ class Exchange(ABC):
         if session.state is State.DIALLING and now >= peer.redial_at:
             self._redial(peer)
             session.redial(now)
-        self._flush(peer)
+        peer.flush()
         self._arm(peer)
-
-    def _flush(self, peer: Peer) -> bool:
-        """Hand what the session wants to say to the wire; False if the last of it was dropped."""
-        outbox = peer.session.outbox
-        sent = True
-        while outbox:
-            envelope = outbox.popleft()
-            try:
-                header = pack(envelope)
-            except LocalProtocolError as error:
-                self._unsendable(peer, envelope, error)
-                continue
-            sent = self._transmit(peer.link.route, header, envelope.payload)
-        return sent
-
-    def _unsendable(self, peer: Peer, envelope: Envelope, error: LocalProtocolError) -> None:
-        """A message of ours does not fit: whoever made it must hear of it."""
-        if envelope.kind is Kind.REQUEST:
-            peer.session.give_up(envelope.id, self._running().time())
-            self._fail(peer, envelope.id, error)
-        elif envelope.kind is Kind.REPLY:
-            log.error("a reply cannot be sent", peer=peer.name, because=str(error))
-            peer.session.replace_reply(envelope.id, "internal", f"the reply of {self._name} is too long")
-        else:
-            raise error
 
     def _check(self, payload: Buffer | None) -> memoryview | None:
         if payload is None:
@@ -690,21 +608,3 @@ class Exchange(ABC):
         if self._closed:
             raise PeerLost(self._name, "this endpoint is closed")
         return self._loop
-
-
-def _info(peer: Peer) -> PeerInfo:
-    session = peer.session
-    return PeerInfo(
-        name=peer.name,
-        session=session.number,
-        key=peer.link.key,
-        last_heard=session.last_heard,
-        connected=session.state is State.OPEN,
-        outstanding=session.outstanding,
-        outstanding_bytes=session.outstanding_bytes,
-        shared_memory=False,
-    )
-
-
-def _printable(route: Hashable) -> str:
-    return repr(route)[:80]

@@ -13,7 +13,7 @@ RemoteProtocolError and nothing else.
 from enum import IntEnum
 from typing import Any, Final
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 import msgspec
 from msgspec import Struct
 
@@ -105,7 +105,7 @@ class Envelope(Struct, frozen=True, kw_only=True):
 
     kind: Kind
     session: int
-    id: int = 0  # of the request; of the ping
+    id: int = 0  # of the request; of notice, hello and ping, each counted for itself
     floor: int = 0  # every request of the sender below this id has ended for it
     credit: int = 0  # bytes of request payloads that the receiver of this may have unanswered at its sender
     body: Struct | None = None

@@ -52,7 +52,7 @@ class Limits:
     """What waits, per peer, for a socket that takes no more. Beyond it frames are dropped; requests are
     resent."""
     kept_replies: int = 1024
-    kept_bytes: int = MB
+    kept_bytes: int = 4 * MB
     """Replies kept per peer until it has seen them: their number, and the bytes of their payloads."""
     send_hwm: int = 1000
     receive_hwm: int = 1000
@@ -62,6 +62,8 @@ class Limits:
     silence_s: float = 3.0
     silence_most_s: float = 30.0
     """A peer is lost after this much silence; up to the second figure where its jitter asks for more."""
+    forget_s: float = 30.0
+    """A lost peer that comes back within this time finds its requests remembered: none is handled twice."""
     resend_s: float = 2.0
     resend_most_s: float = 15.0
     """A request is resent after the first, then after ever longer, up to the second. Connections rarely lose
@@ -70,6 +72,8 @@ class Limits:
     """A peer that broke the rules this often is dropped."""
     peers: int = 8192
     """Peers that may be connected at once."""
+    slots: int = 0
+    """Payloads that may lie in shared memory, per peer on this machine and direction. 0: none is used."""
 
     def __post_init__(self) -> None:
         if not 0 < self.payload_bytes <= self.credit_bytes:
@@ -98,10 +102,10 @@ BULK = Limits(
     payload_bytes=4 * MB + 64 * KB,
     credit_bytes=64 * MB,
     budget_bytes=512 * MB,
-    kept_bytes=MB,
     send_hwm=32,
     receive_hwm=16,
     silence_s=5.0,
+    slots=32,
 )
 
 

@@ -13,19 +13,35 @@ When the other side does not know the number (it restarted, or gave the peer up)
 be handled twice: requests under way are aborted and a new number is taken.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import Struct
 
 from .errors import Congested, RemoteProtocolError
+from .events import (
+    Aborted,
+    Answered,
+    Event,
+    Expired,
+    FreedSlots,
+    Gone,
+    Handle,
+    Left,
+    Mapped,
+    Opened,
+    RefusedBy,
+    Renewed,
+    Returned,
+    Silent,
+)
 from .frames import NO_PAYLOAD, Bye, Envelope, Freed, Hello, Kind, No, RingOffer, Stranger, Welcome
+from .incoming import WINDOW, Incoming, Verdict
 from .liveness import Liveness
 from .peers import Limits
 
-WINDOW: Final = 16_384  # ids that a receiver remembers beyond the floor
 NOTICES: Final = 1024  # ids of notices in which a duplicate is recognised
 LINKS: Final = 1 << 24  # sessions of one life
 LIVES: Final = 1 << 39
@@ -37,79 +53,8 @@ _NEVER: Final = float("inf")
 class State(Enum):
     DIALLING = auto()  # hello sent, or sent again; requests wait
     OPEN = auto()
+    SUSPENDED = auto()  # dialled by the peer, which is silent: what it asked stays known, should it come back
     CLOSED = auto()
-
-
-class Handle(NamedTuple):
-    """Give this to the handler, then `reply` or `refuse` with the same number and id. A notice has id 0."""
-
-    number: int
-    id: int
-    message: Struct
-    payload: memoryview | None
-
-
-class Answered(NamedTuple):
-    id: int
-    message: Struct
-    payload: memoryview | None
-
-
-class RefusedBy(NamedTuple):
-    id: int
-    code: str
-    because: str
-
-
-class Expired(NamedTuple):
-    """The deadline has passed. `sent` False: it never left, so it was not applied."""
-
-    id: int
-    sent: bool
-
-
-class Aborted(NamedTuple):
-    """The session that carried this request is over: it may have been applied."""
-
-    id: int
-    because: str
-
-
-class Opened(NamedTuple):
-    """The other side has answered the hello. `resumed`: what was under way goes on."""
-
-    resumed: bool
-
-
-class Silent(NamedTuple):
-    """Nothing was heard for too long. A side that dialled dials again; the other closes the session."""
-
-    because: str
-
-
-class Renewed(NamedTuple):
-    """The other side does not know the session (any more); a new hello with a new number is under way."""
-
-    because: str
-
-
-class Left(NamedTuple):
-    """The peer has said goodbye."""
-
-    because: str
-
-
-class Mapped(NamedTuple):
-    """The peer has mapped our ring."""
-
-
-class FreedSlots(NamedTuple):
-    slots: list[int]
-
-
-Event = (
-    Handle | Answered | RefusedBy | Expired | Aborted | Opened | Silent | Renewed | Left | Mapped | FreedSlots
-)
 
 
 class _Pending:
@@ -175,14 +120,7 @@ class Session:
         self._pending: dict[int, _Pending] = {}
         self._waiting: deque[int] = deque()  # those that have not left, oldest first; may hold ended ids
         self._alarm = _NEVER  # not later than any deadline or resend of a pending request
-        # Requests of the peer. Every id from `_peer_floor` on that ever came is in `_running` or `_done`.
-        self._peer_floor = 1
-        self._running: dict[int, tuple[int, bool]] = {}  # bytes, idempotent
-        self._running_bytes = 0
-        self._most_granted = limits.credit_bytes
-        self._done: set[int] = set()
-        self._kept: OrderedDict[int, Envelope] = OrderedDict()  # replies, of ids in `_done`
-        self._kept_bytes = 0
+        self._incoming = Incoming(limits)
         # Notices.
         self._next_notice = 1
         self._notice_high = 0
@@ -191,11 +129,13 @@ class Session:
         self._opened_once = not dialled
         self._hello_at = now if dialled else _NEVER
         self._hello_s = HELLO_S
+        self._hello_id = 0  # of the last one that was said, or heard
         self._ping_at = _NEVER
         self._ping_id = 0
         self._pinged_at = now
+        self._forget_at = _NEVER
 
-    # -- what the user does -------------------------------------------------------------------------
+    # -- what the user does ----------------------------------------------------------------------------------
 
     def request(self, message: Struct, payload: memoryview | None, *, deadline: float, now: float) -> int:
         """Take a request; it leaves at once if it may. The id comes back in the event that ends it."""
@@ -232,10 +172,9 @@ class Session:
 
     def replace_reply(self, request: int, code: str, because: str) -> None:
         """The reply that was just made cannot be sent: send a refusal in its place."""
-        kept = self._kept.pop(request, None)
-        if kept is not None:
-            self._kept_bytes -= max(kept.size, 0)
-        self._answer(request, self._envelope(Kind.REFUSAL, request, _no(code, because), None))
+        refusal = self._envelope(Kind.REFUSAL, request, _no(code, because), None)
+        self._incoming.end(request, refusal)
+        self.outbox.append(refusal)
 
     def mapped(self) -> None:
         """Tell the peer that its ring is mapped."""
@@ -262,7 +201,7 @@ class Session:
     @property
     def running(self) -> int:
         """Requests of the peer that its handlers have not answered."""
-        return len(self._running)
+        return self._incoming.running
 
     def close(self, because: str) -> list[Event]:
         """An orderly end: a goodbye goes out, every request ends."""
@@ -277,7 +216,7 @@ class Session:
         self.outbox.clear()
         return self._abort_all(because)
 
-    # -- what the clock does ----------------------------------------------------------------------------
+    # -- what the clock does ---------------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
         """Call `tick` at this time, in seconds by the clock that `now` is read from; earlier does no harm."""
@@ -285,15 +224,20 @@ class Session:
             return min(self._alarm, self._ping_at, self._liveness.deadline)
         if self.state is State.DIALLING:
             return min(self._alarm, self._hello_at)
-        return _NEVER
+        return min(self._alarm, self._forget_at) if self.state is State.SUSPENDED else _NEVER
 
     def tick(self, now: float) -> list[Event]:
         events: list[Event] = []
         if self.state is State.OPEN and now >= self._liveness.deadline:
             silence = f"silent for {now - self._liveness.last_heard:.1f} s"
+            events.append(Silent(silence))
             if self.dialled:
                 self.redial(now)
-            events.append(Silent(silence))
+            else:
+                self.state = State.SUSPENDED
+                self._forget_at = now + self._limits.forget_s
+        elif self.state is State.SUSPENDED and now >= self._forget_at:
+            events.append(Gone(f"silent for {now - self._liveness.last_heard:.1f} s"))
         if self.state is State.OPEN and now >= self._ping_at:
             self._ping(now)
         if self.state is State.DIALLING and now >= self._hello_at:
@@ -311,35 +255,44 @@ class Session:
         self._hello_s = HELLO_S
         self._hello_at = now
 
-    # -- what the network does ----------------------------------------------------------------------------
+    # -- what the network does -------------------------------------------------------------------------------
 
     def receive(self, envelope: Envelope, now: float) -> list[Event]:
         """An envelope of this session has come. Raises RemoteProtocolError, and then nothing has changed."""
         assert envelope.session == self.number, "the caller tells sessions apart"
         kind = envelope.kind
-        if self.state is not State.OPEN:
-            if self.state is State.DIALLING:
-                if kind is Kind.WELCOME:
-                    return self._welcomed(envelope, now)
-                if kind is Kind.STRANGER:
-                    return self._unknown(envelope, now)
+        if self.state is State.DIALLING:
+            if kind is Kind.WELCOME:
+                return self._welcomed(envelope, now)
+            if kind is Kind.STRANGER:
+                return self._unknown(envelope, now)
             return []  # from before the break; the peer will send again what matters
+        if self.state is State.CLOSED:
+            return []
         take = _TAKE.get(kind)
         if take is None:
             raise RemoteProtocolError("kind", f"a {kind.name} within a session")
-        if envelope.floor < self._peer_floor:
-            floor = self._peer_floor  # overtaken by a later envelope
-        else:
-            floor = envelope.floor
+        floor = max(envelope.floor, self._incoming.floor)  # a later envelope may have overtaken this one
         events = take(self, envelope, floor, now)
-        if floor > self._peer_floor:
-            self._forget_below(floor)
+        self._incoming.forget_below(floor)
+        if self.state is State.SUSPENDED:
+            self.state = State.OPEN
+            self._liveness.resume(now)
+            self._resend_all(now)
+            return [Returned(), *events]
         self._liveness.heard(now)
         return events
+
+    def is_newest_hello(self, envelope: Envelope) -> bool:
+        """False: a hello of this session that was said before another one that has come already."""
+        newest = envelope.id >= self._hello_id
+        self._hello_id = max(self._hello_id, envelope.id)
+        return newest
 
     def welcome(self, *, resumed: bool, requests: int, credit: int, mapped: bool, now: float) -> None:
         """Answer a hello of this session, the first or a later one. For the side that was dialled."""
         assert not self.dialled
+        self.state = State.OPEN
         self._peer_requests = requests
         self.credit = credit
         self._liveness.resume(now)
@@ -354,7 +307,7 @@ class Session:
         if resumed:
             self._resend_all(now)
 
-    # -- requests of ours -------------------------------------------------------------------------------------
+    # -- requests of ours ------------------------------------------------------------------------------------
 
     def _send_waiting(self, now: float) -> None:
         waiting = self._waiting
@@ -424,89 +377,39 @@ class Session:
         self._floor = self._next_id
         self.outstanding = self.outstanding_bytes = 0
         self._alarm = _NEVER
-        self._running.clear()
-        self._running_bytes = 0
         return events
 
-    # -- requests of the peer -----------------------------------------------------------------------------------
+    # -- requests of the peer ---------------------------------------------------------------------------------
 
     def _on_request(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
         number = envelope.id
         if number < max(envelope.floor, 1) or number >= floor + WINDOW:
             raise RemoteProtocolError("window", f"request {number} with floor {envelope.floor}")
-        if number < floor or number in self._running:
-            self.duplicates += 1
-            return []
         message = envelope.body
         assert message is not None
-        again = number in self._done
-        idempotent = self._idempotent(message)
-        if again:
+        if number < floor:
             self.duplicates += 1
-            kept = self._kept.get(number)
-            if kept is not None:
-                self.outbox.append(kept)
-                return []
-            if not idempotent:
-                self._put(Kind.REFUSAL, number, _no("forgotten", "it was applied; the reply is not kept"))
-                return []
-        size = max(envelope.size, 0)
-        because = self._overload(size)
-        if because:
-            if not again:
-                self._done.add(number)
-            self._answer(number, self._envelope(Kind.REFUSAL, number, _no("overload", because), None))
+            return []  # its sender has given it up
+        verdict = self._incoming.judge(number, max(envelope.size, 0), self._idempotent(message))
+        if verdict is Verdict.NEW:
+            return [Handle(self.number, number, message, envelope.payload)]
+        if isinstance(verdict, str):
+            refusal = self._envelope(Kind.REFUSAL, number, _no("overload", verdict), None)
+            self._incoming.end(number, refusal)
+            self.outbox.append(refusal)
             return []
-        self._done.discard(number)
-        self._running[number] = (size, idempotent)
-        self._running_bytes += size
-        return [Handle(self.number, number, message, envelope.payload)]
-
-    def _overload(self, size: int) -> str:
-        """Why this much more is too much; empty if it is not. An honest peer gets here only after it has given up
-        requests that still run: it keeps to its credit, and twice that is where patience ends."""
-        if len(self._running) >= 2 * self._limits.requests:
-            return f"{len(self._running)} requests of this peer are running"
-        if self._running_bytes + size > 2 * self._most_granted:
-            return f"{self._running_bytes} bytes of this peer are unanswered"
-        return ""
+        self.duplicates += 1
+        if isinstance(verdict, Envelope):
+            self.outbox.append(verdict)
+        elif verdict is Verdict.FORGOTTEN:
+            self._put(Kind.REFUSAL, number, _no("forgotten", "it was handled; the reply is not kept"))
+        return []
 
     def _finish(self, session: int, number: int, answer: Envelope) -> None:
-        if session != self.number or number not in self._running:
-            return
-        size, idempotent = self._running.pop(number)
-        self._running_bytes -= size
-        if number < self._peer_floor:
-            return  # the peer has given it up
-        self._done.add(number)
-        self._answer(number, answer, keep_payload=not idempotent)
+        if session == self.number and self._incoming.finish(number, answer) and self.state is State.OPEN:
+            self.outbox.append(answer)
 
-    def _answer(self, number: int, answer: Envelope, *, keep_payload: bool = False) -> None:
-        self.outbox.append(answer)
-        size = max(answer.size, 0)
-        if answer.payload is not None and not (keep_payload and size <= self._limits.kept_bytes):
-            return
-        self._kept[number] = answer
-        self._kept_bytes += size
-        while len(self._kept) > self._limits.kept_replies or self._kept_bytes > self._limits.kept_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self._kept_bytes -= max(oldest.size, 0)
-
-    def _forget_below(self, floor: int) -> None:
-        # Walk over whichever is shorter: a peer may raise its floor by any amount.
-        below = range(self._peer_floor, floor)
-        if len(below) > len(self._done):
-            ended = [number for number in self._done if number < floor]
-        else:
-            ended = [number for number in below if number in self._done]
-        for number in ended:
-            self._done.remove(number)
-            kept = self._kept.pop(number, None)
-            if kept is not None:
-                self._kept_bytes -= max(kept.size, 0)
-        self._peer_floor = floor
-
-    # -- everything else that comes -----------------------------------------------------------------------------
+    # -- everything else that comes --------------------------------------------------------------------------
 
     def _on_reply(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
         number = envelope.id
@@ -576,7 +479,7 @@ class Session:
             raise RemoteProtocolError("kind", "a WELCOME to a side that did not say hello")
         return []  # a second one, to a hello that was sent twice
 
-    # -- hello and ping ----------------------------------------------------------------------------------------------
+    # -- hello and ping --------------------------------------------------------------------------------------
 
     def _hello(self, now: float) -> None:
         body = Hello(
@@ -587,7 +490,8 @@ class Session:
             ping_s=self._limits.ping_s,
             ring=self.ring,
         )
-        self._put(Kind.HELLO, body=body)
+        self._hello_id += 1
+        self._put(Kind.HELLO, self._hello_id, body)
         self._hello_at = now + self._hello_s
         self._hello_s = min(self._hello_s * 2, HELLO_MOST_S)
 
@@ -604,7 +508,7 @@ class Session:
         self._hello_at = _NEVER
         self._ping_at = now + self._limits.ping_s
         self._resend_all(now)
-        return [Opened(body.resumed)]
+        return [Opened(body.resumed, body.mapped, body.ring)]
 
     def _unknown(self, envelope: Envelope, now: float) -> list[Event]:
         """The other side does not know this session."""
@@ -621,12 +525,7 @@ class Session:
         assert self._next_number is not None, "a side that dials can take new numbers"
         self.number = self._next_number()
         # The peer numbers its requests and notices from 1 again.
-        self._peer_floor = 1
-        self._running.clear()
-        self._running_bytes = 0
-        self._done.clear()
-        self._kept.clear()
-        self._kept_bytes = 0
+        self._incoming = Incoming(self._limits)
         self._notice_high = self._notices_seen = 0
         if self._opened_once:
             self._opened_once = False
