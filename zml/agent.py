@@ -22,7 +22,7 @@ from msgspec import Struct
 from . import runner
 from .errors import FENCED, LOST, NO_SCRIPT, ZmlError
 from .launch import tether
-from .lease import Lease, join
+from .lease import COORDINATOR, Lease, join
 from .link import control_endpoint
 from .messages import Exited, Failure, Fenced, Launch, Message, Ok, Pulse, Stop
 from .seat import Seat
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .config import Settings
 
 INTERRUPTED = 130
+REPORT_S = 30.0  # for the coordinator to take the report of how a script ended
 LAST_WORDS = 20  # lines of the script's output that a report may quote
 
 log = structlog.get_logger()
@@ -211,6 +212,7 @@ class Agent:
             log.info("script stopped", member=order.member, because=self.stopping)
             return
         log.info("script ended", member=order.member, code=code, signal=killed_by)
+        self.stopping = "its script ended"
         message = Exited(
             job=order.job,
             member=order.member,
@@ -220,7 +222,8 @@ class Agent:
             failure=failure,
         )
         try:
-            await self.endpoint.request("coordinator", message, timeout_s=30.0)
+            await self.endpoint.request(COORDINATOR, message, timeout_s=REPORT_S)
+            self._finish(128 + killed_by if killed_by else code)
         except TransportError as error:
             self._finish(ZmlError(LOST, f"{order.member}: could not report the script's end: {error}"))
 

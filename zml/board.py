@@ -5,11 +5,19 @@ It decides nothing. Rates are taken over the last few seconds, values are means 
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from .messages import Exited, Failure, JobSpec, Join, Joined, Report
-from .status import MemberFailure, MemberStatus
+from .scheduler import explain
+from .scheduler.batches import Ledger
+from .scheduler.state import Job, Over
+from .status import JobStatus, MemberFailure, MemberStatus
 
 RATE_S = 15.0  # samples per second are counted over this window
 FRESH_S = 10.0  # older values are not part of the mean
@@ -40,6 +48,8 @@ class Board:
         self.cards: dict[str, Card] = {}
         self.failures: list[MemberFailure] = []
         self.epochs = 0
+        self.started_at = time.time()
+        self.training_since = math.inf  # when the first report came
         self.samples = 0
         self.counted: deque[tuple[float, int]] = (
             deque()
@@ -53,6 +63,7 @@ class Board:
             self.cards[member].heard_at = now
 
     def report(self, report: Report, now: float) -> None:
+        self.training_since = min(self.training_since, now)
         card = self.cards[report.worker]
         card.clock, card.epoch, card.staleness = report.clock, report.epoch, report.staleness
         card.samples += report.samples
@@ -66,6 +77,42 @@ class Board:
 
     def failed(self, member: str, failure: Failure) -> None:
         self.failures.append(MemberFailure(member=member, failure=failure))
+
+    def status(self, record: Job | Over, ledger: Ledger, now: float) -> JobStatus:
+        """The job as a whole. `now` is the loop's time."""
+        views = [view for view in explain.members(record) if view.member in self.cards]
+        active = [view.member for view in views if view.role == "worker" and view.state == "active"]
+        waiting = explain.waiting_for(record) if isinstance(record, Job) else ""
+        status = JobStatus(
+            job=record.id,
+            state=record.state.name,
+            because=explain.why(record),
+            script=self.spec.script,
+            mode=self.spec.mode,
+            workers=self.spec.workers,
+            shards=self.spec.shards,
+            generation=record.generation,
+            epoch=ledger.epoch,
+            epochs=self.epochs,
+            epoch_progress=ledger.committed / ledger.batches if ledger.batches else 0.0,
+            clock=self.clock(active),
+            values=self.values(now),
+            samples=self.samples,
+            samples_per_s=self.samples_per_s(),
+            staleness=self.staleness(active),
+            started_at=self.started_at,
+            at=time.time(),
+            members=[self.member(view.member, view.state, view.because, now) for view in views],
+            waiting_for=[waiting] if waiting else [],
+            failures=self.failures,
+            exit_code=record.exit_code if isinstance(record, Over) else None,
+        )
+        progress = status.progress
+        if isinstance(record, Over) or not progress:
+            return status
+        return msgspec.structs.replace(
+            status, eta_s=(now - self.training_since) * (1.0 - progress) / progress
+        )
 
     # -- numbers ------------------------------------------------------------------------------------------
 
@@ -101,12 +148,12 @@ class Board:
             heard_s=max(0.0, now - card.heard_at),
         )
 
-    def clock(self, active: list[str]) -> int:
+    def clock(self, active: Sequence[str]) -> int:
         """Of the slowest active worker that has reported."""
         clocks = [self.cards[worker].clock for worker in active if self.cards[worker].clock >= 0]
         return min(clocks, default=0)
 
-    def staleness(self, active: list[str]) -> int:
+    def staleness(self, active: Sequence[str]) -> int:
         return max((self.cards[worker].staleness for worker in active), default=0)
 
 

@@ -5,9 +5,11 @@ line; colour only where NO_COLOR does not forbid it. What is drawn is a pure fun
 viewers at the end are the only part that writes.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol, TextIO
 
 from rich.console import Console, Group
@@ -52,6 +54,18 @@ def printable(text: str) -> str:
 def names(members: list[str], most: int = 4) -> str:
     shown = ", ".join(members[:most])
     return f"{shown} and {len(members) - most} more" if len(members) > most else shown
+
+
+def waiting(whom: list[str]) -> str:
+    """Names, or the sentence that somebody who knows better has made of them."""
+    said = names(whom)
+    return said if said.startswith("waiting for ") else f"waiting for {said}"
+
+
+def near(path: str) -> str:
+    """A path as a person in the working folder would write it."""
+    here = Path.cwd()
+    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
 
 
 def headline(status: JobStatus) -> str:
@@ -122,7 +136,7 @@ def block_lines(status: JobStatus, width: int, *, unicode: bool = True) -> Itera
     if hidden:
         yield cropped(f"  and {hidden} more that are well", width, "dim")
     if status.waiting_for:
-        yield cropped(f"waiting for {names(status.waiting_for)}", width, "yellow")
+        yield cropped(waiting(status.waiting_for), width, "yellow")
     for event in status.events[-EVENTS:]:
         yield cropped(event_text(event), width, "dim")
 
@@ -222,7 +236,7 @@ class Lines:
         if not whom or said or status.at - since < PATIENCE_S:
             return []
         self.waited = (whom, since, True)
-        return [printable(f"waiting for {names(whom)} since {duration(status.at - since)}")]
+        return [printable(f"{waiting(whom)} (for {duration(status.at - since)})")]
 
 
 # -- viewers ---------------------------------------------------------------------------------------------

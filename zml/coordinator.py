@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 from msgspec import Struct
 
+from . import rundir
 from .board import Board, why
 from .events import EventLog
+from .lease import COORDINATOR
+from .link import LISTENER, control_endpoint, listen
 from .messages import (
     Ask,
     Assign,
@@ -55,12 +62,18 @@ from .messages import (
 from .scheduler import actions, batches, events
 from .scheduler.ids import JobId, WorkerId
 from .scheduler.machine import Machine
-from .transport import Endpoint, Refusal, TransportError
+from .scheduler.rules import Rules
+from .status import JobStatus
+from .transport import Endpoint, Handler, Refusal, Refused, TransportError
 
 HOLD_S = 1.0  # who must wait is answered after this long, with the names of who is waited for
 ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
+EARLY_S = 0.02
 NAMED = 32  # of those who are waited for, in one answer
 GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
+
+if TYPE_CHECKING:
+    from .config import Settings
 
 log = structlog.get_logger()
 Reply = Message | tuple[Message, bytes | None]
@@ -77,9 +90,7 @@ class Coordinator:
         job: JobId,
         spec: JobSpec,
         machine: Machine,
-        endpoint: Callable[
-            [Callable[[str, Message, memoryview | None], Reply | Awaitable[Reply] | None]], Endpoint
-        ],
+        endpoint: Callable[[Handler], Endpoint],
         event_log: EventLog,
         *,
         heartbeat_s: float,
@@ -108,12 +119,13 @@ class Coordinator:
         self.roster_orders: dict[str, asyncio.Task[None]] = {}  # shard -> the newest roster under way
         self.changed = asyncio.Event()
         self.finished: asyncio.Future[int] | None = None
+        self.interrupts = 0
         self.timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Listen, and take the job on."""
         self.finished = asyncio.get_running_loop().create_future()
-        await self.endpoint.start()
+        await listen(self.endpoint)
         self.dispatch(
             events.Submitted(
                 self.job, workers=self.spec.workers, shards=self.spec.shards, staleness=self.spec.staleness
@@ -127,6 +139,16 @@ class Coordinator:
         if self.orders:
             await asyncio.wait(self.orders, timeout=GOODBYE_S)
         return code
+
+    def interrupt(self, name: str) -> None:
+        """The first signal drains the job, the second ends it."""
+        self.interrupts += 1
+        because = f"{name} at the coordinator"
+        self.dispatch(
+            events.DrainAsked(self.job, because)
+            if self.interrupts == 1
+            else events.Cancelled(self.job, because)
+        )
 
     async def close(self) -> None:
         if self.timer is not None:
@@ -215,10 +237,21 @@ class Coordinator:
         return task
 
     async def _order(self, member: str, message: Message, payload: bytes | None) -> None:
-        try:
-            await self.endpoint.request(self.peers[member], message, payload, timeout_s=ORDER_S)
-        except TransportError as error:
-            log.warning("order not taken", member=member, order=type(message).__name__, because=str(error))
+        until = asyncio.get_running_loop().time() + ORDER_S
+        while True:
+            try:
+                await self.endpoint.request(self.peers[member], message, payload, timeout_s=ORDER_S)
+                return
+            except Refused as refused:
+                # An order may overtake the answer to the member's own join.
+                if refused.code == "early" and asyncio.get_running_loop().time() < until:
+                    await asyncio.sleep(EARLY_S)
+                    continue
+                because = refused.because
+            except TransportError as error:
+                because = str(error)
+            log.warning("order not taken", member=member, order=type(message).__name__, because=because)
+            return
 
     def order_roster(self, shard: str, roster: Roster, payload: bytes) -> None:
         """Only the newest roster matters: one that is still under way to this shard is dropped."""
@@ -239,6 +272,17 @@ class Coordinator:
         )
         self.wake()
 
+    # -- looking -------------------------------------------------------------------------------------
+
+    def status(self) -> JobStatus:
+        """What is going on, for whoever asks."""
+        status = self.board.status(
+            self.machine.jobs.get(self.job) or self.machine.over[self.job],
+            self.ledger,
+            asyncio.get_running_loop().time(),
+        )
+        return msgspec.structs.replace(status, events=list(self.events.recent), run_dir=self.run_dir)
+
     # -- messages -------------------------------------------------------------------------------------------
 
     def handle(
@@ -255,6 +299,7 @@ class Coordinator:
                 return self.join(peer, message)
             case Heartbeat():
                 self.dispatch(events.Renewed(self.job, message.member, message.incarnation))
+                self.board.heard(message.member, asyncio.get_running_loop().time())
                 self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job)))
                 return None
             case Exited():
@@ -428,3 +473,40 @@ def spread(runs: Iterable[tuple[int, int]], most: int) -> list[int]:
             raise Refusal("ledger", f"there are no batches {first} to {last} in an epoch of {most}")
         numbers += range(first, last + 1)
     return numbers
+
+
+def serve(settings: Settings, spec: JobSpec) -> int:
+    """Coordinate one job until it is over; returns its exit code. Raises ZmlError for a person to read."""
+    import uvloop
+
+    return uvloop.run(_serve(settings, spec))
+
+
+async def _serve(settings: Settings, spec: JobSpec) -> int:
+    loop = asyncio.get_running_loop()
+    folder = Path(settings.run_dir)
+
+    def listening(handler: Handler) -> Endpoint:
+        return control_endpoint(settings, COORDINATOR, handler, keys=(LISTENER,), bind=settings.bind)
+
+    coordinator = Coordinator(
+        JobId(settings.job),
+        spec,
+        Machine(Rules(lease_s=settings.lease_s, lease_most_s=max(5.0, 3 * settings.lease_s))),
+        listening,
+        EventLog(folder / rundir.EVENTS),
+        heartbeat_s=settings.heartbeat_s,
+        run_dir=str(folder),
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, coordinator.interrupt, signal.Signals(number).name)
+    try:
+        await coordinator.start()
+        here = rundir.Listening(list(coordinator.endpoint.addresses), os.getpid(), settings.job)
+        rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
+        log.info("listening", addresses=here.addresses, job=settings.job)
+        code = await coordinator.run()
+        rundir.write(folder / rundir.STATUS, msgspec.json.encode(coordinator.status()))
+        return code
+    finally:
+        await coordinator.close()

@@ -3,35 +3,79 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from .scheduler.actions import Action
+from .scheduler.actions import (
+    Action,
+    Admit,
+    Announce,
+    Drain,
+    Fence,
+    Finish,
+    Ignored,
+    Initialise,
+    Place,
+    Refuse,
+    Stop,
+)
+from .status import EventLine
 
 RECENT = 50
 
 
 class EventLog:
-    """Appends to `events.jsonl`; keeps the last few for `zml status`. Without a path it only keeps."""
+    """Appends to `events.jsonl`; keeps the last few for whoever looks. Without a path it only keeps."""
 
     def __init__(self, path: Path | None) -> None:
         self.file = path.open("a", buffering=1) if path is not None else None
-        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self.recent: deque[EventLine] = deque(maxlen=RECENT)
 
     def write(self, action: Action) -> None:
-        fields = {name: value for name, value in asdict(action).items() if name != "placement"}
-        line = {"time": now(), "event": type(action).__name__, **fields}
-        self.recent.append(line)
+        """`at` is in seconds since the Unix epoch, as in every file of the run directory."""
+        if isinstance(action, Ignored):
+            return
+        at = time.time()
         if self.file is not None:
-            self.file.write(json.dumps(line, default=str) + "\n")
+            fields = {name: value for name, value in asdict(action).items() if name != "placement"}
+            self.file.write(
+                json.dumps({"at": at, "event": type(action).__name__, **fields}, default=str) + "\n"
+            )
+        line = told(action, at)
+        if line is not None:
+            self.recent.append(line)
 
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+def told(action: Action, at: float) -> EventLine | None:
+    """An action as an event for people; None for those that only follow from another."""
+    match action:
+        case Admit():
+            again = f" again, as incarnation {action.incarnation}" if action.incarnation > 1 else ""
+            return EventLine(at=at, what=f"joined{again}", member=action.member)
+        case Refuse():
+            return EventLine(at=at, what=f"{action.peer} was refused", because=action.because)
+        case Announce():
+            seats = len(action.seats)
+            what = f"generation {action.generation}: {seats} worker{'' if seats == 1 else 's'}"
+            return EventLine(at=at, what=what, because=action.because)
+        case Place():
+            shards = len(set(action.placement))
+            what = f"{len(action.placement)} chunks placed on {shards} shard{'' if shards == 1 else 's'}"
+            return EventLine(at=at, what=what)
+        case Initialise():
+            return EventLine(at=at, what="brings the first parameters", member=action.worker)
+        case Fence():
+            return EventLine(at=at, what="was fenced", member=action.member, because=action.because)
+        case Stop():
+            return EventLine(at=at, what="is told to stop", member=action.member, because=action.because)
+        case Drain():
+            return EventLine(at=at, what="draining", because=action.because)
+        case Finish():
+            return EventLine(at=at, what=action.state.name.lower(), because=action.because)
+    return None

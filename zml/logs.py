@@ -10,7 +10,7 @@ import logging.handlers
 import os
 import socket
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,30 @@ KEPT = 3
 MAX_FRAMES = 20
 
 EventDict = MutableMapping[str, Any]
+Processor = Callable[[Any, str, EventDict], Any]
+
+BEFORE: list[Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True, key="time"),
+]
+
+
+def as_json(role: str, member: str, job: str) -> list[Processor]:
+    """A line of JSON that says when, how bad, what, and which process."""
+    constant = {"job": job, "role": role, "id": member, "host": socket.gethostname(), "pid": os.getpid()}
+
+    def name_the_process(_logger: Any, _method: str, event: EventDict) -> EventDict:
+        first = {key: event.pop(key, "") for key in ("time", "level", "message")}
+        return {**first, **constant, **event}
+
+    without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=MAX_FRAMES)
+    return [
+        structlog.processors.ExceptionRenderer(without_locals),
+        structlog.processors.EventRenamer("message"),
+        name_the_process,
+        structlog.processors.JSONRenderer(),
+    ]
 
 
 def configure(role: str, member: str, *, folder: str | Path, job: str = "", level: str = "info") -> Path:
@@ -31,27 +55,12 @@ def configure(role: str, member: str, *, folder: str | Path, job: str = "", leve
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{member}.jsonl"
-    constant = {"job": job, "role": role, "id": member, "host": socket.gethostname(), "pid": os.getpid()}
-
-    def name_the_process(_logger: Any, _method: str, event: EventDict) -> EventDict:
-        first = {key: event.pop(key, "") for key in ("time", "level", "message")}
-        return {**first, **constant, **event}
-
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True, key="time"),
-    ]
-    without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=MAX_FRAMES)
+    shared: list[Any] = [*BEFORE, structlog.stdlib.ExtraAdder()]
     to_file = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.ExceptionRenderer(without_locals),
-            structlog.processors.EventRenamer("message"),
-            name_the_process,
-            structlog.processors.JSONRenderer(),
+            *as_json(role, member, job),
         ],
     )
     handlers: list[logging.Handler] = [
@@ -87,6 +96,39 @@ def configure(role: str, member: str, *, folder: str | Path, job: str = "", leve
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,  # it may be configured again, when the process knows its id
     )
+    return path
+
+
+def configure_script(worker: str, *, folder: str | Path, job: str = "", level: str = "info") -> Path:
+    """In a script's process: only zml's own lines go to `folder`/`worker`.script.jsonl; returns that path.
+
+    The script's logging is the script's: the standard library's loggers are not touched, and if it uses structlog
+    as it comes, its lines look as they would without zml.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{worker}.script.jsonl"
+    file = path.open("a", buffering=1, encoding="utf-8")
+    here = Path(__file__).parent
+    ours = tuple(
+        str(part) + os.sep for part in (here, (here / "transport").resolve(), (here / "scheduler").resolve())
+    )
+    numbers = logging.getLevelNamesMapping()
+    least = numbers[level.upper()]
+    chain = [*BEFORE, *as_json("script", worker, job)]
+
+    def keep_ours(logger: Any, method: str, event: EventDict) -> EventDict:
+        if not str(event.pop("pathname", "")).startswith(ours):
+            return event
+        if numbers.get(method.upper(), logging.ERROR) >= least:
+            line: Any = event
+            for processor in chain:
+                line = processor(logger, method, line)
+            file.write(line + "\n")
+        raise structlog.DropEvent
+
+    where = structlog.processors.CallsiteParameterAdder([structlog.processors.CallsiteParameter.PATHNAME])
+    structlog.configure(processors=[where, keep_ours, *structlog.get_config()["processors"]])
     return path
 
 

@@ -34,6 +34,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     compress: Literal["none", "bf16"] = "none"
     optimizer_on: Literal["shard"] = "shard"
 
+    @property
+    def mode(self) -> str:
+        """The consistency in words."""
+        if self.staleness is None:
+            return "async"
+        return "sync" if self.staleness == 0 else f"staleness {self.staleness}"
+
 
 class Join(Message, kw_only=True):
     """An agent or a shard asks to be a member. `member` is empty where the coordinator may choose the id."""

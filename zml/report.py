@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
-from .console import WIDEST, counted, duration, names, number, printable
+from .console import WIDEST, counted, duration, names, near, number, printable
 from .messages import Failure
 from .status import JobStatus, MemberFailure
 
@@ -46,7 +46,7 @@ def what_happened(failure: Failure) -> Text:
 def source(failure: Failure) -> Text:
     """The user's frame: file, line and the lines around it, the one that failed marked."""
     text = Text()
-    text.append(f"{printable(failure.file)}, line {failure.line}", style="cyan")
+    text.append(f"{printable(near(failure.file))}, line {failure.line}", style="cyan")
     for number_, line in enumerate(failure.source, start=failure.first_source_line):
         mark, style = (">", "bold") if number_ == failure.line else (" ", "dim")
         text.append(f"\n{mark} {number_:>4}  {printable(line.expandtabs(4))}", style=style)
@@ -68,7 +68,7 @@ def failure_box(status: JobStatus, width: int) -> Panel | None:
     if others:
         text.append(f"\n\n{names(others)} stopped because of {first.member}")
     if first.failure.log:
-        text.append(f"\n\nlog: {first.failure.log}", style="dim")
+        text.append(f"\n\nlog: {printable(near(first.failure.log))}", style="dim")
     return Panel(
         Padding(text, (0, 1)),
         title=title(first.member, first.failure),

@@ -29,6 +29,7 @@ from .status import JobStatus
 
 CONFIG = "config.json"
 COORDINATOR = "coordinator.json"
+EVENTS = "events.jsonl"
 STATUS = "status.json"
 LOGS = "logs"
 
@@ -85,6 +86,13 @@ def last_status(folder: Path) -> JobStatus | None:
         return status.decode((folder / STATUS).read_bytes())
     except (OSError, msgspec.MsgspecError):
         return None
+
+
+def write(path: Path, data: bytes) -> None:
+    """Whole or not at all, whoever reads meanwhile."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_bytes(data)
+    os.replace(scratch, path)
 
 
 def running(runs: Path) -> list[Path]:

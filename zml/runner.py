@@ -22,9 +22,11 @@ from types import ModuleType, TracebackType
 
 import msgspec
 
+from . import logs, rundir
 from .errors import NO_SCRIPT, ZmlError
 from .launch import tether
 from .messages import Failure
+from .seat import Seat
 
 FAILURE_FILE = "ZML_FAILURE"
 # A failure travels in a header of 4 KB: each text has a share of it, in bytes.
@@ -64,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a crash in native code says in which line of the script
 
+    keep_our_logs_apart()
     sys.argv = list(argv)
     folder = str(Path(script).resolve().parent)
     if sys.flags.safe_path:
@@ -86,6 +89,14 @@ def main(argv: Sequence[str]) -> int:
     finally:
         sys.stdout.flush()
     return 0
+
+
+def keep_our_logs_apart() -> None:
+    """A worker's script prints what it prints and nothing of ours: that goes to a log of the run."""
+    seat = Seat.from_environment()
+    if seat is not None and seat.run_dir:
+        level = os.environ.get("ZML_LOG_LEVEL", "info")
+        logs.configure_script(seat.worker, folder=Path(seat.run_dir) / rundir.LOGS, job=seat.job, level=level)
 
 
 class Uncached(SourceFileLoader):

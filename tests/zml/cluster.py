@@ -105,6 +105,7 @@ class Script:
             await control.close()
         exited = Exited(job=JOB, member=order.member, incarnation=order.incarnation, code=code)
         await self.agent.request(COORDINATOR, exited, timeout_s=60)
+        self.over.set()
 
     async def _epochs(self) -> None:
         client = self.client

@@ -23,7 +23,13 @@ def trained(scripts: list[Script]) -> list[tuple[int, int]]:
 
 
 def run(
-    seed: int, *, workers: int = 3, shards: int = 2, staleness: int | None = 0, compress: str = "none", **network: float
+    seed: int,
+    *,
+    workers: int = 3,
+    shards: int = 2,
+    staleness: int | None = 0,
+    compress: str = "none",
+    **network: float,
 ) -> tuple[list[Script], Cluster]:
     async def main() -> tuple[list[Script], Cluster]:
         spec = JobSpec(workers=workers, shards=shards, staleness=staleness, compress=compress)  # type: ignore[arg-type]
@@ -81,7 +87,9 @@ def test_the_others_finish_what_a_killed_worker_leaves(seed: int, staleness: int
 
     scripts, code = simulate(main())
     assert code == 0
-    assert set(trained(scripts)) == {(epoch, batch) for epoch in range(2) for batch in range(12)}, "no batch is lost"
+    assert set(trained(scripts)) == {(epoch, batch) for epoch in range(2) for batch in range(12)}, (
+        "no batch is lost"
+    )
     same([scripts[0], scripts[2]])
 
 

@@ -258,7 +258,7 @@ class LocalRun:
             await link.close()
 
     def _see(self, member: str) -> str:
-        return f"Its log is {self.folder / rundir.LOGS / member}.jsonl."
+        return f"Its log is {console.near(str(self.folder / rundir.LOGS / member))}.jsonl."
 
     async def _pause(self, seconds: float) -> None:
         """Wait, less if something happens."""
@@ -437,19 +437,16 @@ def run(resolved: Resolved, script: str, args: list[str], devices: Sequence[str]
     assert local is not None
     out = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
     if status is not None:
-        report.print_report(msgspec.structs.replace(status, run_dir=shown(folder)), out)
+        report.print_report(msgspec.structs.replace(status, run_dir=console.near(str(folder))), out)
     if local.interrupted_by:
         if status is None:
-            print(f"stopped; run directory: {shown(folder)}", file=sys.stderr)
+            print(f"stopped; run directory: {console.near(str(folder))}", file=sys.stderr)
         return 128 + local.interrupted_by
     if status is None:
         coordinator = local.children["coordinator"]
         raise ZmlError(
-            LOST, f"the coordinator {coordinator.how()}", f"Its log is in {shown(folder / rundir.LOGS)}."
+            LOST,
+            f"the coordinator {coordinator.how()}",
+            f"Its log is in {console.near(str(folder / rundir.LOGS))}.",
         )
     return status.exit_code if status.exit_code is not None else 1
-
-
-def shown(path: Path) -> str:
-    """A path as a person in this folder would write it."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
