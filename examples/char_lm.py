@@ -1,8 +1,7 @@
 """A small GPT that learns to write Python, byte by byte, from the standard library's own sources.
 
-Nothing is downloaded. It runs alone (`python examples/char_lm.py`) and, with nothing changed, on a cluster
-(`zml run -w 2 -p 2 examples/char_lm.py`). The three lines that make it so end in "# zml".
-All workers must run the same version of Python: its standard library is the data.
+It runs alone (`python examples/char_lm.py`) and, unchanged, on a cluster (`zml run -w 2 -p 2 examples/char_lm.py`).
+The lines that make it so end in "# zml". All workers need the same version of Python, because it is the data.
 """
 
 import argparse
@@ -31,7 +30,7 @@ def read_sources(folder: Path, context: int, samples: int, held_out: int) -> tup
         if len(text) <= windows * context:
             text += file.read_bytes()
     if len(valid) <= held_out * context or len(train) <= samples * context:
-        sys.exit(f"char_lm: {folder} holds {len(train) + len(valid):,} bytes of .py files, which is too few for --samples {samples}")
+        sys.exit(f"char_lm: the .py files of {folder} are too few for --samples {samples}")
     return bytes(train[: samples * context + 1]), bytes(valid[: held_out * context + 1])
 
 
@@ -59,7 +58,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         B, T, C = x_BTC.shape  # batch, time, channels
-        q, k, v = self.qkv(self.norm1(x_BTC)).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(self.norm1(x_BTC)).view(B, T, 3, self.heads, C // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x_BTC = x_BTC + self.out(seen.transpose(1, 2).reshape(B, T, C))
         return x_BTC + self.mlp(self.norm2(x_BTC))
@@ -100,32 +100,33 @@ def validation_loss(model: nn.Module, valid: Dataset[tuple[Tensor, Tensor]]) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=4096, help="training windows in an epoch (default 4096)")
-    parser.add_argument("--batch-size", type=int, default=24, help="windows per worker and step (default 24)")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=128, help="channels, a multiple of 4 (default 128)")
-    parser.add_argument("--context", type=int, default=128, help="bytes that the model sees (default 128)")
-    parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
-    parser.add_argument("--lr", type=float, help="default 2e-3 for adamw, 0.1 for sgd")
-    parser.add_argument("--clip", type=float, default=1.0, help="largest gradient norm, 0 for no limit (default 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--text", type=Path, default=Path(sysconfig.get_path("stdlib")), help="folder with .py files")
-    parser.add_argument("--save", metavar="PATH", help="write the model here, as safetensors")
+    parser = argparse.ArgumentParser(usage="python examples/char_lm.py [FLAGS]", description=__doc__)
+    flag = parser.add_argument
+    flag("--epochs", type=int, default=5)
+    flag("--samples", type=int, default=4096, help="training windows in an epoch")
+    flag("--batch-size", type=int, default=24, help="windows per worker and step")
+    flag("--layers", type=int, default=4)
+    flag("--width", type=int, default=128, help="channels, a multiple of 4")
+    flag("--context", type=int, default=128, help="bytes that the model sees at once")
+    flag("--optimizer", choices=["adamw", "sgd"], default="adamw")
+    flag("--lr", type=float, help="2e-3 for adamw and 0.1 for sgd if not given")
+    flag("--clip", type=float, default=1.0, help="largest gradient norm, 0 for no limit")
+    flag("--seed", type=int, default=0)
+    flag("--text", type=Path, default=Path(sysconfig.get_path("stdlib")), help="a folder with .py files")
+    flag("--save", metavar="PATH", help="write the model here, as safetensors")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     train_text, valid_text = read_sources(args.text, args.context, args.samples, held_out=128)
     model = GPT(args.layers, args.width, args.context)
     if args.optimizer == "adamw":
-        opt: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr or 2e-3, weight_decay=0.1)
+        opt = torch.optim.AdamW(model.parameters(), lr=args.lr or 2e-3, weight_decay=0.1)
     else:
         opt = torch.optim.SGD(model.parameters(), lr=args.lr or 0.1, momentum=0.9)
     sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, args.epochs)
     train = DataLoader(Windows(train_text, args.context), batch_size=args.batch_size, shuffle=True)
     valid = Windows(valid_text, args.context)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_text):,} bytes of {args.text}")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, text from {args.text}", flush=True)
 
     train = zml.join(model, opt, train)  # zml
     for epoch in zml.epochs(args.epochs):  # zml
@@ -138,7 +139,8 @@ def main() -> None:
             opt.step()
             zml.log(loss=loss)  # optional
         sched.step()
-        print(f"epoch {epoch + 1}/{args.epochs}: validation loss {validation_loss(model, valid):.4f} nats per byte", flush=True)
+        nats = validation_loss(model, valid)
+        print(f"epoch {epoch + 1}/{args.epochs}: validation loss {nats:.4f} nats per byte", flush=True)
     print(f"--- a sample ---\n{model.write(b'def ', 300, args.seed)}")
     if args.save:
         zml.save(args.save)  # optional
