@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .ids import MemberId, Role
-from .membership import Alive, Fate, Gone, how_it_ended, role_of
+from .membership import Alive, Fate, Gone, how_it_ended, number_of, role_of
 from .state import (
     NEXT,
     OUTCOME,
@@ -66,7 +66,7 @@ def waiting_for(job: Job) -> str:
         case Draining():
             return f"waiting for {listed(job.members.workers())} to finish the step, save and leave"
         case Finishing():
-            return f"waiting for {listed([member for member, _ in job.members.alive()])} to stop"
+            return f"waiting for {listed(job.members.everybody())} to stop"
         case _:
             return ""
 
@@ -90,11 +90,13 @@ def outcome(job: Job) -> str:
 
 
 def members(job: Job | Over) -> list[MemberView]:
-    """All that ever were, in the order in which they first came."""
+    """All that ever were: the workers by number, then the shards."""
     alive = "joined" if isinstance(job, Job) and isinstance(job.phase, Forming) else "active"
     records = job.members if isinstance(job, Over) else job.members.records
     views = []
-    for member, record in records.items():
+    for member, record in sorted(
+        records.items(), key=lambda one: (role_of(one[0]) == "shard", number_of(one[0]))
+    ):
         match record:
             case Alive():
                 state, because = alive, ""

@@ -48,10 +48,8 @@ def read_id(text: str) -> Name | None:
 
 
 def as_member(text: str) -> MemberId:
-    """The id that this text is known to be."""
-    name = read_id(text)
-    assert name is not None, text
-    return member_id(name)
+    """This text where a member's id is meant: to be looked up, or known to be one."""
+    return WorkerId(text)
 
 
 class Seat(NamedTuple):

@@ -339,16 +339,16 @@ class Machine:
         until = now + self.rules.goodbye_s
         self._move(job, cause, Finishing(cause, exit_code, because, until))
         self.goodbyes[job.id] = until
-        for member, _ in job.members.alive():
+        for member in job.members.everybody():
             yield Stop(job.id, member, because)
-        if not any(job.members.alive()):
+        if not job.members.everybody():
             yield from self._end(job, "")
 
     def _goodbye(self, job: Job, event: Left | Lost | Exited, now: float) -> Actions:
         """FINISHING: one of those who were to stop has stopped, in whatever way."""
         member = as_member(event.worker if isinstance(event, Exited) else event.member)
         self._close(job, member, Fate.STOPPED, explain.why(job))
-        if not any(job.members.alive()):
+        if not job.members.everybody():
             yield from self._end(job, "")
 
     def _give_up(self, job: Job, event: Cancelled, now: float) -> Actions:
@@ -359,7 +359,7 @@ class Machine:
         """The last of a job: what is left of it is a record. `because` is why those still alive are not waited for."""
         assert isinstance(job.phase, Finishing)
         phase = job.phase
-        for member, _ in list(job.members.alive()):
+        for member in job.members.everybody():
             self._close(job, member, Fate.STOPPED, because)
         del self.jobs[job.id], self.goodbyes[job.id]
         records = {member: gone for member, gone in job.members.records.items() if isinstance(gone, Gone)}
@@ -405,7 +405,7 @@ class Machine:
         return self._find(job).generation
 
     def members(self, job: JobId) -> list[MemberView]:
-        """All that ever were members, the oldest ids first."""
+        """All that ever were members: the workers by number, then the shards."""
         return explain.members(self._find(job))
 
     def workers(self, job: JobId) -> list[WorkerId]:
@@ -432,7 +432,7 @@ class Machine:
             job.check()
         for over in self.over.values():
             over.check()
-        alive = {(job.id, member) for job in self.jobs.values() for member, _ in job.members.alive()}
+        alive = {(job.id, member) for job in self.jobs.values() for member in job.members.everybody()}
         assert alive == set(self.leases), "leases and members differ"
         finishing = {job.id for job in self.jobs.values() if isinstance(job.phase, Finishing)}
         assert finishing == self.goodbyes.keys(), (finishing, self.goodbyes)

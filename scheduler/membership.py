@@ -5,13 +5,25 @@ says w1 means one process' life and not two. Whoever asks for an id by name beco
 the order of admission; the founders, who came in no order that matters, are sorted by number.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import count
 from typing import TypeAlias
 
-from .ids import HIGHEST, MemberId, Name, Role, Seat, WorkerId, member_id, read_id, shard_id, worker_id
+from .ids import (
+    HIGHEST,
+    MemberId,
+    Name,
+    Role,
+    Seat,
+    WorkerId,
+    as_member,
+    member_id,
+    read_id,
+    shard_id,
+    worker_id,
+)
 
 
 class Fate(Enum):
@@ -57,64 +69,63 @@ class Members:
     def __init__(self) -> None:
         self.records: dict[MemberId, Record] = {}
         self.first_loss: Gone | None = None  # of the workers, by time
+        self._alive: dict[Role, dict[MemberId, Alive]] = {
+            "worker": {},
+            "shard": {},
+        }  # those of `records` that are
+        self._at: dict[str, MemberId] = {}  # peer -> who lives there
         self._entries = count()
+        self._fresh = 0  # every worker's number below it has run
 
     # -- asking --------------------------------------------------------------------------------------
 
     def current(self, member: str, incarnation: int) -> MemberId | None:
         """The member, if it is alive in this very incarnation."""
-        name = read_id(member)
-        if name is None:
-            return None
-        record = self.records.get(member_id(name))
-        return member_id(name) if isinstance(record, Alive) and record.incarnation == incarnation else None
+        record = self.records.get(as_member(member))
+        return as_member(member) if isinstance(record, Alive) and record.incarnation == incarnation else None
 
     def why_not(self, member: str, incarnation: int) -> str:
         """Why there is no such member now."""
-        name = read_id(member)
-        record = self.records.get(member_id(name)) if name is not None else None
-        if name is None or record is None or incarnation > record.incarnation or incarnation < 1:
+        record = self.records.get(as_member(member))
+        if record is None or incarnation > record.incarnation or incarnation < 1:
             return f"{member}#{incarnation} was never a member"
         if incarnation < record.incarnation:
             return f"{member}#{incarnation} is over: {member}#{record.incarnation} took its place"
         assert isinstance(record, Gone), f"{member}#{incarnation} is a member"
         return f"{member}#{incarnation} is over: it {record.fate.value}"
 
-    def alive(self, role: Role | None = None) -> Iterator[tuple[MemberId, Alive]]:
-        """In the order in which their ids were first given out."""
-        for member, record in self.records.items():
-            if isinstance(record, Alive) and role in (None, role_of(member)):
-                yield member, record
+    def alive(self, role: Role) -> Mapping[MemberId, Alive]:
+        return self._alive[role]
+
+    def everybody(self) -> list[MemberId]:
+        """All who are alive, the workers first."""
+        return [*self._alive["worker"], *self._alive["shard"]]
 
     def workers(self) -> list[WorkerId]:
         """The active workers in order of seniority."""
-        workers = sorted(self.alive("worker"), key=lambda one: one[1].entry)
-        return [WorkerId(worker) for worker, _ in workers]
+        return [seat.worker for seat in self.seats()]
 
     def seats(self) -> tuple[Seat, ...]:
         """The roster: the active workers in order of seniority."""
-        found = []
-        for worker in self.workers():
-            record = self.records[worker]
-            assert isinstance(record, Alive)
-            found.append(Seat(worker, record.incarnation, record.founder))
-        return tuple(found)
+        workers = sorted(self._alive["worker"].items(), key=lambda one: one[1].entry)
+        return tuple(Seat(WorkerId(worker), record.incarnation, record.founder) for worker, record in workers)
 
     def gone(self, role: Role) -> list[tuple[MemberId, Gone]]:
         return [(m, r) for m, r in self.records.items() if isinstance(r, Gone) and role_of(m) == role]
 
     def at_peer(self, peer: str) -> MemberId | None:
         """The member that lives in this process."""
-        return next((member for member, record in self.alive() if record.peer == peer), None)
+        return self._at.get(peer)
 
     def free_worker(self) -> Name | None:
         """The smallest number that never ran."""
-        free = (n for n in range(HIGHEST + 1) if worker_id(n) not in self.records)
-        return next((Name("worker", n) for n in free), None)
+        while worker_id(self._fresh) in self.records:
+            self._fresh += 1
+        return Name("worker", self._fresh) if self._fresh <= HIGHEST else None
 
     def free_shard(self, shards: int) -> Name | None:
         """The smallest number without a living shard. A shard's number is a place, where chunks belong, not a life."""
-        free = (n for n in range(shards) if not isinstance(self.records.get(shard_id(n)), Alive))
+        free = (n for n in range(shards) if shard_id(n) not in self._alive["shard"])
         return next((Name("shard", n) for n in free), None)
 
     # -- changing ------------------------------------------------------------------------------------
@@ -123,31 +134,39 @@ class Members:
         """A new member, or a new incarnation of a former one, which must have ended before."""
         member = member_id(name)
         former = self.records.get(member)
-        assert not isinstance(former, Alive), member
-        record = Alive(former.incarnation + 1 if former is not None else 1, peer, next(self._entries))
-        self.records[member] = record
-        return member, record
+        assert not isinstance(former, Alive) and peer not in self._at, (member, peer)
+        self._at[peer] = member
+        incarnation = former.incarnation + 1 if former is not None else 1
+        return member, self._enter(member, Alive(incarnation, peer, next(self._entries)))
 
     def found(self) -> None:
         """The job begins: everybody who is here is a founder."""
-        by_number = sorted(self.alive(), key=lambda one: number_of(one[0]))
-        for member, record in by_number:
-            self.records[member] = Alive(record.incarnation, record.peer, next(self._entries), founder=True)
+        for member in sorted(self.everybody(), key=number_of):
+            record = self._alive[role_of(member)][member]
+            self._enter(member, replace(record, entry=next(self._entries), founder=True))
 
     def end(self, member: MemberId, fate: Fate, because: str, exit_code: int = 0) -> Gone:
-        record = self.records[member]
-        assert isinstance(record, Alive), member
+        """A member is gone. Its id stays its own."""
+        record = self._alive[role_of(member)].pop(member)
+        del self._at[record.peer]
         gone = self.records[member] = Gone(record.incarnation, fate, because, exit_code)
         if fate is Fate.LOST and role_of(member) == "worker":
             self.first_loss = self.first_loss or gone
         return gone
 
+    def _enter(self, member: MemberId, record: Alive) -> Alive:
+        self.records[member] = self._alive[role_of(member)][member] = record
+        return record
+
     def check(self) -> None:
         """Every invariant, from scratch."""
-        peers = [record.peer for _, record in self.alive()]
-        assert len(set(peers)) == len(peers), f"one process is two members: {peers}"
-        entries = [record.entry for _, record in self.alive()]
-        assert len(set(entries)) == len(entries), f"two members are equally senior: {entries}"
+        alive = {member: record for member, record in self.records.items() if isinstance(record, Alive)}
+        assert alive == {**self._alive["worker"], **self._alive["shard"]}
+        assert {record.peer: member for member, record in alive.items()} == self._at
+        assert len(self._at) == len(alive), "one process is two members"
+        assert len({record.entry for record in alive.values()}) == len(alive), (
+            "two members are equally senior"
+        )
         for member, record in self.records.items():
             assert read_id(member) is not None and record.incarnation >= 1, (member, record)
 

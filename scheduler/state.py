@@ -175,17 +175,17 @@ class Job:
 
     @property
     def missing_workers(self) -> int:
-        return max(0, self.workers - sum(1 for _ in self.members.alive("worker")))
+        return max(0, self.workers - len(self.members.alive("worker")))
 
     @property
     def missing_shards(self) -> list[MemberId]:
-        here = dict(self.members.alive("shard"))
-        return [shard_id(index) for index in range(self.shards) if shard_id(index) not in here]
+        here = self.members.alive("shard")
+        return [shard_id(number) for number in range(self.shards) if shard_id(number) not in here]
 
     def check(self) -> None:
         """Every invariant of a job between two events."""
         self.members.check()
-        alive = dict(self.members.alive())
+        alive = {**self.members.alive("worker"), **self.members.alive("shard")}
         workers = self.members.workers()
         complete = not self.missing_workers and not self.missing_shards
         match self.phase:
@@ -204,8 +204,8 @@ class Job:
             case Finishing():
                 assert alive, "everybody is gone, and the job is not over"
                 assert self.phase.cause in OUTCOME
-        shards = {shard_id(index) for index in range(self.shards)}
-        assert {member for member, _ in self.members.alive("shard")} <= shards, "more shards than asked for"
+        shards = {shard_id(number) for number in range(self.shards)}
+        assert self.members.alive("shard").keys() <= shards, "more shards than asked for"
 
     def _check_seniority(self, workers: list[WorkerId]) -> None:
         seats = self.members.seats()
