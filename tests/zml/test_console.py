@@ -212,7 +212,7 @@ def test_who_is_waited_for_is_worth_a_line_only_after_a_while() -> None:
     lines = console.Lines()
     lines.update(status(waiting_for=["w1"], at=NOON + 83))
     assert lines.update(status(waiting_for=["w1"], at=NOON + 84)) == []
-    assert lines.update(status(waiting_for=["w1"], at=NOON + 89)) == ["waiting for w1 since 0:06"]
+    assert lines.update(status(waiting_for=["w1"], at=NOON + 89)) == ["waiting for w1 (for 0:06)"]
     assert lines.update(status(waiting_for=["w1"], at=NOON + 95)) == []
 
 

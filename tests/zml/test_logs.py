@@ -116,3 +116,37 @@ def test_on_a_terminal_people_get_words_and_no_color_is_honoured(tmp_path: Path)
     assert ended.returncode == 0
     assert "hello" in shown and "answer=42" in shown
     assert "\x1b[3" not in shown  # no foreground colour
+
+
+SCRIPT = """
+import logging, sys, structlog
+from zml import logs
+logs.configure_script("w0", folder="logs", job="j", level="info")
+before = logging.getLogger().handlers
+from zml import board
+import zml.launch.tether
+code = "import structlog; structlog.get_logger().{}('from zml', x=1)"
+for method in ("debug", "warning"):
+    compiled = compile(code.format(method), board.__file__, "exec")
+    __builtins__.exec(compiled, {})
+structlog.get_logger().info("from the script")
+assert logging.getLogger().handlers == before == []
+"""
+
+
+def test_in_a_scripts_process_our_lines_go_to_a_file_and_the_scripts_lines_are_its_own(
+    tmp_path: Path,
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "from the script" in ended.stdout and "from zml" not in ended.stdout
+    (line,) = lines(tmp_path / "logs" / "w0.script.jsonl")
+    assert (line["level"], line["message"], line["x"], line["role"]) == ("warning", "from zml", 1, "script")
+    assert "pathname" not in line
