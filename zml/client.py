@@ -82,9 +82,13 @@ class Client:
         registered = answer.message
         assert isinstance(registered, Registered)
         homes = msgspec.msgpack.decode(bytes(answer.payload or b""), type=Homes)
-        self.shards = homes.shards
+        # A shard that holds nothing of this model has nothing to say to its workers.
+        holding = {homes.shards[index] for index in homes.placement}
+        self.shards = [shard for shard in homes.shards if shard in holding]
         self.pushing = {shard: [] for shard in self.shards}
         for shard, addresses in zip(homes.shards, homes.addresses, strict=True):
+            if shard not in holding:
+                continue
             try:
                 await self.bulk.connect(shard, addresses, timeout_s=REPLY_S)
             except PeerLost as gone:

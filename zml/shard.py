@@ -225,7 +225,8 @@ class Shard:
         except BadFrame as bad:
             raise Refusal("frame", str(bad)) from None
         # Up to here nothing has changed; from here on the step counts.
-        self.staged[worker] = {later: kept for later, kept in self.staged[worker].items() if later > clock}
+        staged = self.staged.get(worker, {})
+        self.staged[worker] = {later: kept for later, kept in staged.items() if later > clock}
         if not self.hyper or worker == self.gate.senior():
             self.hyper = hyper
         self.gate.finish(worker, clock)
