@@ -280,8 +280,10 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
             settings = replace(
                 settings, coordinator=tuple(listening.addresses), job=listening.job or settings.job
             )
+        from . import logs
         from .observe import fetch_status
 
+        logs.silence()
         found = fetch_status(settings)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())

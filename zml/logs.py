@@ -47,10 +47,19 @@ def as_json(role: str, member: str, job: str) -> list[Processor]:
     ]
 
 
-def configure(role: str, member: str, *, folder: str | Path, job: str = "", level: str = "info") -> Path:
+def configure(
+    role: str,
+    member: str,
+    *,
+    folder: str | Path,
+    job: str = "",
+    level: str = "info",
+    terminal: bool | None = None,
+) -> Path:
     """Send every log line of this process to `folder`/`member`.jsonl; returns that path. May be called again.
 
-    On a terminal the lines also go to standard error, coloured unless NO_COLOR is set.
+    On a terminal the lines also go to standard error, coloured unless NO_COLOR is set; `terminal` overrides
+    the look at whether it is one.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +76,7 @@ def configure(role: str, member: str, *, folder: str | Path, job: str = "", leve
         logging.handlers.RotatingFileHandler(path, maxBytes=ROTATE_BYTES, backupCount=KEPT, encoding="utf-8")
     ]
     handlers[0].setFormatter(to_file)
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() if terminal is None else terminal:
         console = logging.StreamHandler(sys.stderr)
         console.setFormatter(
             structlog.stdlib.ProcessorFormatter(
@@ -97,6 +106,11 @@ def configure(role: str, member: str, *, folder: str | Path, job: str = "", leve
         cache_logger_on_first_use=False,  # it may be configured again, when the process knows its id
     )
     return path
+
+
+def silence() -> None:
+    """For a command that only asks a question: its answer is all that it prints, but for errors."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
 
 def configure_script(worker: str, *, folder: str | Path, job: str = "", level: str = "info") -> Path:

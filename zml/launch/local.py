@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import msgspec
 from rich.console import Console
 
-from .. import console, report, rundir
+from .. import console, logs, report, rundir
 from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import LOST, NOT_FORMED, ZmlError
 from ..status import JobStatus
@@ -420,6 +420,11 @@ def run(resolved: Resolved, script: str, args: list[str], devices: Sequence[str]
     from .. import observe
 
     folder = rundir.create(resolved, script, args)
+    settings = resolved.settings
+    where = folder / rundir.LOGS
+    logs.configure(
+        "launcher", "run", folder=where, job=settings.job, level=settings.log_level, terminal=False
+    )
     viewer = console.viewer(sys.stdout, sys.stderr)
     local: LocalRun | None = None
     try:
@@ -447,6 +452,6 @@ def run(resolved: Resolved, script: str, args: list[str], devices: Sequence[str]
         raise ZmlError(
             LOST,
             f"the coordinator {coordinator.how()}",
-            f"Its log is in {console.near(str(folder / rundir.LOGS))}.",
+            f"Its log is in {console.near(str(where))}.",
         )
     return status.exit_code if status.exit_code is not None else 1
