@@ -281,6 +281,7 @@ def header(codec: int, kind: int, chunk: int, version: int, body: int, zero: int
         {"cut": 9},
         {"more": 1},
         {"more": 400},
+        {"trail": 4},
     ],
     ids=str,
 )
@@ -297,6 +298,8 @@ def test_a_frame_that_is_not_the_one_asked_for_writes_nothing(
         elif key == "more":
             frame += bytes(int(value))
             fields["body"] += int(value)
+        elif key == "trail":
+            frame += bytes(int(value))
         else:
             fields[key] = 1 - codec.id if value == "other" else int(value)
     frame = header(**fields) + frame[16:]

@@ -232,6 +232,13 @@ def test_the_buckets_that_backward_completes_first_come_first() -> None:
     assert [bucket.frozen for bucket in found] == [False, False, False, True]
 
 
+def test_a_chunk_is_as_late_as_its_earliest_parameter() -> None:
+    """Biases have a slab of their own, whose one chunk waits for the first layer."""
+    described = [("w0", (8,), 0), ("b0", (2,), 1), ("w1", (8,), 0), ("b1", (2,), 1), ("w2", (8,), 0)]
+    found = buckets(Layout.build(described, 2, 8), [0] * 4, 1)
+    assert [sorted(bucket.parameters) for bucket in found] == [[4], [2], [1, 3], [0]]
+
+
 def test_a_placement_of_another_layout_is_refused() -> None:
     layout = Layout.build([("a", (8,), 0)], 1, 4)
     for placement in ([0], [0, 0, 0], [0, -1]):
