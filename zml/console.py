@@ -206,16 +206,16 @@ class Lines:
         if status.state == "FORMING" and here(status) != self.here:
             self.here = here(status)
             lines.append(self.here)
+        told = [event for event in status.events if event.at > self.event_at]
+        self.event_at = max((event.at for event in told), default=self.event_at)
+        lines += [event_text(event) for event in told]
         if status.state != self.state:
-            if self.state or status.state != "FORMING":
+            known = any(status.because == event.because for event in told)  # the line would only repeat it
+            if (self.state or status.state != "FORMING") and not known:
                 because = f": {status.because}" if status.because else ""
                 lines.append(printable(f"{status.state.lower()}{because}"))
             self.state = status.state
             self.line_at = max(self.line_at, status.at)
-        for event in status.events:
-            if event.at > self.event_at:
-                self.event_at = event.at
-                lines.append(event_text(event))
         lines += self._waiting(status)
         progress = status.progress or 0.0
         due = status.at - self.line_at >= PLAIN_EVERY_S or progress - self.line_progress >= PLAIN_EVERY

@@ -208,6 +208,14 @@ def test_off_a_terminal_every_event_is_told_once() -> None:
     assert lines.update(status(events=[lost, joined])) == []
 
 
+def test_a_change_of_state_that_an_event_has_told_is_not_told_again() -> None:
+    lines = console.Lines()
+    lines.update(status())
+    asked = EventLine(at=NOON + 90, what="draining", because="SIGINT at zml run")
+    draining = status(state="DRAINING", because="SIGINT at zml run", events=[asked])
+    assert [line[9:] for line in lines.update(draining)] == ["draining: SIGINT at zml run"]
+
+
 def test_who_is_waited_for_is_worth_a_line_only_after_a_while() -> None:
     lines = console.Lines()
     lines.update(status(waiting_for=["w1"], at=NOON + 83))
