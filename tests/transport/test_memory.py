@@ -127,7 +127,7 @@ def test_a_quiet_network_carries_every_message_once() -> None:
     slow=st.floats(0, 1),
     ordered=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_under_loss_doubling_and_reordering_requests_are_handled_once_and_answered(
     seed: int, loss: float, duplication: float, slow: float, ordered: bool
 ) -> None:
@@ -313,7 +313,7 @@ def test_ports_are_numbered_and_an_address_is_taken_once() -> None:
 
 
 def test_a_storm_of_partitions_and_crashes_leaves_every_request_ended() -> None:
-    """Ten workers, two shards, an hour of trouble: every request ends, and none is handled twice by one life."""
+    """Six workers, two shards, twenty minutes of trouble: every request ends, and none is handled twice by one life."""
     seed = random.randrange(1 << 32)
     print("seed", seed)
 
@@ -332,7 +332,7 @@ def test_a_storm_of_partitions_and_crashes_leaves_every_request_ended() -> None:
             await party.endpoint.start()
             for shard, address in addresses.items():
                 await party.endpoint.connect(shard, [address], timeout_s=3600)
-            for number in range(first, first + 200):
+            for number in range(first, first + 100):
                 try:
                     await party.endpoint.request(f"p{number % 2}", Do(number), b"x" * 1000, timeout_s=20)
                     ended["answered"] += 1
@@ -350,7 +350,7 @@ def test_a_storm_of_partitions_and_crashes_leaves_every_request_ended() -> None:
                     await asyncio.sleep(network.random.uniform(0, 10))
                     await start_shard(shard)
                 else:
-                    network.partition({shard}, {f"w{network.random.randrange(10)}" for _ in range(5)})
+                    network.partition({shard}, {f"w{network.random.randrange(6)}" for _ in range(3)})
                     await asyncio.sleep(network.random.uniform(0, 30))
                     network.heal()
 
@@ -358,11 +358,11 @@ def test_a_storm_of_partitions_and_crashes_leaves_every_request_ended() -> None:
             await start_shard(shard)
         mischief = asyncio.create_task(trouble())
         async with asyncio.TaskGroup() as group:
-            for worker in range(10):
+            for worker in range(6):
                 group.create_task(work(f"w{worker}", worker * 1000))
         mischief.cancel()
-        assert ended.total() == 2000
-        assert ended["answered"] > 1500
+        assert ended.total() == 600
+        assert ended["answered"] > 400
         assert all(times == 1 for life in lives for times in life.handled.values())
         for life in lives:
             await life.endpoint.close()
