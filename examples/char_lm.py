@@ -86,7 +86,7 @@ class GPT(nn.Module):
         for _ in range(count):
             chances = F.softmax(self(text[:, -self.context :])[:, -1] / 0.8, dim=-1)
             text = torch.cat([text, torch.multinomial(chances, 1, generator=dice)], dim=1)
-        return bytes(text[0].tolist()).decode(errors="replace")
+        return "".join(chr(b) if 32 <= b < 127 or b == 10 else "?" for b in text[0].tolist())
 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -95,8 +95,7 @@ def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def validation_loss(model: nn.Module, valid: Dataset[tuple[Tensor, Tensor]]) -> float:
-    losses = [loss_of(model, x, y).item() for x, y in DataLoader(valid, batch_size=32)]
-    return sum(losses) / len(losses)
+    return torch.stack([loss_of(model, x, y) for x, y in DataLoader(valid, batch_size=32)]).mean().item()
 
 
 def main() -> None:
