@@ -35,8 +35,11 @@ def what_happened(failure: Failure) -> Text:
     """The exception as python words it, or the last line printed by a script that could not say why."""
     lines = [printable(line) for line in failure.text.strip().splitlines()] or [""]
     if failure.kind.startswith(("SIG", "exit code")):
-        said = " / ".join(line for line in lines if line.strip())
-        return Text(f"it last printed: {said}" if said else "it printed nothing")
+        # After a crash in native code the stack is in the log; what python says last about it helps nobody.
+        said = " / ".join(
+            line for line in lines if line.strip() and not line.startswith("Extension modules:")
+        )
+        return Text(f"it last printed: {said}" if said else "it said nothing")
     if failure.kind == "ZmlError" or failure.kind.startswith("ZML-"):
         return Text("\n".join(lines), style="bold")
     first = f"{failure.kind}: {lines[0]}" if lines[0] else failure.kind
@@ -95,7 +98,10 @@ def summary(status: JobStatus) -> list[str]:
     for member in status.members:
         if member.state in ("lost", "fenced"):
             at = f" at clock {member.clock}" if member.clock >= 0 else ""
-            lines.append(f"{member.member} was lost{at}" + (f": {member.because}" if member.because else ""))
+            if f"{member.member} was lost: {member.because}" not in status.because:
+                lines.append(
+                    f"{member.member} was lost{at}" + (f": {member.because}" if member.because else "")
+                )
     return [printable(line) for line in lines]
 
 

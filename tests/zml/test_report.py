@@ -90,7 +90,9 @@ def test_a_script_that_could_not_say_why_is_quoted() -> None:
     assert "it last printed: epoch 1" in lines[1]
     lines = printed(status("FAILED", [failed("w0", 0, "exit code 3")]))
     assert lines[0].startswith("╭─ w0 ended with exit code 3 ─")
-    assert "it printed nothing" in lines[1]
+    assert "it said nothing" in lines[1]
+    crash = failed("w0", 0, "SIGSEGV", text="Extension modules: numpy (total: 1)", log="w0.out")
+    assert "it said nothing" in printed(status("FAILED", [crash]))[1]
 
 
 def test_an_error_of_zml_keeps_its_own_words() -> None:
@@ -141,6 +143,14 @@ def test_a_job_that_succeeded_says_how_it_went_and_who_was_lost() -> None:
         "w1 was lost at clock 120: silent for 1.5 s",
         "run directory: runs/x",
     ]
+
+
+def test_what_the_reason_of_the_job_says_is_not_said_again() -> None:
+    members = [MemberStatus(member="w0", role="worker", state="lost", because="killed by SIGSEGV")]
+    ended = status(
+        "FAILED", [], members=members, because="0 of 1 worker finished; w0 was lost: killed by SIGSEGV"
+    )
+    assert sum("SIGSEGV" in line for line in printed(ended)) == 1
 
 
 def test_off_a_terminal_long_lines_are_not_broken() -> None:
