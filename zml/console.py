@@ -42,8 +42,8 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def number(value: float) -> str:
-    return f"{value:.4g}"
+def number(value: float | None) -> str:
+    return f"{value:.4g}" if value is not None else "not finite"
 
 
 def printable(text: str) -> str:

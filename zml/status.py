@@ -5,6 +5,8 @@ JSON on the wire and in `status.json` of a finished run; unknown fields are igno
 reads a newer job.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from .messages import Failure
@@ -56,7 +58,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int = 0  # 0: not known yet
     epoch_progress: float = 0.0  # share of the open epoch's batches that are applied, 0 to 1
     clock: int = 0  # of the slowest active worker
-    values: dict[str, float] = {}  # what the script logged, the mean over the workers
+    values: Mapping[str, float | None] = {}  # what the script logged, mean over the workers; None: not finite
     samples: int = 0
     samples_per_s: float = 0.0
     staleness: int = 0  # the largest seen lately
@@ -90,5 +92,5 @@ def encode(status: JobStatus) -> bytes:
 
 
 def decode(data: bytes) -> JobStatus:
-    """Raises msgspec.MsgspecError for what is no status."""
+    """Raises msgspec.MsgspecError for what is no status. JSON has no infinity: such values come back as None."""
     return msgspec.json.decode(data, type=JobStatus)

@@ -241,5 +241,8 @@ def test_durations(seconds: float, shown: str) -> None:
 def test_a_status_survives_its_json_and_an_older_viewer_reads_a_newer_job() -> None:
     whole = status(events=[EventLine(at=NOON, what="joined")])
     assert decode(encode(whole)) == whole
+    diverged = decode(encode(status(values={"loss": float("inf"), "norm": float("nan"), "lr": 0.1})))
+    assert diverged.values == {"loss": None, "norm": None, "lr": 0.1}
+    assert "loss not finite   norm not finite   lr 0.1" in drawn(diverged)[2]
     newer = encode(whole)[:-1] + b',"new_field":{"a":[1]}}'
     assert decode(newer) == whole
