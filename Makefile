@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# A model that shows falling loss and a readable sample after a minute or two on two cores.
+DEMO_ARGS ?= --epochs 6 --samples 4096 --batch-size 16 --layers 2 --width 64 --context 64 --lr 5e-3
 
 demo: .venv/ready
 	$(BIN)/zml run -w 2 -p 2 examples/char_lm.py $(DEMO_ARGS)
