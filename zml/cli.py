@@ -293,7 +293,7 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     out.print(console.block(found, out.width, unicode=out.encoding.startswith("utf")))
     if found.over:
-        report.print_report(found, out)
+        report.print_report(msgspec.structs.replace(found, run_dir=console.near(found.run_dir)), out)
     return 0
 
 

@@ -28,7 +28,8 @@ PATIENCE_S = (
 WIDEST = 100
 
 STATE_STYLES = {"RUNNING": "green", "SUCCEEDED": "green", "FAILED": "bold red", "CANCELLED": "yellow"}
-WELL = frozenset({"active", "done", "idle", "joined", "running", "serving"})
+HERE = frozenset({"active", "joined"})
+TROUBLED = frozenset({"failed", "lost"})
 
 
 def duration(seconds: float) -> str:
@@ -129,7 +130,9 @@ def block_lines(status: JobStatus, width: int, *, unicode: bool = True) -> Itera
     if status.state not in ("RUNNING", "FORMING") and status.because:
         yield cropped(status.because, width)
 
-    shown = sorted(status.members, key=lambda m: m.state in WELL)[:ROWS]  # whoever is in trouble first
+    shown = sorted(status.members, key=lambda m: m.state not in TROUBLED)[
+        :ROWS
+    ]  # whoever is in trouble first
     for member in sorted(shown, key=lambda m: (m.role != "worker", len(m.member), m.member)):
         yield row(member, width)
     hidden = len(status.members) - len(shown)
@@ -144,10 +147,10 @@ def block_lines(status: JobStatus, width: int, *, unicode: bool = True) -> Itera
 def row(member: MemberStatus, width: int) -> Text:
     name = member.member if member.incarnation <= 1 else f"{member.member}#{member.incarnation}"
     clock = f"clock {member.clock:,}" if member.clock >= 0 else ""
-    heard = f"heard {member.heard_s:.1f} s ago" if member.heard_s >= 0.0 and member.state != "done" else ""
+    heard = f"heard {member.heard_s:.1f} s ago" if member.heard_s >= 0.0 and member.state in HERE else ""
     line = f"  {name:<5} {member.state:<8} {clock:<14} "
-    if member.state not in WELL:
-        return cropped(line + (member.because or heard), width, "red")
+    if member.state in TROUBLED:
+        return cropped(line + member.because, width, "red")
     return cropped(f"{line}{member.device:<7} {printable(member.node)[:16]:<16} {heard}", width)
 
 
@@ -181,8 +184,7 @@ def progress_line(status: JobStatus) -> str:
     if status.progress is not None:
         parts.append(f"{100 * status.progress:.0f} %")
     parts += figures(status)
-    active = [member for member in status.of("worker") if member.state in WELL and member.state != "done"]
-    parts.append(counted(len(active), "worker"))
+    parts.append(counted(sum(member.state in HERE for member in status.of("worker")), "worker"))
     if status.eta_s is not None:
         parts.append(f"eta {duration(status.eta_s)}")
     return f"[{duration(status.at - status.started_at)}] " + ", ".join(parts)

@@ -11,9 +11,11 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
-from .console import WIDEST, counted, duration, names, near, number, printable
+from .console import HERE, WIDEST, counted, duration, names, near, number, printable
 from .messages import Failure
 from .status import JobStatus, MemberFailure
+
+STOPPED = HERE | {"stopped"}  # the status may have been taken just before the others were told
 
 
 def cause(failures: Sequence[MemberFailure]) -> MemberFailure | None:
@@ -65,9 +67,7 @@ def failure_box(status: JobStatus, width: int) -> Panel | None:
     if first.failure.file and first.failure.line:
         text.append("\n\n")
         text.append(source(first.failure))
-    others = [
-        m.member for m in status.of("worker") if m.member != first.member and m.state not in ("done", "lost")
-    ]
+    others = [m.member for m in status.of("worker") if m.member != first.member and m.state in STOPPED]
     if others:
         text.append(f"\n\n{names(others)} stopped because of {first.member}")
     if first.failure.log:

@@ -4,8 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -27,6 +28,30 @@ def run(*args: str, cwd: Path, **environment: str) -> Ended:
         text=True,
         timeout=60,
     )
+
+
+class Called(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Call = Callable[..., Called]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """A command in this process, in an empty folder: faster than a process each, and the same code."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("ZML_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def called(*args: str) -> Called:
+        code = cli.run(args)
+        return Called(code, *capsys.readouterr())
+
+    return called
 
 
 def loaded(*args: str, cwd: Path) -> set[str]:
@@ -116,9 +141,9 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_told_in_two_lines_without_a_traceback(
-    tmp_path: Path, args: list[str], error: str, code: int
+    tmp_path: Path, call: Call, args: list[str], error: str, code: int
 ) -> None:
-    ended = run(*args, cwd=tmp_path)
+    ended = call(*args)
     assert ended.stderr.startswith(error)
     assert (ended.returncode, ended.stdout) == (code, "")
     assert "Traceback" not in ended.stderr
@@ -128,49 +153,55 @@ def test_a_mistake_is_told_in_two_lines_without_a_traceback(
     assert list(tmp_path.iterdir()) == []  # and nothing was left behind
 
 
-def test_a_misspelt_variable_or_key_stops_every_role_before_it_starts(tmp_path: Path) -> None:
+def test_a_misspelt_variable_or_key_stops_every_role_before_it_starts(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "t.py").write_text("")
+    monkeypatch.setenv("ZML_LEASE", "3")
     for args in (["run", "t.py"], ["coordinator"], ["ps", "--shard", "0"], ["worker", "--cpu"], ["status"]):
-        ended = run(*args, cwd=tmp_path, ZML_LEASE="3")
+        ended = call(*args)
         assert (ended.returncode, ended.stderr) == (
             3,
             "error: the environment has an unknown key ZML_LEASE [ZML-E102]\n  Did you mean ZML_LEASE_S?\n",
         )
 
 
-def test_an_error_can_be_explained_by_its_number(tmp_path: Path) -> None:
+def test_an_error_can_be_explained_by_its_number(call: Call) -> None:
     for way in ("ZML-E204", "zml-e204", "E204", "204"):
-        ended = run("explain", way, cwd=tmp_path)
+        ended = call("explain", way)
         assert ended.returncode == 0
         assert ended.stdout.startswith("ZML-E204: this member was fenced\n\n")
         assert ended.stdout.endswith("Exit code 1.\n")
-    assert len(run("explain", cwd=tmp_path).stdout.splitlines()) == len(errors.BOOK)
+    assert len(call("explain").stdout.splitlines()) == len(errors.BOOK)
 
 
-def test_config_show_says_where_each_value_comes_from(tmp_path: Path) -> None:
+def test_config_show_says_where_each_value_comes_from(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZML_STALENESS", "async")
     (tmp_path / "zml.toml").write_text('shards = 3\ncoordinator = ["tcp://a:1", "tcp://b:2"]\n')
-    ended = run("config", "show", cwd=tmp_path, ZML_STALENESS="async")
+    ended = call("config", "show")
     lines = [line.split() for line in ended.stdout.splitlines()]
     assert ["workers", "1", "default"] in lines
     assert ["shards", "3", "zml.toml"] in lines
     assert ["staleness", "async", "ZML_STALENESS"] in lines
     assert ["coordinator", "tcp://a:1,", "tcp://b:2", "zml.toml"] in lines
     assert len(lines) == len(config.KINDS)
-    told = json.loads(run("config", "show", "--json", cwd=tmp_path).stdout)
+    told = json.loads(call("config", "show", "--json").stdout)
     assert (told["settings"]["shards"], told["origins"]["shards"]) == (3, "zml.toml")
 
 
-def test_version_says_what_zml_stands_on(tmp_path: Path) -> None:
-    told = json.loads(run("version", "--json", cwd=tmp_path).stdout)
+def test_version_says_what_zml_stands_on(call: Call) -> None:
+    told = json.loads(call("version", "--json").stdout)
     assert told["zml"] == zml.__version__
     assert told["python"] == sys.version.split()[0]
     assert {"torch", "pyzmq", "msgpack", "msgspec", "uvloop", "lz4"} <= told.keys()
-    assert run("--version", cwd=tmp_path).stdout == f"zml {zml.__version__}\n"
+    assert call("--version").stdout == f"zml {zml.__version__}\n"
 
 
-def test_doctor_answers_for_people_and_for_machines(tmp_path: Path) -> None:
-    told = json.loads(run("doctor", "--json", cwd=tmp_path).stdout)
-    ended = run("doctor", cwd=tmp_path)
+def test_doctor_answers_for_people_and_for_machines(call: Call) -> None:
+    told = json.loads(call("doctor", "--json").stdout)
+    ended = call("doctor")
     assert {check["verdict"] for check in told} <= {"pass", "warn", "fail"}
     assert ended.returncode == (1 if any(check["verdict"] == "fail" for check in told) else 0)
     assert [line.split()[0] for line in ended.stdout.splitlines() if not line.startswith(" ")] == [
@@ -179,15 +210,20 @@ def test_doctor_answers_for_people_and_for_machines(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away_costs_no_traceback(tmp_path: Path) -> None:
-    command = f"{sys.executable} -P -m zml explain | head -1"
-    ended = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
-        cwd=tmp_path,
-        env={**BARE, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "zml", "explain"],
+            cwd=tmp_path,
+            env={**BARE, "PYTHONPATH": str(ROOT)},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(writer)
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
@@ -225,8 +261,8 @@ def test_what_follows_the_script_is_the_scripts() -> None:
     assert (settings.workers, script, args) == (2, "t.py", ("-w", "9", "--help", "--", "x"))
 
 
-def test_keys_are_made_once_and_readable_by_their_owner_only(tmp_path: Path) -> None:
-    made = run("keys", "keys", cwd=tmp_path)
+def test_keys_are_made_once_and_readable_by_their_owner_only(tmp_path: Path, call: Call) -> None:
+    made = call("keys", "keys")
     assert (made.returncode, made.stderr) == (0, "")
     assert [line.split("  ") for line in made.stdout.splitlines()] == [
         ["keys/coordinator.key", "for its owner only"],
@@ -239,31 +275,42 @@ def test_keys_are_made_once_and_readable_by_their_owner_only(tmp_path: Path) -> 
     secret = (tmp_path / "keys" / "worker.key").read_text().split('secret = "')[1].split('"')[0]
     assert secret not in made.stdout
 
-    again = run("keys", "keys", cwd=tmp_path)
+    again = call("keys", "keys")
     assert again.returncode == 3
     assert again.stderr.startswith("error: keys/coordinator.key: this key exists")
-    assert run("keys", "keys", "--name", "gpu03", cwd=tmp_path).returncode == 0
+    assert call("keys", "keys", "--name", "gpu03").returncode == 0
     assert "gpu03" in (tmp_path / "keys" / "authorized.toml").read_text()
 
 
-def test_status_shows_how_a_run_ended(tmp_path: Path) -> None:
+def test_status_shows_how_a_run_ended(tmp_path: Path, call: Call) -> None:
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)
     over = JobStatus(
         job="job", state="SUCCEEDED", script="t.py", started_at=1e9, at=1e9 + 65, exit_code=0, samples=10
     )
     (folder / "status.json").write_bytes(encode(over))
-    ended = run("status", "runs/one", cwd=tmp_path)
+    ended = call("status", "runs/one")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "succeeded  1:05" in ended.stdout
     assert "t.py finished after 1:05: 10 samples" in ended.stdout
-    assert decode(run("status", "--json", "runs/one", cwd=tmp_path).stdout.encode()) == over
+    assert decode(call("status", "--json", "runs/one").stdout.encode()) == over
 
 
 def test_a_coordinator_that_does_not_answer_is_an_error_with_its_address(tmp_path: Path) -> None:
     address = "ipc:///nowhere/zml-test"
-    for args in (["status"], ["worker", "--cpu"], ["ps", "--shard", "0"]):
-        ended = run(*args, "--coordinator", address, cwd=tmp_path, ZML_JOIN_TIMEOUT_S="0.5")
-        assert ended.returncode == 4, ended.stderr
-        assert ended.stderr.startswith("error: ") and address in ended.stderr
-        assert "Traceback" not in ended.stderr
+    asked = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "zml", *args, "--coordinator", address],
+            cwd=tmp_path,
+            env={**BARE, "PYTHONPATH": str(ROOT), "ZML_JOIN_TIMEOUT_S": "0.5"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for args in (["status"], ["worker", "--cpu"], ["ps", "--shard", "0"])
+    ]
+    for process in asked:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 4, said
+        assert said.startswith("error: ") and address in said
+        assert "Traceback" not in said
