@@ -201,3 +201,8 @@ STEPPED = page(
     """Momentum and moments that the optimizer holds before zml.join stay on this worker: the shards would begin without
     them, and the loss would jump without a word. Join before the first step.""",
 )
+NOT_A_NUMBER = page(
+    "ZML-E505",
+    "zml.log got something that is not a number",
+    "What is logged is averaged over steps and workers, so it must be a float or a tensor with exactly one element.",
+)

@@ -28,7 +28,8 @@ from .layout import Registration, buckets
 from .lease import COORDINATOR
 from .link import script_endpoints
 from .messages import Drained, EpochOver, Taken, Wait
-from .script import write_model
+from .pages import keep_freed_pages
+from .script import number, write_model
 from .seat import Seat
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Member:
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
+        keep_freed_pages()
         self.io = IoThread(f"zml-{seat.worker}")
         self.client: Client = self.io.call(self._connect())
         self.hooks: Hooks | None = None
@@ -228,7 +230,7 @@ class Member:
             "epochs": self.epochs_wanted,
             "samples": self.samples,
             "staleness": hooks.staleness,
-            "values": {str(name): float(value) for name, value in self.values.items()},
+            "values": {str(name): number(name, value) for name, value in self.values.items()},
         }
         self.samples = 0
         self.io.post(lambda: self.client.report(**fields))

@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import NOT_JOINED, ZmlError
+from .errors import NOT_A_NUMBER, NOT_JOINED, ZmlError
 from .seat import Seat
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Standalone:
         since_s = now - self.printed_at
         if since_s < self.print_every_s:
             return
-        numbers = "  ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+        numbers = "  ".join(f"{name} {number(name, value):.4g}" for name, value in values.items())
         rate = (self.step - self.printed_step) / since_s
         print(f"step {self.step}  {numbers}  ({rate:.3g} steps/s)", file=sys.stderr, flush=True)
         self.printed_at, self.printed_step = now, self.step
@@ -64,6 +64,19 @@ class Standalone:
                 NOT_JOINED, "zml.save has no model yet", "Call zml.join(model, optimizer, loader) first."
             )
         write_model(self.model, path)
+
+
+def number(name: str, value: Any) -> float:
+    """What `zml.log` was given, as a float. Raises ZmlError for what is none."""
+    if hasattr(value, "detach"):  # a tensor may still hang on to its graph
+        value = value.detach()
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(value).__name__
+        raise ZmlError(
+            NOT_A_NUMBER, f"zml.log({name}=...) got a {kind}", "Log floats or tensors with one element."
+        ) from None
 
 
 def write_model(model: torch.nn.Module, path: str | PathLike[str]) -> None:

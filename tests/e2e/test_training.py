@@ -1,0 +1,95 @@
+"""The main job with real processes: what comes out is what plain Python gives, and comes out again."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Playground, same_model
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--optimizer", "SGD", "--schedule", "step"],
+        ["--optimizer", "SGD", "--schedule", "cosine", "--clip", "0.5"],
+        ["--optimizer", "AdamW", "--schedule", "cosine", "--clip", "0.5"],
+    ],
+    ids=["sgd", "sgd clipped", "adamw clipped"],
+)
+def test_one_synchronous_worker_gives_the_bits_of_plain_python(place: Playground, args: list[str]) -> None:
+    place.plain(*args, "--save", "plain.safetensors")
+    code, text = place.run("run", "-w", "1", "-p", "1", "--sync", "train.py", *args)
+    assert code == 0, text
+    assert same_model(place.folder / "plain.safetensors", place.folder / "model.safetensors")
+
+
+def test_two_synchronous_runs_of_three_workers_give_the_same_bits(place: Playground) -> None:
+    for name in ("one", "two"):
+        code, text = place.run(
+            "run", "-w", "3", "-p", "2", "train.py", "--save", f"{name}.safetensors", "--epochs", "1"
+        )
+        assert code == 0, text
+    assert same_model(place.folder / "one.safetensors", place.folder / "two.safetensors")
+
+
+@pytest.mark.parametrize("mode", [["--staleness", "2"], ["--async"], ["--compress", "bf16"]])
+def test_every_mode_trains_every_batch_once(place: Playground, mode: list[str]) -> None:
+    code, text = place.run("run", "-w", "2", "-p", "2", *mode, "train.py", "--epochs", "2")
+    assert code == 0, text
+    steps = [int(place.script_lines(f"w{rank}").rpartition("steps ")[2].split()[0]) for rank in range(2)]
+    assert sum(steps) == 2 * 24
+    assert place.status()["samples"] == 2 * 192
+
+
+def test_ctrl_c_drains_saves_and_leaves_nothing_behind(place: Playground) -> None:
+    run = place.start("run", "-w", "2", "-p", "1", "train.py", "--epochs", "500", "--pause", "0.02")
+    place.until(lambda: "epoch 1 done" in place.script_lines("w0"), "training goes on")
+    run.send(signal.SIGINT)
+    assert run.wait() == 130, run.text
+    assert (place.run_dir() / "drained.safetensors").exists()
+    assert (place.folder / "model.safetensors").exists(), "the script came to its own end"
+    assert "draining" in run.text
+    assert not place.pids("zml")
+
+
+def test_a_second_ctrl_c_stops_at_once(place: Playground) -> None:
+    run = place.start("run", "-w", "1", "-p", "1", "train.py", "--epochs", "500", "--pause", "5")
+    place.until(lambda: "brings the first parameters" in run.text, "the script has begun")
+    run.send(signal.SIGINT)
+    place.until(lambda: "draining" in run.text, "the drain begins")
+    run.send(signal.SIGINT)
+    assert run.wait(30) == 130, run.text
+    assert not place.pids("zml")
+
+
+def test_nothing_is_left_when_the_launcher_itself_is_killed(place: Playground) -> None:
+    run = place.start("run", "-w", "2", "-p", "1", "train.py", "--epochs", "500", "--pause", "0.05")
+    place.until(lambda: len(place.pids("zml.runner")) == 2, "both scripts run")
+    run.send(signal.SIGKILL)
+    run.wait()
+    place.until(lambda: not place.pids("zml"), "every process is gone")
+
+
+def test_off_a_terminal_there_are_plain_lines_only(place: Playground) -> None:
+    code, text = place.run("run", "-w", "1", "-p", "1", "train.py", "--epochs", "1")
+    assert code == 0, text
+    assert "\r" not in text and "\x1b" not in text
+
+
+def test_the_run_directory_tells_how_it_went(place: Playground) -> None:
+    code, text = place.run("run", "-w", "2", "-p", "1", "train.py")
+    assert code == 0, text
+    folder: Path = place.run_dir()
+    assert {"config.json", "events.jsonl", "status.json", "logs"} <= {path.name for path in folder.iterdir()}
+    status = place.status()
+    assert status["state"] == "SUCCEEDED" and status["exit_code"] == 0
+    assert {member["member"]: member["state"] for member in status["members"]} == {
+        "w0": "done",
+        "w1": "done",
+        "p0": "stopped",
+    }
+    code, shown = place.run("status", str(folder))
+    assert code == 0 and "finished" in shown
