@@ -136,7 +136,7 @@ def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
     It starts a coordinator, M shards and N workers, and leaves none behind.
 
     Ctrl-C lets the workers finish their step and save; a second one ends everything at once. The exit code is
-    the job's: 0, or that of the script that failed first.
+    the job's: 0, or that of the script that failed first; 130 after Ctrl-C.
     """
     from . import gpu
     from .launch import local

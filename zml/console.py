@@ -260,6 +260,19 @@ class Viewer(Protocol):
         """Leave the terminal as it was found."""
 
 
+def pass_on(line: str, out: TextIO) -> None:
+    """Write a script's line. A reader that has gone (`zml run x.py | head`) costs its lines and not the job."""
+    try:
+        print(line, file=out, flush=True)
+    except BrokenPipeError:
+        try:
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), out.fileno()
+            )  # for what is buffered, and the lines to come
+        except OSError:  # it is no file: then nothing is buffered
+            return
+
+
 class PlainViewer:
     """Scripts' lines to standard output, ours to standard error: `zml run x.py > out` has what x printed."""
 
@@ -273,7 +286,7 @@ class PlainViewer:
             self.say(line)
 
     def script_line(self, line: str) -> None:
-        print(line, file=self.out, flush=True)
+        pass_on(line, self.out)
 
     def say(self, line: str) -> None:
         print(f"zml: {line}", file=self.err, flush=True)
@@ -305,7 +318,7 @@ class LiveViewer:
 
     def script_line(self, line: str) -> None:
         if self.out is not None:
-            print(line, file=self.out, flush=True)
+            pass_on(line, self.out)
         else:
             self.console.print(Text.from_ansi(line), soft_wrap=True)
 

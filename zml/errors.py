@@ -46,7 +46,7 @@ class ZmlError(Exception):
 
 
 # Exit codes: 0 done, 1 the script failed, 2 usage, 3 configuration, 4 no cluster, 5 data or files,
-# 75 saved and safe to run again, 130 Ctrl-C.
+# 75 saved and safe to run again, 130 Ctrl-C, 143 SIGTERM.
 USAGE = page(
     "ZML-E101",
     "the command line is not usable",

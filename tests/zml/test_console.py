@@ -1,6 +1,7 @@
 """What people see of a job: a pure function of its status, on a terminal and off."""
 
 import io
+import os
 import re
 from typing import Any
 
@@ -231,6 +232,16 @@ def test_off_a_terminal_the_scripts_lines_and_ours_do_not_mix() -> None:
     viewer.say("draining")
     viewer.close()
     assert (out.getvalue(), err.getvalue()) == ("epoch 1: loss 2.1\n", "zml: draining\n")
+
+
+def test_a_reader_that_goes_away_costs_its_lines_and_not_the_job() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as out:
+        viewer = console.PlainViewer(out, io.StringIO())
+        viewer.script_line("one")
+        os.close(reader)
+        viewer.script_line("two")
+        viewer.script_line("three")  # no error now, and none when the file is closed
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (65.9, "1:05"), (3600, "1:00:00"), (-3, "0:00")])

@@ -5,6 +5,7 @@ drains, a second kills; the exit code is the job's.
 """
 
 import asyncio
+import io
 import os
 import shutil
 import signal
@@ -425,6 +426,9 @@ def run(resolved: Resolved, script: str, args: list[str], devices: Sequence[str]
     logs.configure(
         "launcher", "run", folder=where, job=settings.job, level=settings.log_level, terminal=False
     )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # scripts print what they like, terminals show what they can
     viewer = console.viewer(sys.stdout, sys.stderr)
     local: LocalRun | None = None
     try:
