@@ -84,9 +84,10 @@ def outcome(job: Job) -> str:
     others = [how_it_ended(member, end) for member, end in gone if end.fate is not Fate.DONE]
     if not others:
         return "the worker finished" if len(gone) == 1 else f"all {len(gone)} workers finished"
+    finished = f"{len(gone) - len(others)} of {counted(len(gone), 'worker')} finished"
     if len(others) > NAMED:
         others = [*others[: NAMED - 1], f"{len(others) - NAMED + 1} more did not"]
-    return "; ".join([f"{len(gone) - len(others)} of {counted(len(gone), 'worker')} finished", *others])
+    return "; ".join([finished, *others])
 
 
 def members(job: Job | Over) -> list[MemberView]:

@@ -12,7 +12,8 @@ Detection", 2017). That is granted once until a renewal is heard again, so that 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
+from itertools import count
 from math import inf
 from typing import NamedTuple, TypeAlias
 
@@ -30,6 +31,7 @@ Key: TypeAlias = tuple[JobId, MemberId]
 class Lease:
     """One member's. Times are the observer's own."""
 
+    serial: int  # tells it from every other lease, of the same member too
     heard: float
     ends: float
     usual_gap_s: float | None = None  # smoothed; None before the first renewal
@@ -61,7 +63,8 @@ class Leases:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self._leases: dict[Key, Lease] = {}
-        self._heap: list[tuple[float, Key, Lease]] = []
+        self._heap: list[tuple[float, int, Key]] = []  # end, serial, whose
+        self._serials = count()
         self._looked = -inf  # when it last looked, in the caller's time
         self._stood_still_s = 0.0  # caller's time minus own time
         self._excused = False  # it was held up, and has heard nobody since
@@ -85,8 +88,8 @@ class Leases:
         """A member came."""
         assert key not in self._leases, key
         here = self._here
-        lease = self._leases[key] = Lease(here, here + self.rules.lease_s)
-        heappush(self._heap, (lease.ends, key, lease))
+        lease = self._leases[key] = Lease(next(self._serials), here, here + self.rules.lease_s)
+        heappush(self._heap, (lease.ends, lease.serial, key))
 
     def renew(self, key: Key) -> None:
         """A member was heard."""
@@ -103,10 +106,11 @@ class Leases:
     def ended(self) -> list[Ended]:
         """The leases that have run out, the earliest first; they are dropped."""
         found = []
-        while (lease := self._first()) is not None and lease[0] <= self._here:
-            heappop(self._heap)
-            found.append(Ended(lease[1], self.silent_s(lease[1])))
-            self.drop(lease[1])
+        # In the caller's time, as in `next_deadline`: rounded otherwise, a lease would be due and not over.
+        while (deadline := self.next_deadline()) is not None and deadline <= self._looked:
+            _, _, key = heappop(self._heap)
+            found.append(Ended(key, self.silent_s(key)))
+            self.drop(key)
         return found
 
     def next_deadline(self) -> float | None:
@@ -118,15 +122,15 @@ class Leases:
     def _here(self) -> float:
         return self._looked - self._stood_still_s
 
-    def _first(self) -> tuple[float, Key, Lease] | None:
+    def _first(self) -> tuple[float, int, Key] | None:
         """The entry of the lease that ends first, after bringing up to date every entry before it."""
         while self._heap:
-            end, key, lease = self._heap[0]
-            if self._leases.get(key) is not lease:
+            end, serial, key = self._heap[0]
+            lease = self._leases.get(key)
+            if lease is None or lease.serial != serial:
                 heappop(self._heap)
             elif lease.ends > end:
-                heappop(self._heap)
-                heappush(self._heap, (lease.ends, key, lease))
+                heapreplace(self._heap, (lease.ends, serial, key))
             else:
                 return self._heap[0]
         return None
