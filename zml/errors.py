@@ -50,7 +50,7 @@ class ZmlError(Exception):
 USAGE = page(
     "ZML-E101",
     "the command line is not usable",
-    "A flag, an argument or their combination is wrong. The message names it. `zml COMMAND --help` lists what there is.",
+    "A flag, an argument or their combination is wrong; the message names it. `zml COMMAND --help` lists what there is.",
     exit_code=2,
 )
 CONFIG = page(
@@ -129,7 +129,7 @@ NOT_FORMED = page(
 NOT_JOINED = page(
     "ZML-E501",
     "the script has not joined",
-    "`zml.epochs`, `zml.log` and `zml.save` speak of the model that was given to `zml.join`; join comes first, and once.",
+    "`zml.epochs`, `zml.log` and `zml.save` speak of the model that `zml.join` was given; join comes first, and once.",
 )
 NOT_FINITE = page(
     "ZML-E502",
@@ -148,12 +148,12 @@ LOADER = page(
     "ZML-E301",
     "this loader cannot be divided over workers",
     """zml divides map-style data sets by the order that their sampler draws. It knows torch's own samplers (sequential,
-    random, subset, weighted); for others the order would differ between workers, and samples would be lost or doubled.""",
+    random, subset, weighted); for others the order would differ between workers, and samples be lost or doubled.""",
 )
 EPOCH_DIFFERS = page(
     "ZML-E302",
     "the workers disagree about an epoch",
-    "Every worker must see the same data set, with the same batch size and drop_last, or batches have no common meaning.",
+    "Every worker must see the same data set, with the same batch size and drop_last, or batches mean nothing in common.",
     exit_code=5,
 )
 LAYOUT_DIFFERS = page(
@@ -177,7 +177,7 @@ OPTIMIZER = page(
 NOT_HELD = page(
     "ZML-E513",
     "a parameter has no optimizer",
-    """A parameter with requires_grad that no group of the optimizer holds would never be trained, which is rarely meant.
+    """A parameter with requires_grad that no group of the optimizer holds would never be trained: rarely meant.
     Give it to the optimizer, or freeze it with requires_grad_(False) before zml.join.""",
 )
 FOREIGN = page(
@@ -189,8 +189,8 @@ FOREIGN = page(
 TENSOR = page(
     "ZML-E515",
     "a parameter cannot be trained by zml",
-    """Parameters are dense tensors of float16, bfloat16, float32 or float64 that exist in memory. Complex, integer, sparse,
-    sharded (DTensor), lazy and meta parameters, and sparse gradients, are refused by name.""",
+    """Parameters are dense tensors of float16, bfloat16, float32 or float64 that exist in memory. Complex, integer,
+    sparse, sharded (DTensor), lazy and meta parameters, and sparse gradients, are refused by name.""",
 )
 EMPTY_MODEL = page(
     "ZML-E516", "the model has no parameters", "There is nothing to train in the model given to zml.join."

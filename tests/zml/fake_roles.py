@@ -23,7 +23,9 @@ def flag(name: str) -> str:
 
 def leave(folder: Path, kind: str, name: str, text: str = "") -> None:
     (folder / kind).mkdir(exist_ok=True)
-    (folder / kind / name).write_text(text)
+    partial = folder / kind / f".{name}"
+    partial.write_text(text)
+    partial.rename(folder / kind / name)  # whole or not at all: this process may be killed at any moment
 
 
 def wait_for(path: Path) -> None:
@@ -46,6 +48,11 @@ def coordinator(folder: Path, script: str) -> int:
         wait_for(folder / "joined" / "w1")
         os.kill(os.getpid(), signal.SIGKILL)
     workers = int(os.environ["ZML_WORKERS"])
+    for shard in range(int(os.environ["ZML_SHARDS"])):
+        wait_for(folder / "joined" / f"p{shard}")
+    for worker in range(workers):
+        wait_for(folder / "joined" / f"w{worker}")
+    leave(folder, ".", "formed")
     for worker in range(workers):
         wait_for(folder / "done" / f"w{worker}")
     codes = [int((folder / "done" / f"w{worker}").read_text()) for worker in range(workers)]
@@ -67,6 +74,7 @@ def member(folder: Path, name: str, script: str) -> int:
     if name.startswith("p"):
         wait_for(folder / "status.json")
         return 0
+    wait_for(folder / "formed")
     print(f"{name} line 1\n{name} line \x1b[1m2\x1b[0m é", flush=True)
     print(f"{name} has something to say of itself", file=sys.stderr)
     grandchild = subprocess.Popen(

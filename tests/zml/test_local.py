@@ -146,7 +146,7 @@ def end_of(pid: int, timeout_s: float = 20.0) -> bool:
 
 
 def nothing_is_left(folder: Path) -> bool:
-    pids = {path.name: int(path.read_text()) for path in folder.glob("pids/*")}
+    pids = {path.name: int(path.read_text()) for path in folder.glob("pids/[!.]*")}
     assert "coordinator" in pids
     return all(end_of(pid) for pid in pids.values())
 
