@@ -50,7 +50,7 @@ class ZmlError(Exception):
 USAGE = page(
     "ZML-E101",
     "the command line is not usable",
-    "A flag, an argument or their combination is wrong; the message names it. `zml COMMAND --help` lists what there is.",
+    "A flag, an argument or their combination is wrong, and named. `zml COMMAND --help` lists what there is.",
     exit_code=2,
 )
 CONFIG = page(
@@ -153,7 +153,7 @@ LOADER = page(
 EPOCH_DIFFERS = page(
     "ZML-E302",
     "the workers disagree about an epoch",
-    "Every worker must see the same data set, with the same batch size and drop_last, or batches mean nothing in common.",
+    "Every worker must see the same data set, batch size and drop_last, or batches have no common meaning.",
     exit_code=5,
 )
 LAYOUT_DIFFERS = page(
