@@ -146,8 +146,8 @@ class Playground:
         assert done.returncode == 0, done.stderr
 
     def run_dir(self) -> Path:
-        (folder,) = (self.folder / "runs").iterdir()
-        return folder
+        (file,) = self.folder.glob("runs/*/coordinator.json")
+        return file.parent
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.run_dir() / "status.json").read_text())
