@@ -129,10 +129,9 @@ class Machine:
     def _look_around(self, now: float) -> Actions:
         """What time alone has done."""
         for (job_id, member), silent_s in self.leases.ended():
-            job = self.jobs.get(job_id)
-            if job is not None and isinstance(job.members.records[member], Alive):
-                lost = Lost(job_id, member, f"silent for {silent_s:.1f} s")
-                yield from EVENTS[job.state][Lost](self, job, lost, now)
+            job = self.jobs[job_id]
+            lost = Lost(job_id, member, f"silent for {silent_s:.1f} s")
+            yield from EVENTS[job.state][Lost](self, job, lost, now)
         for job_id in [job_id for job_id, until in self.goodbyes.items() if until <= now]:
             yield from self._end(self.jobs[job_id], f"it did not stop within {self.rules.goodbye_s:g} s")
 

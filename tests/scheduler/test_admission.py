@@ -5,7 +5,7 @@ import pytest
 from tests.scheduler.play import JOB, Play, running
 from zml.scheduler.actions import Action, Admit, Fence, Ignored, Refuse
 from zml.scheduler.events import Exited, Loaded, Registered, Renewed
-from zml.scheduler.ids import Role, ShardId, WorkerId
+from zml.scheduler.ids import HIGHEST, Role, ShardId, WorkerId
 
 
 def refused(actions: list[Action]) -> str:
@@ -92,6 +92,13 @@ def test_once_the_job_runs_no_process_can_take_a_shards_place() -> None:
     play.now += 0.6
     assert refused(play.join("shard", "b", "p0")) == "p0 is another process, which was heard 0.6 s ago"
     assert refused(play.join("shard", "b")) == "job j has its 1 shard"
+
+
+def test_when_every_number_has_run_nobody_comes_without_a_name() -> None:
+    play = Play(2, 1)
+    play.machine.jobs[JOB].members._fresh = HIGHEST + 1
+    assert refused(play.join("worker", "a")) == "job j has given out every worker's number"
+    assert admitted(play.join("worker", "a", "w0")) == ("w0", 1)
 
 
 def test_an_event_of_a_stranger_is_ignored_and_the_reason_is_told() -> None:

@@ -147,6 +147,7 @@ def test_a_restarted_worker_fences_its_former_self() -> None:
         Launch(JOB, W0, 2, "w0#2 joined"),
     ]
     assert play.tell(Renewed(JOB, "w0", 1)) == [Ignored(JOB, "w0#1 is over: w0#2 took its place")]
+    assert play.machine.generation(JOB) == 2
     assert not play.machine.is_current(JOB, "w0", 1) and play.machine.is_current(JOB, "w0", 2)
 
 
@@ -398,6 +399,15 @@ def test_members_that_just_end_when_told_to_stop_are_not_waited_for_longer_than_
     play = running(1, 1)
     play.tell(finished(W0))
     assert play.fall_silent("p0") == [Finish(JOB, State.SUCCEEDED, 0, "the worker finished")]
+
+
+def test_all_who_fall_silent_at_once_are_lost_at_once() -> None:
+    play = running(2, 2)
+    actions = play.fall_silent("w0", "w1", "p0", "p1")
+    assert [action.member for action in actions if isinstance(action, Fence)] == ["p0"], (
+        "the job ended with p0"
+    )
+    assert isinstance(actions[-1], Finish) and play.state() == "FAILED"
 
 
 def test_members_that_do_not_stop_are_not_waited_for_for_ever() -> None:
