@@ -32,7 +32,7 @@ class Card:
     device: str
     incarnation: int
     heard_at: float
-    clock: int = -1
+    steps: int = -1
     epoch: int = -1
     staleness: int = 0
     samples: int = 0
@@ -65,7 +65,7 @@ class Board:
     def report(self, report: Report, now: float) -> None:
         self.training_since = min(self.training_since, now)
         card = self.cards[report.worker]
-        card.clock, card.epoch, card.staleness = report.clock, report.epoch, report.staleness
+        card.steps, card.epoch, card.staleness = report.steps, report.epoch, report.staleness
         card.samples += report.samples
         card.values = report.values or card.values
         card.reported_at = now
@@ -95,7 +95,7 @@ class Board:
             epoch=ledger.epoch,
             epochs=self.epochs,
             epoch_progress=ledger.committed / ledger.batches if ledger.batches else 0.0,
-            clock=self.clock(active),
+            steps=self.steps(active),
             values=self.values(now),
             samples=self.samples,
             samples_per_s=self.samples_per_s(),
@@ -143,15 +143,14 @@ class Board:
             incarnation=card.incarnation,
             node=card.node,
             device=card.device,
-            clock=card.clock,
+            steps=card.steps,
             samples=card.samples,
             heard_s=max(0.0, now - card.heard_at),
         )
 
-    def clock(self, active: Sequence[str]) -> int:
-        """Of the slowest active worker that has reported."""
-        clocks = [self.cards[worker].clock for worker in active if self.cards[worker].clock >= 0]
-        return min(clocks, default=0)
+    def steps(self, active: Sequence[str]) -> int:
+        """Of the worker that has made the most."""
+        return max((self.cards[worker].steps for worker in active), default=0)
 
     def staleness(self, active: Sequence[str]) -> int:
         return max((self.cards[worker].staleness for worker in active), default=0)

@@ -88,9 +88,9 @@ def figures(status: JobStatus) -> list[str]:
     parts = [f"{printable(name)} {number(value)}" for name, value in status.values.items()]
     if status.samples_per_s > 0:
         parts.append(f"{status.samples_per_s:,.0f} samples/s")
-    if status.clock:
-        parts.append(f"clock {status.clock:,}")
-    if status.mode != "sync" and status.clock:
+    if status.steps:
+        parts.append(f"step {status.steps:,}")
+    if status.mode != "sync" and status.steps:
         parts.append(f"staleness {status.staleness}")
     return parts
 
@@ -146,9 +146,9 @@ def block_lines(status: JobStatus, width: int, *, unicode: bool = True) -> Itera
 
 def row(member: MemberStatus, width: int) -> Text:
     name = member.member if member.incarnation <= 1 else f"{member.member}#{member.incarnation}"
-    clock = f"clock {member.clock:,}" if member.clock >= 0 else ""
+    steps = f"step {member.steps:,}" if member.steps >= 0 else ""
     heard = f"heard {member.heard_s:.1f} s ago" if member.heard_s >= 0.0 and member.state in HERE else ""
-    line = f"  {name:<5} {member.state:<8} {clock:<14} "
+    line = f"  {name:<5} {member.state:<8} {steps:<14} "
     if member.state in TROUBLED:
         return cropped(line + member.because, width, "red")
     return cropped(f"{line}{member.device:<7} {printable(member.node)[:16]:<16} {heard}", width)
@@ -224,7 +224,7 @@ class Lines:
         if (
             due
             and status.state in ("RUNNING", "DRAINING")
-            and (status.values or status.clock or status.epochs)
+            and (status.values or status.steps or status.epochs)
         ):
             self.line_at, self.line_progress = status.at, progress
             lines.append(progress_line(status))

@@ -267,12 +267,12 @@ class Drained(Message):
 
 
 class Report(Message, kw_only=True):
-    """A notice: what the script logged, its clock and its samples since the last report."""
+    """A notice: what the script logged, the steps it has finished, and its samples since the last report."""
 
     job: str
     worker: str
     incarnation: int
-    clock: int
+    steps: int
     epoch: int
     epochs: int = 0
     samples: int = 0

@@ -97,7 +97,7 @@ def summary(status: JobStatus) -> list[str]:
         lines.append(status.because)
     for member in status.members:
         if member.state in ("lost", "fenced"):
-            at = f" at clock {member.clock}" if member.clock >= 0 else ""
+            at = f" at step {member.steps}" if member.steps >= 0 else ""
             if f"{member.member} was lost: {member.because}" not in status.because:
                 lines.append(
                     f"{member.member} was lost{at}" + (f": {member.because}" if member.because else "")

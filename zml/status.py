@@ -22,7 +22,7 @@ class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int = 1
     node: str = ""
     device: str = "cpu"
-    clock: int = -1
+    steps: int = -1
     samples: int = 0
     heard_s: float = -1.0
 
@@ -57,7 +57,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0  # the one that is open, from 0
     epochs: int = 0  # 0: not known yet
     epoch_progress: float = 0.0  # share of the open epoch's batches that are applied, 0 to 1
-    clock: int = 0  # of the slowest active worker
+    steps: int = 0  # of the worker that has made the most
     values: Mapping[str, float | None] = {}  # what the script logged, mean over the workers; None: not finite
     samples: int = 0
     samples_per_s: float = 0.0

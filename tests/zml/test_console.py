@@ -33,7 +33,7 @@ def status(**changes: Any) -> JobStatus:
         "epoch": 1,
         "epochs": 5,
         "epoch_progress": 0.25,
-        "clock": 1200,
+        "steps": 1200,
         "values": {"loss": 2.10432},
         "samples": 12345,
         "samples_per_s": 1234.5,
@@ -41,7 +41,7 @@ def status(**changes: Any) -> JobStatus:
         "eta_s": 70.0,
         "started_at": NOON,
         "at": NOON + 83,
-        "members": [member("w0", clock=1201), member("w1", clock=1200), member("p0")],
+        "members": [member("w0", steps=1201), member("w1", steps=1200), member("p0")],
     }
     return JobStatus(**(normal | changes))
 
@@ -57,9 +57,9 @@ def test_a_running_job_is_one_block() -> None:
     assert drawn(status()) == [
         "train.py · staleness 4 · 2 workers, 1 shard                        running  1:23",
         "epoch 2/5 ━━━━━━━━━━━━━━────────────────────────────────────────  25 %  eta 1:10",
-        "loss 2.104   1,234 samples/s   clock 1,200   staleness 3",
-        "  w0    active   clock 1,201    cpu     gpu03            heard 0.1 s ago",
-        "  w1    active   clock 1,200    cpu     gpu03            heard 0.1 s ago",
+        "loss 2.104   1,234 samples/s   step 1,200   staleness 3",
+        "  w0    active   step 1,201     cpu     gpu03            heard 0.1 s ago",
+        "  w1    active   step 1,200     cpu     gpu03            heard 0.1 s ago",
         "  p0    active                  cpu     gpu03            heard 0.1 s ago",
     ]
 
@@ -75,7 +75,7 @@ def test_while_the_cluster_forms_it_says_who_is_here_and_who_is_missing() -> Non
     forming = status(
         state="FORMING",
         epochs=0,
-        clock=0,
+        steps=0,
         values={},
         samples_per_s=0.0,
         members=[member("w1")],
@@ -91,9 +91,9 @@ def test_while_the_cluster_forms_it_says_who_is_here_and_who_is_missing() -> Non
 
 def test_trouble_is_shown_before_the_well_and_with_its_reason() -> None:
     many = [member(f"w{number}") for number in range(20)]
-    many[17] = member("w17", "lost", because="silent for 1.5 s", clock=9)
+    many[17] = member("w17", "lost", because="silent for 1.5 s", steps=9)
     lines = drawn(status(members=many))
-    assert "  w17   lost     clock 9        silent for 1.5 s" in lines
+    assert "  w17   lost     step 9         silent for 1.5 s" in lines
     assert "  and 12 more that are well" in lines
     assert len(lines) == 3 + console.ROWS + 1
 
@@ -121,7 +121,7 @@ members = st.builds(
     incarnation=st.integers(1, 99),
     node=names,
     device=names,
-    clock=st.integers(-1, 10**9),
+    steps=st.integers(-1, 10**9),
     heard_s=st.floats(-1, 1e6),
 )
 statuses = st.builds(
@@ -136,7 +136,7 @@ statuses = st.builds(
     epoch=st.integers(0, 100),
     epochs=st.integers(0, 100),
     epoch_progress=st.floats(0, 1),
-    clock=st.integers(0, 10**9),
+    steps=st.integers(0, 10**9),
     values=st.dictionaries(names, st.floats(allow_nan=True, allow_infinity=True), max_size=5),
     samples_per_s=st.floats(0, 1e9),
     staleness=st.integers(0, 10**6),
@@ -182,7 +182,7 @@ def test_off_a_terminal_a_line_comes_on_change_and_else_every_30_seconds() -> No
     assert lines.update(running) == ["running: all members are here"]
     assert lines.update(msgspec.structs.replace(running, at=NOON + 20)) == []
     assert lines.update(msgspec.structs.replace(running, at=NOON + 33)) == [
-        "[0:33] epoch 1/5, 0 %, loss 2.104, 1,234 samples/s, clock 1,200, staleness 3, 2 workers, eta 1:10"
+        "[0:33] epoch 1/5, 0 %, loss 2.104, 1,234 samples/s, step 1,200, staleness 3, 2 workers, eta 1:10"
     ]
     assert lines.update(msgspec.structs.replace(running, at=NOON + 50)) == []
 

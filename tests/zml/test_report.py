@@ -126,7 +126,7 @@ def test_nothing_in_a_message_moves_the_cursor_or_is_markup() -> None:
 def test_a_job_that_succeeded_says_how_it_went_and_who_was_lost() -> None:
     members = [
         MemberStatus(member="w0", role="worker", state="done"),
-        MemberStatus(member="w1", role="worker", state="lost", clock=120, because="silent for 1.5 s"),
+        MemberStatus(member="w1", role="worker", state="lost", steps=120, because="silent for 1.5 s"),
     ]
     ended = status(
         "SUCCEEDED",
@@ -140,7 +140,7 @@ def test_a_job_that_succeeded_says_how_it_went_and_who_was_lost() -> None:
     assert printed(ended) == [
         "train.py finished after 1:23: 5 epochs, 12,345 samples, loss 1.83",
         "1 worker finished",
-        "w1 was lost at clock 120: silent for 1.5 s",
+        "w1 was lost at step 120: silent for 1.5 s",
         "run directory: runs/x",
     ]
 
