@@ -6,6 +6,7 @@ frames          one envelope <-> its frames, with limits
 liveness        how long a silence may be
 incoming        the requests of one peer, each handled at most once
 session         one peer: requests, credit, hello, silence; no I/O, no clock; what happens is in `events`
+calls           calling the handler
 door            who comes in, under which name
 peer, exchange  the peers of one process: handlers, futures, timers; no sockets
 endpoint        the exchange over ZeroMQ

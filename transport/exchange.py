@@ -11,16 +11,16 @@ import asyncio
 import secrets
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from inspect import isawaitable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
 from msgspec import Struct
 
 from . import events
+from .calls import Calls, check_payload
 from .door import Door, Link
-from .errors import LocalProtocolError, PeerLost, Refusal, Refused, RemoteProtocolError
+from .errors import LocalProtocolError, PeerLost, Refused, RemoteProtocolError
 from .events import Event
 from .frames import (
     NO_SLOT,
@@ -29,13 +29,12 @@ from .frames import (
     Kind,
     Stranger,
     Vocabulary,
-    as_bytes,
     check_name,
     pack,
     unpack,
 )
 from .peer import Peer
-from .peers import CONTROL, Admit, Answer, Buffer, Handler, Limits, PeerInfo, Reply, idempotent_by_class
+from .peers import CONTROL, Admit, Answer, Buffer, Handler, Limits, PeerInfo, idempotent_by_class
 from .session import LINKS, LIVES, Session, State
 from .violations import Violations
 
@@ -72,7 +71,6 @@ class Exchange(ABC):
             raise LocalProtocolError(wrong)
         self._name = name
         self._vocabulary = Vocabulary(vocabulary)
-        self._handler = handler
         self._limits = limits
         self._on_found = on_found
         self._on_lost = on_lost
@@ -83,9 +81,10 @@ class Exchange(ABC):
         self._peers: dict[str, Peer] = {}
         self._links: dict[Hashable, Link] = {}  # those with a peer
         self._door = Door(name, limits.peers, admit)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._grant = limits.credit_bytes
         self.violations = Violations()
+        self._calls = Calls(name, handler, limits, self.violations)
+        self._tasks = self._calls.tasks
 
     # -- the wire, which a subclass supplies -----------------------------------------------------------------
 
@@ -175,7 +174,7 @@ class Exchange(ABC):
         known = self._peers.get(peer)
         if known is None:
             raise PeerLost(peer, "it is not connected")
-        view = self._check(payload)
+        view = check_payload(payload, self._limits)
         number, future = known.ask(message, view, timeout_s)
         self._arm(known)
         try:
@@ -187,7 +186,7 @@ class Exchange(ABC):
     def notify(self, peer: str, message: Struct, payload: Buffer | None = None) -> bool:
         self._running()
         known = self._peers.get(peer)
-        view = self._check(payload)
+        view = check_payload(payload, self._limits)
         if view is not None:
             view = memoryview(bytes(view))
         if known is None or not known.session.notify(message, view):
@@ -265,7 +264,7 @@ class Exchange(ABC):
         peer = self._peers.get(hello.name)
         because = self._door.why_not(hello, envelope.session, key, peer, len(self._peers))
         if because:
-            log.info("hello refused", peer=hello.name, because=because)
+            self.violations.note("hello", hello.name, because, self._running().time())
             self._answer_stranger(link, envelope, because)
             return
         self._let_in(link, envelope, hello, key)
@@ -293,6 +292,7 @@ class Exchange(ABC):
                 granted=self._granted,
                 peer_ping_s=min(max(hello.ping_s, 0.01), 60.0),
             )
+            session.is_newest_hello(envelope)
             peer = self._peers[hello.name] = self._peer(session, link)
             self._share_budget()
         if peer.link is not link:
@@ -351,7 +351,7 @@ class Exchange(ABC):
         for event in happened:
             match event:
                 case events.Handle():
-                    self._call_handler(peer, event)
+                    self._calls.handle(peer, event, self._running())
                 case events.Answered(number, message, payload):
                     peer.resolve(number, Answer(message, payload))
                 case events.RefusedBy(number, code, because):
@@ -387,58 +387,6 @@ class Exchange(ABC):
                     peer.memory_mapped()
                 case events.FreedSlots(slots):
                     peer.memory_freed(slots)
-
-    def _call_handler(self, peer: Peer, call: events.Handle) -> None:
-        if not call.id and peer.notices_running >= self._limits.requests:
-            self.violations.counts["notice dropped"] += 1
-            return
-        try:
-            result = self._handler(peer.name, call.message, call.payload)
-        except Exception as error:
-            self._answer_error(peer, call, error)
-            return
-        if isawaitable(result):
-            task = self._running().create_task(self._finish(peer, call, result))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            self._answer(peer, call, result)
-
-    async def _finish(self, peer: Peer, call: events.Handle, result: Awaitable[Reply]) -> None:
-        notice = not call.id
-        peer.notices_running += notice
-        try:
-            self._answer(peer, call, await result)
-        except Exception as error:
-            self._answer_error(peer, call, error)
-        finally:
-            peer.notices_running -= notice
-        peer.flush()
-
-    def _answer(self, peer: Peer, call: events.Handle, result: Any) -> None:
-        if not call.id:
-            return
-        message, payload = result if isinstance(result, tuple) else (result, None)
-        try:
-            if not isinstance(message, Struct):
-                raise LocalProtocolError(f"a request is answered by a message, not by {message!r}"[:200])
-            peer.session.reply(call.number, call.id, message, self._check(payload))
-        except LocalProtocolError as error:
-            self._answer_error(peer, call, error)
-
-    def _answer_error(self, peer: Peer, call: events.Handle, error: Exception) -> None:
-        if isinstance(error, Refusal):
-            code, because = error.code, error.because
-        else:
-            code, because = "internal", f"internal error in {self._name}; its log says more"
-            log.error(
-                "a handler failed",
-                peer=peer.name,
-                message=type(call.message).__name__,
-                traceback="".join(traceback.format_exception(error)),
-            )
-        if call.id:
-            peer.session.refuse(call.number, call.id, code, because)
 
     def _opened(self, peer: Peer, event: events.Opened) -> None:
         if event.mapped:
@@ -580,16 +528,6 @@ class Exchange(ABC):
             session.redial(now)
         peer.flush()
         self._arm(peer)
-
-    def _check(self, payload: Buffer | None) -> memoryview | None:
-        if payload is None:
-            return None
-        view = as_bytes(payload)
-        if view.nbytes > self._limits.payload_bytes:
-            raise LocalProtocolError(
-                f"a payload of {view.nbytes} bytes; {self._limits.payload_bytes} are allowed"
-            )
-        return view
 
     def _take_number(self) -> int:
         """The number of the next session: greater than every one before in this life."""
