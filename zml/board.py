@@ -122,15 +122,16 @@ class Board:
         (first_at, first), (last_at, last) = self.counted[0], self.counted[-1]
         return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
 
-    def values(self, now: float) -> dict[str, float]:
+    def values(self, now: float) -> dict[str, float | None]:
         """Mean over the workers that reported lately, in the order in which the script gave them."""
         fresh = [card for card in self.cards.values() if card.values and now - card.reported_at <= FRESH_S]
         fresh = fresh or [card for card in self.cards.values() if card.values]
         names = dict.fromkeys(name for card in fresh for name in card.values)
-        means = {}
+        means: dict[str, float | None] = {}
         for name in names:
             numbers = [card.values[name] for card in fresh if name in card.values]
-            means[name] = sum(numbers) / len(numbers)
+            mean = sum(numbers) / len(numbers)
+            means[name] = mean if math.isfinite(mean) else None  # JSON knows no NaN
         return means
 
     def member(self, member: str, state: str, because: str, now: float) -> MemberStatus:

@@ -24,7 +24,8 @@ from zml.outbox import Outbox
 from zml.ps import Ps
 from zml.replica import Replica
 from zml.scheduler.ids import JobId
-from zml.scheduler.machine import Machine, Rules
+from zml.scheduler.machine import Machine
+from zml.scheduler.rules import Rules
 from zml.seat import Seat
 from zml.transport import BULK
 from zml.transport.memory import MemoryEndpoint, MemoryNetwork
