@@ -6,7 +6,7 @@ coroutines each peer has a bounded number running: its session bounds the reques
 
 import asyncio
 import traceback
-from collections.abc import Awaitable
+from functools import partial
 from inspect import isawaitable
 from typing import Any
 
@@ -27,7 +27,7 @@ class Calls:
     """The calls of one process's handler."""
 
     def __init__(self, name: str, handler: Handler, limits: Limits, violations: Violations) -> None:
-        self.tasks: set[asyncio.Task[None]] = set()  # the handlers that run
+        self.tasks: set[asyncio.Future[Reply]] = set()  # the handlers that run
         self._name = name
         self._handler = handler
         self._limits = limits
@@ -44,19 +44,22 @@ class Calls:
             return
         if isawaitable(result):
             peer.notices_running += not call.id
-            task = loop.create_task(self._finish(peer, call, result))
+            task = asyncio.ensure_future(result, loop=loop)
             self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            task.add_done_callback(partial(self._finished, peer, call))
         else:
             self._answer(peer, call, result)
 
-    async def _finish(self, peer: Peer, call: Handle, result: Awaitable[Reply]) -> None:
-        try:
-            self._answer(peer, call, await result)
-        except Exception as error:
+    def _finished(self, peer: Peer, call: Handle, task: "asyncio.Future[Reply]") -> None:
+        self.tasks.discard(task)
+        peer.notices_running -= not call.id
+        if task.cancelled():
+            # At the end of this process its peers are gone already; otherwise somebody waits for an answer.
+            self._answer_error(peer, call, Refusal("cancelled", f"{self._name} has cancelled the handler"))
+        elif error := task.exception():
             self._answer_error(peer, call, error)
-        finally:
-            peer.notices_running -= not call.id
+        else:
+            self._answer(peer, call, task.result())
         peer.flush()
 
     def _answer(self, peer: Peer, call: Handle, result: Any) -> None:
@@ -70,7 +73,7 @@ class Calls:
         except LocalProtocolError as error:
             self._answer_error(peer, call, error)
 
-    def _answer_error(self, peer: Peer, call: Handle, error: Exception) -> None:
+    def _answer_error(self, peer: Peer, call: Handle, error: BaseException) -> None:
         if isinstance(error, Refusal):
             code, because = error.code, error.because
         else:
