@@ -85,9 +85,7 @@ class Pass:
     undealt: list[int] = field(default_factory=list)  # empty unless nobody is present
     shares: dict[WorkerId, deque[int]] = field(default_factory=dict)  # dealt and not taken; of those present
     leases: dict[int, WorkerId] = field(default_factory=dict)  # taken and not committed
-    given: dict[WorkerId, list[int]] = field(
-        default_factory=dict
-    )  # all a present worker ever took, in its order
+    given: dict[WorkerId, list[int]] = field(default_factory=dict)  # all that those present took, in order
     returned: set[int] = field(default_factory=set)  # leased once, not committed, and back; they go out first
     dealt_again: bool = False
     given_again: int = 0  # batches leased after that

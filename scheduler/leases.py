@@ -43,7 +43,8 @@ class Lease:
         self.lateness_s = max(gap - usual, MEMORY * self.lateness_s)
         self.usual_gap_s = usual + (gap - usual) / 8  # the gain of TCP's round-trip estimate, RFC 6298
         self.heard = at
-        self.ends = at + min(rules.lease_s + rules.jitter_factor * self.lateness_s, rules.lease_most_s)
+        lasts_s = min(rules.lease_s + rules.jitter_factor * self.lateness_s, rules.lease_most_s)
+        self.ends = max(self.ends, at + lasts_s)  # a renewal never shortens: the heap relies on it
 
 
 class Ended(NamedTuple):

@@ -69,11 +69,9 @@ class Members:
     def __init__(self) -> None:
         self.records: dict[MemberId, Record] = {}
         self.first_loss: Gone | None = None  # of the workers, by time
-        self._alive: dict[Role, dict[MemberId, Alive]] = {
-            "worker": {},
-            "shard": {},
-        }  # those of `records` that are
-        self._at: dict[str, MemberId] = {}  # peer -> who lives there
+        # Both say again what `records` says, to be found at once: who is alive, and who lives at a peer.
+        self._alive: dict[Role, dict[MemberId, Alive]] = {"worker": {}, "shard": {}}
+        self._at: dict[str, MemberId] = {}
         self._entries = count()
         self._fresh = 0  # every worker's number below it has run
 
@@ -87,6 +85,7 @@ class Members:
     def why_not(self, member: str, incarnation: int) -> str:
         """Why there is no such member now."""
         record = self.records.get(as_member(member))
+        member = member[:20]  # a stranger may call itself anything
         if record is None or incarnation > record.incarnation or incarnation < 1:
             return f"{member}#{incarnation} was never a member"
         if incarnation < record.incarnation:

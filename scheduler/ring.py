@@ -11,7 +11,7 @@ Measured, growing by one over n = 1 .. 32 and six sets of chunks: 400 chunks mov
 2,000 chunks 1.10 / (n + 1); plain bounded load, where the next shard with room takes what is displaced, moves up to
 1.35 / (n + 1) at 8 shards and 1.70 / (n + 1) at 16. The largest of 8 shards with 400 chunks holds 55: 1.1 x the mean.
 Below about six chunks per shard, rounding alone moves more. Taking a shard out of the middle replays history without
-it and moves up to 1.4 / n at 8 shards and 3 / n at 16; nobody does that: a restarted shard has its old name.
+it and moves up to 1.4 / n for n = 9 shards and 3 / n for n = 17; nobody does that: a restarted shard has its old name.
 100,000 chunks on 64 shards take about a second.
 """
 
@@ -63,9 +63,8 @@ def place(
 
 def capacity(chunks: int, shards: int, bound: float) -> int:
     """Most chunks that one shard may hold: `bound` times the mean, and never less than it takes to hold them all."""
-    return max(
-        -(-chunks // shards), int(bound * chunks / shards + 1e-9)
-    )  # 1.1 * 50 is 55.000...01 or 54.999...9
+    bounded = int(bound * chunks / shards + 1e-9)  # 1.1 * 400 / 8 may come out as 54.999...
+    return max(bounded, -(-chunks // shards))
 
 
 def point(name: str) -> int:

@@ -13,6 +13,7 @@ In BSP the mean over clock t is complete when low > t. Each shard has a gate of 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Protocol, TypeVar
 
 from .ids import WorkerId
@@ -58,11 +59,10 @@ class Gate:
         self.incarnations: dict[WorkerId, int] = {}  # the newest roster, in order of seniority
         self.active: dict[WorkerId, Stand] = {}  # those of the roster that are waited for
         self.former: dict[WorkerId, int] = {}  # who left: every clock below it is finished
-        self.ranks: dict[
-            WorkerId, int
-        ] = {}  # of everybody who ever was in a roster; the lowest is the senior
+        self.ranks: dict[WorkerId, int] = {}  # of all who ever were in a roster; the senior's is the lowest
+        self._ranks = count()
         self.low: int | None = None  # where the slowest active worker stands; None while nobody is active
-        self.highest_low = 0
+        self.highest_low = 0  # the furthest that `low` ever was
 
     # -- who takes part ------------------------------------------------------------------------------
 
@@ -79,8 +79,7 @@ class Gate:
         for seat in seats:
             worker = WorkerId(seat.worker)
             if self.incarnations.get(worker) != seat.incarnation:
-                self.ranks.pop(worker, None)
-                self.ranks[worker] = 1 + max(self.ranks.values(), default=-1)
+                self.ranks[worker] = next(self._ranks)
             if seat.founder and worker not in self.active:
                 self.active[worker] = Stand(0)
         self.incarnations = named
@@ -129,9 +128,8 @@ class Gate:
         """Who keeps `clock` from being computed, the senior first; nobody when it may be."""
         if self.bound is None:
             return []
-        return [
-            w for w in self.incarnations if w in self.active and self.active[w].clock < clock - self.bound
-        ]
+        behind = clock - self.bound
+        return [w for w in self.incarnations if w in self.active and self.active[w].clock < behind]
 
     # -- seniority -----------------------------------------------------------------------------------
 

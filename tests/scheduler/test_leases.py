@@ -97,6 +97,14 @@ def test_a_member_that_was_late_gets_twice_its_lateness_on_top_and_loses_it_slow
     assert leases.next_deadline() == pytest.approx(31.4 + 1.0, abs=0.2)
 
 
+def test_a_renewal_never_shortens_a_lease() -> None:
+    leases = granted(0)
+    beats(leases, 0, [10.2, 10.4, 11.2])
+    end = leases.next_deadline()
+    beats(leases, 0, [11.2])  # its lateness is forgotten a little, and no time has passed
+    assert leases.next_deadline() == end
+
+
 def test_no_jitter_makes_a_lease_longer_than_the_longest() -> None:
     leases = granted(0)
     beats(leases, 0, [10.2])

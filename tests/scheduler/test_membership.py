@@ -74,7 +74,7 @@ def test_one_process_is_one_member() -> None:
     ("member", "incarnation", "because"),
     [
         ("w7", 1, "w7#1 was never a member"),
-        ("nonsense", 1, "nonsense#1 was never a member"),
+        ("nonsense" * 99, 1, "nonsensenonsensenons#1 was never a member"),
         ("w0", 3, "w0#3 was never a member"),
         ("w0", 0, "w0#0 was never a member"),
         ("w0", 1, "w0#1 is over: w0#2 took its place"),
