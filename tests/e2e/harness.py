@@ -35,6 +35,9 @@ parser.add_argument("--save", default="model.safetensors")
 parser.add_argument("--trouble", default="")
 parser.add_argument("--at", type=int, default=3)
 parser.add_argument("--on", default="")
+parser.add_argument("--accumulate", type=int, default=1)
+parser.add_argument("--odd", action="store_true")
+parser.add_argument("--loaders", type=int, default=0)
 a = parser.parse_args()
 me = os.environ.get("ZML_SEAT", "")
 
@@ -55,6 +58,19 @@ torch.manual_seed(0)
 x = torch.randn(a.samples, 16)
 y = (x @ torch.randn(16) > 0).long()
 model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Dropout(0.1), torch.nn.Linear(32, 2))
+model.add_module("extra", torch.nn.Linear(16, 2))  # has a gradient in some steps only, and part of it never
+if a.odd:
+    model[0].bias.requires_grad_(False)
+    model.extra.bias.requires_grad_(True)
+else:
+    model.extra.requires_grad_(False)
+
+def forward(bx, step):
+    out = bx
+    for layer in list(model)[:4]:
+        out = layer(out)
+    return out + bx @ model.extra.weight.T if a.odd and step % 3 == 1 else out
+
 if a.optimizer == "SGD":
     opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
 else:
@@ -63,14 +79,18 @@ if a.schedule == "step":
     sched = torch.optim.lr_scheduler.StepLR(opt, 1, 0.5)
 else:
     sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, a.epochs)
-train = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
+train = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True, num_workers=a.loaders)
 train = zml.join(model, opt, train)
 step = 0
 for epoch in zml.epochs(a.epochs):
     for bx, by in train:
-        loss = F.cross_entropy(model(bx), by) * trouble(step)
-        opt.zero_grad()
+        loss = F.cross_entropy(forward(bx, step), by) * trouble(step)
+        if step % a.accumulate == 0:
+            opt.zero_grad()
         loss.backward()
+        if (step + 1) % a.accumulate:
+            step += 1
+            continue
         if a.clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), a.clip)
         opt.step()

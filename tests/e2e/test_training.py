@@ -16,8 +16,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
         ["--optimizer", "SGD", "--schedule", "step"],
         ["--optimizer", "SGD", "--schedule", "cosine", "--clip", "0.5"],
         ["--optimizer", "AdamW", "--schedule", "cosine", "--clip", "0.5"],
+        ["--optimizer", "SGD", "--accumulate", "3"],
+        ["--optimizer", "AdamW", "--odd", "--loaders", "1"],
     ],
-    ids=["sgd", "sgd clipped", "adamw clipped"],
+    ids=["sgd", "sgd clipped", "adamw clipped", "gradients of three passes", "parameters without gradients"],
 )
 def test_one_synchronous_worker_gives_the_bits_of_plain_python(place: Playground, args: list[str]) -> None:
     place.plain(*args, "--save", "plain.safetensors")
