@@ -33,6 +33,7 @@ from msgspec import Struct
 from .auth import DOMAIN, Authenticator
 from .errors import AddressInUse, BadAddress, OpenBind
 from .exchange import Exchange
+from .heap import keep_freed_memory
 from .keys import Keys
 from .peers import CONTROL, HEADER_BYTES, KB, MB, Admit, Handler, Limits, idempotent_by_class
 
@@ -44,6 +45,8 @@ BATCH: Final = 64  # messages taken in before others have a turn
 BATCH_BYTES: Final = 8 * MB
 RETRY_S: Final = 0.005  # for what a full socket did not take, should its signal be missed
 LINGER_MS: Final = 1000  # for goodbyes
+LARGE: Final = MB  # payloads for which memory is worth keeping
+LOOPBACK_SEND_BYTES: Final = 512 * KB  # small enough that what was sent is received out of the cache
 REVOKE_S: Final = 2.0  # how often the list of authorized keys is looked at
 IPC_CHARS: Final = 107  # sun_path
 SPARE_FILES: Final = 128  # descriptors that are not for peers
@@ -53,6 +56,12 @@ _ROUTE: Final = re.compile(rb"[!-.0-~]{1,64}/[0-9a-f]{32}", re.ASCII)
 log = structlog.get_logger("zml.transport")
 
 Socket = zmq.SyncSocket
+
+# As plain numbers: an operation on pyzmq's enums costs as much as a system call.
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_MORE: Final = int(zmq.SNDMORE) | _NOBLOCK
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
 
 
 class _Channel:
@@ -110,20 +119,25 @@ class _Channel:
             budget = BATCH_BYTES
             for _ in range(BATCH):
                 frames = self._receive()
-                if frames is None:
+                if frames is not None:
+                    budget -= self._take(self, frames)
+                if frames is None or not self._has_input():
                     more = False
                     break
-                budget -= self._take(self, frames)
-                if budget < 0 or self._closed:
+                if budget < 0:
                     break
+            if self._queues:
+                self.retry()
+                more = True
         finally:
             self._draining = False
-            if not self._closed:
-                if self._queues:
-                    self.retry()
-                # An edge that nobody waits for is never signalled again.
-                if more:
-                    self._look()
+            # An edge that nobody waits for is never signalled again, and to send may have swallowed one.
+            if more:
+                self._look()
+
+    def _has_input(self) -> bool:
+        """Also makes the descriptor signal the next input: it shows edges, and every call may swallow one."""
+        return not self._closed and bool(int(self.socket.getsockopt(_EVENTS)) & _POLLIN)
 
     def _receive(self) -> list[Any] | None:
         """One message: [routing id,] header[, payload]; a fourth element stands for any number of further frames."""
@@ -131,29 +145,29 @@ class _Channel:
         frames: list[Any] = []
         try:
             if self._router:
-                frames.append(receive(zmq.NOBLOCK))
-            frame = receive(zmq.NOBLOCK, copy=False)
+                frames.append(receive(_NOBLOCK))
+            frame = receive(_NOBLOCK, copy=False)
         except zmq.Again:
             return None
         frames.append(frame)
         if frame.more:
-            frame = receive(zmq.NOBLOCK, copy=False)
+            frame = receive(_NOBLOCK, copy=False)
             frames.append(frame)
             if frame.more:
                 while frame.more:
-                    frame = receive(zmq.NOBLOCK, copy=False)
+                    frame = receive(_NOBLOCK, copy=False)
                 frames.append(None)
         return frames
 
     def _look(self) -> None:
-        if not self._look_again:
+        """To be called after whatever may have swallowed an edge."""
+        if not self._look_again and self._has_input():
             self._look_again = True
-            self._loop.call_soon(self._look_now)
+            self._loop.call_soon(self._drain_again)
 
-    def _look_now(self) -> None:
+    def _drain_again(self) -> None:
         self._look_again = False
-        if not self._closed and int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self.drain()
+        self.drain()
 
     # -- sending ---------------------------------------------------------------------------------------------
 
@@ -186,12 +200,12 @@ class _Channel:
         send = self.socket.send
         try:
             if self._router:
-                send(route, zmq.SNDMORE | zmq.NOBLOCK)
+                send(route, _MORE)
             if payload is None:
-                send(header, zmq.NOBLOCK)
+                send(header, _NOBLOCK)
             else:
-                send(header, zmq.SNDMORE | zmq.NOBLOCK)
-                send(payload, zmq.NOBLOCK, copy=payload.nbytes < COPY_BELOW)
+                send(header, _MORE)
+                send(payload, _NOBLOCK, copy=payload.nbytes < COPY_BELOW)
         except zmq.Again:
             return None
         except zmq.ZMQError as error:
@@ -280,6 +294,8 @@ class ZmqEndpoint(Exchange):
     async def start(self) -> None:
         for address in self._bind:
             _check_bind(address, self._keys is not None)
+        if self._limits.payload_bytes > LARGE:
+            keep_freed_memory()
         await super().start()
         loop = self._running()
         context = self._context = zmq.Context(self._io_threads)
@@ -289,7 +305,7 @@ class ZmqEndpoint(Exchange):
                 if self._keys is not None:
                     self._authenticator = Authenticator(context, self._keys.authorized, self.violations)
                     self._revoke_timer = loop.call_later(REVOKE_S, self._revoke)
-                listener = self._socket(zmq.ROUTER)
+                listener = self._socket(zmq.ROUTER, self._bind)
                 self._listener = _Channel(listener, loop, self._limits, self._take_routed)
                 self._addresses = tuple(_bind(listener, address) for address in self._bind)
         except BaseException:
@@ -327,7 +343,7 @@ class ZmqEndpoint(Exchange):
         return self._listener is not None and self._listener.send(route, header, payload)
 
     def _dial(self, peer: str, address: str) -> Hashable:
-        socket = self._socket(zmq.DEALER)
+        socket = self._socket(zmq.DEALER, [address])
         try:
             # A new number each time: nobody who saw an old one can take this connection over.
             socket.setsockopt(zmq.ROUTING_ID, f"{self.name}/{secrets.token_hex(16)}".encode("ascii"))
@@ -406,7 +422,7 @@ class ZmqEndpoint(Exchange):
 
     # -- sockets ---------------------------------------------------------------------------------------------
 
-    def _socket(self, kind: int) -> Socket:
+    def _socket(self, kind: int, addresses: Sequence[str]) -> Socket:
         assert self._context is not None
         limits, keys = self._limits, self._keys
         socket = self._context.socket(kind)
@@ -429,6 +445,9 @@ class ZmqEndpoint(Exchange):
             options |= {zmq.ROUTER_MANDATORY: 1, zmq.ROUTER_HANDOVER: 1, zmq.BACKLOG: 4096}
         else:
             options |= {zmq.IMMEDIATE: 1}
+        if all(a.startswith("ipc://") or _is_loopback(_host(a)) for a in addresses):
+            # Between machines the kernel fits it to the distance; within one it lets it outgrow the cache.
+            options[zmq.SNDBUF] = LOOPBACK_SEND_BYTES
         if keys is not None:
             options |= {
                 zmq.CURVE_PUBLICKEY: keys.public.encode("ascii"),
