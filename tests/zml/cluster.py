@@ -16,8 +16,8 @@ from zml.codec import by_name
 from zml.config import Settings
 from zml.coordinator import Coordinator
 from zml.events import EventLog
-from zml.hyper import hyper_of, write_hyper
-from zml.layout import Bucket, Registration, buckets
+from zml.hyper import OptimizerSpec, hyper_of, write_hyper
+from zml.layout import Bucket, Layout, Registration, buckets
 from zml.lease import COORDINATOR, join
 from zml.messages import AnyMessage, Delta, Exited, JobSpec, Launch, Message, Ok, Pulse, Stop, Taken, Wait
 from zml.outbox import Outbox
@@ -35,9 +35,8 @@ JOB = "job"
 
 
 def model_of(seed: int) -> torch.nn.Module:
-    """Two chunks: enough for two shards and a bucket each."""
     torch.manual_seed(seed)
-    return torch.nn.Sequential(torch.nn.Linear(300, 256), torch.nn.Linear(256, 40))
+    return torch.nn.Sequential(torch.nn.Linear(12, 10), torch.nn.Linear(10, 4))
 
 
 class Script:
@@ -110,8 +109,9 @@ class Script:
 
     async def _epochs(self) -> None:
         client = self.client
-        registration = Registration.of(self.model, self.optimizer, bucket_chunks=1)
-        layout = registration.layout
+        # Three chunks: enough for two shards with several buckets.
+        layout = Layout.of(self.model, self.optimizer, chunk_elements=64)
+        registration = Registration(layout, OptimizerSpec.of(self.optimizer), bucket_chunks=1)
         registered, placement = await client.register(
             registration.to_bytes(), registration.digest, len(layout.chunks)
         )
