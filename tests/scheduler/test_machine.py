@@ -487,9 +487,11 @@ class World(RuleBasedStateMachine):
         return repr((jobs, self.machine.over, self.machine.goodbyes))
 
     def tell(self, event: Event) -> list[Action]:
+        deadline = self.machine.next_deadline()
+        time_is_up = deadline is not None and deadline <= self.now
         before = self.snapshot()
         actions = self.machine.handle(event, self.now)
-        if all(isinstance(action, Ignored | Refuse) for action in actions) and actions:
+        if actions and all(isinstance(action, Ignored | Refuse) for action in actions) and not time_is_up:
             refused_layout = isinstance(event, Registered) and isinstance(actions[0], Refuse)
             assert refused_layout or self.snapshot() == before, "it said no, and something changed"
         for action in actions:
