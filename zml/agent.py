@@ -171,6 +171,7 @@ class Agent:
         environment |= {runner.FAILURE_FILE: str(failure_file), "PYTHONUNBUFFERED": "1"}
         if self.device.startswith("cuda:"):
             environment["CUDA_VISIBLE_DEVICES"] = self.device.removeprefix("cuda:")
+            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # count as nvidia-smi does
         elif self.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return environment

@@ -82,6 +82,7 @@ class DividedLoader:
         self.open: list[int] = []
         self.done: list[int] = []
         self.order: list[list[int]] = []
+        self.under_way = False  # an epoch was begun and is not over; after the loop: the script left it early
         self._inner: DataLoader[Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -96,29 +97,22 @@ class DividedLoader:
         self.open.clear()
 
     def __iter__(self) -> Iterator[Any]:
-        self.leased.clear()
-        self.handed.clear()
-        first = True
-        try:
-            while True:
-                if first:
-                    source: Iterator[Any] = iter(self._divided())
-                    first = False
-                else:
-                    more = self.ledger.take(TAKE, self.take_done(), wait=True)
-                    if more is None:
-                        return
-                    self.leased.extend(more)
-                    source = self._again()
-                for item in source:
-                    batch, samples = self.handed.popleft()
-                    self.open.append(batch)
-                    self.ledger.in_hand(batch, samples)
-                    yield item
-                self.applied()  # what the script passed over without a step is not asked of anybody again
-        except GeneratorExit:
-            self._give_up_share()
-            raise
+        self.finish()
+        self.under_way = True
+        source: Iterator[Any] = iter(self._divided())
+        while True:
+            for item in source:
+                batch, samples = self.handed.popleft()
+                self.open.append(batch)
+                self.ledger.in_hand(batch, samples)
+                yield item
+            self.applied()  # what the script passed over without a step is not asked of anybody again
+            more = self.ledger.take(TAKE, self.take_done(), wait=True)
+            if more is None:
+                self.under_way = False
+                return
+            self.leased.extend(more)
+            source = self._again()
 
     def _divided(self) -> DataLoader[Any]:
         """The user's loader over this worker's batches; workers, collation and pinning are the user's own."""
@@ -133,12 +127,16 @@ class DividedLoader:
         torch.set_rng_state(state)
         return source
 
-    def _give_up_share(self) -> None:
-        """The script left the loop early: the rest of this worker's share counts as seen."""
+    def finish(self) -> None:
+        """Where the script left the loop of an epoch early: give up the rest of its share, and see the epoch over."""
+        if not self.under_way:
+            return
+        self.under_way = False
         self.applied()
-        self.done += [batch for batch, _ in self.handed]
-        self.done += self.leased
-        while batches := self.ledger.take(MOST_AT_ONCE, self.take_done(), wait=False):
+        self.done += [*(batch for batch, _ in self.handed), *self.leased]
+        self.handed.clear()
+        self.leased.clear()
+        while (batches := self.ledger.take(MOST_AT_ONCE, self.take_done(), wait=True)) is not None:
             self.done += batches
 
     def take_done(self) -> list[int]:

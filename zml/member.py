@@ -59,7 +59,9 @@ class Member:
         self.rested_at: int | None = None  # the clock at which this worker ran out of batches, while it rests
         self.epochs_wanted = 0
         self.draining = ""
-        self.steps = 0  # that this script has finished; clocks also count the steps of an epoch that others made
+        self.steps = (
+            0  # that this script has finished; clocks also count the steps of an epoch that others made
+        )
         self.samples = 0  # since the last report
         self.values: dict[str, Any] = {}
         self.reported_at = time.monotonic()
@@ -119,6 +121,8 @@ class Member:
             if self.draining:
                 break
             yield epoch
+            if self.loader is not None:
+                self.loader.finish()
         self._report()
         if self.draining:
             self.save(Path(self.seat.run_dir, "drained.safetensors"))

@@ -1,4 +1,4 @@
-"""Separate machines, as network namespaces, with CURVE: members with keys train, strangers get nowhere and are logged."""
+"""Separate machines, as network namespaces, with CURVE: members with keys train, strangers get nowhere."""
 
 import itertools
 import json

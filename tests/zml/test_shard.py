@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.simulation import simulate
 from zml.binding import Binding
 from zml.codec import by_name
 from zml.hyper import hyper_of, write_hyper
@@ -17,8 +18,6 @@ from zml.replica import Replica
 from zml.scheduler.ids import JobId
 from zml.shard import Shard
 from zml.transport import Refusal
-
-from tests.simulation import simulate
 
 JOB = "job"
 

@@ -1,0 +1,227 @@
+"""Gradients leave during backward, parameters arrive with the step, and the script notices nothing of it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from zml.binding import Binding
+from zml.client import Deliver
+from zml.codec import by_name
+from zml.errors import ZmlError
+from zml.hooks import Hooks
+from zml.hyper import OptimizerSpec
+from zml.iothread import IoThread
+from zml.layout import Bucket, Layout, Registration, buckets
+from zml.messages import Commit, Enter, Load, Pull, Push
+from zml.messages import Seat as RosterSeat
+from zml.scheduler.ids import JobId
+from zml.seat import Seat
+from zml.shard import Shard
+
+JOB, ME = "job", "w0"
+
+
+class Direct:
+    """A client without a network: its shard is called on the spot, in the I/O thread."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.seat = Seat(job=JOB, worker=ME, incarnation=1, coordinator=[])
+        self.told: list[str] = []  # what reached the shard, in order
+        self.broken = ""
+
+    def tell(self, message: Any, payload: Any = None) -> Any:
+        return self.shard.handle(ME, message, payload)
+
+    def push(self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int]) -> None:
+        self.told.append(f"push {bucket.index}")
+        # A copy, as on its way through the network: the buffer is used again by the next step.
+        self.tell(Push(JOB, ME, 1, clock, bucket.index, absent), memoryview(bytes(payload)))
+
+    async def commit(self, clock: int, hyper: bytes, cut: Sequence[Bucket]) -> None:
+        if self.broken:
+            raise ZmlError("ZML-E205", self.broken)
+        self.told.append(f"commit {clock}")
+        self.tell(Commit(JOB, ME, 1, clock, len(cut)), memoryview(hyper))
+
+    async def pull_all(
+        self, wanted: Sequence[tuple[Bucket, list[int]]], clock: int, deliver: Deliver
+    ) -> None:
+        for bucket, have in wanted:
+            answer = self.tell(Pull(JOB, ME, 1, clock, bucket.index, have))
+            message, payload = answer if isinstance(answer, tuple) else await answer
+            deliver(bucket, message, payload)
+
+    async def load(self, bucket: Bucket, payload: memoryview) -> None:
+        self.tell(Load(JOB, ME, 1, bucket.index), memoryview(bytes(payload)))
+
+
+class Twin:
+    """The same model twice: one trained through zml, one by torch alone."""
+
+    def __init__(self, io: IoThread, compress: str = "none", **options: Any) -> None:
+        torch.manual_seed(3)
+        self.model, self.plain = (
+            torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3))
+            for _ in range(2)
+        )
+        self.plain.load_state_dict(self.model.state_dict())
+        numbers = {"lr": 0.1, "momentum": 0.9, **options}
+        self.optimizer = torch.optim.SGD(self.model.parameters(), **numbers)
+        self.plain_optimizer = torch.optim.SGD(self.plain.parameters(), **numbers)
+        layout = Layout.of(self.model, self.optimizer, chunk_elements=40)
+        registration = Registration(layout, OptimizerSpec.of(self.optimizer), 1)
+        placement = [0] * len(layout.chunks)
+        shard = Shard(JobId(JOB), "p0")
+        shard.assign(registration, placement, 0, compress)
+        shard.roster(1, [RosterSeat(ME, 1, True)])
+        shard.handle(ME, Enter(JOB, ME, 1), None)
+        self.direct = Direct(shard)
+        cut = buckets(layout, placement, 1)
+        self.steps = 0
+        binding = Binding(layout, self.model)
+        codec = by_name(compress)
+        self.hooks = Hooks(binding, self.optimizer, cut, codec, self.direct, io, self.stepped)  # type: ignore[arg-type]
+        self.hooks.load_shards()
+        self.hooks.pull(0, everything=True)
+        self.hooks.install()
+        self.x, self.y = torch.randn(16, 6), torch.randint(0, 3, (16,))
+
+    def stepped(self) -> None:
+        self.steps += 1
+
+    def both(self) -> Iterator[tuple[torch.nn.Module, torch.optim.Optimizer]]:
+        yield self.model, self.optimizer
+        yield self.plain, self.plain_optimizer
+
+    def backward(self, model: torch.nn.Module) -> None:
+        F.cross_entropy(model(self.x), self.y).backward()  # type: ignore[no-untyped-call]
+
+    def equal(self) -> bool:
+        pairs = zip(self.model.parameters(), self.plain.parameters(), strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture
+def io() -> Iterator[IoThread]:
+    thread = IoThread("test")
+    yield thread
+    thread.close()
+
+
+def test_buckets_leave_during_backward_the_last_layers_first(io: IoThread) -> None:
+    twin = Twin(io)
+    twin.backward(twin.model)
+    io.call(nothing())
+    pushes = list(twin.direct.told)
+    assert pushes == [f"push {bucket.index}" for bucket in twin.hooks.buckets], (
+        "all left, in order of readiness"
+    )
+    twin.optimizer.step()
+    assert twin.direct.told == [*pushes, "commit 0"], "and the step only counts them"
+    assert twin.steps == 1
+
+
+def test_steps_give_the_bits_of_torch(io: IoThread) -> None:
+    twin = Twin(io, weight_decay=0.01)
+    for step in range(6):
+        for model, optimizer in twin.both():
+            optimizer.zero_grad(set_to_none=step % 2 == 0)
+            twin.backward(model)
+            optimizer.step()
+    assert twin.equal()
+
+
+def test_gradients_that_change_after_backward_are_sent_again_and_from_then_on_with_the_step(
+    io: IoThread,
+) -> None:
+    twin = Twin(io)
+    for _ in range(3):
+        for model, optimizer in twin.both():
+            optimizer.zero_grad()
+            twin.backward(model)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            optimizer.step()
+    assert twin.equal()
+    assert not twin.hooks.early
+    count = len(twin.hooks.buckets)
+    assert [word.partition(" ")[0] for word in twin.direct.told] == (
+        ["push"] * 2 * count + ["commit"] + 2 * (["push"] * count + ["commit"])
+    )
+
+
+def test_gradients_of_several_backward_passes_add_up(io: IoThread) -> None:
+    twin = Twin(io)
+    for _ in range(2):
+        for model, optimizer in twin.both():
+            optimizer.zero_grad()
+            for _ in range(3):
+                twin.backward(model)
+            optimizer.step()
+    assert twin.equal()
+
+
+def test_gradients_are_there_again_after_the_step(io: IoThread) -> None:
+    twin = Twin(io)
+    for model, optimizer in twin.both():
+        twin.backward(model)
+        optimizer.step()
+    for ours, plain in zip(twin.model.parameters(), twin.plain.parameters(), strict=True):
+        assert ours.grad is not None and plain.grad is not None
+        assert torch.equal(ours.grad, plain.grad), "a script may look at them"
+
+
+def test_a_step_that_a_grad_scaler_drops_is_dropped_here_too(io: IoThread) -> None:
+    twin = Twin(io)
+    for bad in (False, True, False):
+        for model, optimizer in twin.both():
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(twin.x), twin.y)
+            (loss * float("inf") if bad else loss).backward()  # type: ignore[no-untyped-call]
+            if not bad:  # as GradScaler decides
+                optimizer.step()
+    assert twin.equal()
+    assert twin.hooks.clock == twin.steps == 2
+
+
+def test_a_gradient_that_is_not_finite_stops_the_script_before_the_step_counts(io: IoThread) -> None:
+    twin = Twin(io)
+    (F.cross_entropy(twin.model(twin.x), twin.y) * float("nan")).backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(ZmlError, match=r"the gradient of \S+ is not finite at step 0 of w0") as stopped:
+        twin.optimizer.step()
+    assert stopped.value.code == "ZML-E502"
+    assert "commit 0" not in twin.direct.told
+
+
+def test_a_closure_is_refused(io: IoThread) -> None:
+    twin = Twin(io)
+    with pytest.raises(ZmlError, match="closure") as refused:
+        twin.optimizer.step(lambda: 0.0)
+    assert refused.value.code == "ZML-E503"
+
+
+def test_what_ends_the_exchange_ends_the_step(io: IoThread) -> None:
+    twin = Twin(io)
+    twin.direct.broken = "p0 is gone"
+    twin.backward(twin.model)
+    with pytest.raises(ZmlError, match="p0 is gone"):
+        twin.optimizer.step()
+
+
+def test_bf16_carries_what_it_drops_into_the_next_step(io: IoThread) -> None:
+    twin = Twin(io, compress="bf16", momentum=0.0)
+    for _ in range(60):
+        for model, optimizer in twin.both():
+            optimizer.zero_grad()
+            twin.backward(model)
+            optimizer.step()
+    assert not twin.equal()
+    for ours, plain in zip(twin.model.parameters(), twin.plain.parameters(), strict=True):
+        assert torch.allclose(ours, plain, atol=2e-2), "error feedback keeps the two together"
+
+
+async def nothing() -> None:
+    """Whatever was posted before has happened once this has run."""
