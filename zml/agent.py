@@ -92,10 +92,10 @@ class Agent:
                 self._stop(message.because, message.grace_s, 0)
                 return Ok()
             case Fenced():
-                self._finish(
-                    ZmlError(FENCED, f"{message.member}#{message.incarnation} was fenced: {message.because}")
-                )
-                return Ok()
+                if self.lease is not None and self.lease.is_mine(message):
+                    who = f"{message.member}#{message.incarnation}"
+                    self._finish(ZmlError(FENCED, f"{who} was fenced: {message.because}"))
+                return None
         raise Refusal("unexpected", f"an agent does not take {type(message).__name__}")
 
     def leave(self, name: str) -> None:

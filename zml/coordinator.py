@@ -299,6 +299,11 @@ class Coordinator:
                 return self.join(peer, message)
             case Heartbeat():
                 self.dispatch(events.Renewed(self.job, message.member, message.incarnation))
+                if not self.machine.is_current(self.job, message.member, message.incarnation):
+                    # It was told when it was fenced, if it could be reached then.
+                    because = "another process took its place, or it was silent for too long"
+                    self.endpoint.notify(peer, Fenced(self.job, message.member, message.incarnation, because))
+                    return None
                 self.board.heard(message.member, asyncio.get_running_loop().time())
                 self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job)))
                 return None

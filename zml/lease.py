@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from .errors import LOST, UNREACHABLE, ZmlError
-from .messages import Heartbeat, Join, Joined, Leave
+from .messages import Fenced, Heartbeat, Join, Joined, Leave
 from .transport import Endpoint, Refused, TransportError
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class Lease:
 
     def heard(self) -> None:
         self.heard_at = asyncio.get_running_loop().time()
+
+    def is_mine(self, fenced: Fenced) -> bool:
+        """Does this order mean this very process, and not a former self of the same name?"""
+        return (fenced.member, fenced.incarnation) == (self.joined.member, self.joined.incarnation)
 
     async def keep(self) -> ZmlError:
         """Send heartbeats; returns, with the reason, only when the coordinator has been silent for too long."""

@@ -6,7 +6,9 @@ Rule: heartbeats never wait for an optimizer step, and the shard's state is touc
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -50,7 +52,8 @@ class Ps:
         self.lease: Lease | None = None
         self.leaving: asyncio.Task[None] | None = None
         self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.endpoint = control(self.name, self.handle)
+        # A name for this process alone: a second one that wants to be the same shard is told apart.
+        self.endpoint = control(f"{self.name}-{socket.gethostname()}-{os.getpid()}", self.handle)
 
     async def run(self, addresses: list[str]) -> int:
         """Join and serve until the job is over; returns the exit code."""
@@ -114,9 +117,9 @@ class Ps:
                     self.leaving = asyncio.ensure_future(self._leave(self.lease, message.because, 0))
                 return Ok()
             case Fenced():
-                self.finish(
-                    ZmlError(FENCED, f"{self.name}#{message.incarnation} was fenced: {message.because}")
-                )
+                if self.lease is not None and self.lease.is_mine(message):
+                    who = f"{message.member}#{message.incarnation}"
+                    self.finish(ZmlError(FENCED, f"{who} was fenced: {message.because}"))
                 return None
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
 
@@ -167,7 +170,7 @@ async def _serve(settings: Settings, shard: int) -> int:
             await asyncio.wrap_future(thread.submit(_called(function)))
 
         def control(name: str, handler: Handler) -> Endpoint:
-            return control_endpoint(settings, name, handler, keys=(name, LISTENER))
+            return control_endpoint(settings, name, handler, keys=(f"p{shard}", LISTENER))
 
         ps = Ps(shard, settings, control, in_bulk)
         for number in (signal.SIGINT, signal.SIGTERM):
