@@ -92,7 +92,7 @@ class Agent:
                 self._stop(message.because, message.grace_s, 0)
                 return Ok()
             case Fenced():
-                if self.lease is not None and self.lease.is_mine(message):
+                if self.lease is not None and self.lease.is_mine(message) and not self.stopping:
                     who = f"{message.member}#{message.incarnation}"
                     self._finish(ZmlError(FENCED, f"{who} was fenced: {message.because}"))
                 return None

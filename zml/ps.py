@@ -117,7 +117,7 @@ class Ps:
                     self.leaving = asyncio.ensure_future(self._leave(self.lease, message.because, 0))
                 return Ok()
             case Fenced():
-                if self.lease is not None and self.lease.is_mine(message):
+                if self.lease is not None and self.lease.is_mine(message) and self.leaving is None:
                     who = f"{message.member}#{message.incarnation}"
                     self.finish(ZmlError(FENCED, f"{who} was fenced: {message.because}"))
                 return None
