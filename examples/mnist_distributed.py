@@ -63,7 +63,7 @@ def main() -> None:
     flag("--epochs", type=int, default=8)
     flag("--batch-size", type=int, default=64, help="images per worker and step")
     flag("--optimizer", choices=["sgd", "adamw"], default="sgd")
-    flag("--lr", type=float, help="0.03 for sgd and 1e-3 for adamw if not given")
+    flag("--lr", type=float, help="0.04 for sgd and 1e-3 for adamw if not given")
     flag("--momentum", type=float, default=0.8)
     flag("--clip", type=float, default=1.0, help="largest gradient norm, 0 for no limit")
     flag("--limit", type=int, help="use so many training images and a fifth as many test images")
@@ -85,7 +85,7 @@ def main() -> None:
         sys.exit(f"mnist_distributed: {error}")
     model = network()
     if args.optimizer == "sgd":
-        opt = torch.optim.SGD(model.parameters(), lr=args.lr or 0.03, momentum=args.momentum)
+        opt = torch.optim.SGD(model.parameters(), lr=args.lr or 0.04, momentum=args.momentum)
     else:
         opt = torch.optim.AdamW(model.parameters(), lr=args.lr or 1e-3)
     sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, args.epochs)
