@@ -120,14 +120,17 @@ def _fill(connection: socket.socket, view: memoryview) -> bool:
 class RawTcp:
     """`sendall` and `recv_into` a buffer used again, one byte back per tensor: what the others are compared with.
 
-    `cut` sends a large tensor as messages of that size, each acknowledged, as zml does: its receiver then has a
-    buffer that fits into the cache.
+    `tuned` does what zml does, too: it cuts a tensor in messages of 4 MB, each acknowledged, so that its receiver's
+    buffer fits the cache, and keeps the kernel's send buffer small.
     """
 
-    def __init__(self, address: Sequence[Any], name: str = "raw TCP", cut: int | None = None) -> None:
-        self.name = name
-        self._cut = cut
-        self._socket = socket.create_connection((address[0], address[1]))
+    def __init__(self, address: Sequence[Any], *, tuned: bool = False) -> None:
+        self.name = "raw TCP, tuned" if tuned else "raw TCP"
+        self._cut = (4 << 20) if tuned else None
+        self._socket = socket.socket()
+        if tuned:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 512 << 10)
+        self._socket.connect((address[0], address[1]))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def push(self, tensor: memoryview, count: int) -> None:

@@ -233,7 +233,7 @@ def two_processes(plan: Plan, notes: list[str]) -> Iterator[tuple[list[routes.Ro
             at, thread = peer.addresses, routes.LoopThread()
             ways.append(routes.Memcpy(largest))
             ways.append(routes.RawTcp(at["tcp"]))
-            ways.append(routes.RawTcp(at["tcp"], "raw TCP, 4 MB each", cut=4 * MB))
+            ways.append(routes.RawTcp(at["tcp"], tuned=True))
             for number, (name, _, limits) in enumerate(zml_routes.WAYS):
                 way = zml_routes.Zml(name, f"p{number}", at["zml"][name], limits, thread)
                 ways.append(way)

@@ -10,9 +10,8 @@ from math import sqrt
 from typing import Final
 
 SAMPLES: Final = 64
-DEVIATIONS: Final = (
-    8.0  # phi 8 lies at 5.6 deviations of a normal distribution; real pauses have longer tails
-)
+# Phi 8 lies at 5.6 deviations of a normal distribution; real pauses have longer tails.
+DEVIATIONS: Final = 8.0
 
 
 class Liveness:
@@ -24,7 +23,10 @@ class Liveness:
         # Three pings must be missed at least, however short the floor.
         self._floor_s = max(floor_s, 3 * interval_s)
         self._most_s = max(most_s, self._floor_s)
-        self._gaps: deque[float] = deque(maxlen=SAMPLES)
+        # The newest gaps in microseconds: their sums are kept up to date, and stay exact because they are integers.
+        self._gaps_us: deque[int] = deque(maxlen=SAMPLES)
+        self._sum_us = 0
+        self._squares = 0
         self._sampled_at = now
         self._limit_s = self._floor_s
 
@@ -44,8 +46,7 @@ class Liveness:
         # Under bulk traffic thousands of gaps near zero would say nothing about how long a pause can be.
         if gap * 2 >= self._interval_s:
             self._sampled_at = now
-            self._gaps.append(gap)
-            self._limit_s = self._fit()
+            self._limit_s = self._fit(round(gap * 1e6))
 
     def forgive(self, seconds: float) -> None:
         """We were held up ourselves for so long: that part of the silence is ours."""
@@ -56,7 +57,15 @@ class Liveness:
         """The peer is back after a break that was no jitter."""
         self.last_heard = self._sampled_at = now
 
-    def _fit(self) -> float:
-        mean = sum(self._gaps) / len(self._gaps)
-        deviation = sqrt(sum((gap - mean) ** 2 for gap in self._gaps) / len(self._gaps))
-        return min(max(mean + DEVIATIONS * deviation + self._interval_s, self._floor_s), self._most_s)
+    def _fit(self, gap_us: int) -> float:
+        gaps = self._gaps_us
+        if len(gaps) == SAMPLES:
+            self._sum_us -= gaps[0]
+            self._squares -= gaps[0] ** 2
+        gaps.append(gap_us)
+        self._sum_us += gap_us
+        self._squares += gap_us**2
+        n = len(gaps)
+        mean_s = self._sum_us / n / 1e6
+        deviation_s = sqrt(n * self._squares - self._sum_us**2) / n / 1e6
+        return min(max(mean_s + DEVIATIONS * deviation_s + self._interval_s, self._floor_s), self._most_s)
