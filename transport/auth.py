@@ -2,9 +2,12 @@
 
 Only keys of the authorized list are let in; everybody else is counted and logged with the address and the key,
 which is public. The name of the key becomes the User-Id of every message that comes over the connection.
+
+Who does not even speak CURVE never gets as far as ZAP: `Lookout` sees those fail at the handshake.
 """
 
 import asyncio
+import struct
 from typing import Final
 
 import zmq
@@ -15,6 +18,8 @@ from .keys import Authorized
 from .violations import Violations
 
 DOMAIN: Final = "zml"
+EVENT: Final = struct.Struct("=HI")  # zmq_socket_monitor(3): which event, and its value
+MECHANISM: Final = {zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH}
 
 
 def new_pair() -> tuple[str, str]:
@@ -80,3 +85,39 @@ class Authenticator:
             self._violations.note("key", who, what, self._loop.time())
             return [b"1.0", number, b"400", b"not authorized", b"", b""]
         return [b"1.0", number, b"200", b"OK", name.encode("ascii"), b""]
+
+
+class Lookout:
+    """Counts and logs who fails at the handshake of one listening socket: no key at all, another protocol.
+
+    A monitor of ZeroMQ 4.3.5 may crash with the connections it watches (libzmq #4524), so it watches listeners for
+    failed handshakes alone, which a member never causes.
+    """
+
+    EVENTS: Final = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+
+    def __init__(self, listener: "zmq.Socket[bytes]", violations: Violations) -> None:
+        self._listener = listener
+        self._violations = violations
+        self._loop = asyncio.get_running_loop()
+        self._monitor = listener.get_monitor_socket(self.EVENTS)
+        self._descriptor = int(self._monitor.getsockopt(zmq.FD))
+        self._loop.add_reader(self._descriptor, self._drain)
+        self._drain()  # ZeroMQ signals to those only who have looked and found nothing
+
+    def close(self) -> None:
+        """Before the listener is closed."""
+        self._loop.remove_reader(self._descriptor)
+        self._listener.disable_monitor()
+        self._monitor.close(linger=0)
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                event, address = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except (zmq.Again, ValueError):
+                return
+            _, code = EVENT.unpack(event)
+            what = "no key" if code in MECHANISM else f"a handshake that failed ({code:#x})"
+            who = address.decode("ascii", "replace")[:64]
+            self._violations.note("handshake", who, f"came with {what}", self._loop.time())

@@ -30,7 +30,7 @@ import structlog
 import zmq
 from msgspec import Struct
 
-from .auth import DOMAIN, Authenticator
+from .auth import DOMAIN, Authenticator, Lookout
 from .errors import AddressInUse, BadAddress, OpenBind
 from .exchange import Exchange
 from .heap import keep_freed_memory
@@ -284,6 +284,7 @@ class ZmqEndpoint(Exchange):
         self._listener: _Channel | None = None
         self._dialled: set[_Channel] = set()
         self._authenticator: Authenticator | None = None
+        self._lookout: Lookout | None = None
         self._revoke_timer: asyncio.TimerHandle | None = None
         self._addresses: tuple[str, ...] = ()
 
@@ -306,6 +307,8 @@ class ZmqEndpoint(Exchange):
                     self._authenticator = Authenticator(context, self._keys.authorized, self.violations)
                     self._revoke_timer = loop.call_later(REVOKE_S, self._revoke)
                 listener = self._socket(zmq.ROUTER, self._bind)
+                if self._keys is not None:
+                    self._lookout = Lookout(listener, self.violations)
                 self._listener = _Channel(listener, loop, self._limits, self._take_routed)
                 self._addresses = tuple(_bind(listener, address) for address in self._bind)
         except BaseException:
@@ -321,6 +324,9 @@ class ZmqEndpoint(Exchange):
     async def _free(self) -> None:
         if self._revoke_timer is not None:
             self._revoke_timer.cancel()
+        if self._lookout is not None:
+            self._lookout.close()
+            self._lookout = None
         for channel in [*self._dialled, *filter(None, [self._listener])]:
             channel.close(LINGER_MS)
         self._dialled.clear()

@@ -95,6 +95,7 @@ def test_roles_on_separate_hosts_train_with_keys_and_strangers_get_nowhere(place
             assert "ZML-E202" in stranger.text
         log = next(place.folder.glob("runs/*/logs/coordinator.jsonl"))
         place.until(lambda: "is not authorized" in log.read_text(), "the wrong key is logged", 10)
+        place.until(lambda: "came with no key" in log.read_text(), "who had none is logged", 10)
         assert not place.script_lines("w0")
 
         keys = ["--keys", "keys"]
