@@ -28,7 +28,6 @@ from .layout import Registration, buckets
 from .lease import COORDINATOR
 from .link import script_endpoints
 from .messages import Drained, EpochOver, Taken, Wait
-from .pages import keep_freed_pages
 from .script import number, write_model
 from .seat import Seat
 
@@ -45,8 +44,7 @@ class Member:
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
-        keep_freed_pages()
-        self.io = IoThread(f"zml-{seat.worker}")
+            self.io = IoThread(f"zml-{seat.worker}")
         self.client: Client = self.io.call(self._connect())
         self.hooks: Hooks | None = None
         self.loader: DividedLoader | None = None

@@ -4,19 +4,9 @@ Fresh pages cost eight times as much as the copy that fills them, and the C libr
 kernel after every step. The rule: a buffer is lent again only when no view of it is left, whoever held one.
 """
 
-import ctypes
 from collections import deque
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 SIZE = 1 << 16  # bytes; buffers are multiples of this, so that payloads of about one size share them
-
-
-def keep_freed_pages() -> None:
-    """Tell the C library to keep what is freed, in this process: no step pays for its pages again (mallopt(3))."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, -1)
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
 
 
 class Pages:

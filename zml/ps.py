@@ -22,7 +22,6 @@ from .layout import BadLayout, Registration
 from .lease import COORDINATOR, Lease, join
 from .link import LISTENER, bulk_endpoint, control_endpoint, listen
 from .messages import Assign, Assignment, Fenced, Message, Ok, Pulse, Roster, Seat, Stop
-from .pages import keep_freed_pages
 from .scheduler.ids import JobId
 from .shard import Reply, Shard
 from .transport import Endpoint, Handler, Refusal
@@ -156,7 +155,6 @@ def serve(settings: Settings, shard: int) -> int:
     import torch
     import uvloop
 
-    keep_freed_pages()
     torch.set_num_threads(1)  # chunks are small; the other cores belong to workers and other shards
     return uvloop.run(_serve(settings, shard))
 
