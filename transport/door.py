@@ -64,14 +64,16 @@ class Door:
         if len(self._known) > REMEMBERED_NAMES:
             self._known.popitem(last=False)
 
-    def check_identity(self, link: Link, hello: Hello, key: str | None) -> None:
-        """Raises RemoteProtocolError for a name that cannot be, or that belongs to somebody else."""
+    def check_identity(self, link: Link, hello: Hello, key: str | None, peer: "Peer | None") -> None:
+        """Raises RemoteProtocolError for a name that cannot be, or that belongs to somebody else. `peer` has it now."""
         wrong = check_name(hello.name)
         if wrong:
             raise RemoteProtocolError("identity", wrong)
         if link.peer is not None and link.peer.name != hello.name:
             raise RemoteProtocolError("identity", f"{link.peer.name} says hello as {hello.name}")
         known_key, _ = self._known.get(hello.name, (key, -1))
+        if peer is not None and not peer.session.dialled:
+            known_key = peer.link.key  # even if so many names have come since that this one is forgotten
         if known_key != key:
             raise RemoteProtocolError(
                 "identity", f"key {key} says hello as {hello.name}, which belongs to key {known_key}"

@@ -150,15 +150,14 @@ class Exchange(ABC):
             async with asyncio.timeout(timeout_s):
                 await opened
         except TimeoutError:
-            because = known.because
-            if self._peers.get(peer) is known:
-                self._remove(known, because, known.session.lose(because))
-            raise PeerLost(
-                peer, f"no answer from {', '.join(known.addresses)} in {timeout_s:g} s: {because}"
-            ) from None
+            where = ", ".join(known.addresses)
+            raise PeerLost(peer, f"no answer from {where} in {timeout_s:g} s: {known.because}") from None
         finally:
             if opened in known.opened:
                 known.opened.remove(opened)
+            # Whom we have never met, and nobody waits for any more, we do not go on dialling.
+            if not known.met and not known.opened and self._peers.get(peer) is known:
+                self._remove(known, known.because, known.session.lose(known.because))
 
     def disconnect(self, peer: str) -> None:
         known = self._peers.get(peer)
@@ -256,12 +255,12 @@ class Exchange(ABC):
         assert isinstance(hello, Hello)
         if link.peer is not None and link.peer.session.dialled:
             raise RemoteProtocolError("kind", "a HELLO from a peer that this side dialled")
+        peer = self._peers.get(hello.name)
         try:
-            self._door.check_identity(link, hello, key)
+            self._door.check_identity(link, hello, key, peer)
         except RemoteProtocolError as error:
             self._answer_stranger(link, envelope, error.what)
             raise
-        peer = self._peers.get(hello.name)
         because = self._door.why_not(hello, envelope.session, key, peer, len(self._peers))
         if because:
             self.violations.note("hello", hello.name, because, self._running().time())
@@ -460,7 +459,7 @@ class Exchange(ABC):
 
     def _tell_found(self, peer: Peer) -> None:
         if not peer.found:
-            peer.found = True
+            peer.found = peer.met = True
             log.debug("peer found", peer=peer.name, session=peer.session.number)
             self._tell(self._on_found, peer.name)
 
@@ -506,7 +505,7 @@ class Exchange(ABC):
             peer.timer.cancel()
             peer.timer = None
         if at != float("inf") and not self._closed:
-            peer.armed_at = at
+            peer.armed_at = max(at, self._running().time())  # what is overdue already does not make us late
             peer.timer = self._running().call_at(at, self._tick, peer)
 
     def _tick(self, peer: Peer) -> None:

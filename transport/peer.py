@@ -43,6 +43,7 @@ class Peer:
         self.armed_at = 0.0  # when the timer is due
         self.notices_running = 0
         self.found = False  # on_found was called, and on_lost not since
+        self.met = False  # on_found was called at some time
         # Of a peer that we dial:
         self.addresses: tuple[str, ...] = ()
         self.attempt = 0

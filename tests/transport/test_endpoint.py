@@ -323,6 +323,25 @@ def test_an_address_where_nobody_answers_is_named() -> None:
     run(main())
 
 
+def test_to_cancel_a_connect_ends_the_dialling() -> None:
+    async def main() -> None:
+        worker = Party("w0")
+        async with running(worker):
+            first, second = (
+                asyncio.ensure_future(worker.endpoint.connect("p0", ["tcp://127.0.0.1:1"], timeout_s=30))
+                for _ in range(2)
+            )
+            await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.wait([first])
+            assert list(worker.endpoint.peers()) == ["p0"]  # somebody waits still
+            second.cancel()
+            await asyncio.wait([second])
+            assert worker.endpoint.peers() == {}
+
+    run(main())
+
+
 def test_whoever_answers_must_be_the_peer_that_was_meant() -> None:
     async def main() -> None:
         shard, worker = Party("p1", [LOCAL]), Party("w0")

@@ -153,6 +153,7 @@ class Side:
         else:
             self.lose_session()
             self.session = self.make(envelope.session, now, dialled=False)
+            self.session.is_newest_hello(envelope)
             self.newest = envelope.session
         assert self.session is not None
         self.session.welcome(
