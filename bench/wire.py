@@ -37,6 +37,8 @@ import swarm
 import zml_routes
 from peer import cpu_s, quiet
 
+from zml.transport import CONTROL
+
 HERE = Path(__file__).resolve().parent
 KB, MB = 1 << 10, 1 << 20
 SECTIONS = ("bulk", "small", "control", "swarm")
@@ -51,13 +53,14 @@ class Plan:
     repetitions: int
     push_s: float  # how long one way pushes tensors of one size, in one repetition
     round_trips: int  # per repetition
-    control_s: float
+    control_windows: int
+    control_s: float  # each
     swarms: tuple[int, ...]
     swarm_s: float
 
 
-FULL = Plan((64 * KB, MB, 4 * MB, 16 * MB, 64 * MB), 7, 0.25, 1000, 8.0, (1000, 4000), 12.0)
-QUICK = Plan((64 * KB, MB, 4 * MB, 64 * MB), 3, 0.1, 300, 3.0, (1000,), 5.0)
+FULL = Plan((64 * KB, MB, 4 * MB, 16 * MB, 64 * MB), 7, 0.25, 1000, 7, 2.0, (1000, 4000), 12.0)
+QUICK = Plan((64 * KB, MB, 4 * MB, 64 * MB), 3, 0.1, 300, 3, 1.0, (1000,), 4.0)
 
 
 class Peer:
@@ -180,35 +183,44 @@ def small(ways: list[routes.Route], peer: Peer, plan: Plan, order: random.Random
 
 
 def control(peer: Peer, plan: Plan) -> dict[str, Any]:
-    """100 small messages a second on the control connection: alone, and beside a stream that the other side adds up."""
+    """100 small messages a second on the control connection, alone and beside a stream that the other side adds up.
+
+    Several windows of either kind, in turn: one disturbance from outside would be the p99 of a long one.
+    """
     at = peer.addresses["zml"]
     own, bulk_thread = routes.LoopThread(), routes.LoopThread()
-    small_way = zml_routes.Zml("control", "control", at["control"], zml_routes.CONTROL, own)
+    small_way = zml_routes.Zml("control", "control", at["control"], CONTROL, own)
     stream = zml_routes.Zml("bulk", "bulk", at["bulk"], zml_routes.NO_MEMORY, bulk_thread)
     tensor = memoryview(bytearray(4 * MB))
-    result: dict[str, Any] = {}
+    windows: dict[str, list[tuple[float, float, float, float]]] = {"alone": [], "beside a stream": []}
     try:
         count = calibrate(stream, tensor, plan.control_s)
-        for name in ("alone", "beside a stream"):
-            pushing = None
-            start = time.perf_counter()
-            if name != "alone":
-                pushing = asyncio.run_coroutine_threadsafe(stream.push_async(tensor, count), bulk_thread.loop)
-            replies = own.run(zml_routes.beats(small_way, 0.01, plan.control_s * 0.9))
-            gb_per_s = 0.0
-            if pushing is not None:
-                pushing.result(120)
-                gb_per_s = count * tensor.nbytes / 1e9 / (time.perf_counter() - start)
-            result[name] = {
-                "p50_ms": 1e3 * percentile(replies, 50),
-                "p99_ms": 1e3 * percentile(replies, 99),
-                "max_ms": 1e3 * max(replies),
-                "bulk_gb_per_s": gb_per_s,
-            }
+        for _ in range(plan.control_windows):
+            for name, found in windows.items():
+                pushing, start = None, time.perf_counter()
+                if name != "alone":
+                    pushing = asyncio.run_coroutine_threadsafe(
+                        stream.push_async(tensor, count), bulk_thread.loop
+                    )
+                replies = own.run(zml_routes.beats(small_way, 0.01, plan.control_s * 0.9))
+                gb_per_s = 0.0
+                if pushing is not None:
+                    pushing.result(120)
+                    gb_per_s = count * tensor.nbytes / 1e9 / (time.perf_counter() - start)
+                found.append((percentile(replies, 50), percentile(replies, 99), max(replies), gb_per_s))
     finally:
         small_way.close()
         stream.close()
-    return result
+    return {
+        name: {
+            "p50_ms": 1e3 * statistics.median(w[0] for w in found),
+            "p99_ms": 1e3 * statistics.median(w[1] for w in found),
+            "p99_best_ms": 1e3 * min(w[1] for w in found),
+            "max_ms": 1e3 * max(w[2] for w in found),
+            "bulk_gb_per_s": statistics.median(w[3] for w in found),
+        }
+        for name, found in windows.items()
+    }
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -282,10 +294,12 @@ def small_table(result: dict[str, Any]) -> str:
 
 
 def control_table(result: dict[str, Any]) -> str:
-    lines = [f"{'100 control messages a second':36}{'p50 ms':>9}{'p99 ms':>9}{'max ms':>9}"]
+    lines = [f"{'100 control messages a second':36}{'p50 ms':>9}{'p99 ms':>9}{'best p99':>10}{'max ms':>9}"]
     for name, r in result.items():
         stream = f" of {r['bulk_gb_per_s']:.1f} GB/s" if r["bulk_gb_per_s"] else ""
-        lines.append(f"{name + stream:36}{r['p50_ms']:9.2f}{r['p99_ms']:9.2f}{r['max_ms']:9.2f}")
+        lines.append(
+            f"{name + stream:36}{r['p50_ms']:9.2f}{r['p99_ms']:9.2f}{r['p99_best_ms']:10.2f}{r['max_ms']:9.2f}"
+        )
     return "\n".join(lines)
 
 
@@ -300,6 +314,48 @@ def swarm_table(result: dict[str, Any]) -> str:
             + f"{r['cpu_percent']:16.1f}{r['p50_ms']:9.2f}{r['p99_ms']:9.2f}{r['unanswered']:12,}"
             + f"{r['rss_mb']:7.0f}{r['connect_s']:16.1f}"
         )
+    return "\n".join(lines)
+
+
+def targets(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the design asks of the wire, and what this run found. The worst size counts."""
+    found: list[dict[str, Any]] = []
+
+    def judge(what: str, value: float, wanted: float, *, least: bool) -> None:
+        met = value >= wanted if least else value <= wanted
+        found.append({"what": what, "value": value, "wanted": wanted, "least": least, "met": met})
+
+    if "bulk" in report:
+        large = {
+            name: [by_size[size] for size in by_size if size >= MB]
+            for name, by_size in report["bulk"].items()
+        }
+        worst = {name: min(cell["ratio"] for cell in cells) for name, cells in large.items()}
+        judge("pushes of 1 MB and more over tcp, to raw TCP", worst["zml, tcp"], 0.85, least=True)
+        judge("the same on one machine's fast path", worst["zml, one machine"], 2.5, least=True)
+        for other, wanted in (("grpc.aio", 2.5), ("gloo", 0.8)):
+            if other in large:
+                pairs = zip(large["zml, tcp"], large[other], strict=True)
+                value = min(ours["gb_per_s"] / theirs["gb_per_s"] for ours, theirs in pairs)
+                judge(f"the same over tcp, to {other}", value, wanted, least=True)
+    if "small" in report:
+        judge("p50 of 60 bytes and back, to raw TCP", report["small"]["zml, tcp"]["ratio"], 2.0, least=False)
+    if "control" in report:
+        p99_ms = report["control"]["beside a stream"]["p99_ms"]
+        judge("control p99 beside a stream, ms", p99_ms, 5.0, least=False)
+    if 4000 in report.get("swarm", {}):
+        swarm_4000 = report["swarm"][4000]
+        judge("4,000 peers, % of a core", swarm_4000["cpu_percent"], 25.0, least=False)
+        judge("4,000 peers, reply p99 ms", swarm_4000["p99_ms"], 10.0, least=False)
+    return found
+
+
+def targets_table(found: list[dict[str, Any]]) -> str:
+    lines = [f"{'target':52}{'wanted':>10}{'found':>10}"]
+    for t in found:
+        sign = ">=" if t["least"] else "<="
+        wanted = f"{sign} {t['wanted']:g}"
+        lines.append(f"{t['what']:52}{wanted:>10}{t['value']:10.2f}  {'met' if t['met'] else 'MISSED'}")
     return "\n".join(lines)
 
 
@@ -333,7 +389,10 @@ def main(quick: bool, as_json: bool, only: tuple[str, ...], seed: int | None) ->
             click.echo("\n" + table)
 
     if load > 0.3:
-        notes.append(f"the machine is busy (load {load:.1f} per core): trust ratios and CPU seconds only")
+        notes.append(
+            f"the machine is busy (load {load:.1f} per core): trust ratios and CPU seconds only. With both ends on "
+            "one core, raw TCP has no sleeping core to wake, and small messages look slow beside it"
+        )
     if {"bulk", "small", "control"} & set(sections):
         with two_processes(plan, notes) as (ways, peer):
             if "bulk" in sections:
@@ -348,6 +407,9 @@ def main(quick: bool, as_json: bool, only: tuple[str, ...], seed: int | None) ->
     if "swarm" in sections:
         report["swarm"] = {count: swarm.measure(count, plan.swarm_s) for count in plan.swarms}
         show(swarm_table(report["swarm"]))
+    report["targets"] = targets(report)
+    if report["targets"]:
+        show(targets_table(report["targets"]))
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:
