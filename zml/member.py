@@ -44,7 +44,7 @@ class Member:
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
-            self.io = IoThread(f"zml-{seat.worker}")
+        self.io = IoThread(f"zml-{seat.worker}")
         self.client: Client = self.io.call(self._connect())
         self.hooks: Hooks | None = None
         self.loader: DividedLoader | None = None
