@@ -375,6 +375,13 @@ class ZmqEndpoint(Exchange):
     def _same_machine(self, addresses: Sequence[str]) -> bool:
         return any(a.startswith("ipc://") or _is_loopback(_host(a)) for a in addresses)
 
+    async def _see_off(self) -> None:
+        """Goodbyes stand behind what slow peers have not taken yet."""
+        channels = [*self._dialled, *filter(None, [self._listener])]
+        until = asyncio.get_running_loop().time() + LINGER_MS / 1000
+        while any(channel.queued for channel in channels) and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(RETRY_S)  # each channel retries by itself
+
     def _poll(self) -> None:
         for channel in [*self._dialled, *filter(None, [self._listener])]:
             channel.drain()

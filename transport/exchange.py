@@ -100,6 +100,9 @@ class Exchange(ABC):
     def _hang_up(self, route: Hashable, *, goodbye: bool = False) -> None:
         """This route will not be used again. With `goodbye`, what was sent may still take a second to leave."""
 
+    async def _see_off(self) -> None:  # noqa: B027 - most wires keep nothing back
+        """What was transmitted and is still here may take a second to leave."""
+
     def _poll(self) -> None:  # noqa: B027 - most wires deliver by themselves
         """Take in what has arrived and was not read yet: before anybody is called silent."""
 
@@ -198,15 +201,19 @@ class Exchange(ABC):
     async def close(self) -> None:
         if self._closed:
             return
-        for peer in list(self._peers.values()):
-            aborted = peer.session.close(f"{self._name} ends")
-            peer.flush()
-            self._remove(peer, "this process ends", aborted, tell=False, goodbye=True)
         self._closed = True
+        ended = [(peer, peer.session.close(f"{self._name} ends")) for peer in self._peers.values()]
+        for peer, _ in ended:
+            peer.flush()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._see_off()
+        finally:
+            for peer, aborted in ended:
+                self._remove(peer, "this process ends", aborted, tell=False, goodbye=True)
 
     # -- what the wire calls ---------------------------------------------------------------------------------
 
@@ -325,7 +332,7 @@ class Exchange(ABC):
         if link.violations < self._limits.violations:
             return
         because = f"it broke the rules {link.violations} times, the last: {error}"
-        log.warning("peer dropped", peer=who, because=because)
+        self.violations.note("dropped", who, because, now)
         if peer is not None:
             self._drop(peer, because)
         else:
@@ -510,6 +517,8 @@ class Exchange(ABC):
 
     def _tick(self, peer: Peer) -> None:
         peer.timer = None
+        if self._closed:
+            return
         now = self._running().time()
         session = peer.session
         late_s = now - peer.armed_at

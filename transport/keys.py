@@ -50,6 +50,10 @@ class Authorized:
                 return False
             if status.st_size > FILE_BYTES:
                 raise BadKeys(f"{self.path}: {status.st_size} bytes are too many")
+            if status.st_mode & 0o022:
+                raise BadKeys(
+                    f"{self.path}: others can write it (mode {status.st_mode & 0o777:o}): chmod 644"
+                )
             document = tomllib.loads(self.path.read_text("utf-8"))
         except OSError as error:
             raise BadKeys(f"{self.path}: {error.strerror or error}") from None

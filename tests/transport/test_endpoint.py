@@ -458,6 +458,23 @@ def test_a_goodbye_is_heard_at_once_on_either_side() -> None:
     run(main())
 
 
+def test_what_waits_for_a_slow_peer_leaves_before_the_goodbye() -> None:
+    async def main() -> None:
+        limits = replace(QUICK, send_hwm=1, receive_hwm=1, slots=0)
+        shard, worker = Party("p0", [LOCAL], limits=limits), Party("w0", limits=limits)
+        async with running(shard, worker):
+            await joined(worker, shard)
+            for number in range(30):
+                assert worker.endpoint.notify("p0", Add(number), bytes(1 << 20))
+            assert any(channel.queued for channel in worker.endpoint._dialled)
+            await worker.endpoint.close()
+            await shard.until(shard.lost)
+            assert shard.handled == list(range(30))
+            assert shard.lost() == ["lost w0: it said goodbye: w0 ends"]
+
+    run(main())
+
+
 def test_a_listener_that_is_started_anew_is_found_again() -> None:
     async def main() -> None:
         shard, worker = Party("p0", [LOCAL]), Party("w0")

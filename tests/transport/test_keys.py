@@ -78,6 +78,14 @@ def test_a_secret_that_others_can_reach_is_not_used(tmp_path: Path, mode: int) -
         Keys.load(tmp_path, "worker")
 
 
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
+def test_a_list_that_others_can_write_is_not_trusted(tmp_path: Path, mode: int) -> None:
+    make_keys(tmp_path, ["worker"])
+    (tmp_path / AUTHORIZED).chmod(mode)
+    with pytest.raises(BadKeys, match=rf"others can write it \(mode {mode:o}\)"):
+        Keys.load(tmp_path, "worker")
+
+
 def test_the_umask_cannot_open_or_close_what_is_written(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
