@@ -84,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
     except BaseException as error:
         error.__traceback__ = without_launcher(error.__traceback__)
         tell(describe(error, folder))
+        if isinstance(error, ZmlError):
+            end_at_user(error.__traceback__, folder)
         sys.excepthook(type(error), error, error.__traceback__)  # the script may have set its own
         return 1
     finally:
@@ -123,6 +125,17 @@ def without_launcher(trace: TracebackType | None) -> TracebackType | None:
             return trace
         trace = trace.tb_next
     return None
+
+
+def end_at_user(trace: TracebackType | None, folder: str) -> None:
+    """Drop the frames below the script's innermost one: an error of ours says what is wrong, not where we saw it."""
+    inside = None
+    while trace is not None:
+        if os.path.realpath(trace.tb_frame.f_code.co_filename).startswith(folder + os.sep):
+            inside = trace
+        trace = trace.tb_next
+    if inside is not None:
+        inside.tb_next = None
 
 
 def describe(error: BaseException, folder: str) -> Failure:

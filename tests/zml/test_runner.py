@@ -206,3 +206,10 @@ if __name__ == "__main__":
 """
     ended = run(script(tmp_path, text), cwd=tmp_path)
     assert (ended.stdout, ended.returncode) == ("[2, 4]\n", 0), ended.stderr
+
+
+def test_an_error_of_ours_ends_in_the_line_of_the_script_that_met_it(tmp_path: Path) -> None:
+    done = run(script(tmp_path, "import zml\n\nzml.save('model.safetensors')\n"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert 'train.py", line 3' in done.stderr and "ZML-E501" in done.stderr
+    assert "script.py" not in done.stderr, "where zml noticed it is of no use to the reader"
