@@ -15,7 +15,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
     {
         line.partition("#")[0].partition("$ ")[2] or line.partition("#")[0]
-        for block in re.findall(r"```\n(.*?)```", TEXT, re.S)
+        for block in re.findall(r"^```\w*\n(.*?)^```", TEXT, re.S | re.M)
         for line in block.splitlines()
         if re.match(r"(\w\$ )?zml ", line)
     }
