@@ -25,7 +25,8 @@ from .messages import Delta
 from .outbox import Outbox
 from .replica import Replica
 
-Print = tuple[int, int]  # a gradient as it was when it was copied: (id, version counter)
+# A gradient as it was when it was copied: itself, held so that no other takes its place in memory, and its version.
+Seen = tuple[torch.Tensor, int]
 
 
 class Hooks:
@@ -63,7 +64,7 @@ class Hooks:
         for outbox in self.outboxes.values():
             for parameter in outbox.bucket.parameters:
                 self.touching[parameter].append(outbox)
-        self.copied: dict[int, Print | None] = {}  # parameter -> its gradient when it was copied in this step
+        self.copied: dict[int, Seen | None] = {}  # parameter -> its gradient when it was copied in this step
         self.arrived: queue.SimpleQueue[tuple[Bucket, Delta, memoryview | None] | BaseException] = (
             queue.SimpleQueue()
         )
@@ -97,7 +98,7 @@ class Hooks:
 
     def _copy(self, index: int) -> None:
         gradient = self.binding.parameters[index].grad
-        self.copied[index] = None if gradient is None else (id(gradient), gradient._version)
+        self.copied[index] = None if gradient is None else (gradient, gradient._version)
         present = self.binding.gather(index, self.values)
         for outbox in self.touching[index]:
             outbox.set_absent(index, not present)
@@ -125,8 +126,7 @@ class Hooks:
             if not boxes:
                 continue
             gradient = self.binding.parameters[index].grad
-            now = None if gradient is None else (id(gradient), gradient._version)
-            if index in self.copied and self.copied[index] == now:
+            if index in self.copied and unchanged(self.copied[index], gradient):
                 continue
             if index in self.copied and any(outbox.sent for outbox in boxes):
                 self.early = False  # changed after it left: clipping, or unscaling
@@ -219,3 +219,10 @@ class Hooks:
             f"the gradient of {name} is not finite at step {self.clock} of {self.client.seat.worker}",
             "Lower the learning rate, clip gradients, or look at the batch of this step.",
         )
+
+
+def unchanged(seen: Seen | None, gradient: torch.Tensor | None) -> bool:
+    """Is this still the gradient that was copied?"""
+    if seen is None or gradient is None:
+        return seen is None and gradient is None
+    return seen[0] is gradient and seen[1] == gradient._version

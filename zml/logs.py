@@ -98,6 +98,7 @@ def configure(
     root = logging.getLogger()
     root.handlers = handlers
     root.setLevel(level.upper())
+    logging.captureWarnings(False)  # whoever reset `warnings` since the last time took our hook out
     logging.captureWarnings(True)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
