@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import checkout  # noqa: F401
+import rivals
 import routes
 
 
@@ -40,13 +41,14 @@ def main() -> None:
     if "tcp" in order["ways"]:
         addresses["tcp"] = routes.serve_tcp(largest)
     if "grpc" in order["ways"]:
-        addresses["grpc"] = routes.serve_grpc(thread)
+        addresses["grpc"] = rivals.serve_grpc(thread)
     if "gloo" in order["ways"]:
         addresses["gloo"] = order["gloo_port"]
-        routes.serve_gloo(order["gloo_port"], largest)
+        rivals.serve_gloo(order["gloo_port"], largest)
     if "zml" in order["ways"]:
         import zml_routes
 
+        addresses["zmq"] = routes.serve_zmq(thread)
         addresses["zml"] = zml_routes.serve(thread, order["folder"])
     print(json.dumps(addresses), flush=True)
     for line in sys.stdin:
