@@ -94,7 +94,7 @@ class Lookout:
     failed handshakes alone, which a member never causes.
     """
 
-    EVENTS: Final = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    EVENTS: Final = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL  # a key that is not let in was told of by ZAP
 
     def __init__(self, listener: "zmq.Socket[bytes]", violations: Violations) -> None:
         self._listener = listener
