@@ -8,6 +8,7 @@ import asyncio
 import traceback
 from functools import partial
 from inspect import isawaitable
+from types import NoneType
 from typing import Any
 
 import structlog
@@ -42,7 +43,7 @@ class Calls:
         except Exception as error:
             self._answer_error(peer, call, error)
             return
-        if isawaitable(result):
+        if not isinstance(result, (Struct, tuple, NoneType)) and isawaitable(result):
             peer.notices_running += not call.id
             task = asyncio.ensure_future(result, loop=loop)
             self.tasks.add(task)
