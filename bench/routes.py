@@ -188,10 +188,10 @@ def serve_zmq(thread: LoopThread) -> str:
         listener.bind("tcp://127.0.0.1:*")
 
         def drain() -> None:
-            while listener.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            while int(listener.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 listener.send_multipart(listener.recv_multipart())
 
-        asyncio.get_running_loop().add_reader(listener.getsockopt(zmq.FD), drain)
+        asyncio.get_running_loop().add_reader(int(listener.getsockopt(zmq.FD)), drain)
         address = listener.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(address, bytes)
         return address.rstrip(b"\0").decode()
@@ -224,11 +224,11 @@ class ZmqAlone:
         waiting: asyncio.Future[None] = loop.create_future()
 
         def drain() -> None:
-            while connection.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            while int(connection.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 connection.recv()
                 waiting.set_result(None)
 
-        loop.add_reader(connection.getsockopt(zmq.FD), drain)
+        loop.add_reader(int(connection.getsockopt(zmq.FD)), drain)
         seconds = []
         for _ in range(count):
             start = time.perf_counter()
@@ -237,7 +237,7 @@ class ZmqAlone:
             drain()  # to send may have swallowed the edge
             await waiting
             seconds.append(time.perf_counter() - start)
-        loop.remove_reader(connection.getsockopt(zmq.FD))
+        loop.remove_reader(int(connection.getsockopt(zmq.FD)))
         return seconds
 
     def round_trips_at_once(self, count: int, at_once: int) -> float:

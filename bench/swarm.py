@@ -79,7 +79,7 @@ class Player:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.ROUTING_ID, f"{name}/{random.getrandbits(128):032x}".encode())
         self.socket.connect(address)
-        asyncio.get_running_loop().add_reader(self.socket.getsockopt(zmq.FD), self.drain)
+        asyncio.get_running_loop().add_reader(int(self.socket.getsockopt(zmq.FD)), self.drain)
 
     def hello(self) -> None:
         body = Hello(name=self.name, to="coordinator", resume=False, requests=1, ping_s=BEAT_S)
@@ -155,7 +155,7 @@ def _line(process: "subprocess.Popen[str]", question: str | None = None) -> Any:
         process.stdin.flush()
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"{process.args} ended with {process.wait(10)}")
+        raise RuntimeError(f"{process.args!r} ended with {process.wait(10)}")
     return json.loads(line)
 
 

@@ -63,7 +63,7 @@ class Plan:
 
 
 FULL = Plan((64 * KB, MB, 4 * MB, 16 * MB, 64 * MB), 7, 0.25, 1000, 7, 2.0, (1000, 4000), 12.0)
-QUICK = Plan((64 * KB, MB, 4 * MB, 64 * MB), 3, 0.1, 300, 3, 1.0, (1000,), 4.0)
+QUICK = Plan((MB, 4 * MB, 64 * MB), 5, 0.12, 300, 3, 1.0, (1000,), 4.0)
 
 
 Ways = list[routes.Route]
@@ -239,11 +239,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def two_processes(plan: Plan, notes: list[str]) -> Iterator[tuple[Ways, Ways, Peer]]:
     """Every way for bulk that can be tried here, every way for small messages, and the other process."""
     wanted = ["tcp", "zml"]
-    for way, module in (("grpc", "grpc"), ("gloo", "torch")):
+    for rival, module in (("grpc", "grpc"), ("gloo", "torch")):
         if routes.installed(module):
-            wanted.append(way)
+            wanted.append(rival)
         else:
-            notes.append(f"{way} is left out: {module} is not installed")
+            notes.append(f"{rival} is left out: {module} is not installed")
     largest = max(plan.sizes)
     with tempfile.TemporaryDirectory(prefix="zml-wire-") as folder:
         peer = Peer(wanted, largest, folder)
@@ -257,9 +257,9 @@ def two_processes(plan: Plan, notes: list[str]) -> Iterator[tuple[Ways, Ways, Pe
             only_small.append(routes.RawTcp(at["tcp"], apart=True))
             only_small.append(routes.ZmqAlone(at["zmq"], thread))
             for number, (name, _, limits) in enumerate(zml_routes.WAYS):
-                way = zml_routes.Zml(name, f"p{number}", at["zml"][name], limits, thread)
-                ways.append(way)
-                if limits.slots and not way.shares_memory:
+                zml = zml_routes.Zml(name, f"p{number}", at["zml"][name], limits, thread)
+                ways.append(zml)
+                if limits.slots and not zml.shares_memory:
                     notes.append(f"{name}: no shared memory between these processes")
             if "grpc" in wanted:
                 ways.append(rivals.GrpcAio(at["grpc"], thread))
