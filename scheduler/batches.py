@@ -89,6 +89,7 @@ class Pass:
     returned: set[int] = field(default_factory=set)  # leased once, not committed, and back; they go out first
     dealt_again: bool = False
     given_again: int = 0  # batches leased after that
+    furthest: int = 0  # the clock of the worker that was the furthest when it last asked
 
     @property
     def over(self) -> bool:
@@ -96,9 +97,10 @@ class Pass:
 
     @property
     def next_clock(self) -> int:
-        """No worker can have got here. One batch is at most one clock of one worker, and a worker without a batch rests
-        until first_clock + batches; it goes on beyond that only with batches that were dealt again."""
-        return self.first_clock + self.batches + self.given_again
+        """No gradient of this epoch was applied at this clock or later. One batch is one clock of one worker, mostly,
+        and a worker without a batch rests until first_clock + batches; it goes on beyond that only with batches that
+        were dealt again, and then from where the others rest. Whoever commits a batch says which clock it reached."""
+        return max(self.first_clock + self.batches + self.given_again, self.furthest)
 
     def deal(self, present: Sequence[WorkerId]) -> None:
         """Deal all that is not taken, round robin, what came back from a lost worker first."""
@@ -153,6 +155,11 @@ class Ledger:
     def committed(self) -> int:
         """How many of them are applied."""
         return self.current.batches - self.current.to_go if self.current is not None else 0
+
+    @property
+    def dealt_again(self) -> bool:
+        """Workers came or went in the open epoch: who has no batch may have to rest longer than it began to."""
+        return self.current is not None and self.current.dealt_again
 
     # -- who takes part ------------------------------------------------------------------------------
 
@@ -256,6 +263,12 @@ class Ledger:
         if have == len(given):
             return self._wait_for(current)
         return Taken(tuple(given[have : have + most]))
+
+    def reached(self, epoch: int, clock: int) -> None:
+        """A worker has got to this clock. To be told before its batches are committed."""
+        current = self.current
+        if current is not None and epoch == current.epoch and not current.over:
+            current.furthest = max(current.furthest, clock)
 
     def commit(self, worker: WorkerId, epoch: int, batches: Iterable[int]) -> Mismatch | None:
         """The gradients of these batches are applied. Twice is the same as once; None when all is well."""

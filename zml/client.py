@@ -106,10 +106,10 @@ class Client:
         return None
 
     async def take(
-        self, epoch: int, most: int, done: Sequence[int], *, hold: bool
+        self, epoch: int, clock: int, most: int, done: Sequence[int], *, hold: bool
     ) -> Taken | Wait | EpochOver | Drained:
-        """Ask once; `done` are the batches applied since the last call."""
-        message = Take(epoch=epoch, most=most, done=runs(done), hold=hold, **self.me)
+        """Ask once, standing at `clock`; `done` are the batches applied since the last call."""
+        message = Take(epoch=epoch, clock=clock, most=most, done=runs(done), hold=hold, **self.me)
         reply = (await self._ask(message)).message
         assert isinstance(reply, Taken | Wait | EpochOver | Drained), reply
         return reply

@@ -430,6 +430,7 @@ class Coordinator:
     async def take(self, message: Take) -> Reply:
         self.admit(message.worker, message.incarnation)
         worker = WorkerId(message.worker)
+        self.ledger.reached(message.epoch, message.clock)
         if message.done:
             refused = self.ledger.commit(worker, message.epoch, spread(message.done, self.ledger.batches))
             if refused is not None:
@@ -450,10 +451,10 @@ class Coordinator:
                 return Drained(self.job, taken.because)
             case batches.Mismatch():
                 raise Refusal("ledger", taken.because)
-        return self.wait(taken.waiting_for, taken.because)
+        return self.wait(taken.waiting_for, taken.because, dealt_again=self.ledger.dealt_again)
 
-    def wait(self, whom: Sequence[str], because: str) -> Wait:
-        return Wait(self.job, list(whom[:NAMED]), because)
+    def wait(self, whom: Sequence[str], because: str, *, dealt_again: bool = False) -> Wait:
+        return Wait(self.job, list(whom[:NAMED]), because, dealt_again)
 
     async def pause(self, end: float) -> bool:
         """Until something changes; False when `end` came first."""

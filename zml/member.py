@@ -159,7 +159,8 @@ class Member:
 
     def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
         while not self.draining:
-            reply = self.io.call(self.client.take(self.ledger_epoch, most, done, hold=wait))
+            clock = self._joined().clock
+            reply = self.io.call(self.client.take(self.ledger_epoch, clock, most, done, hold=wait))
             done = []
             match reply:
                 case Taken():
@@ -173,7 +174,7 @@ class Member:
                 case Wait():
                     if not wait:
                         return []
-                    self._rest()
+                    self._rest(longer=reply.dealt_again)
                     self.io.post(self.client.note_wait, reply)
         return None
 
@@ -182,24 +183,28 @@ class Member:
 
     def _settle(self, clock: int) -> None:
         """The epoch is over: hold what the shards hold once every worker's steps are in it."""
-        rested_at = self.rested_at
+        rested_at, hooks = self.rested_at, self._joined()
+        if rested_at is not None and hooks.clock > clock:
+            hooks.clock = self.io.call(self.client.enter(at_least=rested_at))  # it rested longer than needed
         self._rest_until(clock)
         self.rested_at = rested_at
-        self._joined().pull(clock + (self.staleness or 0))
+        hooks.pull(clock + (self.staleness or 0))
 
-    def _rest(self) -> None:
-        """Nobody shall wait for a worker that has no batch."""
-        if self.rested_at is None:
-            clock = self._joined().clock
-            # Without a loss no worker gets beyond `next_clock`; after one, no further than there are batches.
-            self._rest_until(self.next_clock if clock < self.next_clock else clock + self.batches)
+    def _rest(self, *, longer: bool) -> None:
+        """Nobody shall wait for a worker that has no batch. `longer`: other workers may go on from where it rests."""
+        clock = self._joined().clock
+        if self.rested_at is None and clock < self.next_clock:
+            self._rest_until(self.next_clock)  # without a loss no worker gets beyond
+        elif self.rested_at is None or longer:
+            self._rest_until(clock + max(self.batches, 1))
 
     def _rest_until(self, clock: int) -> None:
         """Nobody waits for this worker below `clock`."""
         hooks = self._joined()
         if hooks.clock < clock:
             self.io.call(self.client.advance(clock))
-            self.rested_at, hooks.clock = hooks.clock, clock
+            self.rested_at = hooks.clock if self.rested_at is None else self.rested_at
+            hooks.clock = clock
 
     def _return_to_gate(self) -> None:
         """More batches than this worker's share, for another worker was lost: come back as a late worker comes."""

@@ -227,13 +227,14 @@ class EpochOpened(Message):
 class Take(Message, kw_only=True):
     """Give me up to `most` batches of this epoch; `done` are [first, last] runs of batches that are applied.
 
-    With `hold` the answer may take a second, where there is nothing to give for now.
+    With `hold` the answer may take a second, where there is nothing to give for now. The worker stands at `clock`.
     """
 
     job: str
     worker: str
     incarnation: int
     epoch: int
+    clock: int
     most: int
     hold: bool
     done: list[tuple[int, int]] = []
@@ -251,6 +252,7 @@ class Wait(Message):
     job: str
     waiting_for: list[str]
     because: str
+    dealt_again: bool = False  # to a Take: workers came or went, and who rests must rest longer
 
 
 class EpochOver(Message):

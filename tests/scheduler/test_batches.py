@@ -269,6 +269,16 @@ def test_the_next_clock_is_beyond_every_clock_that_a_batch_can_have_used() -> No
     assert ledger.take(W0, 0, 1) == Over(4 + 4), "4 batches, and 4 leases after they were dealt again"
 
 
+def test_the_next_clock_is_beyond_the_clocks_that_workers_have_told() -> None:
+    ledger = opened(2, W0)
+    batches = taken(ledger, W0)
+    ledger.reached(0, 9)
+    ledger.reached(0, 7)
+    ledger.commit(W0, 0, batches)
+    ledger.reached(0, 20)
+    assert ledger.take(W0, 0, 1) == Over(9), "the answer does not change once the epoch is over"
+
+
 # -- draining --------------------------------------------------------------------------------------------
 
 

@@ -141,11 +141,14 @@ class Script:
             rested: int | None = None
             done: list[int] = []
             while True:
-                reply = await client.take(epoch, 2, done, hold=True)
+                reply = await client.take(epoch, self.clock, 2, done, hold=True)
                 done = []
                 if isinstance(reply, Wait):
+                    if (rested is None and self.clock >= end) or (rested is not None and reply.dealt_again):
+                        end = self.clock + self.batches
                     if self.clock < end:
-                        rested, self.clock = self.clock, end
+                        rested = self.clock if rested is None else rested
+                        self.clock = end
                         await client.advance(end)
                     continue
                 if not isinstance(reply, Taken):
@@ -157,6 +160,8 @@ class Script:
                 for batch in reply.batches:
                     await self._step(cut, outboxes, binding, epoch, batch)
                     done.append(batch)
+            if rested is not None and self.clock > reply.next_clock:  # type: ignore[union-attr]
+                self.clock = await client.enter(at_least=rested)
             if self.clock < reply.next_clock:  # type: ignore[union-attr]
                 self.clock = reply.next_clock  # type: ignore[union-attr]
                 await client.advance(self.clock)

@@ -1,5 +1,7 @@
 """Whole clusters in one thread: training that ends, whoever joins, is slow, is cut off or dies."""
 
+import asyncio
+
 import pytest
 import torch
 
@@ -94,6 +96,39 @@ def test_the_others_finish_what_a_killed_worker_leaves(seed: int, staleness: int
 
 
 @pytest.mark.parametrize("staleness", MODES)
+@pytest.mark.parametrize("workers", [3, 4])
+def test_the_one_batch_of_a_killed_worker_is_trained_while_the_others_rest(
+    workers: int, staleness: int | None
+) -> None:
+    """Who gets the batch starts where the others rest, so they have to rest longer than they meant to."""
+
+    async def main() -> tuple[list[Script], int, float, Cluster]:
+        hangs = False
+        batches = 4 * workers + 1  # w0 has one more than the others
+        spec = JobSpec(workers=workers, shards=2, staleness=staleness)
+        cluster = Cluster(
+            MemoryNetwork(1), spec, compute_s=lambda name: 1e6 if hangs and name == "w0" else 0.02
+        )
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}", batches=batches, epochs=2) for index in range(workers)]
+        while len(scripts[0].trained) < 4:
+            await cluster_pause()
+        hangs = True
+        await cluster_pause(5)
+        cluster.kill("w0")
+        killed_at = asyncio.get_running_loop().time()
+        code = await cluster.finish()
+        return scripts, code, asyncio.get_running_loop().time() - killed_at, cluster
+
+    scripts, code, seconds, cluster = simulate(main())
+    assert code == 0, [script.error for script in scripts]
+    assert seconds < 20, "nobody waits for more than the lease and an answer"
+    assert set(trained(scripts)) == {(epoch, batch) for epoch in range(2) for batch in range(4 * workers + 1)}
+    assert not any(ps.core.committed for ps in cluster.shards if ps.core), "every step is in the parameters"
+    same(scripts[1:])
+
+
+@pytest.mark.parametrize("staleness", MODES)
 def test_a_late_worker_joins_gets_the_parameters_and_contributes(staleness: int | None) -> None:
     async def main() -> list[Script]:
         cluster = Cluster(MemoryNetwork(3), JobSpec(workers=2, shards=2, staleness=staleness))
@@ -146,6 +181,4 @@ def test_a_partition_shorter_than_the_lease_costs_nobody_its_place() -> None:
 
 async def cluster_pause(seconds: float = 0.01) -> None:
     """Virtual time."""
-    import asyncio
-
     await asyncio.sleep(seconds)
