@@ -2,8 +2,9 @@
 
 Only public hooks are used, so that learning rate schedulers, gradient clipping and GradScaler work as ever. A bucket
 leaves during `backward()`, as soon as its last gradient is complete. Whether the script changes gradients afterwards
-(clipping, accumulation over several backward passes) is seen by the gradients' version counters: such a bucket is sent
-again before the commit, and from then on buckets leave with the step. Nothing counts before the commit.
+(clipping, unscaling, accumulation over several backward passes) is seen when the step begins, by the gradients' version
+counters and by a comparison with what was sent: such a bucket is sent again before the commit, and from then on buckets
+leave with the step. Nothing counts before the commit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from .binding import Binding
 from .client import REPLY_S, Client
 from .codec import Codec, NonFinite
-from .errors import CLOSURE, LOST, NOT_FINITE, ZmlError
+from .errors import CLOSURE, LOST, NOT_FINITE, NOT_HELD, ZmlError
 from .hyper import hyper_of, write_hyper
 from .iothread import IoThread
 from .layout import Bucket
@@ -69,6 +70,7 @@ class Hooks:
             queue.SimpleQueue()
         )
         self.kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self.dropped = False  # a GradScaler has found that this step is not to be made
         self.staleness = 0
 
     def install(self) -> None:
@@ -122,11 +124,21 @@ class Hooks:
                 "optimizer.step was called with a closure",
                 "Call loss.backward() and then optimizer.step().",
             )
+        self._as_scaler_says(optimizer)
+        if self.dropped:
+            self._put_aside()
+            return
         for index, boxes in enumerate(self.touching):
-            if not boxes:
-                continue
             gradient = self.binding.parameters[index].grad
-            if index in self.copied and unchanged(self.copied[index], gradient):
+            if not boxes:
+                if gradient is not None and gradient.numel():
+                    raise self._thawed(index)
+                continue
+            if (
+                index in self.copied
+                and unchanged(self.copied[index], gradient)
+                and (gradient is None or self.binding.holds(index, self.values))
+            ):
                 continue
             if index in self.copied and any(outbox.sent for outbox in boxes):
                 self.early = False  # changed after it left: clipping, or unscaling
@@ -141,16 +153,33 @@ class Hooks:
                     raise self._not_finite(bad) from None
         hyper = write_hyper(hyper_of(self.optimizer))
         self.io.post_task(self._exchange(self.clock, hyper), self._exchange_ended)
-        # Without gradients the script's own optimizer passes over every parameter.
+        self._put_aside()
+
+    def _as_scaler_says(self, optimizer: torch.optim.Optimizer) -> None:
+        """A fused optimizer unscales by itself, and skips a step that is not finite: GradScaler tells it."""
+        found = getattr(optimizer, "found_inf", None)
+        self.dropped = found is not None and bool(found)
+        scale = getattr(optimizer, "grad_scale", None)
+        if scale is None or self.dropped:
+            return
+        for parameter in self.binding.parameters:
+            if parameter.grad is not None:
+                parameter.grad.detach().div_(scale.to(parameter.grad.device))
+
+    def _put_aside(self) -> None:
+        """Without gradients the script's own optimizer passes over every parameter."""
         self.kept = [(p, p.grad) for p in self.binding.parameters if p.grad is not None]
         for parameter, _ in self.kept:
             parameter.grad = None
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._receive(len(self.buckets))
+        if not self.dropped:
+            self._receive(len(self.buckets))
         for parameter, gradient in self.kept:
             parameter.grad = gradient
         self.kept = []
+        if self.dropped:
+            return
         self.copied.clear()
         for outbox in self.outboxes.values():
             outbox.next_step()
@@ -211,6 +240,14 @@ class Hooks:
                 self.binding.read(chunk, values[at : at + size])
                 at += size
             self.io.call(self.client.load(bucket, values.numpy().data.cast("B")))
+
+    def _thawed(self, index: int) -> ZmlError:
+        name = self.layout.parameters[index].name
+        return ZmlError(
+            NOT_HELD,
+            f"{name} has a gradient, but it was frozen or held by no optimizer when the script joined",
+            f"Let {name} require a gradient, and the optimizer hold it, before zml.join; freeze it afterwards.",
+        )
 
     def _not_finite(self, bad: NonFinite) -> ZmlError:
         name = self.layout.parameters[bad.parameter].name

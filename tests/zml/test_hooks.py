@@ -62,13 +62,15 @@ class Direct:
 class Twin:
     """The same model twice: one trained through zml, one by torch alone."""
 
-    def __init__(self, io: IoThread, compress: str = "none", **options: Any) -> None:
+    def __init__(self, io: IoThread, compress: str = "none", *, frozen: bool = False, **options: Any) -> None:
         torch.manual_seed(3)
         self.model, self.plain = (
             torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3))
             for _ in range(2)
         )
         self.plain.load_state_dict(self.model.state_dict())
+        if frozen:
+            self.model[0].weight.requires_grad_(False)
         numbers = {"lr": 0.1, "momentum": 0.9, **options}
         self.optimizer = torch.optim.SGD(self.model.parameters(), **numbers)
         self.plain_optimizer = torch.optim.SGD(self.plain.parameters(), **numbers)
@@ -185,6 +187,59 @@ def test_a_step_that_a_grad_scaler_drops_is_dropped_here_too(io: IoThread) -> No
                 optimizer.step()
     assert twin.equal()
     assert twin.hooks.clock == twin.steps == 2
+
+
+@pytest.mark.parametrize(
+    "fused", [False, True], ids=["unscaled before the step", "unscaled by the optimizer"]
+)
+def test_a_grad_scaler_unscales_what_is_sent_and_drops_what_is_not_finite(io: IoThread, fused: bool) -> None:
+    twin = Twin(io, fused=fused)
+    for model, optimizer in twin.both():
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for bad in (False, False, True, False):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(twin.x), twin.y)
+            scaler.scale(loss * float("inf") if bad else loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
+    assert twin.equal()
+    assert twin.hooks.clock == twin.steps == 3
+
+
+def test_gradients_changed_behind_autograd_are_sent_as_they_are_at_the_step(io: IoThread) -> None:
+    twin = Twin(io)
+    for model, optimizer in twin.both():
+        for _ in range(3):
+            optimizer.zero_grad()
+            twin.backward(model)
+            for parameter in model.parameters():
+                assert parameter.grad is not None
+                parameter.grad.data.clamp_(-0.01, 0.01)  # no version counter moves
+            optimizer.step()
+    assert twin.equal()
+    assert not twin.hooks.early
+
+
+def test_gradients_that_nobody_changes_are_sent_once(io: IoThread) -> None:
+    twin = Twin(io)
+    for _ in range(2):
+        twin.optimizer.zero_grad()
+        twin.backward(twin.model)
+        twin.optimizer.step()
+    pushes = [told for told in twin.direct.told if told.startswith("push")]
+    assert len(pushes) == 2 * len(twin.hooks.buckets)
+    assert twin.hooks.early
+
+
+def test_a_parameter_that_is_thawed_after_joining_is_refused(io: IoThread) -> None:
+    twin = Twin(io, frozen=True)
+    twin.backward(twin.model)
+    twin.optimizer.step()
+    twin.model[0].weight.requires_grad_(True)
+    twin.backward(twin.model)
+    with pytest.raises(ZmlError, match=r"0\.weight has a gradient, but it was frozen") as refused:
+        twin.optimizer.step()
+    assert refused.value.code == "ZML-E513"
 
 
 def test_a_gradient_that_is_not_finite_stops_the_script_before_the_step_counts(io: IoThread) -> None:
