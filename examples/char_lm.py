@@ -102,13 +102,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(usage="python examples/char_lm.py [FLAGS]", description=__doc__)
     flag = parser.add_argument
     flag("--epochs", type=int, default=5)
-    flag("--samples", type=int, default=4096, help="training windows in an epoch")
-    flag("--batch-size", type=int, default=24, help="windows per worker and step")
+    flag("--samples", type=int, default=3072, help="training windows in an epoch")
+    flag("--batch-size", type=int, default=16, help="windows per worker and step")
     flag("--layers", type=int, default=4)
     flag("--width", type=int, default=128, help="channels, a multiple of 4")
     flag("--context", type=int, default=128, help="bytes that the model sees at once")
     flag("--optimizer", choices=["adamw", "sgd"], default="adamw")
-    flag("--lr", type=float, help="2e-3 for adamw and 0.1 for sgd if not given")
+    flag("--lr", type=float, help="3e-3 for adamw and 0.1 for sgd if not given")
     flag("--clip", type=float, default=1.0, help="largest gradient norm, 0 for no limit")
     flag("--seed", type=int, default=0)
     flag("--text", type=Path, default=Path(sysconfig.get_path("stdlib")), help="a folder with .py files")
@@ -119,7 +119,7 @@ def main() -> None:
     train_text, valid_text = read_sources(args.text, args.context, args.samples, held_out=128)
     model = GPT(args.layers, args.width, args.context)
     if args.optimizer == "adamw":
-        opt = torch.optim.AdamW(model.parameters(), lr=args.lr or 2e-3, weight_decay=0.1)
+        opt = torch.optim.AdamW(model.parameters(), lr=args.lr or 3e-3, weight_decay=0.1)
     else:
         opt = torch.optim.SGD(model.parameters(), lr=args.lr or 0.1, momentum=0.9)
     sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, args.epochs)

@@ -170,7 +170,7 @@ def test_too_little_text_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "short.py").write_text("pass\n")
     done = run(CHAR_LM, "--text", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"char_lm: the .py files of {tmp_path} are too few for --samples 4096\n"
+    assert done.stderr == f"char_lm: the .py files of {tmp_path} are too few for --samples 3072\n"
 
 
 def test_a_folder_without_images_is_an_error_of_one_line(tmp_path: Path) -> None:
