@@ -12,6 +12,9 @@ import os
 import signal
 import socket
 import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 REPORT_S = 30.0  # for the coordinator to take the report of how a script ended
+OUTPUT_S = 2.0  # for what a script has printed to arrive, once it has ended
 LAST_WORDS = 20  # lines of the script's output that a report may quote
 
 log = structlog.get_logger()
@@ -86,7 +90,7 @@ class Agent:
                 return None
             case Launch():
                 if self.running is None:
-                    self.running = asyncio.ensure_future(self._run_script(message))
+                    self.running = asyncio.ensure_future(self._run(message))
                 return Ok()
             case Stop():
                 self._stop(message.because, message.grace_s, 0)
@@ -128,10 +132,22 @@ class Agent:
 
     # -- the script ------------------------------------------------------------------------------------
 
+    async def _run(self, order: Launch) -> None:
+        """Run the script; what keeps this machine from that is told as any failure of it would be."""
+        try:
+            await self._run_script(order)
+        except OSError as error:
+            log.error("cannot run the script", because=str(error))
+            await self._end_child(grace_s=0.0)
+            text = f"{socket.gethostname()} cannot run it: {error}"
+            await self._report(
+                order, code=1, failure=Failure(kind=type(error).__name__, text=text, at=time.time())
+            )
+
     async def _run_script(self, order: Launch) -> None:
         """Run the script to its end and tell the coordinator how it ended."""
         assert self.lease is not None, "only a member is told to launch"
-        spec = self.lease.joined.spec
+        spec = self.lease.spec
         script = self.script or spec.script
         args = self.args if self.script else spec.args
         folder = None if self.script else (spec.folder or None)
@@ -151,8 +167,14 @@ class Agent:
             limit=1 << 20,
             start_new_session=True,
         )
-        tail = await self._copy_output(self.child, self._log_path(order.member, "out"))
+        tail: deque[str] = deque(maxlen=LAST_WORDS)
+        path = self._log_path(order.member, "out")
+        copying = asyncio.ensure_future(self._copy_output(self.child, path, tail))
         code = await self.child.wait()
+        # Processes that the script has started may hold its output open, and must not outlive it.
+        await asyncio.wait([copying], timeout=OUTPUT_S)
+        _kill_group(self.child.pid)
+        copying.cancel()
         failure = self._failure(order, code, failure_file, tail)
         await self._report(order, code=max(code, 0), killed_by=max(-code, 0), failure=failure)
 
@@ -176,10 +198,9 @@ class Agent:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return environment
 
-    async def _copy_output(self, child: asyncio.subprocess.Process, path: Path) -> list[str]:
-        """Line by line to our own stdout and to the log; returns the last lines."""
+    async def _copy_output(self, child: asyncio.subprocess.Process, path: Path, tail: deque[str]) -> None:
+        """Line by line to our own stdout, to the log, and the last lines into `tail`."""
         assert child.stdout is not None
-        tail: list[str] = []
         with path.open("a", buffering=1, errors="replace") as file:
             while True:
                 try:
@@ -187,14 +208,15 @@ class Agent:
                 except ValueError:  # a line beyond the limit: its rest follows as further lines
                     continue
                 if not raw:
-                    return tail
+                    return
                 # A progress bar rewrites its line with \r: keep what it shows in the end.
                 line = raw.decode(errors="replace").rstrip("\r\n").rsplit("\r", 1)[-1]
-                file.write(line + "\n")
-                print(line, flush=True)
-                tail = [*tail[-LAST_WORDS + 1 :], line]
+                tail.append(line)
+                with suppress(OSError):  # a full disk, a closed terminal: the script goes on
+                    file.write(line + "\n")
+                    print(line, flush=True)
 
-    def _failure(self, order: Launch, code: int, path: Path, tail: list[str]) -> Failure | None:
+    def _failure(self, order: Launch, code: int, path: Path, tail: Sequence[str]) -> Failure | None:
         if code == 0 or self.stopping:
             return None
         log_path = str(self._log_path(order.member, "out"))
@@ -204,7 +226,8 @@ class Agent:
         except (FileNotFoundError, msgspec.DecodeError):
             pass  # it could not say why: killed, or ended by sys.exit
         kind = _signal_name(-code) if code < 0 else f"exit code {code}"
-        return Failure(kind=kind, text=tail[-1] if tail else "", log=log_path, at=time.time())
+        last = runner.cut(tail[-1], runner.TEXT_BYTES) if tail else ""
+        return Failure(kind=kind, text=last, log=log_path, at=time.time())
 
     async def _report(
         self, order: Launch, *, code: int, killed_by: int = 0, failure: Failure | None = None
@@ -254,6 +277,13 @@ class Agent:
         folder = self._run_dir() / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{member}.{suffix}"
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # nobody is left
 
 
 def _signal_name(number: int) -> str:

@@ -189,7 +189,6 @@ class Coordinator:
                     member=action.member,
                     incarnation=action.incarnation,
                     generation=action.generation,
-                    spec=self.spec,
                     heartbeat_s=self.heartbeat_s,
                     lease_s=self.machine.rules.lease_s,
                     run_dir=self.run_dir,
@@ -215,9 +214,7 @@ class Coordinator:
                 self.endpoint.notify(
                     peer, Fenced(self.job, action.member, action.incarnation, action.because)
                 )
-                for what, owner in list(self.claims.items()):
-                    if owner == action.member:
-                        del self.claims[what]
+                self.release(action.member)
             case actions.Stop():
                 self.order(action.member, Stop(self.job, action.because))
             case actions.Drain():
@@ -228,6 +225,13 @@ class Coordinator:
                 log.info("job over", job=self.job, state=action.state.name, because=action.because)
                 if self.finished is not None and not self.finished.done():
                     self.finished.set_result(action.exit_code)
+
+    def release(self, member: str) -> None:
+        """This worker did not come to the end of its script: others may write the files that it was to write."""
+        self.claims = {what: owner for what, owner in self.claims.items() if owner != member}
+
+    def is_current(self, message: Exited | Leave) -> bool:
+        return self.machine.is_current(self.job, message.member, message.incarnation)
 
     def order(self, member: str, message: Message, payload: bytes | None = None) -> asyncio.Task[None]:
         """Send an order until it is taken; a member that does not take it is left to its lease."""
@@ -308,6 +312,8 @@ class Coordinator:
                 self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job)))
                 return None
             case Exited():
+                if (message.code or message.signal) and self.is_current(message):
+                    self.release(message.member)
                 if message.failure is not None:
                     self.board.failed(message.member, message.failure)
                 because = why(message)
@@ -318,6 +324,8 @@ class Coordinator:
                 )
                 return Ok()
             case Leave():
+                if self.is_current(message):
+                    self.release(message.member)
                 self.dispatch(events.Left(self.job, message.member, message.incarnation, message.because))
                 return Ok()
             case Drain():
@@ -353,7 +361,7 @@ class Coordinator:
         if message.role == "shard":
             self.addresses[answer.member] = message.addresses
         self.board.joined(message, answer, asyncio.get_running_loop().time())
-        return answer
+        return answer, msgspec.msgpack.encode(self.spec)
 
     def admit(self, worker: str, incarnation: int) -> None:
         """Refuse a script whose incarnation is over."""

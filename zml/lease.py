@@ -7,10 +7,11 @@ import os
 import socket
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import structlog
 
 from .errors import LOST, UNREACHABLE, ZmlError
-from .messages import Fenced, Heartbeat, Join, Joined, Leave
+from .messages import Fenced, Heartbeat, JobSpec, Join, Joined, Leave
 from .transport import Endpoint, Refused, TransportError
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ log = structlog.get_logger()
 class Lease:
     """One member's place in the job. `heard()` is to be called at every sign of life of the coordinator."""
 
-    def __init__(self, endpoint: Endpoint, joined: Joined) -> None:
+    def __init__(self, endpoint: Endpoint, joined: Joined, spec: JobSpec) -> None:
         self.endpoint = endpoint
         self.joined = joined
+        self.spec = spec
         self.silence_s = max(20 * joined.lease_s, 30.0)
         self.heard_at = asyncio.get_running_loop().time()
 
@@ -94,4 +96,4 @@ async def join(
     joined = answer.message
     assert isinstance(joined, Joined), joined
     log.info("joined", member=joined.member, incarnation=joined.incarnation, job=joined.job)
-    return Lease(endpoint, joined)
+    return Lease(endpoint, joined, msgspec.msgpack.decode(answer.payload or b"", type=JobSpec))

@@ -55,11 +55,12 @@ class Join(Message, kw_only=True):
 
 
 class Joined(Message, kw_only=True):
+    """What was asked for is in the payload, a `JobSpec`: a script's arguments may be many."""
+
     job: str
     member: str
     incarnation: int
     generation: int
-    spec: JobSpec
     heartbeat_s: float
     lease_s: float
     run_dir: str

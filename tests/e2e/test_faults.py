@@ -27,6 +27,19 @@ def test_the_others_finish_when_a_script_is_killed(place: Playground) -> None:
     assert not place.pids("zml")
 
 
+def test_a_script_ends_when_it_ends_whatever_it_has_started_and_printed(place: Playground) -> None:
+    (place.folder / "odd.py").write_text(
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)  # zml straggler'])\n"
+        "print(len(sys.argv), 'x' * 9000)\n"  # more than fits into a message's header
+        "sys.exit(3)\n"
+    )
+    code, text = place.run("run", "-w", "1", "-p", "1", "odd.py", *[f"file{k:06}" for k in range(600)])
+    assert code == 3, text
+    assert "w0 ended with exit code 3" in text and "601 xxx" in text
+    assert not place.pids("zml")
+
+
 def test_the_others_finish_when_a_whole_worker_is_killed(place: Playground) -> None:
     run = place.start(
         "run", "-w", "3", "-p", "1", "--staleness", "2", "train.py", "--epochs", "4", "--pause", "0.03"

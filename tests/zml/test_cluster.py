@@ -7,7 +7,9 @@ import torch
 
 from tests.simulation import simulate
 from tests.zml.cluster import Cluster, Script, parameters
-from zml.messages import JobSpec
+from zml.errors import ZmlError
+from zml.lease import COORDINATOR
+from zml.messages import Exited, JobSpec
 from zml.transport.memory import MemoryNetwork
 
 MODES = [0, 2, None]
@@ -158,6 +160,29 @@ def test_a_worker_that_raises_fails_the_job_and_the_others_are_stopped() -> None
 
     code, _ = simulate(main())
     assert code == 1
+
+
+@pytest.mark.parametrize(("code", "signal"), [(0, 9), (1, 0), (0, 0)], ids=["killed", "failed", "finished"])
+def test_a_file_is_written_by_another_when_its_writer_did_not_come_to_its_end(code: int, signal: int) -> None:
+    async def main() -> tuple[bool, bool, bool]:
+        cluster = Cluster(MemoryNetwork(6), JobSpec(workers=2, shards=1))
+        await cluster.start()
+        one, two = (cluster.script(f"w{index}", epochs=50) for index in range(2))
+        while not (one.trained and two.trained):
+            await cluster_pause()
+        first, other = await one.client.claim("model"), await two.client.claim("model")
+        exited = Exited(job="job", member="w0", incarnation=1, code=code, signal=signal)
+        await one.agent.request(COORDINATOR, exited, timeout_s=5)
+        try:
+            again = (await two.client.claim("model")).granted
+        except ZmlError:  # the failure of a script ends the job
+            again = False
+        cluster.coordinator.interrupt("SIGINT")
+        cluster.coordinator.interrupt("SIGINT")
+        await cluster.finish()
+        return first.granted, other.granted, again
+
+    assert simulate(main()) == (True, False, signal != 0)
 
 
 def test_a_partition_shorter_than_the_lease_costs_nobody_its_place() -> None:
