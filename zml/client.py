@@ -47,6 +47,9 @@ from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
 REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
 RETRY_S = 0.1
 PULLS_AT_ONCE = 16
+PUSHES_AT_ONCE = (
+    16  # per shard: a model of any size leaves within deadlines that count from each bucket's own start
+)
 
 log = structlog.get_logger()
 Deliver = Callable[[Bucket, Delta, memoryview | None], None]
@@ -64,6 +67,7 @@ class Client:
             str, list[asyncio.Task[None]]
         ] = {}  # by shard: buckets of the open step not yet acknowledged
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
+        self.push_slots: dict[str, asyncio.Semaphore] = {}  # by shard; first come, first served
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
     @property
@@ -86,6 +90,7 @@ class Client:
         holding = {homes.shards[index] for index in homes.placement}
         self.shards = [shard for shard in homes.shards if shard in holding]
         self.pushing = {shard: [] for shard in self.shards}
+        self.push_slots = {shard: asyncio.Semaphore(PUSHES_AT_ONCE) for shard in self.shards}
         for shard, addresses in zip(homes.shards, homes.addresses, strict=True):
             if shard not in holding:
                 continue
@@ -109,8 +114,9 @@ class Client:
         self, epoch: int, clock: int, most: int, done: Sequence[int], *, hold: bool
     ) -> Taken | Wait | EpochOver | Drained:
         """Ask once, standing at `clock`; `done` are the batches applied since the last call."""
-        message = Take(epoch=epoch, clock=clock, most=most, done=runs(done), hold=hold, **self.me)
-        reply = (await self._ask(message)).message
+        message = Take(epoch=epoch, clock=clock, most=most, hold=hold, **self.me)
+        payload = msgspec.msgpack.encode(runs(done)) if done else None
+        reply = (await self._ask(message, payload)).message
         assert isinstance(reply, Taken | Wait | EpochOver | Drained), reply
         return reply
 
@@ -159,7 +165,8 @@ class Client:
         self.pushing[shard].append(asyncio.ensure_future(self._push(shard, message, payload)))
 
     async def _push(self, shard: str, message: Push, payload: memoryview) -> None:
-        await self._tell(shard, message, payload)
+        async with self.push_slots[shard]:
+            await self._tell(shard, message, payload)
 
     async def commit(self, clock: int, hyper: bytes, buckets: Sequence[Bucket]) -> None:
         """Make the step count at every shard, each as soon as it has all its buckets."""

@@ -164,7 +164,8 @@ class Coordinator:
     def dispatch(self, event: events.Event) -> None:
         """Hand an event to the machine and perform what it orders. The only place that does."""
         loop = asyncio.get_running_loop()
-        for action in self.machine.handle(event, loop.time()):
+        performed = self.machine.handle(event, loop.time())
+        for action in performed:
             self.events.write(action)
             self.perform(action)
         if self.timer is not None:
@@ -173,7 +174,8 @@ class Coordinator:
         self.timer = (
             None if deadline is None else loop.call_at(deadline, self.dispatch, events.Ticked(self.job))
         )
-        self.wake()
+        if not isinstance(event, events.Renewed) or performed:
+            self.wake()  # not at every heartbeat: each worker that waits would look again
 
     def wake(self) -> None:
         self.changed.set()
@@ -345,7 +347,7 @@ class Coordinator:
             case OpenEpoch():
                 return self.open_epoch(message, bytes(payload or b""))
             case Take():
-                return self.take(message)
+                return self.take(message, payload)
             case Claim():
                 self.admit(message.worker, message.incarnation)
                 owner = self.claims.setdefault(message.what, message.worker)
@@ -435,12 +437,16 @@ class Coordinator:
                 raise Refusal("epoch", opened.because)
         return self.wait(opened.waiting_for, opened.because)
 
-    async def take(self, message: Take) -> Reply:
+    async def take(self, message: Take, done: memoryview | None) -> Reply:
         self.admit(message.worker, message.incarnation)
         worker = WorkerId(message.worker)
         self.ledger.reached(message.epoch, message.clock)
-        if message.done:
-            refused = self.ledger.commit(worker, message.epoch, spread(message.done, self.ledger.batches))
+        if done is not None:
+            try:
+                applied = msgspec.msgpack.decode(done, type=list[tuple[int, int]])
+            except msgspec.MsgspecError as bad:
+                raise Refusal("ledger", f"the batches that are applied cannot be read: {bad}") from None
+            refused = self.ledger.commit(worker, message.epoch, spread(applied, self.ledger.batches))
             if refused is not None:
                 raise Refusal("ledger", refused.because)
             self.wake()

@@ -113,6 +113,7 @@ class Hooks:
 
     def _leave(self, outbox: Outbox) -> None:
         payload = outbox.pack()
+        outbox.clock = self.clock
         self.io.post(self.client.push, outbox.bucket, self.clock, payload, sorted(outbox.absent))
 
     # -- around the optimizer's step -----------------------------------------------------------------------
@@ -146,7 +147,7 @@ class Hooks:
             for outbox in boxes:
                 outbox.sent = False
         for outbox in self.outboxes.values():
-            if not outbox.sent:
+            if not outbox.sent or outbox.clock != self.clock:  # the worker rested between backward and step
                 try:
                     self._leave(outbox)
                 except NonFinite as bad:

@@ -176,6 +176,8 @@ class Member:
                         return []
                     self._rest(longer=reply.dealt_again)
                     self.io.post(self.client.note_wait, reply)
+        if wait:
+            self._rest(longer=False)  # drained: others may have a step to finish
         return None
 
     def in_hand(self, batch: int, samples: int) -> None:

@@ -226,7 +226,7 @@ class EpochOpened(Message):
 
 
 class Take(Message, kw_only=True):
-    """Give me up to `most` batches of this epoch; `done` are [first, last] runs of batches that are applied.
+    """Give me up to `most` batches of this epoch. The payload, if any: [first, last] runs of batches that are applied.
 
     With `hold` the answer may take a second, where there is nothing to give for now. The worker stands at `clock`.
     """
@@ -238,7 +238,6 @@ class Take(Message, kw_only=True):
     clock: int
     most: int
     hold: bool
-    done: list[tuple[int, int]] = []
 
 
 class Taken(Message):

@@ -22,6 +22,7 @@ class Outbox:
         self.missing = set(bucket.parameters)
         self.absent: set[int] = set()
         self.sent = False
+        self.clock = -1  # at which it left last
         self.buffer = memoryview(bytearray(sum(codec.bound(chunk) for chunk in self.chunks)))
         self.values: dict[int, torch.Tensor] = {}
         at = 0

@@ -193,6 +193,7 @@ class Shard:
         store, bucket = self._bucket(message.bucket)
         if message.clock < self.gate.frontier(worker):
             return Ok()  # resent after its step was committed
+        self._check_clock(worker, message.clock)
         if bucket.index not in self.pushed:
             raise Refusal("frozen", f"the parameters of bucket {bucket.index} are frozen")
         try:
@@ -210,6 +211,7 @@ class Shard:
         store, clock = self._store(), message.clock
         if clock < self.gate.frontier(worker):
             return Ok()
+        self._check_clock(worker, clock)
         step = self.staged.get(worker, {}).get(clock, Step())
         if message.buckets != len(self.pushed) or step.pushes.keys() != self.pushed:
             raise Refusal(
@@ -237,6 +239,11 @@ class Shard:
             self.steps += 1
         self._go_on()
         return Ok()
+
+    def _check_clock(self, worker: WorkerId, clock: int) -> None:
+        # One step of each worker is staged, so that what a peer can fill is bounded by the model.
+        if clock != (stands := self.gate.frontier(worker)):
+            raise Refusal("clock", f"{worker} stands at clock {stands}, and sends clock {clock}")
 
     def _advance(self, worker: WorkerId, message: Advance) -> Reply:
         if message.clock > self.gate.frontier(worker):

@@ -9,7 +9,8 @@ from tests.simulation import simulate
 from tests.zml.cluster import Cluster, Script, parameters
 from zml.errors import ZmlError
 from zml.lease import COORDINATOR
-from zml.messages import Exited, JobSpec
+from zml.messages import Exited, JobSpec, Taken
+from zml.scheduler.ids import WorkerId
 from zml.transport.memory import MemoryNetwork
 
 MODES = [0, 2, None]
@@ -185,6 +186,30 @@ def test_a_file_is_written_by_another_when_its_writer_did_not_come_to_its_end(co
     assert simulate(main()) == (True, False, signal != 0)
 
 
+def test_any_number_of_batches_is_reported_at_once() -> None:
+    async def main() -> tuple[int, int]:
+        cluster = Cluster(MemoryNetwork(7), JobSpec(workers=2, shards=1), compute_s=lambda name: 1e6)
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}", batches=200_000) for index in range(2)]
+        while any(ledger_of(cluster, script.name) == 0 for script in scripts):
+            await cluster_pause()
+        client, done = scripts[0].client, []
+        for _ in range(4):
+            reply = await client.take(0, 0, 250, [], hold=False)
+            assert isinstance(reply, Taken)
+            done += reply.batches
+        assert len(done) == 1000 and done[1] == done[0] + 2, "every second batch is the other worker's"
+        await client.take(0, 0, 1, done, hold=False)
+        committed = cluster.coordinator.ledger.committed
+        for _ in range(2):
+            cluster.coordinator.interrupt("SIGINT")
+        await cluster.finish()
+        return committed, len(done)
+
+    committed, done = simulate(main())
+    assert committed == done
+
+
 def test_a_partition_shorter_than_the_lease_costs_nobody_its_place() -> None:
     async def main() -> list[Script]:
         network = MemoryNetwork(5)
@@ -202,6 +227,12 @@ def test_a_partition_shorter_than_the_lease_costs_nobody_its_place() -> None:
     scripts = simulate(main())
     assert trained(scripts) == [(epoch, batch) for epoch in range(2) for batch in range(12)]
     same(scripts)
+
+
+def ledger_of(cluster: Cluster, worker: str) -> int:
+    """Batches that this worker has taken."""
+    current = cluster.coordinator.ledger.current
+    return len(current.given.get(WorkerId(worker), [])) if current is not None else 0
 
 
 async def cluster_pause(seconds: float = 0.01) -> None:

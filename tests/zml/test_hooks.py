@@ -15,7 +15,7 @@ from zml.hooks import Hooks
 from zml.hyper import OptimizerSpec
 from zml.iothread import IoThread
 from zml.layout import Bucket, Layout, Registration, buckets
-from zml.messages import Commit, Enter, Load, Pull, Push
+from zml.messages import Advance, Commit, Enter, Load, Pull, Push
 from zml.messages import Seat as RosterSeat
 from zml.scheduler.ids import JobId
 from zml.seat import Seat
@@ -229,6 +229,19 @@ def test_gradients_that_nobody_changes_are_sent_once(io: IoThread) -> None:
     pushes = [told for told in twin.direct.told if told.startswith("push")]
     assert len(pushes) == 2 * len(twin.hooks.buckets)
     assert twin.hooks.early
+
+
+def test_what_left_before_a_rest_leaves_again_with_the_step_after_it(io: IoThread) -> None:
+    twin = Twin(io)
+    for model, _ in twin.both():
+        twin.backward(model)
+    io.call(nothing())
+    twin.direct.tell(Advance(JOB, ME, 1, 5))
+    twin.hooks.clock = 5
+    for _, optimizer in twin.both():
+        optimizer.step()
+    assert twin.direct.told[-1] == "commit 5"
+    assert twin.equal()
 
 
 def test_a_parameter_that_is_thawed_after_joining_is_refused(io: IoThread) -> None:

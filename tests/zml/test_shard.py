@@ -231,6 +231,20 @@ def test_a_pull_waits_by_name_and_is_answered_when_the_gate_opens() -> None:
     simulate(main())
 
 
+def test_a_step_is_staged_only_where_its_worker_stands() -> None:
+    bench = Bench(0)
+    bench.load()
+    for clock in (1, 1 << 60):
+        with pytest.raises(Refusal, match=f"w0 stands at clock 0, and sends clock {clock}") as refused:
+            bench.push("w0", clock)
+        assert refused.value.code == "clock"
+        with pytest.raises(Refusal):
+            bench.commit("w0", clock)
+    assert not bench.shard.staged
+    bench.ask("w0", Advance(JOB, "w0", 1, 7))
+    assert bench.push("w0", 7) == Ok()
+
+
 def test_resting_lets_the_others_go_on() -> None:
     bench = Bench(0)
     bench.load()
