@@ -94,7 +94,8 @@ class Lookout:
     failed handshakes alone, which a member never causes.
     """
 
-    EVENTS: Final = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL  # a key that is not let in was told of by ZAP
+    # Whoever sees first that the mechanisms differ hangs up: if that is the client, we learn no detail.
+    EVENTS: Final = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
     def __init__(self, listener: "zmq.Socket[bytes]", violations: Violations) -> None:
         self._listener = listener
@@ -118,6 +119,6 @@ class Lookout:
             except (zmq.Again, ValueError):
                 return
             _, code = EVENT.unpack(event)
-            what = "no key" if code in MECHANISM else f"a handshake that failed ({code:#x})"
+            what = "no key" if code in MECHANISM else f"a key that does not fit, or none ({code:#x})"
             who = address.decode("ascii", "replace")[:64]
             self._violations.note("handshake", who, f"came with {what}", self._loop.time())
