@@ -47,7 +47,7 @@ def test_a_line_says_when_who_and_what(tmp_path: Path) -> None:
 
 def test_other_libraries_loggers_take_the_same_way(tmp_path: Path) -> None:
     path = logs.configure("worker", "w0", folder=tmp_path)
-    logging.getLogger("torch.something").warning("%d devices", 2, extra={"devices": 2})
+    logging.getLogger("library.something").warning("%d devices", 2, extra={"devices": 2})
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("careful", stacklevel=1)
