@@ -10,6 +10,7 @@ one repetition. The target is a median of at most 1.05 for steps of 100 ms or mo
 same machine.
 
 step    the median time from the end of one optimizer step to the end of the next
+quick   the fastest tenth of them: on a machine that others use, this compares the steps that they did not disturb
 all     the time of all measured steps together: what now and then takes long shows here and not in the median
 cpu     CPU time of the script's process, of all its threads: less disturbed by what else the machine does
 """
@@ -38,6 +39,7 @@ class Run(NamedTuple):
     """One run of the example, per step."""
 
     step_ms: float
+    quick_ms: float
     all_ms: float
     cpu_ms: float
 
@@ -65,7 +67,7 @@ def measure(way: str, arguments: list[str], environment: dict[str, str]) -> Run:
         ends = json.loads((folder / "steps.json").read_text())[WARM_UP - 1 :]
     walls = [1e3 * (after[0] - before[0]) for before, after in itertools.pairwise(ends)]
     cpu_ms = 1e3 * (ends[-1][1] - ends[0][1]) / len(walls)
-    return Run(statistics.median(walls), statistics.mean(walls), cpu_ms)
+    return Run(statistics.median(walls), statistics.quantiles(walls, n=10)[0], statistics.mean(walls), cpu_ms)
 
 
 def summary(pairs: list[dict[str, Run]]) -> dict[str, dict[str, float]]:
@@ -120,6 +122,9 @@ def main(
         *arguments,
     ]
     order, pairs = random.Random(seed), []
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        click.echo(f"other processes are busy here (load {load:.1f}): look at quick and cpu, too", err=True)
     for number in range(repetitions):
         ways = order.sample(["alone", "zml"], 2)
         pairs.append({way: measure(way, example, environment) for way in ways})
@@ -128,9 +133,8 @@ def main(
             click.echo(f"{number + 1}/{repetitions}  alone {alone:.1f} ms  zml {with_zml:.1f} ms", err=True)
     figures = summary(pairs)
     if as_json:
-        click.echo(
-            json.dumps({"arguments": example, "threads": threads, "repetitions": repetitions, **figures})
-        )
+        how = {"arguments": example, "threads": threads, "repetitions": repetitions, "load_before": load}
+        click.echo(json.dumps(how | figures))
         return
     click.echo("        alone ms    zml ms     ratio  (min .. max)")
     for name, f in figures.items():
