@@ -66,29 +66,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator) * 1e-3
 
-    outgoing = {b.index: bytearray(sum(codec.bound(layout.chunks[c]) for c in b.chunks)) for b in everything}
-    residual = {c.index: torch.zeros(c.size) for c in layout.chunks} if not codec.lossless else {}
-    scratch = {c.index: torch.empty(c.size) for c in layout.chunks} if not codec.lossless else {}
+    packers = {b.index: worker_codec.packer([layout.chunks[c] for c in b.chunks]) for b in everything}
+    outgoing: dict[int, memoryview] = {}
 
     def encode() -> None:
         for bucket in everything:
-            places, at = {}, 0
-            for index in bucket.chunks:
-                chunk = layout.chunks[index]
-                out = memoryview(outgoing[bucket.index])[at : at + codec.bound(chunk)]
-                into = worker_codec.place(chunk, out)
-                places[index] = scratch[index] if into is None else into
-                at += codec.bound(chunk)
+            packer = packers[bucket.index]
             for index in bucket.chunks:
                 for segment in layout.chunks[index].segments:
                     gradient = binding.parameters[segment.parameter].grad
                     assert gradient is not None
                     flat = gradient.view(-1)[segment.start : segment.start + segment.size]
-                    places[index][segment.offset : segment.offset + segment.size].copy_(flat)
-            at = 0
-            for index in bucket.chunks:
-                out = memoryview(outgoing[bucket.index])[at:]
-                at += worker_codec.encode(layout.chunks[index], places[index], residual.get(index), out)
+                    packer.values[index][segment.offset : segment.offset + segment.size].copy_(flat)
+            outgoing[bucket.index] = packer.pack()
 
     def apply() -> None:
         step = [Staged(split(outgoing[bucket.index], bucket.chunks)) for bucket in everything]

@@ -109,9 +109,10 @@ class Hooks:
         try:
             self._leave(outbox)
         except NonFinite:
-            outbox.sent = False  # GradScaler may yet drop this step; `_before_step` decides
+            pass  # GradScaler may yet drop this step; `_before_step` decides
 
     def _leave(self, outbox: Outbox) -> None:
+        outbox.take_back()
         payload = outbox.pack()
         outbox.clock = self.clock
         self.io.post(self.client.push, outbox.bucket, self.clock, payload, sorted(outbox.absent))
@@ -143,9 +144,9 @@ class Hooks:
                 continue
             if index in self.copied and any(outbox.sent for outbox in boxes):
                 self.early = False  # changed after it left: clipping, or unscaling
-            self._copy(index)
             for outbox in boxes:
-                outbox.sent = False
+                outbox.take_back()
+            self._copy(index)
         for outbox in self.outboxes.values():
             if not outbox.sent or outbox.clock != self.clock:  # the worker rested between backward and step
                 try:

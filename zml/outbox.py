@@ -1,11 +1,10 @@
-"""One bucket of the step that is being computed: gradients are gathered in it, packed, and sent.
-
-The buffer belongs to the step until its commit is acknowledged; the next step writes into the same warm memory.
-"""
+"""One bucket of the step that is being computed: gradients are gathered in it, packed, and sent."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from .codec import Codec
 from .layout import Bucket, Layout
@@ -17,23 +16,15 @@ class Outbox:
 
     def __init__(self, bucket: Bucket, layout: Layout, codec: Codec) -> None:
         self.bucket = bucket
-        self.codec = codec
-        self.chunks = [layout.chunks[chunk] for chunk in bucket.chunks]
+        self.packer = codec.packer([layout.chunks[chunk] for chunk in bucket.chunks])
         self.missing = set(bucket.parameters)
         self.absent: set[int] = set()
         self.sent = False
         self.clock = -1  # at which it left last
-        self.buffer = memoryview(bytearray(sum(codec.bound(chunk) for chunk in self.chunks)))
-        self.values: dict[int, torch.Tensor] = {}
-        at = 0
-        for chunk in self.chunks:
-            inside = codec.place(chunk, self.buffer[at:])
-            self.values[chunk.index] = torch.zeros(chunk.size) if inside is None else inside
-            at += codec.bound(chunk)
-        # Error feedback, twice: what a step leaves behind is only true once the step counts.
-        wanted = [] if codec.lossless else self.chunks
-        self.residual = {chunk.index: torch.zeros(chunk.size) for chunk in wanted}
-        self.residual_after = {chunk.index: torch.zeros(chunk.size) for chunk in wanted}
+
+    @property
+    def values(self) -> Mapping[int, Tensor]:
+        return self.packer.values
 
     def set_absent(self, parameter: int, absent: bool) -> None:
         if absent:
@@ -41,19 +32,19 @@ class Outbox:
         else:
             self.absent.discard(parameter)
 
-    def pack(self) -> memoryview:
+    def pack(self, density: float | None = None, decay: float = 1.0) -> memoryview:
         """Encode what was gathered; the payload of its push. Raises NonFinite, and then nothing was packed."""
-        at = 0
-        for chunk in self.chunks:
-            after = self.residual_after.get(chunk.index)
-            if after is not None:
-                after.copy_(self.residual[chunk.index])
-            at += self.codec.encode(chunk, self.values[chunk.index], after, self.buffer[at:], self.absent)
+        payload = self.packer.pack(self.absent, density, decay)
         self.sent = True
-        return self.buffer[:at]
+        return payload
+
+    def take_back(self) -> None:
+        """What has left does not count; to be called before anything else is gathered."""
+        if self.sent:
+            self.packer.take_back()
+            self.sent = False
 
     def next_step(self) -> None:
         """The step counts at the shard."""
-        self.residual, self.residual_after = self.residual_after, self.residual
         self.missing = set(self.bucket.parameters)
         self.sent = False

@@ -53,6 +53,7 @@ class _Held:
         default_factory=deque
     )  # (base, frame); the last leads to `published`
     log_bytes: int = 0
+    came: int = 0  # entries of the frames applied since the last publication
 
 
 class _Step:
@@ -176,6 +177,7 @@ class Store:
                 missing.append(absent)
         if not given:
             return  # every parameter is absent from every step: no update, no new version
+        held.came += sum(self.codec.entries(held.chunk, frame) for frame in given)
         gradient = self._add(held.chunk, given, missing)
         if len(steps) > 1:
             gradient = torch.div(gradient, len(steps), out=self._sum[: held.chunk.size])
@@ -249,7 +251,8 @@ class Store:
 
     def _publish(self, held: _Held) -> None:
         if not self.codec.lossless:
-            frame = self.codec.publish(held.chunk, held.w, held.p, held.published, held.version)
+            frame = self.codec.publish(held.chunk, held.w, held.p, held.published, held.version, held.came)
+            held.came = 0
             if parse(frame).kind == Kind.DELTA:
                 held.log.append((held.published, frame))
                 held.log_bytes += len(frame)

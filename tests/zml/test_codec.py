@@ -13,22 +13,26 @@ from torch import Tensor
 from zml.codec import (
     UNKNOWN,
     BadFrame,
-    Codec,
     Kind,
     NonFinite,
+    Packer,
     by_name,
     cut,
     parse,
     read_parameters,
     split,
 )
-from zml.codec.dense import finite, write_parameters
+from zml.codec.dense import Bf16, Exact, finite, write_parameters
 from zml.codec.frame import HEADER
 from zml.layout import CHUNK, Chunk, Layout
 
 NAMES = ["none", "bf16"]
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**120), max_value=2.0**120)
 values_of = st.lists(floats, min_size=1, max_size=70).map(torch.tensor)
+
+
+def dense(name: str) -> Exact | Bf16:
+    return Exact() if name == "none" else Bf16()
 
 
 def chunk_of(size: int, index: int = 3) -> Chunk:
@@ -41,7 +45,7 @@ def chunk_of(size: int, index: int = 3) -> Chunk:
 
 
 def encoded(
-    codec: Codec,
+    codec: Exact | Bf16,
     chunk: Chunk,
     values: Tensor,
     residual: Tensor | None = None,
@@ -53,7 +57,7 @@ def encoded(
     return bytes(out[:size])
 
 
-def decoded(codec: Codec, chunk: Chunk, frame: bytes | memoryview) -> Tensor:
+def decoded(codec: Exact | Bf16, chunk: Chunk, frame: bytes | memoryview) -> Tensor:
     out = torch.full((chunk.size,), math.nan)
     codec.decode(chunk, frame, out, add=False)
     return out
@@ -70,7 +74,7 @@ def wrecked(chunk: Chunk) -> Tensor:
 @settings(max_examples=300, deadline=None)
 @given(values_of)
 def test_none_carries_every_bit(values: Tensor) -> None:
-    codec, chunk = by_name("none"), chunk_of(len(values))
+    codec, chunk = dense("none"), chunk_of(len(values))
     frame = encoded(codec, chunk, values)
     assert torch.equal(decoded(codec, chunk, frame).view(torch.int32), values.view(torch.int32))
     view = codec.view(chunk, frame)
@@ -81,7 +85,7 @@ def test_none_carries_every_bit(values: Tensor) -> None:
 @settings(max_examples=300, deadline=None)
 @given(values_of, st.data())
 def test_what_bf16_drops_is_in_the_residual(values: Tensor, data: st.DataObject) -> None:
-    codec, chunk = by_name("bf16"), chunk_of(len(values))
+    codec, chunk = dense("bf16"), chunk_of(len(values))
     residual = values.flip(0) * data.draw(st.floats(-1, 1, width=32))
     before = residual.clone()
     sent = decoded(codec, chunk, encoded(codec, chunk, values, residual))
@@ -91,7 +95,7 @@ def test_what_bf16_drops_is_in_the_residual(values: Tensor, data: st.DataObject)
 
 
 def test_bf16_rounds_ties_to_even() -> None:
-    codec, chunk = by_name("bf16"), chunk_of(4)
+    codec, chunk = dense("bf16"), chunk_of(4)
     one = 1.0
     ulp = 2.0**-7
     values = torch.tensor([one + ulp / 2, one + 1.5 * ulp, one + 0.51 * ulp, -one - ulp / 2])
@@ -99,7 +103,7 @@ def test_bf16_rounds_ties_to_even() -> None:
 
 
 def test_with_error_feedback_the_sum_of_what_is_sent_follows_the_sum_of_the_gradients() -> None:
-    codec, chunk = by_name("bf16"), chunk_of(1_000)
+    codec, chunk = dense("bf16"), chunk_of(1_000)
     generator = torch.Generator().manual_seed(5)
     residual, sent, true = (
         torch.zeros(1_000),
@@ -117,7 +121,7 @@ def test_with_error_feedback_the_sum_of_what_is_sent_follows_the_sum_of_the_grad
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_input_makes_the_same_bytes(name: str) -> None:
     values, chunk = torch.randn(999, generator=torch.Generator().manual_seed(1)), chunk_of(999)
-    frames = {encoded(by_name(name), chunk, values.clone(), torch.zeros(999)) for _ in range(3)}
+    frames = {encoded(dense(name), chunk, values.clone(), torch.zeros(999)) for _ in range(3)}
     assert len(frames) == 1
 
 
@@ -127,7 +131,7 @@ def test_the_same_input_makes_the_same_bytes(name: str) -> None:
 def test_a_gradient_that_is_not_finite_is_refused_by_parameter(
     name: str, bad: float, at: int, parameter: int
 ) -> None:
-    codec, chunk = by_name(name), chunk_of(70)
+    codec, chunk = dense(name), chunk_of(70)
     values, residual = torch.ones(70), torch.full((70,), 0.25)
     values[at] = bad
     with pytest.raises(NonFinite) as caught:
@@ -137,9 +141,9 @@ def test_a_gradient_that_is_not_finite_is_refused_by_parameter(
 
 
 def test_a_gradient_that_bf16_would_round_to_infinity_is_refused() -> None:
-    codec, chunk = by_name("bf16"), chunk_of(6)
+    codec, chunk = dense("bf16"), chunk_of(6)
     values = torch.full((6,), torch.finfo(torch.float32).max)
-    assert len(encoded(by_name("none"), chunk, values)) == 16 + 24
+    assert len(encoded(dense("none"), chunk, values)) == 16 + 24
     with pytest.raises(NonFinite):
         encoded(codec, chunk, values, torch.zeros(6))
 
@@ -151,7 +155,7 @@ def test_large_finite_values_are_finite_though_their_sum_is_not() -> None:
 
 
 def test_an_absent_parameter_sends_nothing_and_keeps_its_residual() -> None:
-    codec, chunk = by_name("bf16"), chunk_of(12)
+    codec, chunk = dense("bf16"), chunk_of(12)
     values = torch.arange(12.0) + 0.001
     values[:5] = 0
     residual = torch.full((12,), 0.0003)
@@ -162,18 +166,18 @@ def test_an_absent_parameter_sends_nothing_and_keeps_its_residual() -> None:
 
 
 def test_a_gradient_gathered_in_its_place_is_not_copied_again() -> None:
-    codec, chunk = by_name("none"), chunk_of(9)
+    codec, chunk = dense("none"), chunk_of(9)
     out = bytearray(codec.bound(chunk))
     place = codec.place(chunk, memoryview(out))
     assert place is not None
     place.copy_(torch.arange(9.0))
     assert codec.encode(chunk, place, None, memoryview(out)) == len(out)
     assert decoded(codec, chunk, bytes(out)).tolist() == list(range(9))
-    assert by_name("bf16").place(chunk, memoryview(out)) is None
+    assert dense("bf16").place(chunk, memoryview(out)) is None
 
 
 def test_where_a_place_would_not_be_aligned_there_is_none() -> None:
-    codec, chunk = by_name("none"), chunk_of(9)
+    codec, chunk = dense("none"), chunk_of(9)
     out = memoryview(bytearray(codec.bound(chunk) + 1))[1:]
     assert codec.place(chunk, out) is None
     assert codec.encode(chunk, torch.arange(9.0), None, out) == len(out)
@@ -182,7 +186,7 @@ def test_where_a_place_would_not_be_aligned_there_is_none() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_several_gradients_add_up_in_their_order(name: str) -> None:
-    codec, chunk = by_name(name), chunk_of(500)
+    codec, chunk = dense(name), chunk_of(500)
     generator = torch.Generator().manual_seed(2)
     gradients = [torch.randn(500, generator=generator) * 10**power for power in (3, -3, 0, 2)]
     frames = [encoded(codec, chunk, gradient) for gradient in gradients]
@@ -215,7 +219,7 @@ def test_parameters_come_back_to_the_bit(values: Tensor, version: int) -> None:
 @given(st.lists(values_of, min_size=2, max_size=5))
 def test_a_replica_that_adds_the_deltas_holds_what_was_published(history: list[Tensor]) -> None:
     size = min(len(values) for values in history)
-    chunk, shard, worker = chunk_of(size), by_name("bf16"), by_name("bf16")
+    chunk, shard, worker = chunk_of(size), dense("bf16"), dense("bf16")
     p = history[0][:size].clone()
     replica = p.clone()
     for version, w in enumerate(history[1:]):
@@ -226,7 +230,7 @@ def test_a_replica_that_adds_the_deltas_holds_what_was_published(history: list[T
 
 
 def test_what_a_delta_drops_goes_out_with_the_next() -> None:
-    chunk, codec = chunk_of(300), by_name("bf16")
+    chunk, codec = chunk_of(300), dense("bf16")
     w = torch.randn(300, generator=torch.Generator().manual_seed(3))
     p = torch.zeros(300)
     gaps = []
@@ -238,7 +242,7 @@ def test_what_a_delta_drops_goes_out_with_the_next() -> None:
 
 
 def test_where_no_delta_leads_the_parameters_are_sent() -> None:
-    chunk, codec = chunk_of(3), by_name("bf16")
+    chunk, codec = chunk_of(3), dense("bf16")
     w, p = torch.tensor([1.0, math.inf, math.nan]), torch.zeros(3)
     frame = codec.publish(chunk, w, p, 4, 9)
     assert parse(frame)[:4] == (0, Kind.PARAMETERS, chunk.index, 9)
@@ -247,7 +251,7 @@ def test_where_no_delta_leads_the_parameters_are_sent() -> None:
 
 
 def test_none_publishes_the_parameters() -> None:
-    chunk, codec = chunk_of(3), by_name("none")
+    chunk, codec = chunk_of(3), dense("none")
     w, p = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
     frame = codec.publish(chunk, w, p, 0, 1)
     assert read_parameters(chunk, frame, 1).tolist() == p.tolist() == [1, 2, 3]
@@ -288,7 +292,7 @@ def header(codec: int, kind: int, chunk: int, version: int, body: int, zero: int
 def test_a_frame_that_is_not_the_one_asked_for_writes_nothing(
     name: str, change: dict[str, int | str]
 ) -> None:
-    codec, chunk = by_name(name), chunk_of(10)
+    codec, chunk = dense(name), chunk_of(10)
     frame = encoded(codec, chunk, torch.ones(10))
     fields = {"codec": codec.id, "kind": 0, "chunk": 3, "version": 0, "body": len(frame) - 16, "zero": 0}
     for key, value in change.items():
@@ -321,7 +325,7 @@ def test_a_frame_that_is_not_the_one_asked_for_writes_nothing(
 @settings(max_examples=1_500, deadline=None)
 @given(st.binary(max_size=80))
 def test_random_bytes_write_nothing(name: str, data: bytes) -> None:
-    codec, chunk = by_name(name), chunk_of(10)
+    codec, chunk = dense(name), chunk_of(10)
     out = wrecked(chunk)
     attempts: list[Callable[[], object]] = [
         lambda: codec.decode(chunk, data, out, add=True),
@@ -341,7 +345,7 @@ def test_random_bytes_write_nothing(name: str, data: bytes) -> None:
 def test_a_damaged_frame_writes_nothing_unless_only_its_values_are_damaged(
     name: str, data: st.DataObject
 ) -> None:
-    codec, chunk = by_name(name), chunk_of(10)
+    codec, chunk = dense(name), chunk_of(10)
     whole = encoded(codec, chunk, torch.ones(10))
     damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
     for _ in range(data.draw(st.integers(0, 3))):
@@ -360,7 +364,7 @@ def test_a_damaged_frame_writes_nothing_unless_only_its_values_are_damaged(
 
 @pytest.mark.parametrize("change", [{"version": 4}, {"chunk": 1}, {"kind": 0}, {"codec": 0}, {"body": 22}])
 def test_a_delta_from_another_version_moves_nothing(change: dict[str, int]) -> None:
-    codec, chunk = by_name("bf16"), chunk_of(10)
+    codec, chunk = dense("bf16"), chunk_of(10)
     body = codec.publish(chunk, torch.ones(10), torch.zeros(10), 5, 6)[16:]
     fields = {"codec": 1, "kind": 1, "chunk": 3, "version": 5, "body": 20} | change
     p = wrecked(chunk)
@@ -413,7 +417,7 @@ def test_a_push_brings_a_chunk_once_and_only_those_of_its_bucket() -> None:
 def test_a_frame_at_an_odd_address_is_read_all_the_same() -> None:
     chunk = chunk_of(10)
     for name in NAMES:
-        codec = by_name(name)
+        codec = dense(name)
         frame = encoded(codec, chunk, torch.arange(10.0))
         for shift in range(1, 4):
             moved = memoryview(bytes(shift) + frame)[shift:]
@@ -427,7 +431,7 @@ def test_a_frame_at_an_odd_address_is_read_all_the_same() -> None:
 
 def test_the_header_is_sixteen_bytes_little_endian() -> None:
     chunk = chunk_of(2)
-    frame = encoded(by_name("none"), chunk, torch.tensor([1.0, -2.0]))
+    frame = encoded(dense("none"), chunk, torch.tensor([1.0, -2.0]))
     assert frame == struct.pack("<BBHIIIff", 0, 0, 0, 3, 0, 8, 1.0, -2.0)
     assert UNKNOWN == -1
 
@@ -435,3 +439,53 @@ def test_the_header_is_sixteen_bytes_little_endian() -> None:
 def test_there_is_no_codec_of_an_unknown_name() -> None:
     with pytest.raises(KeyError):
         by_name("zip")
+
+
+# -- packers ---------------------------------------------------------------------------------------------
+
+
+def packed(name: str, sizes: tuple[int, ...] = (12, 7)) -> tuple[Packer, list[Chunk]]:
+    chunks = [chunk_of(size, index) for index, size in enumerate(sizes, start=2)]
+    return dense(name).packer(chunks), chunks
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_taken_back_leaves_again_with_the_next_pack(name: str) -> None:
+    packer, chunks = packed(name)
+    for chunk in chunks:
+        packer.values[chunk.index].copy_(torch.linspace(-1, 1, chunk.size) / 3)
+    first = bytes(packer.pack())
+    packer.take_back()
+    assert bytes(packer.pack()) == first
+    assert packer.sent(chunks[0].index) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frames_and_residual_add_up_over_many_packs(name: str) -> None:
+    packer, chunks = packed(name)
+    values = {chunk.index: torch.linspace(-1, 1, chunk.size) / 3 for chunk in chunks}
+    codec, came = dense(name), {chunk.index: torch.zeros(chunk.size) for chunk in chunks}
+    for _ in range(64):
+        for index, wanted in values.items():
+            packer.values[index].copy_(wanted)
+        for chunk, frame in zip(
+            chunks, split(packer.pack(), [c.index for c in chunks]).values(), strict=True
+        ):
+            codec.decode(chunk, frame, came[chunk.index], add=True)
+    for index, wanted in values.items():  # without feedback bfloat16 would be off by up to 64 * 2 ** -10
+        assert torch.allclose(came[index], 64 * wanted, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pack_that_is_refused_leaves_the_other_chunks_as_they_were(name: str) -> None:
+    packer, chunks = packed(name)
+    for chunk in chunks:
+        packer.values[chunk.index].copy_(torch.linspace(-1, 1, chunk.size) / 3)
+    first = bytes(packer.pack())
+    packer.take_back()
+    packer.values[chunks[1].index][6] = math.inf
+    with pytest.raises(NonFinite):
+        packer.pack()
+    packer.values[chunks[1].index][6] = torch.tensor(1.0) / 3
+    packer.values[chunks[1].index].copy_(torch.linspace(-1, 1, chunks[1].size) / 3)
+    assert bytes(packer.pack()) == first

@@ -17,7 +17,6 @@ from zml.codec import (
     UNKNOWN,
     BadFrame,
     Buffer,
-    Codec,
     Header,
     Kind,
     by_name,
@@ -26,7 +25,7 @@ from zml.codec import (
     read_parameters,
     split,
 )
-from zml.codec.dense import Bf16, join
+from zml.codec.dense import Bf16, Exact, join
 from zml.codec.frame import expect
 from zml.hyper import BadHyper, Hyper, OptimizerSpec, hyper_of
 from zml.layout import Bucket, Chunk, Layout, buckets
@@ -72,7 +71,7 @@ class Worker:
     def __init__(self, model: torch.nn.Module, layout: Layout, found: Sequence[Bucket], codec: str) -> None:
         self.layout = layout
         self.buckets = found
-        self.codec = by_name(codec)
+        self.codec = codec_of(codec)
         self.binding = Binding(layout, model)
         self.replica = Replica(self.binding, by_name(codec))
         self.residual = {c.index: None if self.codec.lossless else torch.zeros(c.size) for c in layout.chunks}
@@ -150,7 +149,7 @@ class Mean(Bf16):
     name = "mean"
     id = 77
 
-    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int) -> bytes:
+    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int = 0) -> bytes:
         step = torch.sub(w, p).mean().reshape(1)
         p.add_(step)
         return join(Header(self.id, Kind.DELTA, chunk.index, base, 4), step)
@@ -161,8 +160,9 @@ class Mean(Bf16):
         p.add_(struct.unpack_from("<f", frame, 16)[0])
 
 
-def codec_of(name: str) -> Codec:
-    return Mean() if name == "mean" else by_name(name)
+def codec_of(name: str) -> Exact | Bf16:
+    kinds: dict[str, type[Exact | Bf16]] = {"none": Exact, "bf16": Bf16, "mean": Mean}
+    return kinds[name]()
 
 
 # -- against torch -----------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def numbers(lr: float = 1.0, momentum: float = 0.0) -> list[Hyper]:
 
 
 def staged(store: Store, values: Sequence[float], absent: Sequence[int] = (), chunk: int = 0) -> Staged:
-    codec: Codec = codec_of(store.codec.name)
+    codec = codec_of(store.codec.name)
     out = bytearray(codec.bound(store.layout.chunks[chunk]))
     codec.encode(store.layout.chunks[chunk], torch.tensor(values), None, memoryview(out))
     return Staged({chunk: bytes(out)}, frozenset(absent))

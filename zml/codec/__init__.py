@@ -1,12 +1,11 @@
 """How a chunk travels: gradients up, deltas or parameters down.
 
-A codec is told of one chunk at a time: its index, size and segments. It may keep what it learns about a
-tensor from step to step (a threshold, a histogram), so that every worker, and every shard, has a codec of its
-own; one codec serves one thread. Error feedback is the caller's memory: one float32 of residual per element,
-for codecs that want it.
+On a worker a codec makes one packer per bucket, which gathers, packs and keeps what a frame left behind (error
+feedback, Seide et al., 2014; Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019). On a shard it reads
+frames and publishes, chunk by chunk. Every worker and every shard has a codec of its own; it serves one thread.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -24,12 +23,47 @@ __all__ = [
     "Header",
     "Kind",
     "NonFinite",
+    "Packer",
     "by_name",
     "cut",
     "parse",
     "read_parameters",
     "split",
 ]
+
+
+class Packer(Protocol):
+    """One bucket's values on their way out of a worker. Owns the residual and the outgoing buffer.
+
+    `values[chunk]` is where the caller gathers a chunk's gradient (or update) before it packs.
+    """
+
+    @property
+    def values(self) -> Mapping[int, Tensor]: ...
+
+    def pack(
+        self, absent: Collection[int] = (), density: float | None = None, decay: float = 1.0
+    ) -> memoryview:
+        """The frames of all chunks, one after another; good until the next pack.
+
+        The residual becomes values + decay * residual - what was sent. Parameters in `absent` have no gradient
+        in this step: their values are zeros, nothing of them is sent, and their residual stays. `density` is
+        the part of the elements to send, None for the codec's own; codecs that send all of them do without
+        both numbers. Raises NonFinite, and then the residual is as before, up to rounding.
+        """
+        ...
+
+    def take_back(self) -> None:
+        """What was packed last does not count: the residual is as before, up to rounding.
+
+        The values must still be what they were.
+        """
+        ...
+
+    def sent(self, chunk: int) -> Tensor | None:
+        """Positions (int64, sorted) inside a chunk of the elements that the last pack chose; None where it did not
+        choose, and sent all of them."""
+        ...
 
 
 class Codec(Protocol):
@@ -39,34 +73,16 @@ class Codec(Protocol):
     id: int  # in the header of every frame
     lossless: bool  # workers hold exactly w: there are no deltas, and no residuals
 
-    def bound(self, chunk: Chunk) -> int:
-        """No gradient frame of this chunk has more bytes."""
-        ...
-
-    def place(self, chunk: Chunk, out: memoryview) -> Tensor | None:
-        """The tensor inside `out` where a gradient frame keeps its values, if it keeps them as they are.
-
-        Who gathers a gradient there, and then encodes it into the same `out`, has saved one copy.
-        """
-        ...
-
-    def encode(
-        self,
-        chunk: Chunk,
-        values: Tensor,
-        residual: Tensor | None,
-        out: memoryview,
-        absent: Collection[int] = (),
-    ) -> int:
-        """Write the gradient frame of `values + residual` into `out`; returns its bytes.
-
-        The residual then holds what the frame does not. Parameters in `absent` have no gradient in this step:
-        their values are zeros, and their residual stays. Raises NonFinite (and the residual is untouched).
-        """
+    def packer(self, chunks: Sequence[Chunk]) -> Packer:
+        """For one bucket."""
         ...
 
     def check(self, chunk: Chunk, frame: Buffer) -> None:
         """Raise BadFrame unless this is a whole gradient frame of this chunk."""
+        ...
+
+    def entries(self, chunk: Chunk, frame: Buffer) -> int:
+        """Of how many elements a checked gradient frame speaks."""
         ...
 
     def view(self, chunk: Chunk, frame: Buffer) -> Tensor | None:
@@ -81,11 +97,12 @@ class Codec(Protocol):
         """Set `out` to the sum of several gradients, added in this order. Raises BadFrame."""
         ...
 
-    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int) -> bytes:
+    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int) -> bytes:
         """The frame that brings replicas from `p` of version `base` towards `w`; `p` becomes what they will
         then hold.
 
-        That is version `version`. Mostly a delta; where none can be given, the parameters themselves.
+        That is version `version`. Mostly a delta; where none can be given, the parameters themselves. A codec
+        that chooses sends about `budget` elements, or all that differ if they are fewer.
         """
         ...
 

@@ -8,6 +8,7 @@ to nearest, ties to even, as torch converts.
 import math
 import warnings
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -74,12 +75,92 @@ def join(header: Header, body: Tensor) -> bytes:
     return b"".join((head, body.view(torch.uint8).numpy().data))
 
 
+class Dense(Protocol):
+    """What a packer asks of a codec that sends every element."""
+
+    lossless: bool
+
+    def bound(self, chunk: Chunk) -> int:
+        """No gradient frame of this chunk has more bytes."""
+        ...
+
+    def place(self, chunk: Chunk, out: memoryview) -> Tensor | None:
+        """The tensor inside `out` where a frame keeps its values, if it keeps them as they are: gathering a
+        gradient there saves one copy."""
+        ...
+
+    def encode(
+        self,
+        chunk: Chunk,
+        values: Tensor,
+        residual: Tensor | None,
+        out: memoryview,
+        absent: Collection[int] = (),
+    ) -> int:
+        """Write the frame of `values + residual` into `out`, and leave in the residual what it does not hold.
+
+        Returns its bytes. Raises NonFinite, and then the residual is untouched.
+        """
+        ...
+
+    def decode(self, chunk: Chunk, frame: Buffer, out: Tensor, add: bool) -> None: ...
+
+
+class DensePacker:
+    """Values, residuals and frames of one bucket, in warm memory that every step uses again."""
+
+    def __init__(self, codec: Dense, chunks: Sequence[Chunk]) -> None:
+        self.codec = codec
+        self.chunks = tuple(chunks)
+        self.values: dict[int, Tensor] = {}
+        self._buffer = memoryview(bytearray(sum(codec.bound(chunk) for chunk in chunks)))
+        self._frames: list[memoryview] = []  # of the last pack, chunk by chunk
+        self._residual: list[Tensor | None] = []
+        at = 0
+        for chunk in self.chunks:
+            inside = codec.place(chunk, self._buffer[at:])
+            self.values[chunk.index] = torch.zeros(chunk.size) if inside is None else inside
+            self._residual.append(None if codec.lossless else torch.zeros(chunk.size))
+            at += codec.bound(chunk)
+
+    def pack(
+        self, absent: Collection[int] = (), density: float | None = None, decay: float = 1.0
+    ) -> memoryview:
+        self._frames, at = [], 0
+        for chunk, residual in zip(self.chunks, self._residual, strict=True):
+            out = self._buffer[at:]
+            try:
+                size = self.codec.encode(chunk, self.values[chunk.index], residual, out, absent)
+            except NonFinite:
+                self.take_back()
+                raise
+            self._frames.append(out[:size])
+            at += size
+        return self._buffer[:at]
+
+    def take_back(self) -> None:
+        for chunk, residual, frame in zip(self.chunks, self._residual, self._frames, strict=False):
+            if residual is not None:
+                self.codec.decode(chunk, frame, residual, add=True)  # e = e' + C(g + e) - g
+                residual.sub_(self.values[chunk.index])
+        self._frames = []
+
+    def sent(self, chunk: int) -> Tensor | None:
+        return None
+
+
 class Exact:
     """`none`: the elements themselves. What is received is what was sent, to the last bit."""
 
     name = "none"
     id = 0
     lossless = True
+
+    def packer(self, chunks: Sequence[Chunk]) -> DensePacker:
+        return DensePacker(self, chunks)
+
+    def entries(self, chunk: Chunk, frame: Buffer) -> int:
+        return chunk.size
 
     def bound(self, chunk: Chunk) -> int:
         return HEADER.size + 4 * chunk.size
@@ -128,7 +209,7 @@ class Exact:
         for values in others[1:]:
             out.add_(values)
 
-    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int) -> bytes:
+    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int = 0) -> bytes:
         if p.data_ptr() != w.data_ptr():
             p.copy_(w)
         return write_parameters(chunk, w, version)
@@ -148,6 +229,12 @@ class Bf16:
         self._wide = torch.empty(CHUNK)
         self._wide_too = torch.empty(CHUNK)
         self._narrow = torch.empty(CHUNK, dtype=torch.bfloat16)
+
+    def packer(self, chunks: Sequence[Chunk]) -> DensePacker:
+        return DensePacker(self, chunks)
+
+    def entries(self, chunk: Chunk, frame: Buffer) -> int:
+        return chunk.size
 
     def bound(self, chunk: Chunk) -> int:
         return HEADER.size + 2 * chunk.size
@@ -200,7 +287,7 @@ class Bf16:
         for index, frame in enumerate(frames):
             self.decode(chunk, frame, out, add=index > 0)
 
-    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int) -> bytes:
+    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int = 0) -> bytes:
         narrow = self._narrow[: chunk.size].copy_(torch.sub(w, p, out=self._wide[: chunk.size]))
         step = self._widened(narrow)  # d = C(w - p)
         if not finite(step):  # no delta leads there, or back
