@@ -179,6 +179,7 @@ class Agent:
         await self._report(order, code=max(code, 0), killed_by=max(-code, 0), failure=failure)
 
     def _environment(self, order: Launch, failure_file: Path) -> dict[str, str]:
+        assert self.lease is not None, "only a member is told to launch"
         seat = Seat(
             job=order.job,
             worker=order.member,
@@ -188,6 +189,7 @@ class Agent:
             run_dir=str(self._run_dir()),
             bucket_chunks=self.settings.bucket_chunks,
             patience_s=self.settings.patience_s,
+            spec=msgspec.structs.replace(self.lease.spec, args=[]),  # which may be too long for a variable
         )
         environment = {**os.environ, **seat.to_environment(), **tether.environment()}
         environment |= {runner.FAILURE_FILE: str(failure_file), "PYTHONUNBUFFERED": "1"}

@@ -29,11 +29,12 @@ def named_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def describe(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, any_optimizer: bool = False
 ) -> list[tuple[str, tuple[int, ...], int]]:
     """(name, shape, group) of each parameter, the frozen in one group more. Raises ZmlError."""
     _check_model(model)
-    _check_optimizer(optimizer)
+    if not any_optimizer:
+        _check_optimizer(optimizer)
     frozen = len(optimizer.param_groups)
     held = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     described = []
@@ -148,6 +149,22 @@ class Binding:
             flat = values[segment.offset : segment.offset + segment.size]
             for part, at in pieces(self.parameters[segment.parameter].detach(), segment.start, segment.size):
                 part.copy_(flat[at : at + part.numel()].view(part.shape))
+
+    def difference(self, chunk: int, before: Tensor, into: Tensor) -> None:
+        """Set `into` to what was in the parameters before, less what is in them now.
+
+        `before` is the chunk in float32 as it was written into them: rounded to their dtype, as `write` rounds.
+        """
+        for segment in self.layout.chunks[chunk].segments:
+            place = slice(segment.offset, segment.offset + segment.size)
+            old, flat = before[place], into[place]
+            for part, at in pieces(self.parameters[segment.parameter].detach(), segment.start, segment.size):
+                size = part.numel()
+                written = old[at : at + size].view(part.shape).to(part.device, part.dtype)
+                if part.dtype == torch.float32 and part.device == flat.device:
+                    torch.sub(written, part, out=flat[at : at + size].view(part.shape))
+                else:
+                    flat[at : at + size].view(part.shape).copy_(written.float() - part.float())
 
     def gather(self, parameter: int, into: Mapping[int, Tensor]) -> bool:
         """Copy a parameter's gradient into the chunks it lies in, as float32; `into` is chunk -> the chunk's

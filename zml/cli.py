@@ -51,10 +51,24 @@ JOB_FLAGS = flags(
     ),
     click.option("--async", "asynchronous", is_flag=True, help="Nobody waits for anybody."),
     click.option(
-        "--compress", type=click.Choice(["none", "bf16"]), help="How gradients travel.  [default: none]"
+        "--compress",
+        metavar="HOW",
+        help="How gradients travel: none, bf16, topk:1%, topk:1%:int4, auto.  [default: none]",
     ),
     click.option(
-        "--optimizer-on", type=click.Choice(["shard"]), help="Who runs the optimizer.  [default: shard]"
+        "--local-steps", type=int, metavar="H", help="Exchange after H optimizer steps.  [default: 1]"
+    ),
+    click.option(
+        "--optimizer-on",
+        type=click.Choice(["auto", "shard", "worker"]),
+        help="Who runs the optimizer.  [default: auto, the worker with topk and local steps]",
+    ),
+    click.option(
+        "--outer-lr", type=float, metavar="X", help="Of the shards' rule under the workers' optimizers."
+    ),
+    click.option("--outer-momentum", type=float, metavar="X", help="The same, Nesterov.  [default: 0]"),
+    click.option(
+        "--warm-up-steps", type=int, metavar="N", help="Steps over which topk's density falls from 25 %."
     ),
 )
 MEMBER_FLAGS = flags(
@@ -183,6 +197,10 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
         staleness=settings.staleness,
         compress=settings.compress,
         optimizer_on=settings.optimizer_on,
+        local_steps=settings.local_steps,
+        outer_lr=settings.outer_lr,
+        outer_momentum=settings.outer_momentum,
+        warm_up_steps=settings.warm_up_steps,
     )
     from .coordinator import serve
 

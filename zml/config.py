@@ -16,10 +16,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from . import compression
 from .errors import CONFIG, USAGE, ZmlError
 
 FILE = "zml.toml"
 PREFIX = "ZML_"
+COMPRESSIONS = "Write none, bf16, topk:1% (or another density, with :int4 or another coding of values) or auto."
 # Variables that are no settings: what processes of zml tell each other, and where the file is.
 NOT_SETTINGS = frozenset({"ZML_CONFIG", "ZML_FAILURE", "ZML_PARENT", "ZML_SEAT"})
 COORDINATOR_ADDRESS = "tcp://127.0.0.1:7077"
@@ -29,6 +31,8 @@ AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Bound = Annotated[int, msgspec.Meta(ge=0)]
 PerBucket = Annotated[int, msgspec.Meta(ge=1, le=15)]  # more would not fit into a message of 4 MB
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 KeepOutput = Literal["first", "all", "none"]
 
 
@@ -42,8 +46,14 @@ class Settings:
     staleness: Bound | None = (
         0  # the bound s: 0 is BSP, None is asynchronous ("async" in files and variables)
     )
-    compress: Literal["none", "bf16"] = "none"
-    optimizer_on: Literal["shard"] = "shard"
+    compress: str = "none"  # none, bf16, topk:DENSITY[:VALUES], auto
+    optimizer_on: Literal["auto", "shard", "worker"] = "auto"  # auto: worker with topk and local steps
+    local_steps: AtLeastOne = 1  # optimizer steps between two exchanges
+    outer_lr: Positive = (
+        1.0  # with the optimizer on the workers: what the shards multiply the mean update with
+    )
+    outer_momentum: Fraction = 0.0  # and their Nesterov momentum
+    warm_up_steps: Bound = 0  # over which topk's density falls from 25 % to what was asked for
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
     coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first
     keys: str = ""  # folder with CURVE keys; empty: none, and then nothing beyond this machine is let in
@@ -153,6 +163,11 @@ def checked(name: str, value: Any, place: str, *, exact: bool, code: str = CONFI
         value = [part.strip() for part in value.split(",") if part.strip()]
     elif isinstance(value, tuple):
         value = list(value)
+    if name == "compress":
+        try:
+            return str(compression.parse(str(value)))
+        except ValueError as bad:
+            raise ZmlError(code, f"{place}: {bad}", COMPRESSIONS) from None
     try:
         return msgspec.convert(value, type=KINDS[name], strict=exact)
     except msgspec.ValidationError as error:

@@ -44,6 +44,10 @@ class Ledger(Protocol):
         """The script is about to compute on one batch more."""
         ...
 
+    def flush(self) -> None:
+        """Every step that the script has made counts, when this returns."""
+        ...
+
 
 def check(loader: Any) -> DataLoader[Any]:
     """The loader, if it can be divided; else a ZmlError that says what to change."""
@@ -71,7 +75,8 @@ class DividedLoader:
     """Looks like the loader it was made from, and yields this worker's share of each epoch.
 
     Invariants, of the batches taken from the ledger: `leased` are not asked of the inner loader yet, `handed` are and
-    come out of it in this order, `open` were yielded and are not known to be applied, `done` are, and not yet reported.
+    come out of it in this order, `open` were yielded, `on_their_way` are in steps to the shards, oldest step
+    first, `done` are applied, and not yet reported.
     """
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
@@ -80,6 +85,7 @@ class DividedLoader:
         self.leased: deque[int] = deque()
         self.handed: deque[tuple[int, int]] = deque()  # (batch, samples)
         self.open: list[int] = []
+        self.on_their_way: deque[list[int]] = deque()  # one list per step that does not count yet
         self.done: list[int] = []
         self.order: list[list[int]] = []
         self.under_way = False  # an epoch was begun and is not over; after the loop: the script left it early
@@ -91,10 +97,20 @@ class DividedLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def applied(self) -> None:
-        """An optimizer step has taken up every batch that was yielded so far."""
+    def leaving(self) -> None:
+        """A step has taken up every batch that was yielded so far, and is on its way to the shards."""
+        self.on_their_way.append(self.open)
+        self.open = []
+
+    def counted(self) -> None:
+        """The oldest of the steps on their way is applied."""
+        self.done += self.on_their_way.popleft()
+
+    def _pass_over(self) -> None:
+        """What the script has passed over without a step is not asked of anybody again."""
+        self.ledger.flush()
         self.done += self.open
-        self.open.clear()
+        self.open = []
 
     def __iter__(self) -> Iterator[Any]:
         self.finish()
@@ -106,7 +122,7 @@ class DividedLoader:
                 self.open.append(batch)
                 self.ledger.in_hand(batch, samples)
                 yield item
-            self.applied()  # what the script passed over without a step is not asked of anybody again
+            self._pass_over()
             more = self.ledger.take(TAKE, self.take_done(), wait=True)
             if more is None:
                 self.under_way = False
@@ -132,7 +148,7 @@ class DividedLoader:
         if not self.under_way:
             return
         self.under_way = False
-        self.applied()
+        self._pass_over()
         self.done += [*(batch for batch, _ in self.handed), *self.leased]
         self.handed.clear()
         self.leased.clear()

@@ -106,12 +106,20 @@ class Layout:
 
     @staticmethod
     def of(
-        model: "torch.nn.Module", optimizer: "torch.optim.Optimizer", chunk_elements: int = CHUNK
+        model: "torch.nn.Module",
+        optimizer: "torch.optim.Optimizer",
+        chunk_elements: int = CHUNK,
+        *,
+        any_optimizer: bool = False,
     ) -> "Layout":
-        """The layout of a model under its optimizer. Raises ZmlError where zml could not train them."""
+        """The layout of a model under its optimizer. Raises ZmlError where zml could not train them.
+
+        `any_optimizer`: it runs in the script, so that the shards need not know its class.
+        """
         from .binding import describe
 
-        return Layout.build(describe(model, optimizer), len(optimizer.param_groups), chunk_elements)
+        described = describe(model, optimizer, any_optimizer=any_optimizer)
+        return Layout.build(described, len(optimizer.param_groups), chunk_elements)
 
     @staticmethod
     def build(

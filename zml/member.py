@@ -24,12 +24,17 @@ from .data import DividedLoader
 from .errors import NOT_JOINED, ZmlError
 from .hooks import Hooks
 from .iothread import IoThread
-from .layout import Registration, buckets
+from .layout import Layout, Registration, buckets
 from .lease import COORDINATOR
 from .link import script_endpoints
 from .messages import Drained, EpochOver, Taken, Wait
+from .plan import Plan
+from .rundir import TIMELINE
 from .script import number, write_model
 from .seat import Seat
+from .timeline import Timeline
+from .traffic import Traffic
+from .updates import Updates, outer_spec
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +51,12 @@ class Member:
         self.seat = seat
         self.io = IoThread(f"zml-{seat.worker}")
         self.client: Client = self.io.call(self._connect())
-        self.hooks: Hooks | None = None
+        self.plan = Plan.of(seat.spec)
+        self.timeline = Timeline(
+            Path(seat.run_dir, TIMELINE, f"{seat.worker}.jsonl") if seat.run_dir else None
+        )
+        self.traffic: Traffic | None = None
+        self.hooks: Hooks | Updates | None = None
         self.loader: DividedLoader | None = None
         self.model: torch.nn.Module | None = None
         self.staleness: int | None = 0
@@ -88,30 +98,44 @@ class Member:
             self.loader = DividedLoader(
                 loader, self
             )  # refuses what cannot be divided before anything is told
-        registration = Registration.of(model, optimizer, self.seat.bucket_chunks)
+        registration = self._registration(model, optimizer)
         layout = registration.layout
         registered, placement = self.io.call(
             self.client.register(registration.to_bytes(), registration.digest, len(layout.chunks))
         )
         codec = by_name(registered.compress)
         cut = buckets(layout, placement, registration.bucket_chunks)
-        hooks = Hooks(Binding(layout, model), optimizer, cut, codec, self.client, self.io, self._stepped)
-        self.model, self.hooks = model, hooks
+        self.traffic = traffic = Traffic(
+            Binding(layout, model), cut, codec, self.client, self.io, self.plan, self, self.timeline
+        )
+        kind = Updates if self.plan.optimizer_on == "worker" else Hooks
+        self.model, self.hooks = model, kind(traffic, optimizer, self._stepped)
         self.staleness, self.first_epoch = registered.staleness, registered.epoch
         self.ledger_epoch = registered.epoch - 1
-        hooks.clock = self.io.call(self.client.enter())
+        traffic.clock = self.io.call(self.client.enter())
         if registered.initialiser == self.seat.worker:
-            hooks.load_shards()
+            traffic.load_shards()
             self.io.call(self.client.loaded())
-        hooks.pull(hooks.clock, everything=True)
-        hooks.install()
+        traffic.pull(traffic.clock, everything=True)
+        self.hooks.install()
         runner.current_step = lambda: self.steps
         if any(buffer.is_floating_point() for buffer in model.buffers()):
             log.info("buffers stay local", worker=self.seat.worker, saved="those of the worker that saves")
         log.info(
-            "in the job", worker=self.seat.worker, parameters=layout.size, buckets=len(cut), clock=hooks.clock
+            "in the job",
+            worker=self.seat.worker,
+            parameters=layout.size,
+            buckets=len(cut),
+            clock=traffic.clock,
         )
         return self.loader
+
+    def _registration(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Registration:
+        bucket_chunks = self.plan.bucket_chunks(self.seat.bucket_chunks)
+        if self.plan.optimizer_on == "shard":
+            return Registration.of(model, optimizer, bucket_chunks)
+        layout = Layout.of(model, optimizer, any_optimizer=True)
+        return Registration(layout, outer_spec(len(optimizer.param_groups)), bucket_chunks)
 
     def epochs(self, count: int) -> Iterator[int]:
         self.epochs_wanted = count
@@ -121,6 +145,7 @@ class Member:
             yield epoch
             if self.loader is not None:
                 self.loader.finish()
+        self.flush()
         self._report()
         if self.draining:
             self.save(Path(self.seat.run_dir, "drained.safetensors"))
@@ -135,6 +160,7 @@ class Member:
             raise ZmlError(
                 NOT_JOINED, "zml.save has no model yet", "Call zml.join(model, optimizer, loader) first."
             )
+        self.flush()
         claimed = self.io.call(self.client.claim(str(path)))
         if claimed.granted:
             write_model(self.model, path)
@@ -149,9 +175,9 @@ class Member:
             self.draining = self.draining or "the job is being drained"
             return generator_state
         epoch, state = opened
-        hooks = self._joined()
-        if self.rested_at is not None and hooks.clock > epoch.first_clock:
-            hooks.clock = self.io.call(self.client.enter(at_least=self.rested_at))
+        traffic = self._joined()
+        if self.rested_at is not None and traffic.clock > epoch.first_clock:
+            traffic.clock = self.io.call(self.client.enter(at_least=self.rested_at))
         self._rest_until(epoch.first_clock)
         self.rested_at = None
         self.batches, self.next_clock = batches, epoch.first_clock + batches
@@ -185,12 +211,15 @@ class Member:
 
     def _settle(self, clock: int) -> None:
         """The epoch is over: hold what the shards hold once every worker's steps are in it."""
-        rested_at, hooks = self.rested_at, self._joined()
-        if rested_at is not None and hooks.clock > clock:
-            hooks.clock = self.io.call(self.client.enter(at_least=rested_at))  # it rested longer than needed
+        self.flush()
+        rested_at, traffic = self.rested_at, self._joined()
+        if rested_at is not None and traffic.clock > clock:
+            traffic.clock = self.io.call(
+                self.client.enter(at_least=rested_at)
+            )  # it rested longer than needed
         self._rest_until(clock)
         self.rested_at = rested_at
-        hooks.pull(clock + (self.staleness or 0))
+        traffic.pull(clock + (self.staleness or 0))
 
     def _rest(self, *, longer: bool) -> None:
         """Nobody shall wait for a worker that has no batch. `longer`: other workers may go on from where it rests."""
@@ -202,45 +231,60 @@ class Member:
 
     def _rest_until(self, clock: int) -> None:
         """Nobody waits for this worker below `clock`."""
-        hooks = self._joined()
-        if hooks.clock < clock:
+        self.flush()
+        traffic = self._joined()
+        if traffic.clock < clock:
             self.io.call(self.client.advance(clock))
-            self.rested_at = hooks.clock if self.rested_at is None else self.rested_at
-            hooks.clock = clock
+            self.rested_at = traffic.clock if self.rested_at is None else self.rested_at
+            traffic.clock = clock
 
     def _return_to_gate(self) -> None:
         """More batches than this worker's share, for another worker was lost: come back as a late worker comes."""
-        hooks = self._joined()
+        traffic = self._joined()
         if self.rested_at is not None:
-            hooks.clock = self.io.call(self.client.enter(at_least=self.rested_at))
-            hooks.pull(hooks.clock)
+            traffic.clock = self.io.call(self.client.enter(at_least=self.rested_at))
+            traffic.pull(traffic.clock)
         self.rested_at = None
 
-    def _joined(self) -> Hooks:
-        if self.hooks is None:
+    def flush(self) -> None:
+        """Every step that the script has made counts, and the model holds what followed from it."""
+        if self.hooks is not None:
+            self.hooks.flush()
+            self.timeline.pause()
+
+    def _joined(self) -> Traffic:
+        if self.traffic is None:
             raise ZmlError(
                 NOT_JOINED, "the script has not joined", "Call zml.join(model, optimizer, loader) first."
             )
-        return self.hooks
+        return self.traffic
+
+    # -- which steps count, as Traffic tells it ----------------------------------------------------------
+
+    def leaving(self) -> None:
+        if self.loader is not None:
+            self.loader.leaving()
+
+    def counted(self) -> None:
+        if self.loader is not None:
+            self.loader.counted()
 
     # -- saying how it goes ----------------------------------------------------------------------------------
 
     def _stepped(self) -> None:
         self.steps += 1
-        if self.loader is not None:
-            self.loader.applied()
         if time.monotonic() - self.reported_at >= REPORT_S:
             self._report()
 
     def _report(self) -> None:
         self.reported_at = time.monotonic()
-        hooks = self._joined()
+        self.timeline.write()
         fields = {
             "steps": self.steps,
             "epoch": max(self.ledger_epoch, 0),
             "epochs": self.epochs_wanted,
             "samples": self.samples,
-            "staleness": hooks.staleness,
+            "staleness": self._joined().staleness,
             "values": {str(name): number(name, value) for name, value in self.values.items()},
         }
         self.samples = 0

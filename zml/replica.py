@@ -1,8 +1,8 @@
 """What a worker holds: the published parameters, at a version per chunk, and the model they are written into.
 
 The rule: replicas of one version are the same to the bit, because all apply the same frames in the same
-order. What the script does to its parameters between two steps never flows back. With a lossless codec the
-frames are the parameters, and the replica has no memory of its own.
+order. What the script does to its parameters between two steps never flows back by itself. With a lossless codec
+the frames are the parameters, and the replica has no memory of its own unless it is asked to keep them.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,15 @@ from .layout import Chunk
 class Replica:
     """One worker's copy. `versions[chunk]` is what it holds of each chunk, UNKNOWN before the first pull."""
 
-    def __init__(self, binding: Binding, codec: Codec) -> None:
+    def __init__(self, binding: Binding, codec: Codec, *, keep: bool = False) -> None:
+        """`keep`: the script steps on the model itself, which is written by `restore` alone."""
         self.layout = binding.layout
         self.versions = [UNKNOWN] * len(self.layout.chunks)
         self._binding = binding
         self._codec = codec
         self._p: list[Tensor] = []  # per chunk; none with a lossless codec
-        if not codec.lossless:
+        self._keep = keep
+        if keep or not codec.lossless:
             self._p = [torch.zeros(chunk.size) for chunk in self.layout.chunks]
 
     def take(
@@ -57,11 +59,22 @@ class Replica:
             values = read_parameters(self.layout.chunks[chunk], frames[0], version)
             if self._p:
                 self._p[chunk].copy_(values)
-            self._binding.write(chunk, values)
         else:
             self._advance(self.layout.chunks[chunk], version, frames)
-            self._binding.write(chunk, self._p[chunk])
+            values = self._p[chunk]
+        if not self._keep:
+            self._binding.write(chunk, values)
         self.versions[chunk] = version
+
+    def held(self, chunk: int) -> Tensor:
+        """The published parameters of a chunk, fp32; kept only if asked for, or where the codec has deltas."""
+        return self._p[chunk]
+
+    def restore(self) -> None:
+        """Bring the model back to the published parameters, where the script steps on it."""
+        if self._keep:
+            for chunk, values in enumerate(self._p):
+                self._binding.write(chunk, values)
 
     def _advance(self, chunk: Chunk, version: int, frames: Sequence[Buffer]) -> None:
         if self._codec.lossless:

@@ -6,6 +6,7 @@
         events.jsonl        what was decided and why
         status.json         how it ended
         logs/               one file of JSON lines per process, and what scripts printed
+        timeline/           where the time of each worker's steps went
 
 It can be read at any time, by people and by `zml status`; nothing in it is needed to run.
 """
@@ -32,6 +33,7 @@ COORDINATOR = "coordinator.json"
 EVENTS = "events.jsonl"
 STATUS = "status.json"
 LOGS = "logs"
+TIMELINE = "timeline"
 
 
 class Listening(msgspec.Struct, frozen=True):

@@ -7,6 +7,8 @@ import os
 
 import msgspec
 
+from .messages import JobSpec
+
 VARIABLE = "ZML_SEAT"
 
 
@@ -20,6 +22,7 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     keys: str = ""  # folder with CURVE keys, empty without
     run_dir: str = ""
     bucket_chunks: int = 8
+    spec: JobSpec = JobSpec()  # what was asked for
     patience_s: float = 600.0  # how long a step may wait for other members before the script gives up
 
     def to_environment(self) -> dict[str, str]:

@@ -126,7 +126,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
             2,
         ),
         (["run", "--workres", "2", "t.py"], "error: No such option '--workres'", 2),
-        (["run", "--compress", "zip", "t.py"], "error: Invalid value for '--compress'", 2),
+        (["run", "--compress", "zip", "t.py"], "error: --compress: 'zip' is no compression", 2),
         (["run", "nowhere.py"], "error: the script nowhere.py does not exist", 2),
         (["run", "."], "error: the script . is a folder", 2),
         (["worker", "t.py"], "error: a worker takes either --gpu K or --cpu", 2),

@@ -37,7 +37,7 @@ def run(
     **network: float,
 ) -> tuple[list[Script], Cluster]:
     async def main() -> tuple[list[Script], Cluster]:
-        spec = JobSpec(workers=workers, shards=shards, staleness=staleness, compress=compress)  # type: ignore[arg-type]
+        spec = JobSpec(workers=workers, shards=shards, staleness=staleness, compress=compress)
         cluster = Cluster(
             MemoryNetwork(seed, **network),  # type: ignore[arg-type]
             spec,

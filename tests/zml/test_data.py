@@ -43,6 +43,9 @@ class Alone:
     def in_hand(self, batch: int, samples: int) -> None:
         self.samples += samples
 
+    def flush(self) -> None:
+        pass
+
 
 class Dealt:
     """Workers of one job in turn: worker `rank` of `world` gets every `world`-th batch, all share one order."""
@@ -60,6 +63,9 @@ class Dealt:
         return None if wait else given
 
     def in_hand(self, batch: int, samples: int) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
 
@@ -126,7 +132,8 @@ def test_a_batch_is_done_once_a_step_has_taken_it_up() -> None:
     loader = DividedLoader(DataLoader(numbers(40), batch_size=1), ledger)
     for index, _ in enumerate(loader):
         if index % 2:
-            loader.applied()  # a step every second batch: gradients of two accumulate
+            loader.leaving()  # a step every second batch: gradients of two accumulate
+            loader.counted()
         assert set(ledger.done) <= set(range(index)), "no batch is done before its step"
     assert sorted(ledger.done) == list(range(40))
     assert ledger.samples == 40

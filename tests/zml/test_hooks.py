@@ -15,11 +15,13 @@ from zml.hooks import Hooks
 from zml.hyper import OptimizerSpec
 from zml.iothread import IoThread
 from zml.layout import Bucket, Layout, Registration, buckets
-from zml.messages import Advance, Commit, Enter, Load, Pull, Push
+from zml.messages import Advance, Commit, Enter, JobSpec, Load, Pull, Push
 from zml.messages import Seat as RosterSeat
+from zml.plan import Plan
 from zml.scheduler.ids import JobId
 from zml.seat import Seat
 from zml.shard import Shard
+from zml.traffic import Traffic
 
 JOB, ME = "job", "w0"
 
@@ -85,15 +87,22 @@ class Twin:
         cut = buckets(layout, placement, 1)
         self.steps = 0
         binding = Binding(layout, self.model)
-        codec = by_name(compress)
-        self.hooks = Hooks(binding, self.optimizer, cut, codec, self.direct, io, self.stepped)  # type: ignore[arg-type]
-        self.hooks.load_shards()
-        self.hooks.pull(0, everything=True)
+        codec, plan = by_name(compress), Plan.of(JobSpec(compress=compress))
+        self.traffic = Traffic(binding, cut, codec, self.direct, io, plan, self)  # type: ignore[arg-type]
+        self.hooks = Hooks(self.traffic, self.optimizer, self.stepped)
+        self.traffic.load_shards()
+        self.traffic.pull(0, everything=True)
         self.hooks.install()
         self.x, self.y = torch.randn(16, 6), torch.randint(0, 3, (16,))
 
     def stepped(self) -> None:
         self.steps += 1
+
+    def leaving(self) -> None:
+        pass
+
+    def counted(self) -> None:
+        pass
 
     def both(self) -> Iterator[tuple[torch.nn.Module, torch.optim.Optimizer]]:
         yield self.model, self.optimizer
@@ -119,7 +128,7 @@ def test_buckets_leave_during_backward_the_last_layers_first(io: IoThread) -> No
     twin.backward(twin.model)
     io.call(nothing())
     pushes = list(twin.direct.told)
-    assert pushes == [f"push {bucket.index}" for bucket in twin.hooks.buckets], (
+    assert pushes == [f"push {bucket.index}" for bucket in twin.traffic.buckets], (
         "all left, in order of readiness"
     )
     twin.optimizer.step()
@@ -149,7 +158,7 @@ def test_gradients_that_change_after_backward_are_sent_again_and_from_then_on_wi
             optimizer.step()
     assert twin.equal()
     assert not twin.hooks.early
-    count = len(twin.hooks.buckets)
+    count = len(twin.traffic.buckets)
     assert [word.partition(" ")[0] for word in twin.direct.told] == (
         ["push"] * 2 * count + ["commit"] + 2 * (["push"] * count + ["commit"])
     )
@@ -186,7 +195,7 @@ def test_a_step_that_a_grad_scaler_drops_is_dropped_here_too(io: IoThread) -> No
             if not bad:  # as GradScaler decides
                 optimizer.step()
     assert twin.equal()
-    assert twin.hooks.clock == twin.steps == 2
+    assert twin.traffic.clock == twin.steps == 2
 
 
 @pytest.mark.parametrize(
@@ -203,7 +212,7 @@ def test_a_grad_scaler_unscales_what_is_sent_and_drops_what_is_not_finite(io: Io
             scaler.step(optimizer)
             scaler.update()
     assert twin.equal()
-    assert twin.hooks.clock == twin.steps == 3
+    assert twin.traffic.clock == twin.steps == 3
 
 
 def test_gradients_changed_behind_autograd_are_sent_as_they_are_at_the_step(io: IoThread) -> None:
@@ -227,7 +236,7 @@ def test_gradients_that_nobody_changes_are_sent_once(io: IoThread) -> None:
         twin.backward(twin.model)
         twin.optimizer.step()
     pushes = [told for told in twin.direct.told if told.startswith("push")]
-    assert len(pushes) == 2 * len(twin.hooks.buckets)
+    assert len(pushes) == 2 * len(twin.traffic.buckets)
     assert twin.hooks.early
 
 
@@ -237,7 +246,7 @@ def test_what_left_before_a_rest_leaves_again_with_the_step_after_it(io: IoThrea
         twin.backward(model)
     io.call(nothing())
     twin.direct.tell(Advance(JOB, ME, 1, 5))
-    twin.hooks.clock = 5
+    twin.traffic.clock = 5
     for _, optimizer in twin.both():
         optimizer.step()
     assert twin.direct.told[-1] == "commit 5"

@@ -1,0 +1,168 @@
+"""Where the time of a step goes: compute, encode, wait and apply of the training thread, and beside it, in the I/O
+thread, send and pull.
+
+The first four add up to the step; with overlap, send and pull run beside the next step and show as wait only where
+they are longer than it. Steps go to a file of JSON lines in the run directory; `zml timeline` prints it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+KEPT = 20_000  # steps in a file; of a longer run each further power of two of them is thinned out
+THREAD = ("compute", "encode", "wait", "apply")  # what the training thread does, in this order
+
+
+@dataclass(slots=True)
+class Phases:
+    """What the I/O thread measures of one exchange."""
+
+    send_s: float = 0.0  # from the end of the step until every shard has counted it
+    pull_s: float = 0.0  # from then on until the last parameters are here
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One line of the file. Seconds and bytes; `at` is seconds since the worker's first step."""
+
+    clock: int
+    at: float
+    compute: float
+    encode: float
+    wait: float
+    apply: float
+    send: float
+    pull: float
+    bytes_up: int
+    bytes_down: int
+
+    @property
+    def whole(self) -> float:
+        return self.compute + self.encode + self.wait + self.apply
+
+
+class Timeline:
+    """Measures one worker's steps. Belongs to the training thread; only a `Phases` is written by another."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.began: float | None = None  # the end of the step before; None before the first
+        self.first = 0.0
+        self.spent = dict.fromkeys(THREAD, 0.0)
+        self.up = self.down = 0
+        self.exchange = Phases()
+        self.lines: list[tuple[Step, Phases]] = []  # measured, not yet written
+        self.steps = 0
+        self.every = 1
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[phase] += time.perf_counter() - began
+
+    def sent(self, size: int) -> None:
+        self.up += size
+
+    def came(self, size: int) -> None:
+        self.down += size
+
+    def open(self) -> Phases:
+        """For the exchange that this step begins."""
+        self.exchange = Phases()
+        return self.exchange
+
+    def close(self, clock: int) -> None:
+        """The step is over. The first one is not told: nobody knows when its computing began."""
+        now = time.perf_counter()
+        if self.began is None:
+            self.first = now
+        elif self.path is not None and self.steps % self.every == 0:
+            spent = {**self.spent, "compute": now - self.began - sum(self.spent.values())}
+            step = Step(
+                clock,
+                self.began - self.first,
+                **spent,
+                send=0,
+                pull=0,
+                bytes_up=self.up,
+                bytes_down=self.down,
+            )
+            self.lines.append((step, self.exchange))
+        self.began = now
+        self.steps += 1
+        if self.steps >= KEPT * self.every:
+            self.every *= 2
+        self.spent = dict.fromkeys(THREAD, 0.0)
+        self.up = self.down = 0
+
+    def pause(self) -> None:
+        """What comes now (an evaluation, an epoch's end) belongs to no step."""
+        self.began = time.perf_counter() if self.began is not None else None
+
+    def write(self) -> None:
+        """Append to the file what is complete; the last step's exchange may still be under way."""
+        complete, self.lines = self.lines[:-1], self.lines[-1:]
+        if self.path is None or not complete:
+            return
+        steps = [msgspec.structs.replace(step, send=p.send_s, pull=p.pull_s) for step, p in complete]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(b"".join(msgspec.json.encode(step) + b"\n" for step in steps))
+        except OSError:
+            self.path = None  # a full disk costs the picture of the run, never the run
+
+
+def read(path: Path) -> list[Step]:
+    """The steps of a file; a torn last line is passed over."""
+    steps = []
+    for line in path.read_bytes().splitlines():
+        try:
+            steps.append(msgspec.json.decode(line, type=Step))
+        except msgspec.MsgspecError:
+            continue
+    return steps
+
+
+def bar(step: Step, longest: float, width: int) -> str:
+    """A step as a bar: c compute, e encode, w wait, a apply; `longest` seconds are `width` characters."""
+    ends, total = [], 0.0
+    for phase in THREAD:
+        total += getattr(step, phase)
+        ends.append(round(width * total / longest) if longest else 0)
+    starts = [0, *ends[:-1]]
+    return "".join(phase[0] * (end - start) for phase, start, end in zip(THREAD, starts, ends, strict=True))
+
+
+def table(worker: str, steps: list[Step], last: int, width: int) -> Iterable[str]:
+    """Lines for a person: the means, then the last steps, one bar each."""
+    if not steps:
+        yield f"{worker}: no steps yet"
+        return
+    count = len(steps)
+    whole = sum(step.whole for step in steps) / count
+    shares = "  ".join(
+        f"{phase} {1e3 * sum(getattr(step, phase) for step in steps) / count:.1f} ms"
+        f" ({sum(getattr(step, phase) for step in steps) / count / whole:.0%})"
+        for phase in THREAD
+    )
+    beside = "  ".join(
+        f"{phase} {1e3 * sum(getattr(step, phase) for step in steps) / count:.1f} ms"
+        for phase in ("send", "pull")
+    )
+    up, down = (sum(getattr(step, key) for step in steps) / count / 1e3 for key in ("bytes_up", "bytes_down"))
+    yield f"{worker}: {count} steps of {1e3 * whole:.1f} ms on average"
+    yield f"  {shares}"
+    yield f"  beside it: {beside}    up {up:,.1f} kB  down {down:,.1f} kB"
+    shown = steps[-last:]
+    longest = max(step.whole for step in shown)
+    for step in shown:
+        yield f"  {step.clock:>7} {1e3 * step.whole:>8.1f} ms |{bar(step, longest, width - 24)}"

@@ -1,0 +1,193 @@
+"""One model's traffic with the shards: buckets leave, a step is counted, parameters arrive.
+
+The training thread packs and applies; the I/O thread waits for others. With a staleness bound of at least 1 one
+exchange stays in flight while the next step is computed: what it brings is applied after that step, and it asks for
+parameters one clock newer, so that nobody ever computes beyond the bound.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from .binding import Binding
+from .client import REPLY_S, Client
+from .codec import Codec
+from .errors import LOST, ZmlError
+from .iothread import IoThread
+from .layout import Bucket
+from .messages import Delta
+from .outbox import Outbox
+from .pages import Pages
+from .plan import Plan
+from .replica import Replica
+from .timeline import Phases, Timeline
+
+
+class Watch(Protocol):
+    """Who wants to know which steps count."""
+
+    def leaving(self) -> None:
+        """What was computed up to now is on its way."""
+        ...
+
+    def counted(self) -> None:
+        """The oldest of what was on its way counts, and is applied."""
+        ...
+
+
+Arrived = tuple[Bucket, Delta, memoryview | None]
+
+
+class Traffic:
+    """Belongs to the training thread. `clock` is the step (with local steps: the round) that is being computed.
+
+    Invariant: at most one exchange is in flight, and `due` counts its buckets that were not applied yet.
+    """
+
+    def __init__(
+        self,
+        binding: Binding,
+        cut: Sequence[Bucket],
+        codec: Codec,
+        client: Client,
+        io: IoThread,
+        plan: Plan,
+        watch: Watch,
+        timeline: Timeline | None = None,
+    ) -> None:
+        self.binding = binding
+        self.layout = layout = binding.layout
+        self.client = client
+        self.io = io
+        self.plan = plan
+        self.watch = watch
+        self.timeline = timeline or Timeline()
+        self.all_buckets = tuple(cut)
+        self.buckets = tuple(bucket for bucket in cut if not bucket.frozen)
+        self.replica = Replica(binding, codec, keep=plan.optimizer_on == "worker")
+        self.outboxes = {bucket.index: Outbox(bucket, layout, codec) for bucket in self.buckets}
+        self.values = {
+            chunk: values for outbox in self.outboxes.values() for chunk, values in outbox.values.items()
+        }
+        # What is in flight must stay as it is while the next step is packed.
+        self.pages = Pages(8 * sum(len(values) for values in self.values.values()))
+        self.clock = 0
+        self.staleness = 0
+        self.due = 0
+        self.arrived: queue.SimpleQueue[Arrived | BaseException] = queue.SimpleQueue()
+
+    # -- a step ------------------------------------------------------------------------------------------
+
+    def leave(self, outbox: Outbox) -> None:
+        """Pack what was gathered in one bucket and send it, as part of this clock. Raises NonFinite."""
+        outbox.take_back()
+        with self.timeline.measure("encode"):
+            payload = outbox.pack(self.plan.density(self.clock), self.plan.decay)
+            if self.plan.overlap:
+                copy = self.pages.lend(len(payload))
+                copy[:] = payload
+                payload = copy
+        outbox.clock = self.clock
+        self.timeline.sent(len(payload))
+        self.io.post(self.client.push, outbox.bucket, self.clock, payload, sorted(outbox.absent))
+
+    def begin(self, hyper: bytes) -> None:
+        """Every bucket has left: count the step, and ask for the parameters of a later clock."""
+        if self.plan.overlap:
+            self.drain()  # the versions held are known only then
+        self.watch.leaving()
+        self.due = len(self.buckets)
+        ahead = 2 if self.plan.overlap else 1
+        exchange = self._exchange(
+            self.clock, hyper, self._wanted(self.buckets), self.clock + ahead, self.timeline.open()
+        )
+        self.io.post_task(exchange, self._exchange_ended)
+
+    def end(self) -> None:
+        """The model holds what the next clock is entitled to, and that clock begins."""
+        if not self.plan.overlap:
+            self.drain()
+        for outbox in self.outboxes.values():
+            outbox.next_step()
+        self.timeline.close(self.clock)
+        self.clock += 1
+
+    def drain(self) -> None:
+        """Apply what is in flight. Afterwards every step that was begun counts."""
+        if not self.due:
+            return
+        self._receive()
+        self.watch.counted()
+
+    async def _exchange(
+        self, clock: int, hyper: bytes, wanted: Sequence[tuple[Bucket, list[int]]], until: int, phases: Phases
+    ) -> None:
+        """In the I/O thread: commit, then ask for the parameters of `until`, first layers first."""
+        began = time.perf_counter()
+        await self.client.commit(clock, hyper, self.buckets)
+        committed = time.perf_counter()
+        phases.send_s = committed - began
+        await self.client.pull_all(wanted, until, self._deliver)
+        phases.pull_s = time.perf_counter() - committed
+
+    def _wanted(self, wanted: Sequence[Bucket]) -> list[tuple[Bucket, list[int]]]:
+        return [
+            (bucket, [self.replica.versions[chunk] for chunk in bucket.chunks]) for bucket in reversed(wanted)
+        ]
+
+    def _deliver(self, bucket: Bucket, delta: Delta, payload: memoryview | None) -> None:
+        self.arrived.put((bucket, delta, payload))
+
+    def _exchange_ended(self, error: BaseException | None) -> None:
+        if error is not None:
+            self.arrived.put(error)
+
+    def _receive(self) -> None:
+        """Apply what arrives until nothing is due. Raises what ended the exchange."""
+        self.staleness = 0
+        # The client's own deadlines come first, and name who.
+        limit_s = self.client.seat.patience_s + 2 * REPLY_S
+        while self.due:
+            with self.timeline.measure("wait"):
+                try:
+                    item = self.arrived.get(timeout=limit_s)
+                except queue.Empty:
+                    raise ZmlError(LOST, f"no parameters came within {limit_s:g} s") from None
+            if isinstance(item, BaseException):
+                self.due = 0
+                raise item
+            bucket, delta, payload = item
+            with self.timeline.measure("apply"):
+                self.replica.take(bucket.chunks, delta.versions, delta.frames, payload or b"")
+            self.timeline.came(len(payload or b""))
+            self.staleness = max(self.staleness, delta.staleness)
+            self.due -= 1
+
+    # -- outside of steps --------------------------------------------------------------------------------
+
+    def pull(self, clock: int, *, everything: bool = False) -> None:
+        """Bring the model to what the shards hold once `clock` may start; `everything`: the frozen chunks too."""
+        self.drain()
+        wanted = self.all_buckets if everything else self.buckets
+        self.due = len(wanted)
+        self.io.post_task(
+            self.client.pull_all(self._wanted(wanted), clock, self._deliver), self._exchange_ended
+        )
+        self._receive()
+        self.replica.restore()
+
+    def load_shards(self) -> None:
+        """Bring this worker's parameters to the shards as version 0."""
+        for bucket in self.all_buckets:
+            sizes = [self.layout.chunks[chunk].size for chunk in bucket.chunks]
+            values = torch.empty(sum(sizes), dtype=torch.float32)
+            at = 0
+            for chunk, size in zip(bucket.chunks, sizes, strict=True):
+                self.binding.read(chunk, values[at : at + size])
+                at += size
+            self.io.call(self.client.load(bucket, values.numpy().data.cast("B")))

@@ -1,0 +1,126 @@
+"""The optimizer runs on the workers: the script steps on its own model, and what the steps changed leaves.
+
+    u = theta_before - theta_after        of one step, or of H local steps
+    worker:  residual += u;  C(residual) leaves;  the model goes back to the published parameters
+    shard:   w -= outer rule(mean of u)
+
+So everything that leaves is in units of the update: what waits in the residual keeps the learning rate at which it was
+made, and any torch optimizer will do. With SGD's momentum this is Deep Gradient Compression's momentum correction,
+because velocities and not gradients are accumulated, with its factor masking: the momentum of an element that has left
+begins anew (Lin et al., ICLR 2018, section 3). With H > 1 it is DiLoCo (Douillard et al., 2023) with the compressed
+pseudo-gradients of SparseLoCo (Sarfi et al., 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .codec import NonFinite
+from .hooks import not_finite, thawed
+from .hyper import Hyper, OptimizerSpec, write_hyper
+from .outbox import Outbox
+from .plan import Plan
+from .traffic import Traffic
+
+MOMENTUM = "momentum_buffer"  # where torch.optim.SGD and RMSprop keep it
+
+
+def outer_spec(groups: int) -> OptimizerSpec:
+    """The rule of the shards: SGD, plain or with Nesterov momentum."""
+    return OptimizerSpec("SGD", ({},) * groups)
+
+
+def outer_hyper(plan: Plan, groups: int) -> list[Hyper]:
+    momentum = plan.outer_momentum
+    numbers: Hyper = {
+        "lr": plan.outer_lr,
+        "momentum": momentum,
+        "dampening": 0.0,
+        "weight_decay": 0.0,
+        "nesterov": momentum > 0,
+        "maximize": False,
+    }
+    return [numbers] * groups
+
+
+class Updates:
+    """Belongs to the training thread. `inner` counts the steps made since the last exchange."""
+
+    def __init__(
+        self, traffic: Traffic, optimizer: torch.optim.Optimizer, stepped: Callable[[], None]
+    ) -> None:
+        self.traffic = traffic
+        self.optimizer = optimizer
+        self.binding = traffic.binding
+        self.stepped = stepped
+        self.inner = 0
+        groups = len(traffic.layout.groups) - 1
+        self.hyper = write_hyper(outer_hyper(traffic.plan, groups))
+        frozen = {p for bucket in traffic.all_buckets if bucket.frozen for p in bucket.parameters}
+        self.frozen = sorted(frozen)
+
+    def install(self) -> None:
+        """From now on every optimizer step of the script goes through here."""
+        self.optimizer.register_step_pre_hook(self._before_step)
+        self.optimizer.register_step_post_hook(self._after_step)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for index in self.frozen:
+            gradient = self.binding.parameters[index].grad
+            if gradient is not None and gradient.numel():
+                raise thawed(self.traffic, index)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.inner += 1
+        if self.inner >= self.traffic.plan.local_steps:
+            self._exchange()
+        self.stepped()
+
+    def _exchange(self) -> None:
+        traffic = self.traffic
+        for outbox in reversed(traffic.outboxes.values()):  # as they are pulled: the first layers first
+            with traffic.timeline.measure("encode"):
+                for chunk, values in outbox.values.items():
+                    self.binding.difference(chunk, traffic.replica.held(chunk), values)
+            try:
+                traffic.leave(outbox)
+            except NonFinite as bad:
+                raise not_finite(traffic, bad, "update") from None
+            self._mask(outbox)
+        traffic.begin(self.hyper)
+        traffic.end()
+        traffic.replica.restore()
+        self.inner = 0
+
+    @torch.no_grad()
+    def _mask(self, outbox: Outbox) -> None:
+        """Momentum factor masking: what has left takes its momentum along."""
+        if not self.traffic.plan.masking:
+            return
+        for chunk in outbox.bucket.chunks:
+            positions = outbox.packer.sent(chunk)
+            if positions is None or not len(positions):
+                continue
+            for segment in self.traffic.layout.chunks[chunk].segments:
+                momentum = self.optimizer.state[self.binding.parameters[segment.parameter]].get(MOMENTUM)
+                if momentum is None or segment.ndim < 2:
+                    continue
+                first, last = torch.searchsorted(
+                    positions, torch.tensor([segment.offset, segment.offset + segment.size])
+                ).tolist()
+                inside = positions[first:last] - (segment.offset - segment.start)
+                if momentum.is_contiguous():
+                    momentum.view(-1)[inside] = 0
+                else:
+                    momentum[torch.unravel_index(inside, momentum.shape)] = 0
+
+    def flush(self) -> None:
+        """Every step that the script has made counts, and the model holds what followed from it."""
+        if self.inner:
+            self._exchange()
+        if self.traffic.due:
+            self.traffic.drain()
+            self.traffic.replica.restore()
