@@ -55,6 +55,17 @@ log = structlog.get_logger()
 Deliver = Callable[[Bucket, Delta, memoryview | None], None]
 
 
+class Leaving:
+    """A step on its way: its pushes, and whether each shard has counted it."""
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        self.pushes: dict[str, list[asyncio.Task[None]]] = {shard: [] for shard in shards}
+        self.counted = {shard: asyncio.Event() for shard in shards}
+        self.committing = (
+            False  # a step that is pushed and never committed, after a rest, is waited for by nobody
+        )
+
+
 class Client:
     """Control goes over one endpoint, bulk over the other, so that neither waits behind the other."""
 
@@ -63,9 +74,9 @@ class Client:
         self.control = control
         self.bulk = bulk
         self.shards: list[str] = []
-        self.pushing: dict[
-            str, list[asyncio.Task[None]]
-        ] = {}  # by shard: buckets of the open step not yet acknowledged
+        self.leaving: dict[
+            int, Leaving
+        ] = {}  # by clock; two where a step is pushed before the last one counts
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
         self.push_slots: dict[str, asyncio.Semaphore] = {}  # by shard; first come, first served
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
@@ -89,7 +100,6 @@ class Client:
         # A shard that holds nothing of this model has nothing to say to its workers.
         holding = {homes.shards[index] for index in homes.placement}
         self.shards = [shard for shard in homes.shards if shard in holding]
-        self.pushing = {shard: [] for shard in self.shards}
         self.push_slots = {shard: asyncio.Semaphore(PUSHES_AT_ONCE) for shard in self.shards}
         for shard, addresses in zip(homes.shards, homes.addresses, strict=True):
             if shard not in holding:
@@ -159,24 +169,44 @@ class Client:
         await self._tell(f"p{bucket.shard}", Load(bucket=bucket.index, **self.me), payload)
 
     def push(self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int]) -> None:
-        """Let one bucket of the open step leave. The payload must stay as it is until `commit` has returned."""
+        """Let one bucket of a step leave. The payload must stay as it is until `commit` has returned."""
         shard = f"p{bucket.shard}"
         message = Push(clock=clock, bucket=bucket.index, absent=absent, **self.me)
-        self.pushing[shard].append(asyncio.ensure_future(self._push(shard, message, payload)))
+        leaving = self.leaving.setdefault(clock, Leaving(self.shards))
+        task = asyncio.ensure_future(self._push(shard, message, payload))
+        task.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # `commit` raises it, if it comes
+        leaving.pushes[shard].append(task)
 
     async def _push(self, shard: str, message: Push, payload: memoryview) -> None:
+        # A shard stages one step of a worker at a time.
+        for clock, before in list(self.leaving.items()):
+            if clock < message.clock and before.committing:
+                await before.counted[shard].wait()
         async with self.push_slots[shard]:
             await self._tell(shard, message, payload)
 
     async def commit(self, clock: int, hyper: bytes, buckets: Sequence[Bucket]) -> None:
         """Make the step count at every shard, each as soon as it has all its buckets."""
-        await asyncio.gather(*(self._commit(shard, clock, hyper, buckets) for shard in self.shards))
+        leaving = self.leaving.setdefault(clock, Leaving(self.shards))
+        leaving.committing = True
+        try:
+            await asyncio.gather(
+                *(self._commit(shard, leaving, clock, hyper, buckets) for shard in self.shards)
+            )
+        finally:
+            for event in leaving.counted.values():
+                event.set()  # also after a failure, which ends the script: nobody waits for ever
+            self.leaving = {later: kept for later, kept in self.leaving.items() if later > clock}
 
-    async def _commit(self, shard: str, clock: int, hyper: bytes, buckets: Sequence[Bucket]) -> None:
-        pushing, self.pushing[shard] = self.pushing[shard], []
-        await asyncio.gather(*pushing)
+    async def _commit(
+        self, shard: str, leaving: Leaving, clock: int, hyper: bytes, buckets: Sequence[Bucket]
+    ) -> None:
+        await asyncio.gather(*leaving.pushes[shard])
         count = sum(f"p{bucket.shard}" == shard for bucket in buckets)
         await self._tell(shard, Commit(clock=clock, buckets=count, **self.me), memoryview(hyper))
+        leaving.counted[shard].set()
 
     async def pull_all(
         self, wanted: Sequence[tuple[Bucket, list[int]]], clock: int, deliver: Deliver

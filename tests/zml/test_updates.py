@@ -1,0 +1,190 @@
+"""The optimizer on the worker: what its steps changed leaves, and the model goes back to what was published."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.zml.test_hooks import JOB, ME, Direct, nothing
+from zml.binding import Binding
+from zml.codec import by_name
+from zml.errors import ZmlError
+from zml.iothread import IoThread
+from zml.layout import Layout, Registration, buckets
+from zml.messages import Enter, JobSpec
+from zml.messages import Seat as RosterSeat
+from zml.plan import Plan
+from zml.scheduler.ids import JobId
+from zml.shard import Shard
+from zml.traffic import Traffic
+from zml.updates import Updates, outer_spec
+
+
+class Twin:
+    """The same model twice: one trained through zml with its optimizer on the worker, one by torch alone."""
+
+    def __init__(self, io: IoThread, kind: str = "SGD", *, frozen: bool = False, **asked: Any) -> None:
+        torch.manual_seed(3)
+        self.model, self.plain = (
+            torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3))
+            for _ in range(2)
+        )
+        self.plain.load_state_dict(self.model.state_dict())
+        if frozen:
+            self.model[0].weight.requires_grad_(False)
+        numbers = {"lr": 0.1, "momentum": 0.9} if kind == "SGD" else {"lr": 0.01}
+        self.optimizer = getattr(torch.optim, kind)(self.model.parameters(), **numbers)
+        self.plain_optimizer = getattr(torch.optim, kind)(self.plain.parameters(), **numbers)
+        spec = JobSpec(optimizer_on="worker", **asked)
+        layout = Layout.of(self.model, self.optimizer, chunk_elements=40, any_optimizer=True)
+        registration = Registration(layout, outer_spec(1), 1)
+        placement = [0] * len(layout.chunks)
+        shard = Shard(JobId(JOB), "p0")
+        shard.assign(registration, placement, spec.staleness, spec.compress)
+        shard.roster(1, [RosterSeat(ME, 1, True)])
+        shard.handle(ME, Enter(JOB, ME, 1), None)
+        self.direct = Direct(shard)
+        cut = buckets(layout, placement, 1)
+        self.told: list[str] = []
+        self.traffic = Traffic(
+            Binding(layout, self.model),
+            cut,
+            by_name(spec.compress),
+            self.direct,  # type: ignore[arg-type]
+            io,
+            Plan.of(spec),
+            self,
+        )
+        self.updates = Updates(self.traffic, self.optimizer, lambda: self.told.append("step"))
+        self.traffic.load_shards()
+        self.traffic.pull(0, everything=True)
+        self.updates.install()
+        self.x, self.y = torch.randn(16, 6), torch.randint(0, 3, (16,))
+
+    def leaving(self) -> None:
+        self.told.append("leaving")
+
+    def counted(self) -> None:
+        self.told.append("counted")
+
+    def step(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(self.x), self.y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step(self.model, self.optimizer)
+
+    def train_plain(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step(self.plain, self.plain_optimizer)
+
+    def off_by(self) -> float:
+        pairs = zip(self.model.parameters(), self.plain.parameters(), strict=True)
+        return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+@pytest.fixture
+def io() -> Iterator[IoThread]:
+    thread = IoThread("test")
+    yield thread
+    thread.close()
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW", "NAdam", "Rprop"])
+def test_one_worker_trains_as_torch_alone_with_any_optimizer(io: IoThread, kind: str) -> None:
+    twin = Twin(io, kind)
+    twin.train(8)
+    twin.train_plain(8)
+    assert twin.off_by() < 1e-6
+    assert twin.told == ["leaving", "counted", "step"] * 8
+
+
+def test_local_steps_leave_together_and_a_broken_off_round_leaves_when_it_is_flushed(io: IoThread) -> None:
+    twin = Twin(io, local_steps=3)
+    twin.train(2)
+    assert not [told for told in twin.direct.told if told.startswith("commit")]
+    twin.train(5)
+    assert [told for told in twin.direct.told if told.startswith("commit")] == ["commit 0", "commit 1"]
+    twin.updates.flush()
+    assert twin.direct.told[-1] == "commit 2" and twin.traffic.clock == 3
+    twin.train_plain(7)
+    assert twin.off_by() < 1e-6
+    assert twin.told.count("counted") == 3 and twin.told.count("step") == 7
+
+
+def test_with_a_staleness_bound_a_step_counts_while_the_next_one_is_computed(io: IoThread) -> None:
+    twin = Twin(io, staleness=1)
+    before = [p.detach().clone() for p in twin.model.parameters()]
+    twin.train(1)
+    assert twin.told == ["leaving", "step"], "the exchange is in flight"
+    assert all(torch.equal(a, b) for a, b in zip(before, twin.model.parameters(), strict=True))
+    twin.train(1)
+    assert twin.told[2:] == ["counted", "leaving", "step"]
+    twin.updates.flush()
+    assert twin.told.count("counted") == 2
+    after = [p.detach().clone() for p in twin.model.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_overlapped_steps_all_count_at_the_end(io: IoThread) -> None:
+    """Two steps from the same parameters: SGD without momentum adds both gradients up."""
+    twin = Twin(io, staleness=1)
+    for group in twin.optimizer.param_groups:
+        group["momentum"] = 0.0
+    gradients = []
+    before = [p.detach().clone() for p in twin.model.parameters()]
+    for _ in range(2):
+        twin.train(1)
+        gradients.append([p.grad.clone() for p in twin.model.parameters() if p.grad is not None])
+    twin.updates.flush()
+    for start, now, first, second in zip(before, twin.model.parameters(), *gradients, strict=True):
+        assert torch.allclose(now, start - 0.1 * first - 0.1 * second, atol=1e-6)
+
+
+def test_outer_momentum_is_nesterov_on_the_shards(io: IoThread) -> None:
+    twin = Twin(io, outer_momentum=0.5, outer_lr=0.7)
+    for group in [*twin.optimizer.param_groups, *twin.plain_optimizer.param_groups]:
+        group["momentum"] = 0.0
+    twin.train(4)
+    outer = torch.optim.SGD(twin.plain.parameters(), lr=0.7, momentum=0.5, nesterov=True)
+    for _ in range(4):
+        before = [p.detach().clone() for p in twin.plain.parameters()]
+        twin.train_plain(1)
+        for parameter, old in zip(twin.plain.parameters(), before, strict=True):
+            parameter.grad = old - parameter.detach()
+            parameter.data.copy_(old)
+        outer.step()
+    assert twin.off_by() < 1e-6
+
+
+def test_a_parameter_of_half_width_does_not_send_what_rounding_took_from_it(io: IoThread) -> None:
+    twin = Twin(io)
+    twin.model.to(torch.bfloat16)
+    twin.traffic.replica.restore()
+    for group in twin.optimizer.param_groups:
+        group["lr"] = 0.0
+    before = [twin.traffic.replica.held(chunk).clone() for chunk in range(len(twin.traffic.layout.chunks))]
+    twin.x = twin.x.to(torch.bfloat16)
+    twin.train(2)
+    for chunk, held in enumerate(before):
+        assert torch.equal(twin.traffic.replica.held(chunk), held)
+
+
+def test_an_update_that_is_not_finite_counts_nowhere_and_is_named(io: IoThread) -> None:
+    twin = Twin(io)
+    twin.x = twin.x * float("inf")
+    with pytest.raises(ZmlError, match="the update of 0.weight is not finite at step 0 of w0"):
+        twin.train(1)
+    io.call(nothing())
+    assert not [told for told in twin.direct.told if told.startswith("commit")]
+
+
+def test_a_thawed_parameter_is_refused(io: IoThread) -> None:
+    twin = Twin(io, frozen=True)
+    twin.model[0].weight.requires_grad_(True)
+    with pytest.raises(ZmlError, match="0.weight has a gradient"):
+        twin.train(1)
