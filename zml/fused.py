@@ -1,12 +1,11 @@
-"""The update of a shard's chunks in one pass over memory: the mean of the workers' gradients, then w and its state.
+"""The update of a chunk in one pass over memory: w and the optimizer's state, from the sum of a step's gradients.
 
 The rule: what torch.optim's SGD, Adam and AdamW do, element by element (their single-tensor forms), on the very
-tensors that torch's optimizer object keeps, so that its own step may come next. Only the rounding differs: a few
-units in the last place of the gradient and of the update. The sums of a step are consumed: zeros are left behind,
-where the next step's frames are added.
+tensors that torch's optimizer object keeps, so that its own step may come next. Only the rounding differs, and a
+moment too small for a normal float32 becomes zero: arithmetic with the others is slow on many processors.
 
-A *span* is a run of elements with one history, mostly a whole chunk. One call takes any number of them, as rows of
-int64: where its sums begin (elements), how many elements it has, and the addresses of its w, of its state (momentum
+A *span* is a run of elements with one history, mostly a whole chunk. A call takes any number of them, as rows of
+int64: its first element in the sums, how many elements it has, and the addresses of its w, of its state (momentum
 or exp_avg; exp_avg_sq) and of its float32 `step`; 0 where the optimizer has none. The kernels trust the rows.
 
 Importing this module compiles the kernels, or loads them where they were compiled before.
@@ -26,6 +25,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from .hyper import Hyper
+from .layout import CHUNK
 
 AT, SIZE, W, FIRST, SECOND, STEP = range(6)
 COLUMNS = 6
@@ -37,6 +37,7 @@ TINY = np.float32(np.finfo(np.float32).tiny)
 
 Spans = NDArray[np.int64]
 Sums = NDArray[np.float32]
+Update = Callable[[Spans, Sums], int]
 
 _f = np.float32
 _numba: Any = numba  # its own annotations stop where the compiler begins
@@ -71,21 +72,22 @@ def _floats(_typing: Any, _address: Any) -> Any:
 
 
 @_inline
-def _any_set(_typing: Any, _address: Any) -> Any:
-    """1 if a bit of the LINE elements there is set, else 0."""
+def _set(_typing: Any, _address: Any) -> Any:
+    """How many of the LINE elements there are not zero."""
 
     def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        bits = builder.load(builder.inttoptr(arguments[0], _BITS.as_pointer()), align=4)
-        mask = builder.bitcast(builder.icmp_unsigned("!=", bits, ir.Constant(_BITS, None)), ir.IntType(LINE))
-        found = builder.icmp_unsigned("!=", mask, ir.Constant(ir.IntType(LINE), 0))
-        return builder.zext(found, ir.IntType(64))
+        line = builder.load(builder.inttoptr(arguments[0], _VECTOR.as_pointer()), align=4)
+        mask = builder.bitcast(
+            builder.fcmp_unordered("!=", line, ir.Constant(_VECTOR, None)), ir.IntType(LINE)
+        )
+        return builder.zext(builder.ctpop(mask), ir.IntType(64))
 
     return _types.int64(_types.int64), code
 
 
 @_inline
 def _prefetch(_typing: Any, _address: Any) -> Any:
-    """Ask memory for the line that holds this address, to write there soon."""
+    """Ask memory for the line that holds this address, to write there soon. Any address will do."""
 
     def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -100,69 +102,76 @@ def _prefetch(_typing: Any, _address: Any) -> Any:
 
 @_inline
 def _add_line(_typing: Any, _w: Any, _sums: Any, _factor: Any) -> Any:
-    """w += factor * sums, and sums = 0, for the LINE elements at two addresses."""
+    """w += factor * sums for the LINE elements at two addresses."""
 
     def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        w = builder.inttoptr(arguments[0], _VECTOR.as_pointer())
-        sums = builder.inttoptr(arguments[1], _VECTOR.as_pointer())
+        w, sums = (builder.inttoptr(address, _VECTOR.as_pointer()) for address in arguments[:2])
         one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), arguments[2], ir.IntType(32)(0))
         factor = builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_BITS, None))
         product = builder.fmul(factor, builder.load(sums, align=4))
         builder.store(builder.fadd(builder.load(w, align=4), product), w, align=4)
-        builder.store(ir.Constant(_VECTOR, None), sums, align=4)
         return context.get_dummy_value()
 
     return _types.void(_types.int64, _types.int64, _types.float32), code
 
 
-# -- kernels ---------------------------------------------------------------------------------------------
+# -- kernels, each of which returns how many sums are not zero ---------------------------------------------
 
 
-@_kernel("int64(int64[:,::1],float32[::1],float32)")
-def _add(spans: Any, sums: Any, factor: Any) -> Any:
+@_kernel("int64(float32[::1],int64,int64,int64[::1])")
+def _find(sums: Any, at: Any, size: Any, touched: Any) -> Any:
+    """The lines of a span with an element that is not zero, into touched[1:]; how many of them, in touched[0]."""
+    address, found, count = sums.ctypes.data + 4 * at, 0, 0
+    for line in range(size // LINE):
+        touched[1 + count] = line
+        here = _set(address + 4 * LINE * line)
+        count += here > 0
+        found += here
+    for i in range(at + size // LINE * LINE, at + size):
+        found += sums[i] != 0
+    touched[0] = count
+    return found
+
+
+@_kernel("int64(int64[:,::1],float32[::1],float32,int64[::1])")
+def _add(spans: Any, sums: Any, factor: Any, touched: Any) -> Any:
     """w += factor * sums. Where few lines of w change, the others are not even read."""
-    touched = np.zeros(AHEAD, dtype=np.int64)
-    visited = 0
+    found = 0
     for row in range(spans.shape[0]):
         at, size, w_at = spans[row, AT], spans[row, SIZE], spans[row, W]
-        lines = size // LINE
-        if len(touched) < lines + AHEAD:
-            touched = np.zeros(lines + AHEAD, dtype=np.int64)
-        sums_at = sums.ctypes.data + 4 * at
-        count = 0
-        for line in range(lines):
-            touched[count] = line
-            count += _any_set(sums_at + 4 * LINE * line)
-        w, g = _numba.carray(_floats(w_at), size), sums[at : at + size]
-        first = 0
+        found += _find(sums, at, size, touched)
+        lines, count, first = size // LINE, touched[0], 0
         if count <= SPARSE * lines:
-            for index in range(count):
+            sums_at = sums.ctypes.data + 4 * at
+            for index in range(1, 1 + count):
                 _prefetch(
                     w_at + 4 * LINE * touched[index + AHEAD]
-                )  # beyond `count` a useless line, but one of w
+                )  # the last ones are of no use, and no harm
                 line = touched[index]
                 _add_line(w_at + 4 * LINE * line, sums_at + 4 * LINE * line, factor)
             first = lines * LINE
-            visited += count * LINE
-        visited += size - first
+        w, g = _numba.carray(_floats(w_at), size), sums[at : at + size]
         for i in range(first, size):
             w[i] += factor * g[i]
-            g[i] = _f(0)
-    return visited
+    return found
 
 
-@_kernel("void(int64[:,::1],float32[::1],float32,float32)")
-def _decay_add(spans: Any, sums: Any, keep: Any, factor: Any) -> None:
+@_kernel("int64(int64[:,::1],float32[::1],float32,float32,int64[::1])")
+def _decay_add(spans: Any, sums: Any, keep: Any, factor: Any, touched: Any) -> Any:
     """w = keep * w + factor * sums."""
+    found = 0
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
+        found += _find(sums, at, size, touched)
         w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
         for i in range(size):
             w[i] = keep * w[i] + factor * g[i]
-            g[i] = _f(0)
+    return found
 
 
-@_kernel("void(int64[:,::1],float32[::1],float32,float32,float32,float32,float32,float32,float32)")
+@_kernel(
+    "int64(int64[:,::1],float32[::1],float32,float32,float32,float32,float32,float32,float32,int64[::1])"
+)
 def _momentum(
     spans: Any,
     sums: Any,
@@ -173,34 +182,48 @@ def _momentum(
     direct: Any,
     through: Any,
     lr: Any,
-) -> None:
+    touched: Any,
+) -> Any:
     """g = scale * sums + decay * w;  b = momentum * b + fresh * g;  w -= lr * (direct * g + through * b)."""
+    found = 0
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
+        found += _find(sums, at, size, touched)
         w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
         b = _numba.carray(_floats(spans[row, FIRST]), size)
         for i in range(size):
             x = scale * g[i] + decay * w[i]
             y = momentum * b[i] + fresh * x
-            y = y if abs(y) >= TINY else _f(0)
+            y = _f(0) if abs(y) < TINY else y
             b[i] = y
             w[i] -= lr * (direct * x + through * y)
-            g[i] = _f(0)
+    return found
 
 
-@_kernel("void(int64[:,::1],float32[::1],float32,float64,float64,float64,float32,float32,float32)")
+@_kernel(
+    "int64(int64[:,::1],float32[::1],float32,float64,float64,float64,float32,float32,float32,int64[::1])"
+)
 def _adam(
-    spans: Any, sums: Any, scale: Any, lr: Any, beta1: Any, beta2: Any, eps: Any, keep: Any, decay: Any
-) -> None:
-    """w *= keep;  g = scale * sums + decay * w;  then Kingma & Ba 2015, Alg. 1, with torch's place of eps."""
-    b2, fresh1, fresh2 = _f(beta2), _f(1.0 - beta1), _f(1.0 - beta2)
+    spans: Any,
+    sums: Any,
+    scale: Any,
+    lr: Any,
+    beta1: Any,
+    beta2: Any,
+    eps: Any,
+    keep: Any,
+    decay: Any,
+    touched: Any,
+) -> Any:
+    """g = scale * sums + decay * w;  w *= keep;  then Kingma & Ba 2015, Alg. 1, with torch's place of eps."""
+    old2, fresh1, fresh2 = _f(beta2), _f(1.0 - beta1), _f(1.0 - beta2)
+    found = 0
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
+        found += _find(sums, at, size, touched)
         w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
-        m, v = (
-            _numba.carray(_floats(spans[row, FIRST]), size),
-            _numba.carray(_floats(spans[row, SECOND]), size),
-        )
+        m = _numba.carray(_floats(spans[row, FIRST]), size)
+        v = _numba.carray(_floats(spans[row, SECOND]), size)
         step = _numba.carray(_floats(spans[row, STEP]), 1)
         step[0] += _f(1)
         rate = _f(lr / (1.0 - beta1 ** float(step[0])))
@@ -208,36 +231,23 @@ def _adam(
         for i in range(size):
             x = scale * g[i] + decay * w[i]
             m_i = m[i] + fresh1 * (x - m[i])
-            v_i = b2 * v[i] + fresh2 * x * x
-            m_i = m_i if abs(m_i) >= TINY else _f(0)  # a moment that only decays becomes denormal, and slow
-            v_i = v_i if v_i >= TINY else _f(0)
+            v_i = old2 * v[i] + fresh2 * x * x
+            m_i = _f(0) if abs(m_i) < TINY else m_i
+            v_i = _f(0) if v_i < TINY else v_i
             m[i] = m_i
             v[i] = v_i
             w[i] = keep * w[i] - rate * m_i / (widen * math.sqrt(v_i) + eps)
-            g[i] = _f(0)
+    return found
 
 
 # -- optimizers ------------------------------------------------------------------------------------------
 
 
-def state_names(optimizer: str, hyper: Hyper) -> tuple[str, ...] | None:
-    """What torch calls the state that a span of this optimizer needs; None: there is no fused update for it."""
-    if optimizer == "SGD":
-        return ("momentum_buffer",) if hyper["momentum"] else ()
-    if optimizer in ("Adam", "AdamW") and not hyper["amsgrad"]:
-        return ("exp_avg", "exp_avg_sq", "step")
-    return None
+def update(optimizer: str, hyper: Hyper, workers: int) -> Update:
+    """One step of spans with the sums of so many workers' gradients, divided by their number.
 
-
-def adds(optimizer: str, hyper: Hyper) -> bool:
-    """Is this update a plain addition? Then w changes only where a gradient is not zero."""
-    return optimizer == "SGD" and not hyper["momentum"] and not hyper["weight_decay"]
-
-
-def update(optimizer: str, spans: Spans, sums: Sums, workers: int, hyper: Hyper) -> None:
-    """One step of every span with sums / workers. `sums` becomes zeros there.
-
-    The optimizer is one that `state_names` knows with these numbers, and the spans have that state.
+    The optimizer is one of which `optim.fused_state` says what state the spans must have. What comes back changes
+    w and the state in place, only reads the sums, and returns how many of them are not zero.
     """
     scale = (-1.0 if hyper["maximize"] else 1.0) / workers
     lr, decay = _number(hyper, "lr"), _number(hyper, "weight_decay")
@@ -246,17 +256,25 @@ def update(optimizer: str, spans: Spans, sums: Sums, workers: int, hyper: Hyper)
         if momentum:
             direct, through = (1.0, momentum) if hyper["nesterov"] else (0.0, 1.0)
             fresh = 1.0 - _number(hyper, "dampening")
-            _momentum(spans, sums, scale, decay, momentum, fresh, direct, through, lr)
-        elif decay:
-            _decay_add(spans, sums, 1.0 - lr * decay, -lr * scale)
-        else:
-            _add(spans, sums, -lr * scale)
-        return
+            return _bind(_momentum, scale, decay, momentum, fresh, direct, through, lr)
+        if decay:
+            return _bind(_decay_add, 1.0 - lr * decay, -lr * scale)
+        return _bind(_add, -lr * scale)
     betas = hyper["betas"]
     assert isinstance(betas, tuple)
     decoupled = bool(hyper["decoupled_weight_decay"])
     keep, coupled = (1.0 - lr * decay, 0.0) if decoupled else (1.0, decay)
-    _adam(spans, sums, scale, lr, *betas, _number(hyper, "eps"), keep, coupled)
+    return _bind(_adam, scale, lr, *betas, _number(hyper, "eps"), keep, coupled)
+
+
+def _bind(kernel: Any, *numbers: float) -> Update:
+    touched = np.zeros(1 + CHUNK // LINE + AHEAD, dtype=np.int64)
+
+    def run(spans: Spans, sums: Sums) -> int:
+        found: int = kernel(spans, sums, *numbers, touched)
+        return found
+
+    return run
 
 
 def _number(hyper: Hyper, name: str) -> float:

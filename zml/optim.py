@@ -9,20 +9,50 @@ a parameter whose gradient is None, each segment is a tensor of its own.
 import inspect
 from collections.abc import Collection, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .hyper import BadHyper, Hyper, OptimizerSpec, hyper_of, read_hyper, write_hyper
 from .layout import Chunk, Segment
 
-__all__ = ["BadHyper", "Hyper", "OptimizerSpec", "UpdateRule", "hyper_of", "read_hyper", "write_hyper"]
+__all__ = [
+    "BadHyper",
+    "Hyper",
+    "OptimizerSpec",
+    "UpdateRule",
+    "adds",
+    "fused_state",
+    "hyper_of",
+    "read_hyper",
+    "write_hyper",
+]
 
 STEP = "step"  # the one number in torch's optimizer states that is not per element
+COLUMN = {"momentum_buffer": 3, "exp_avg": 3, "exp_avg_sq": 4, STEP: 5}  # of a row of `fused`
 STEPPED = "stepped"  # ours, beside torch's: which segments have a state at all
 
 
+def fused_state(optimizer: str, hyper: Hyper) -> tuple[str, ...] | None:
+    """What torch calls the state that `fused` needs for this update; None where only torch can make it."""
+    if optimizer == "SGD":
+        return ("momentum_buffer",) if hyper["momentum"] else ()
+    if optimizer in ("Adam", "AdamW") and not hyper["amsgrad"]:
+        return ("exp_avg", "exp_avg_sq", STEP)
+    return None
+
+
+def adds(optimizer: str, hyper: Hyper) -> bool:
+    """Is this update a plain addition? Then w changes only where a gradient is not zero."""
+    return optimizer == "SGD" and not hyper["momentum"] and not hyper["weight_decay"]
+
+
 class UpdateRule:
-    """One chunk's optimizer. It changes `w`, float32 of the chunk's size, in place, and owns the state."""
+    """One chunk's optimizer. It changes `w`, float32 of the chunk's size, in place, and owns the state.
+
+    A step is torch's own, or one of `fused` on the same tensors; the two may take turns.
+    """
 
     def __init__(self, spec: OptimizerSpec, chunk: Chunk, w: Tensor) -> None:
         self.spec = spec
@@ -30,15 +60,14 @@ class UpdateRule:
         self._w = w
         self._hyper: Hyper | None = None  # what the optimizer's group holds now
         self._parameters = [w]
+        self._spans: tuple[tuple[str, ...], frozenset[int], NDArray[np.int64]] | None = None  # the last ones
         self._optimizer = self._make()
         # torch wraps `step` for its profiler, hooks and compiler: 12 us a call, a third of SGD's time for a chunk.
         self._run = inspect.unwrap(type(self._optimizer).step)
 
     def step(self, gradient: Tensor, hyper: Hyper, absent: Collection[int] = ()) -> None:
         """One step; the gradient is only read. Parameters in `absent` are skipped, as torch skips them."""
-        if absent and len(self._parameters) < len(self.chunk.segments):
-            if any(segment.parameter in absent for segment in self.chunk.segments):
-                self._split()
+        self._split_for(absent)
         if hyper is not self._hyper:
             self._optimizer.param_groups[0].update(hyper)
             self._hyper = hyper
@@ -53,6 +82,40 @@ class UpdateRule:
             self._run(self._optimizer)
         for parameter in self._parameters:
             parameter.grad = None  # it may be memory of a message, which must not outlive the step
+
+    def spans(self, hyper: Hyper, absent: frozenset[int] = frozenset()) -> NDArray[np.int64] | None:
+        """Where `fused` finds w and the state of all but the absent parameters: its rows, good for one step.
+
+        None where torch has to make this step: with its first one it makes the state.
+        """
+        names = fused_state(self.spec.name, hyper)
+        if names is None:
+            return None
+        self._split_for(absent)
+        if self._spans is None or self._spans[:2] != (names, absent):
+            rows = self._rows(names, absent)
+            if rows is None:
+                return None
+            self._spans = (names, absent, np.array(rows, dtype=np.int64))
+        return self._spans[2]
+
+    def _rows(self, names: tuple[str, ...], absent: Collection[int]) -> list[list[int]] | None:
+        rows: list[list[int]] = []
+        whole = len(self._parameters) == 1
+        for segment, parameter in zip(self.chunk.segments, self._parameters, strict=not whole):
+            if not whole and segment.parameter in absent:
+                continue
+            row = [0 if whole else segment.offset, parameter.numel(), parameter.data_ptr(), 0, 0, 0]
+            state = self._optimizer.state.get(parameter, {})
+            for name in names:
+                tensor = state.get(name)
+                if not isinstance(tensor, Tensor):
+                    return None
+                assert tensor.dtype == torch.float32 and tensor.is_contiguous()
+                assert tensor.numel() == (1 if name == STEP else parameter.numel())
+                row[COLUMN[name]] = tensor.data_ptr()
+            rows.append(row)
+        return rows
 
     def state(self) -> dict[str, Tensor]:
         """The optimizer's state in float32: per element, but `step` per segment; empty before the first step.
@@ -116,6 +179,7 @@ class UpdateRule:
         kind = getattr(torch.optim, self.spec.name)
         optimizer: torch.optim.Optimizer = kind(self._parameters, lr=0.0, foreach=False, **fixed)
         self._hyper = None
+        self._spans = None  # of tensors that may be gone
         return optimizer
 
     def _give_momentum(self) -> None:
@@ -124,6 +188,11 @@ class UpdateRule:
             state = self._optimizer.state.get(parameter)
             if state and "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def _split_for(self, absent: Collection[int]) -> None:
+        if absent and len(self._parameters) < len(self.chunk.segments):
+            if any(segment.parameter in absent for segment in self.chunk.segments):
+                self._split()
 
     def _split(self) -> None:
         """Let every segment have a history of its own, which begins as the common one."""

@@ -5,12 +5,17 @@
 
 The rules: a step is checked whole before any of it is applied; gradients are summed in the order given; a
 delta is made once per chunk and version, when the first worker asks; the log of a chunk is never larger than
-its parameters. With a lossless codec p is w, and there is no log. One thread owns a store.
+its parameters. With a lossless codec p is w, there is no log, and a step is torch's to the bit; with the others
+it is one pass of `fused` over the chunk, right after its gradients were summed in memory that stays in the cache.
+One thread owns a store.
 """
+
+from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,10 +24,17 @@ from .codec import UNKNOWN, BadFrame, Buffer, Codec, Header, Kind, parse
 from .codec.frame import HEADER, write_header
 from .hyper import Hyper, OptimizerSpec
 from .layout import Chunk, Layout
-from .optim import UpdateRule
+from .optim import UpdateRule, adds, fused_state
 from .pages import SIZE, Pages
 
+if TYPE_CHECKING:
+    from .fused import Update
+
 ALIGNMENT = 64  # bytes: a cache line, and torch's own
+
+# A plain addition moves w where gradients came, and so many elements bring p all the way. Momentum and Adam move w
+# everywhere a little; more elements then bring p closer, and some go out even where nothing came.
+MORE, LEAST = 2, 64  # a delta has MORE elements for each that came, and LEAST for each step
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +65,7 @@ class _Held:
         default_factory=deque
     )  # (base, frame); the last leads to `published`
     log_bytes: int = 0
-    came: int = 0  # entries of the frames applied since the last publication
+    budget: int = 0  # elements that the next delta may have
 
 
 class _Step:
@@ -81,6 +93,7 @@ class Store:
         self._sum = torch.empty(largest)
         self._one = torch.empty(largest)
         self._slab = _aligned(sum(_stride(chunk) for chunk in cut))
+        self._exact = self._slab if codec.lossless else _aligned(len(self._slab))  # w, at the places of p
         self._pages = Pages(2 * len(self._slab) + 2 * SIZE * len(cut))
         self._held: dict[int, _Held] = {}
         at = 0
@@ -91,7 +104,7 @@ class Store:
     def _hold(self, chunk: Chunk, at: int) -> _Held:
         body = at + ALIGNMENT  # the header ends where the aligned body begins
         p = self._slab[body : body + 4 * chunk.size].view(torch.float32)
-        w = p if self.codec.lossless else torch.empty(chunk.size)
+        w = p if self.codec.lossless else self._exact[body : body + 4 * chunk.size].view(torch.float32)
         dense = self._slab[body - HEADER.size : body + 4 * chunk.size].numpy().data.cast("B")
         rule = None if self.layout.frozen(chunk.index) else UpdateRule(self.spec, chunk, w)
         parameters = frozenset(segment.parameter for segment in chunk.segments)
@@ -154,9 +167,23 @@ class Store:
         """
         accepted = self.spec.accept(hypers)
         together = [self._together(pushes) for pushes in steps]
+        updates = self._updates(accepted, len(steps))
         for held in self._held.values():
             if held.rule is not None:
-                self._apply(held, held.rule, together, accepted[held.chunk.group])
+                group = held.chunk.group
+                self._apply(held, held.rule, together, accepted[group], updates[group])
+
+    def _updates(self, hypers: Sequence[Hyper], workers: int) -> Sequence[Update | None]:
+        """Per group the fused update of one step; None where torch makes it."""
+        if self.codec.lossless:
+            return [None] * len(hypers)
+        from . import fused  # compiled code, which a store with a lossless codec does without
+
+        name = self.spec.name
+        return [
+            None if fused_state(name, hyper) is None else fused.update(name, hyper, workers)
+            for hyper in hypers
+        ]
 
     def _together(self, pushes: Sequence[Staged]) -> _Step:
         for staged in pushes:
@@ -167,25 +194,39 @@ class Store:
                 raise BadFrame(f"chunk {index} is missing from a step")
         return step
 
-    def _apply(self, held: _Held, rule: UpdateRule, steps: Sequence[_Step], hyper: Hyper) -> None:
-        given: list[Buffer] = []
-        missing: list[frozenset[int]] = []  # of each given frame, the parameters that it does not speak of
-        for step in steps:
-            absent = step.absent & held.parameters if step.absent else step.absent
-            if len(absent) < len(held.parameters):
-                given.append(step.frames[held.chunk.index])
-                missing.append(absent)
-        if not given:
-            return  # every parameter is absent from every step: no update, no new version
-        held.came += sum(self.codec.entries(held.chunk, frame) for frame in given)
+    def _apply(
+        self, held: _Held, rule: UpdateRule, steps: Sequence[_Step], hyper: Hyper, update: Update | None
+    ) -> None:
+        index, own = held.chunk.index, held.parameters
+        missing = [step.absent & own for step in steps if step.absent]  # of the parameters that live here
+        given: list[Buffer]
+        if any(missing):
+            missing = [step.absent & own for step in steps]
+            given = [step.frames[index] for step, absent in zip(steps, missing, strict=True) if absent != own]
+            missing = [absent for absent in missing if absent != own]
+            if not given:
+                return  # every parameter is absent from every step: no update, no new version
+            nowhere = frozenset.intersection(*missing)
+        else:
+            missing, nowhere = [], frozenset()
+            given = [step.frames[index] for step in steps]
         gradient = self._add(held.chunk, given, missing)
-        if len(steps) > 1:
-            gradient = torch.div(gradient, len(steps), out=self._sum[: held.chunk.size])
-        rule.step(gradient, hyper, frozenset.intersection(*missing))
+        spans = rule.spans(hyper, nowhere) if update else None
+        if update and spans is not None:
+            moved = update(spans, gradient.numpy())
+        else:
+            moved = 0 if self.codec.lossless else int(torch.count_nonzero(gradient))
+            if len(steps) > 1:
+                gradient = torch.div(gradient, len(steps), out=self._sum[: held.chunk.size])
+            rule.step(gradient, hyper, nowhere)
+        held.budget += moved if adds(self.spec.name, hyper) else MORE * moved + LEAST
         held.version += 1
 
     def _add(self, chunk: Chunk, frames: Sequence[Buffer], missing: Sequence[frozenset[int]]) -> Tensor:
-        """The sum of the frames, in order; what the only frame holds is not copied."""
+        """The sum of the frames, in order; what the only frame holds is not copied.
+
+        `missing`: for each frame, the parameters that it does not speak of; empty if all speak of all.
+        """
         if len(frames) == 1 and (only := self.codec.view(chunk, frames[0])) is not None:
             return only
         total = self._sum[: chunk.size]
@@ -244,15 +285,20 @@ class Store:
             self._publish(held)
         if have == held.published:
             return ()
-        frames = [frame for base, frame in held.log if base >= have]
-        if frames and held.log[-len(frames)][0] == have:
-            return frames
+        way: list[Buffer] = []
+        for base, frame in reversed(held.log):  # mostly one step: the log may be long
+            if base < have:
+                break
+            way.append(frame)
+            if base == have:
+                return way[::-1]
         return (held.dense,)
 
     def _publish(self, held: _Held) -> None:
         if not self.codec.lossless:
-            frame = self.codec.publish(held.chunk, held.w, held.p, held.published, held.version, held.came)
-            held.came = 0
+            budget = min(held.budget, held.chunk.size)
+            frame = self.codec.publish(held.chunk, held.w, held.p, held.published, held.version, budget)
+            held.budget = 0
             if parse(frame).kind == Kind.DELTA:
                 held.log.append((held.published, frame))
                 held.log_bytes += len(frame)
