@@ -316,6 +316,43 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 
 
 @main.command(context_settings=CONTEXT)
+@click.option("--worker", metavar="wK", help="Only this worker.  [default: all]")
+@click.option("--last", type=click.IntRange(min=1), default=10, help="Steps to show.  [default: 10]")
+@click.option("--json", "as_json", is_flag=True, help="Every recorded step, for machines.")
+@click.argument("run", required=False)
+def timeline(run: str | None, worker: str | None, last: int, as_json: bool) -> int:
+    """Where the time of each step went.
+
+    c compute, e encode, w wait, a apply: what the script's thread did. Send and pull go on beside it. RUN is a run
+    directory; without it, the newest below ./runs.
+    """
+    import shutil
+
+    import msgspec
+
+    from . import rundir
+    from . import timeline as times
+
+    folder = Path(run) if run else rundir.newest(Path(settle({}).settings.runs))
+    files = sorted((folder / rundir.TIMELINE).glob("*.jsonl")) if folder is not None else []
+    if worker is not None:
+        files = [file for file in files if file.stem == worker]
+    if not files:
+        who = f" of {worker}" if worker else ""
+        raise ZmlError(
+            USAGE, f"no steps{who} are recorded in {folder or 'runs'}", "`ls runs` lists the runs."
+        )
+    for file in files:
+        steps = times.read(file)
+        if as_json:
+            click.echo(msgspec.json.encode({"worker": file.stem, "steps": steps}).decode())
+            continue
+        for line in times.table(file.stem, steps, last, min(shutil.get_terminal_size().columns, 120)):
+            click.echo(line)
+    return 0
+
+
+@main.command(context_settings=CONTEXT)
 @click.argument("folder")
 @click.option(
     "--name",

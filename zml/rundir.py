@@ -107,6 +107,13 @@ def running(runs: Path) -> list[Path]:
     return found
 
 
+def newest(runs: Path) -> Path | None:
+    """The run below `runs` that began last; names sort by time."""
+    return max(
+        (file.parent for file in runs.glob(f"*/{CONFIG}")), default=None, key=lambda folder: folder.name
+    )
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

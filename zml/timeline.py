@@ -106,6 +106,8 @@ class Timeline:
     def pause(self) -> None:
         """What comes now (an evaluation, an epoch's end) belongs to no step."""
         self.began = time.perf_counter() if self.began is not None else None
+        self.spent = dict.fromkeys(THREAD, 0.0)
+        self.up = self.down = 0
 
     def write(self) -> None:
         """Append to the file what is complete; the last step's exchange may still be under way."""

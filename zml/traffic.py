@@ -180,6 +180,7 @@ class Traffic:
         )
         self._receive()
         self.replica.restore()
+        self.timeline.pause()
 
     def load_shards(self) -> None:
         """Bring this worker's parameters to the shards as version 0."""

@@ -21,6 +21,7 @@ from zml.layout import Bucket, Layout, Registration, buckets
 from zml.lease import COORDINATOR, join
 from zml.messages import AnyMessage, Delta, Exited, JobSpec, Launch, Message, Ok, Pulse, Stop, Taken, Wait
 from zml.outbox import Outbox
+from zml.plan import Plan
 from zml.ps import Ps
 from zml.replica import Replica
 from zml.scheduler.ids import JobId
@@ -29,6 +30,7 @@ from zml.scheduler.rules import Rules
 from zml.seat import Seat
 from zml.transport import BULK
 from zml.transport.memory import MemoryEndpoint, MemoryNetwork
+from zml.updates import outer_hyper, outer_spec
 
 ADDRESS = "tcp://127.0.0.1:7077"
 JOB = "job"
@@ -111,14 +113,17 @@ class Script:
         client = self.client
         # Three chunks: enough for two shards with several buckets.
         layout = Layout.of(self.model, self.optimizer, chunk_elements=64)
-        registration = Registration(layout, OptimizerSpec.of(self.optimizer), bucket_chunks=1)
+        self.plan = Plan.of(self.cluster.spec)
+        here = self.plan.optimizer_on == "worker"
+        spec = outer_spec(1) if here else OptimizerSpec.of(self.optimizer)
+        registration = Registration(layout, spec, bucket_chunks=1)
         registered, placement = await client.register(
             registration.to_bytes(), registration.digest, len(layout.chunks)
         )
         cut = buckets(layout, placement, 1)
         codec = by_name(registered.compress)
         binding = Binding(layout, self.model)
-        self.replica = Replica(binding, codec)
+        self.replica = Replica(binding, codec, keep=here)
         outboxes = [Outbox(bucket, layout, codec) for bucket in cut]
         self.clock = await client.enter()
         if registered.initialiser == self.seat.worker:
@@ -175,12 +180,21 @@ class Script:
         for parameter in self.model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.grad = 0.01 * parameter.detach() + 0.01 * noise
+        hyper = hyper_of(self.optimizer)
+        if self.plan.optimizer_on == "worker":
+            hyper = outer_hyper(self.plan, 1)
+            self.optimizer.step()
         values = {chunk: tensor for outbox in outboxes for chunk, tensor in outbox.values.items()}
-        for index in range(len(binding.parameters)):
-            binding.gather(index, values)
+        if self.plan.optimizer_on == "worker":
+            for chunk, into in values.items():
+                binding.difference(chunk, self.replica.held(chunk), into)
+        else:
+            for index in range(len(binding.parameters)):
+                binding.gather(index, values)
         for outbox in outboxes:
-            self.client.push(outbox.bucket, self.clock, outbox.pack(), [])
-        await self.client.commit(self.clock, write_hyper(hyper_of(self.optimizer)), cut)
+            payload = outbox.pack(self.plan.density(self.clock), self.plan.decay)
+            self.client.push(outbox.bucket, self.clock, payload, [])
+        await self.client.commit(self.clock, write_hyper(hyper), cut)
         self.trained.append((epoch, batch))
         for outbox in outboxes:
             outbox.next_step()
@@ -194,6 +208,7 @@ class Script:
 
         wanted = [(bucket, [self.replica.versions[chunk] for chunk in bucket.chunks]) for bucket in cut]
         await self.client.pull_all(wanted, clock, deliver)
+        self.replica.restore()
 
 
 class Cluster:

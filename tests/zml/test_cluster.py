@@ -1,6 +1,7 @@
 """Whole clusters in one thread: training that ends, whoever joins, is slow, is cut off or dies."""
 
 import asyncio
+from typing import Literal
 
 import pytest
 import torch
@@ -34,10 +35,17 @@ def run(
     shards: int = 2,
     staleness: int | None = 0,
     compress: str = "none",
+    optimizer_on: Literal["auto", "shard", "worker"] = "auto",
     **network: float,
 ) -> tuple[list[Script], Cluster]:
     async def main() -> tuple[list[Script], Cluster]:
-        spec = JobSpec(workers=workers, shards=shards, staleness=staleness, compress=compress)
+        spec = JobSpec(
+            workers=workers,
+            shards=shards,
+            staleness=staleness,
+            compress=compress,
+            optimizer_on=optimizer_on,
+        )
         cluster = Cluster(
             MemoryNetwork(seed, **network),  # type: ignore[arg-type]
             spec,
@@ -52,9 +60,12 @@ def run(
 
 
 @pytest.mark.parametrize("staleness", MODES)
+@pytest.mark.parametrize("optimizer_on", ["shard", "worker"])
 @pytest.mark.parametrize("compress", ["none", "bf16"])
-def test_workers_train_every_batch_once_and_end_with_one_model(staleness: int | None, compress: str) -> None:
-    scripts, _ = run(1, staleness=staleness, compress=compress)
+def test_workers_train_every_batch_once_and_end_with_one_model(
+    staleness: int | None, compress: str, optimizer_on: Literal["shard", "worker"]
+) -> None:
+    scripts, _ = run(1, staleness=staleness, compress=compress, optimizer_on=optimizer_on)
     assert trained(scripts) == [(epoch, batch) for epoch in range(2) for batch in range(12)]
     same(scripts)
     if staleness is not None:
