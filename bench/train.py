@@ -90,7 +90,7 @@ class System:
             case "ddp fp16" | "ddp bf16":
                 return ["--way", "torch", "--hook", kind.removeprefix("ddp ")]
             case "ddp powersgd":
-                return ["--way", "torch", "--hook", "powersgd", "--powersgd-rank", number or "4"]
+                return ["--way", "torch", "--hook", "powersgd", "--powersgd-rank", number or "4", "--bucket-mb", "1000"]
             case "local sgd":
                 return ["--way", "torch", "--hook", "local", "--period", number or "8"]
         raise click.BadParameter(f"there is no peer {self.name}")
