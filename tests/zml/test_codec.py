@@ -437,7 +437,7 @@ def test_the_header_is_sixteen_bytes_little_endian() -> None:
 
 
 def test_there_is_no_codec_of_an_unknown_name() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="one of none, bf16, topk, auto"):
         by_name("zip")
 
 

@@ -5,7 +5,7 @@ feedback, Seide et al., 2014; Karimireddy et al., "Error Feedback Fixes SignSGD"
 frames and publishes, chunk by chunk. Every worker and every shard has a codec of its own; it serves one thread.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -13,9 +13,9 @@ from torch import Tensor
 from ..layout import Chunk
 from .dense import Bf16, Exact, NonFinite, read_parameters
 from .frame import UNKNOWN, BadFrame, Buffer, Header, Kind, cut, parse, split
+from .spec import parse as parse_spec
 
 __all__ = [
-    "CODECS",
     "UNKNOWN",
     "BadFrame",
     "Buffer",
@@ -111,9 +111,18 @@ class Codec(Protocol):
         ...
 
 
-CODECS: dict[str, Callable[[], Codec]] = {"none": Exact, "bf16": Bf16}
+def by_name(text: str) -> Codec:
+    """A new codec for what `--compress` says. Raises ValueError with a sentence for what it cannot say.
 
+    `topk` compiles its kernels where no process on this machine has done so before: half a minute.
+    """
+    said = parse_spec(text)
+    if said.kind == "auto":
+        raise ValueError("'auto' is no codec: it is chosen by what a step and a link take")
+    if said.kind == "none":
+        return Exact()
+    if said.kind == "bf16":
+        return Bf16()
+    from .sparse import TopK  # loads numba, which the others do without
 
-def by_name(name: str) -> Codec:
-    """A new codec. Raises KeyError for a name that is not in CODECS."""
-    return CODECS[name]()
+    return TopK(said)

@@ -1,0 +1,276 @@
+"""Values of entries, six ways to write them.
+
+    fp32, fp16, bf16   the number, rounded to nearest; what is too large becomes the largest
+    int8, int4, 2bit   a sign and a level: lo + step * LEVELS[code]
+
+`lo` and `step` are bfloat16, two for a group of entries. Eight bits of `step` times at most nine of a level are
+exact in float32, so that a level is one rounded sum, with or without fused multiply-add: every machine decodes
+the same bits. Kept entries are never near zero; so their levels start at `lo`. Where all elements are sent
+they are, and levels are multiples of `step`.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from . import reasons
+from .bits import bits_of, float_of
+
+FP32, FP16, BF16, INT8, INT4, BIT2 = range(6)
+BITS = (32, 16, 16, 8, 4, 2)
+GROUP = 512  # entries; a chunk of 65,536 elements has 655 at 1 %
+GROUP_DENSE = 256
+
+# 8 levels over [lo, lo + SPAN * step]: Lloyd's algorithm (1982) on groups of kept entries with a tail of power 3
+SPAN = 255
+CURVE = np.array([6, 21, 38, 60, 88, 124, 175, 240], dtype=np.int64)
+
+_VALUE, _SCALE, _LEVELS, _PADDING = reasons.VALUE, reasons.SCALE, reasons.LEVELS, reasons.PADDING
+_INFINITE = 0x7F80_0000
+_LEAST_STEP = np.float32(2.0**-100)  # below, products would not be exact: such groups have one level
+
+
+@njit
+def bf16_bits(bits: int) -> int:
+    """The bfloat16 nearest to a finite float32, ties to even, never infinite; bits to bits."""
+    sign = (bits >> 31) << 15
+    bits &= 0x7FFF_FFFF
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return sign | min(rounded, 0x7F7F)
+
+
+@njit
+def fp16_bits(bits: int) -> int:
+    """The same for IEEE half precision, with its denormals."""
+    sign = (bits >> 31) << 15
+    bits &= 0x7FFF_FFFF
+    exponent = (bits >> 23) - 112
+    if exponent >= 31:
+        return sign | 0x7BFF
+    mantissa = bits & 0x7F_FFFF
+    if exponent <= 0:
+        shift = 14 - exponent  # of the mantissa with its leading one
+        if shift > 24:
+            return sign
+        mantissa |= 0x80_0000
+        half = (1 << (shift - 1)) - 1 + ((mantissa >> shift) & 1)
+        return sign | ((mantissa + half) >> shift)
+    rounded = ((exponent << 10) | (mantissa >> 13)) + (
+        ((mantissa & 0x1FFF) + 0xFFF + ((mantissa >> 13) & 1)) >> 13
+    )
+    return sign | min(rounded, 0x7BFF)
+
+
+@njit
+def fp16_float(half: int) -> Any:
+    """A finite half as float32."""
+    sign = (half >> 15) << 31
+    exponent, mantissa = (half >> 10) & 31, half & 1023
+    if exponent == 0:
+        small = np.float32(mantissa) * np.float32(2.0**-24)  # exact
+        return float_of(bits_of(small) | sign)
+    return float_of(sign | ((exponent + 112) << 23) | (mantissa << 13))
+
+
+@njit
+def groups_of(n: int, dense: bool) -> int:
+    return max(1, n // (GROUP_DENSE if dense else GROUP))
+
+
+@njit
+def value_bytes(coding: int, n: int, dense: bool) -> int:
+    """Bytes of the section, without slack."""
+    if coding < INT8:
+        return n * (4 if coding == FP32 else 2)
+    codes = n if coding == INT8 else (n + 1) // 2 if coding == INT4 else (n + 3) // 4
+    return 4 * groups_of(n, dense) + codes
+
+
+@njit
+def _levels(coding: int, dense: bool, lo: Any, step: Any, table: Any) -> int:
+    """Fill `table` with the levels of a group; how many they are."""
+    if coding == INT4:
+        for i in range(8):
+            table[i] = lo + step * np.float32(i if dense else CURVE[i])
+        return 8
+    many = 128 if coding == INT8 else 2
+    for i in range(many):
+        table[i] = lo + step * np.float32(i)
+    return many
+
+
+@njit
+def _put16(out: Any, at: int, bits: int) -> None:
+    out[at] = bits & 255
+    out[at + 1] = bits >> 8
+
+
+@njit
+def _centroids(val: Any, a: int, b: int, dense: bool) -> Any:
+    """Two levels for 2bit: the means of what is below and above the mean; of what is small, 0, where all is sent."""
+    total = np.float64(0)
+    for i in range(a, b):
+        total += np.float64(abs(val[i]))
+    mean = np.float32(total / (b - a))
+    below, above, many = np.float64(0), np.float64(0), 0
+    for i in range(a, b):
+        size = abs(val[i])
+        if size > mean:
+            above += np.float64(size)
+            many += 1
+        else:
+            below += np.float64(size)
+    lo = np.float32(below / max(1, b - a - many))
+    hi = np.float32(above / many) if many else lo
+    return (np.float32(0) if dense else lo), hi
+
+
+@njit
+def put_values(coding: int, dense: bool, val: Any, n: int, out: Any, at: int, codes: Any) -> int:
+    """Write val[:n], and replace it by what a reader will find. `codes` is scratch. Where it ends."""
+    if coding == FP32:
+        for i in range(n):
+            bits = bits_of(val[i])
+            _put16(out, at, bits & 0xFFFF)
+            _put16(out, at + 2, bits >> 16)
+            at += 4
+        return at
+    if coding < INT8:
+        for i in range(n):
+            if coding == BF16:
+                short = bf16_bits(bits_of(val[i]))
+                val[i] = float_of(short << 16)
+            else:
+                short = fp16_bits(bits_of(val[i]))
+                val[i] = fp16_float(short)
+            _put16(out, at, short)
+            at += 2
+        return at
+    table = np.empty(128, np.float32)
+    groups = groups_of(n, dense)
+    length = (n + groups - 1) // groups
+    many = 8 if coding == INT4 else 128 if coding == INT8 else 2
+    reach = np.float32(many - 1 if dense or coding != INT4 else SPAN)  # steps from lo to the largest
+    for group in range(groups):
+        a, b = min(n, group * length), min(n, (group + 1) * length)
+        lo, hi = np.float32(0), np.float32(0)
+        if a < b:
+            if coding == BIT2:
+                lo, hi = _centroids(val, a, b, dense)
+            else:
+                lo = np.float32(np.inf)
+                for i in range(a, b):
+                    size = abs(val[i])
+                    lo = min(lo, size)
+                    hi = max(hi, size)
+                if dense:
+                    lo = np.float32(0)
+        low = bf16_bits(bits_of(lo))
+        lo = float_of(low << 16)
+        step = max(hi - lo, np.float32(0)) / reach
+        wide = bf16_bits(bits_of(step)) if step >= _LEAST_STEP else 0
+        step = float_of(wide << 16)
+        _levels(coding, dense, lo, step, table)
+        while not table[many - 1] < np.float32(np.inf):  # rounded beyond the largest number
+            wide -= 1
+            step = float_of(wide << 16)
+            _levels(coding, dense, lo, step, table)
+        _put16(out, at + 4 * group, low)
+        _put16(out, at + 4 * group + 2, wide)
+        if coding == INT8:
+            scale = np.float32(1) / step if step > np.float32(0) else np.float32(0)
+            for i in range(a, b):
+                code = min(np.int64((abs(val[i]) - lo) * scale + np.float32(0.5)), 127)
+                code = max(code, 0)
+                negative = bits_of(val[i]) >> 31
+                codes[i] = code | (negative << 7)
+                val[i] = -table[code] if negative else table[code]
+        else:
+            half = np.float32(0.5)
+            for i in range(a, b):
+                size = abs(val[i])
+                code = 0
+                for level in range(many - 1):
+                    code += size > table[level] + (table[level + 1] - table[level]) * half
+                negative = bits_of(val[i]) >> 31
+                codes[i] = code + negative * many
+                val[i] = -table[code] if negative else table[code]
+    at += 4 * groups
+    if coding == INT8:
+        for i in range(n):
+            out[at + i] = codes[i]
+        return at + n
+    if coding == INT4:
+        for i in range(n // 2):
+            out[at + i] = codes[2 * i] | (codes[2 * i + 1] << 4)
+        if n & 1:
+            out[at + n // 2] = codes[n - 1]
+        return at + (n + 1) // 2
+    for i in range((n + 3) // 4):
+        byte = 0
+        for j in range(4 * i, min(n, 4 * i + 4)):
+            byte |= np.int64(codes[j]) << (2 * (j & 3))
+        out[at + i] = byte
+    return at + (n + 3) // 4
+
+
+@njit
+def get_values(coding: int, dense: bool, data: Any, at: int, n: int, val: Any) -> int:
+    """Read a section that is `value_bytes` long into val[:n]: 0, or the negative of a reason."""
+    if coding == FP32:
+        for i in range(n):
+            bits = (
+                np.int64(data[at])
+                | (np.int64(data[at + 1]) << 8)
+                | (np.int64(data[at + 2]) << 16)
+                | (np.int64(data[at + 3]) << 24)
+            )
+            if bits & _INFINITE == _INFINITE:
+                return -_VALUE
+            val[i] = float_of(bits)
+            at += 4
+        return 0
+    if coding < INT8:
+        for i in range(n):
+            short = np.int64(data[at]) | (np.int64(data[at + 1]) << 8)
+            if coding == BF16:
+                if short & 0x7F80 == 0x7F80:
+                    return -_VALUE
+                val[i] = float_of(short << 16)
+            else:
+                if short & 0x7C00 == 0x7C00:
+                    return -_VALUE
+                val[i] = fp16_float(short)
+            at += 2
+        return 0
+    table = np.empty(256, np.float32)
+    groups = groups_of(n, dense)
+    length = (n + groups - 1) // groups
+    codes = at + 4 * groups
+    for group in range(groups):
+        low = np.int64(data[at]) | (np.int64(data[at + 1]) << 8)
+        wide = np.int64(data[at + 2]) | (np.int64(data[at + 3]) << 8)
+        at += 4
+        if low >= 0x7F80 or wide >= 0x7F80:  # also where the sign is set
+            return -_SCALE
+        many = _levels(coding, dense, float_of(low << 16), float_of(wide << 16), table)
+        if not table[many - 1] < np.float32(np.inf):
+            return -_LEVELS
+        for i in range(many):
+            table[many + i] = -table[i]
+        a, b = min(n, group * length), min(n, (group + 1) * length)
+        if coding == INT8:
+            for i in range(a, b):
+                val[i] = table[data[codes + i]]
+        elif coding == INT4:
+            for i in range(a, b):
+                val[i] = table[(data[codes + (i >> 1)] >> (4 * (i & 1))) & 15]
+        else:
+            for i in range(a, b):
+                val[i] = table[(data[codes + (i >> 2)] >> (2 * (i & 3))) & 3]
+    if (coding == INT4 and n & 1 and data[codes + n // 2] >> 4) or (
+        coding == BIT2 and n & 3 and data[codes + n // 4] >> (2 * (n & 3))
+    ):
+        return -_PADDING
+    return 0

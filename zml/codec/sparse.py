@@ -1,0 +1,360 @@
+"""`topk`: of a matrix the largest elements leave, the others wait in the residual until they are large.
+
+Error feedback (Stich et al., "Sparsified SGD with Memory", NeurIPS 2018; Lin et al., "Deep Gradient Compression",
+ICLR 2018) keeps what quantisation took as well. A threshold per tensor and bucket is found by sampling; vectors
+(biases, norms) go whole, in 16 bits. On the way down the same codes carry what w has and p has not yet.
+
+The rules: what a frame says is subtracted from the residual exactly as a reader will add it; a frame is checked
+whole before any of it is used; a pack that is refused changes nothing, up to rounding.
+"""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..layout import CHUNK, Chunk
+from .dense import NonFinite, write_parameters
+from .frame import HEADER, BadFrame, Buffer, Kind, expect
+from .kernels import prepare
+from .kernels.reasons import SENTENCES
+from .spec import INDICES, VALUES, Compression
+
+log = logging.getLogger(__name__)
+
+AUTO = -1
+LINE = 16  # elements of a cache line: every chunk begins on one
+SAMPLE = 262_144 + LINE
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class IndexBytes:
+    """What LZ4 did to index sections: bytes of all of them before and after, and of those it was tried on."""
+
+    before: int = 0
+    after: int = 0
+    tried: int = 0
+    tried_after: int = 0
+
+
+class _Scratch:
+    """Warm memory for kernels. One thread uses it at a time."""
+
+    def __init__(self) -> None:
+        self.pos = np.zeros(CHUNK, np.uint16)
+        self.val = np.zeros(CHUNK, np.float32)
+        self.bytes = np.zeros(2 * CHUNK + 1024, np.uint8)
+        self.kept = np.zeros(SAMPLE, np.uint32)
+        self.counts = np.zeros(2048, np.uint32)
+        self.places = np.zeros(4096, np.int32)
+        self.total = np.zeros(CHUNK, np.float32)
+
+
+def frame_bound(chunk: Chunk) -> int:
+    """No frame of this chunk has more bytes, whatever its codings are."""
+    return HEADER.size + 4 + 2 * chunk.size + 64 + 4 * chunk.size + 4 * (1 + chunk.size // 256)
+
+
+class Table:
+    """What kernels need to know of one chunk that is alone in a buffer; all its matrices are one slice."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        rows = [(s.offset, s.size, 0 if s.ndim > 1 else -1, at) for at, s in enumerate(chunk.segments)]
+        self.segments = np.array(rows, np.int64).reshape(-1, 4)  # start, size, slice (-1: vector), number
+        self.members = np.flatnonzero(self.segments[:, 2] >= 0)
+        self.elements = int(self.segments[self.members, 1].sum())  # outside of vectors
+        self.slices = np.array([0, len(self.members)] if self.elements else [0], np.int64)
+        self.sizes = np.array([self.elements], np.int64)
+        self.present = np.zeros(max(1, len(rows)), np.bool_)
+        self.row = np.array([(chunk.index, 0, 0, chunk.size, 0, len(rows))], np.int64)
+        self.count_at = HEADER.size + 2 * (chunk.size - self.elements) + 1  # where a frame says its entries
+
+
+class TopKPacker:
+    """One bucket. Values and residuals lie chunk by chunk in one slab each, so that one call packs all of them."""
+
+    def __init__(self, codec: "TopK", chunks: Sequence[Chunk]) -> None:
+        self.codec = codec
+        self.chunks = tuple(chunks)
+        self._starts: list[int] = []
+        rows: list[tuple[int, int, int, int]] = []
+        table: list[tuple[int, int, int, int, int, int]] = []
+        slices: dict[int, list[int]] = {}  # parameter -> its segments, by row
+        at = 0
+        for chunk in self.chunks:
+            table.append((chunk.index, 0, at, chunk.size, len(rows), len(rows) + len(chunk.segments)))
+            self._starts.append(at)
+            for segment in chunk.segments:
+                if segment.ndim > 1:
+                    slices.setdefault(segment.parameter, []).append(len(rows))
+                rows.append((at + segment.offset, segment.size, -1, segment.parameter))
+            at += -(-chunk.size // LINE) * LINE
+        self._segments = np.array(rows, np.int64).reshape(-1, 4)
+        for index, members in enumerate(slices.values()):
+            self._segments[members, 2] = index
+        self._table = np.array(table, np.int64).reshape(-1, 6)
+        self._members = np.array([row for members in slices.values() for row in members], np.int64)
+        self._slices = np.cumsum([0, *map(len, slices.values())], dtype=np.int64)
+        self._sizes = np.array(
+            [sum(rows[row][1] for row in members) for members in slices.values()], np.int64
+        )
+        self._absent = np.zeros(1 + max((row[3] for row in rows), default=0), np.bool_)
+        self._values = torch.zeros(at)
+        self._residual = torch.zeros(at)
+        self.values: Mapping[int, Tensor] = {
+            chunk.index: self._values[start : start + chunk.size]
+            for chunk, start in zip(self.chunks, self._starts, strict=True)
+        }
+        # Pages are touched when they are first written, and no density writes all of them.
+        self._out = np.empty(sum(map(frame_bound, self.chunks)), np.uint8)
+        self._view = self._out.data
+        self._size = 0  # bytes of the last pack; 0: there is nothing to take back
+        self._decay = np.float32(1)
+        self._phase = 0
+        self._gain = np.zeros(5, np.int64)
+        self._squeeze = 0  # what the gain said before the last pack
+
+    def residual(self, chunk: int) -> Tensor:
+        """What of a chunk has not left yet; live."""
+        for held, start in zip(self.chunks, self._starts, strict=True):
+            if held.index == chunk:
+                return self._residual[start : start + held.size]
+        raise KeyError(chunk)
+
+    def pack(
+        self, absent: Collection[int] = (), density: float | None = None, decay: float = 1.0
+    ) -> memoryview:
+        if not 0 < decay <= 1:
+            raise ValueError(
+                f"a decay of {decay}, which could not be taken back; it is above 0 and at most 1"
+            )
+        density = self.codec.spec.density if density is None else min(max(density, 0.0), 1.0)
+        wanted = np.minimum(np.maximum(np.rint(self._sizes * density), 1), self._sizes).astype(np.int64)
+        self._absent[:] = False
+        for parameter in absent:
+            if parameter < len(self._absent):
+                self._absent[parameter] = True
+        self._decay = np.float32(decay)
+        self._squeeze = int(self._gain[4])
+        self._gain[:4] = 0
+        residual, scratch = self._residual.numpy(), self.codec.scratch
+        self._size = 0
+        size = self.codec.kernels.pack(
+            residual,
+            residual,
+            self._values.numpy(),
+            self._table,
+            self._segments,
+            self._slices,
+            self._members,
+            self._sizes,
+            wanted,
+            self._absent,
+            self._decay,
+            self._phase,
+            int(Kind.GRADIENT),
+            self.codec.index_coding,
+            self.codec.value_coding,
+            False,
+            self._out,
+            scratch.pos,
+            scratch.val,
+            scratch.bytes,
+            scratch.kept,
+            scratch.counts,
+            scratch.places,
+            self._gain,
+        )
+        if size < 0:
+            self._gain[4] = self._squeeze
+            raise NonFinite(-1 - size)
+        self._size = size
+        self._phase += 1
+        self.codec.note(self._gain)
+        return self._view[:size]
+
+    def take_back(self) -> None:
+        if not self._size:
+            return
+        scratch = self.codec.scratch
+        self.codec.kernels.restore(
+            self._out[: self._size],
+            self._residual.numpy(),
+            self._values.numpy(),
+            self._table,
+            self._segments,
+            self._absent,
+            self._decay,
+            scratch.pos,
+            scratch.val,
+            scratch.bytes,
+        )
+        self._size = 0
+        self._phase -= 1
+        self._gain[4] = self._squeeze
+
+    def sent(self, chunk: int) -> Tensor | None:
+        at = 0
+        for held in self.chunks:
+            if at >= self._size:
+                break
+            end = at + HEADER.size + HEADER.unpack_from(self._view, at)[5]
+            if held.index == chunk:
+                n = self.codec.read(held, self._out[at:end])
+                return torch.from_numpy(self.codec.scratch.pos[:n].astype(np.int64))
+            at = end
+        return torch.empty(0, dtype=torch.int64)
+
+
+class TopK:
+    """`topk:DENSITY:VALUES`. `index_bytes` counts what LZ4 did in frames that were made here."""
+
+    id = 2
+    lossless = False
+
+    def __init__(self, spec: Compression) -> None:
+        self.spec = spec
+        self.name = str(spec)
+        self.value_coding = VALUES.index(spec.values)
+        self.index_coding = INDICES.index(spec.indices) if spec.indices else AUTO
+        self.kernels: Any = prepare(log.warning)
+        self.scratch = _Scratch()
+        self.index_bytes = IndexBytes()
+        self._tables: dict[int, Table] = {}
+        self._published = 0
+        self._gain = np.zeros(5, np.int64)
+
+    def packer(self, chunks: Sequence[Chunk]) -> TopKPacker:
+        return TopKPacker(self, chunks)
+
+    def note(self, gain: Ints) -> None:
+        before, after, tried, tried_after = (int(count) for count in gain[:4])
+        self.index_bytes.before += before
+        self.index_bytes.after += after
+        self.index_bytes.tried += tried
+        self.index_bytes.tried_after += tried_after
+
+    def table(self, chunk: Chunk) -> Table:
+        known = self._tables.get(chunk.index)
+        if known is None or known.chunk is not chunk:
+            known = self._tables[chunk.index] = Table(chunk)
+        return known
+
+    # -- gradients ---------------------------------------------------------------------------------------
+
+    def check(self, chunk: Chunk, frame: Buffer) -> None:
+        self._read(chunk, frame)
+
+    def entries(self, chunk: Chunk, frame: Buffer) -> int:
+        """Elements of vectors are not among them: they go whole, both ways, whatever a budget says."""
+        at = self.table(chunk).count_at
+        return int.from_bytes(frame[at : at + 3], "little")
+
+    def view(self, chunk: Chunk, frame: Buffer) -> Tensor | None:
+        self._read(chunk, frame)
+        return None
+
+    def decode(self, chunk: Chunk, frame: Buffer, out: Tensor, add: bool) -> None:
+        expect(frame, self.id, Kind.GRADIENT, chunk.index, 0)
+        if not add:
+            self._read(chunk, frame)
+            out.zero_()
+        self._apply(chunk, frame, out, finite=False)
+
+    def total(self, chunk: Chunk, frames: Sequence[Buffer], out: Tensor) -> None:
+        for frame in frames:
+            self._read(chunk, frame)
+        out.zero_()
+        for frame in frames:
+            self._apply(chunk, frame, out, finite=False)
+
+    # -- deltas --------------------------------------------------------------------------------------------
+
+    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int) -> bytes:
+        table, scratch = self.table(chunk), self.scratch
+        table.row[0, 1] = base
+        out = np.empty(frame_bound(chunk), np.uint8)
+        self._gain[:4] = 0
+        size = self.kernels.pack(
+            scratch.total,
+            p.numpy(),
+            w.numpy(),
+            table.row,
+            table.segments,
+            table.slices,
+            table.members,
+            table.sizes,
+            np.array([min(budget, table.elements)], np.int64),
+            table.present,
+            np.float32(-1),  # w - p
+            self._published,
+            int(Kind.DELTA),
+            self.index_coding,
+            self.value_coding,
+            True,
+            out,
+            scratch.pos,
+            scratch.val,
+            scratch.bytes,
+            scratch.kept,
+            scratch.counts,
+            scratch.places,
+            self._gain,
+        )
+        self._published += 1
+        if size >= 0:
+            frame = out[:size].tobytes()
+            if self._apply(chunk, frame, p, finite=True, refuse=False) >= 0:
+                self.note(self._gain)
+                return frame
+        p.copy_(w)  # no finite delta leads there, or back
+        return write_parameters(chunk, p, version)
+
+    def advance(self, chunk: Chunk, frame: Buffer, p: Tensor, base: int) -> None:
+        expect(frame, self.id, Kind.DELTA, chunk.index, base)
+        self._apply(chunk, frame, p, finite=True)
+
+    # -- frames --------------------------------------------------------------------------------------------
+
+    def read(self, chunk: Chunk, frame: NDArray[np.uint8]) -> int:
+        """The entries of a frame into the scratch; how many, or the negative of a reason."""
+        scratch = self.scratch
+        found: int = self.kernels.read(
+            frame, chunk.size, self.table(chunk).segments, scratch.pos, scratch.val, scratch.bytes
+        )
+        return found
+
+    def _read(self, chunk: Chunk, frame: Buffer) -> None:
+        expect(frame, self.id, Kind.GRADIENT, chunk.index, 0)
+        _accept(chunk, self.read(chunk, np.frombuffer(frame, np.uint8)))
+
+    def _apply(self, chunk: Chunk, frame: Buffer, out: Tensor, finite: bool, refuse: bool = True) -> int:
+        assert out.dtype == torch.float32 and out.is_contiguous() and out.numel() == chunk.size
+        scratch = self.scratch
+        found: int = self.kernels.apply(
+            np.frombuffer(frame, np.uint8),
+            chunk.size,
+            self.table(chunk).segments,
+            out.numpy(),
+            finite,
+            scratch.pos,
+            scratch.val,
+            scratch.bytes,
+        )
+        if refuse:
+            _accept(chunk, found)
+        return found
+
+
+def _accept(chunk: Chunk, found: int) -> None:
+    if found < 0:
+        raise BadFrame(f"a frame of chunk {chunk.index}: {SENTENCES[-found]}")
