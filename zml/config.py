@@ -21,7 +21,9 @@ from .errors import CONFIG, USAGE, ZmlError
 
 FILE = "zml.toml"
 PREFIX = "ZML_"
-COMPRESSIONS = "Write none, bf16, topk:1% (or another density, with :int4 or another coding of values) or auto."
+COMPRESSIONS = (
+    "Write none, bf16, topk:1% (or another density, with :int4 or another coding of values) or auto."
+)
 # Variables that are no settings: what processes of zml tell each other, and where the file is.
 NOT_SETTINGS = frozenset({"ZML_CONFIG", "ZML_FAILURE", "ZML_PARENT", "ZML_SEAT"})
 COORDINATOR_ADDRESS = "tcp://127.0.0.1:7077"
@@ -31,7 +33,7 @@ AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Bound = Annotated[int, msgspec.Meta(ge=0)]
 PerBucket = Annotated[int, msgspec.Meta(ge=1, le=15)]  # more would not fit into a message of 4 MB
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 KeepOutput = Literal["first", "all", "none"]
 
@@ -49,9 +51,7 @@ class Settings:
     compress: str = "none"  # none, bf16, topk:DENSITY[:VALUES], auto
     optimizer_on: Literal["auto", "shard", "worker"] = "auto"  # auto: worker with topk and local steps
     local_steps: AtLeastOne = 1  # optimizer steps between two exchanges
-    outer_lr: Positive = (
-        1.0  # with the optimizer on the workers: what the shards multiply the mean update with
-    )
+    outer_lr: NotNegative = 0.0  # with the optimizer on the workers, of the shards' rule; 0: what suits it
     outer_momentum: Fraction = 0.0  # and their Nesterov momentum
     warm_up_steps: Bound = 0  # over which topk's density falls from 25 % to what was asked for
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback

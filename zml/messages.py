@@ -34,7 +34,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     compress: str = "none"  # as `compression.parse` reads it
     optimizer_on: Literal["auto", "shard", "worker"] = "auto"
     local_steps: int = 1  # optimizer steps between two exchanges
-    outer_lr: float = 1.0  # of the shards' rule, where the optimizer runs on the workers
+    outer_lr: float = 0.0  # of the shards' rule, where the optimizer runs on the workers; 0: what suits it
     outer_momentum: float = 0.0  # Nesterov
     warm_up_steps: int = 0  # over which the density falls to what was asked for
 

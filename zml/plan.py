@@ -22,7 +22,8 @@ class Plan:
     compression: Compression
     optimizer_on: Literal["shard", "worker"]
     local_steps: int = 1
-    outer_lr: float = 1.0
+    workers: int = 1
+    outer_lr: float | None = None  # None: as `gain` finds it
     outer_momentum: float = 0.0
     warm_up_steps: int = 0
     decay: float = 1.0  # of the residual, from one exchange to the next
@@ -43,11 +44,28 @@ class Plan:
             compression=compression,
             optimizer_on=where,
             local_steps=spec.local_steps,
-            # Pushes that are applied one by one, each at its full length, would go further the more workers there are.
-            outer_lr=spec.outer_lr / (spec.workers if local and asynchronous else 1),
+            workers=spec.workers,
+            outer_lr=spec.outer_lr or None,
             outer_momentum=spec.outer_momentum,
             warm_up_steps=spec.warm_up_steps if sparse else 0,
             overlap=asynchronous,
+        )
+
+    def gain(self, normalised: bool) -> float:
+        """What the shards multiply a mean update, or with a staleness bound each update, with, unless told.
+
+        The mean of W updates of one length and independent noise is shorter by up to sqrt(W): for optimizers that
+        normalise their updates this is made good (a norm-preserving merge). Updates that are applied one by one at
+        their full length go further the more workers there are; with local steps they would go too far.
+        """
+        if self.outer_lr is not None:
+            return self.outer_lr
+        if self.overlap:
+            return 1.0 / self.workers if self.local_steps > 1 else 1.0
+        return (
+            math.sqrt(self.workers)
+            if normalised and self.local_steps == 1 and self.compression.sparse
+            else 1.0
         )
 
     def density(self, clock: int) -> float | None:

@@ -5,7 +5,7 @@ order. What the script does to its parameters between two steps never flows back
 the frames are the parameters, and the replica has no memory of its own unless it is asked to keep them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -70,11 +70,13 @@ class Replica:
         """The published parameters of a chunk, fp32; kept only if asked for, or where the codec has deltas."""
         return self._p[chunk]
 
-    def restore(self) -> None:
-        """Bring the model back to the published parameters, where the script steps on it."""
-        if self._keep:
-            for chunk, values in enumerate(self._p):
-                self._binding.write(chunk, values)
+    def restore(self, less: Mapping[int, Tensor] | None = None) -> None:
+        """Bring the model back to the published parameters, where the script steps on it; `less` is subtracted."""
+        if not self._keep:
+            return
+        for chunk, values in enumerate(self._p):
+            rest = less.get(chunk) if less else None
+            self._binding.write(chunk, values if rest is None else values - rest)
 
     def _advance(self, chunk: Chunk, version: int, frames: Sequence[Buffer]) -> None:
         if self._codec.lossless:

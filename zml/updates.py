@@ -1,11 +1,14 @@
 """The optimizer runs on the workers: the script steps on its own model, and what the steps changed leaves.
 
     u = theta_before - theta_after        of one step, or of H local steps
-    worker:  residual += u;  C(residual) leaves;  the model goes back to the published parameters
-    shard:   w -= outer rule(mean of u)
+    worker:  residual += u;  C(residual) leaves and is subtracted;  model = published parameters p - residual
+    shard:   w -= outer rule(mean of what came)
 
 So everything that leaves is in units of the update: what waits in the residual keeps the learning rate at which it was
-made, and any torch optimizer will do. With SGD's momentum this is Deep Gradient Compression's momentum correction,
+made, and any torch optimizer will do. The model that the worker goes on with is p less its own residual: what has not
+left yet acts at home ("Step-Ahead Error Feedback", Xu et al., 2020). Saved and evaluated is p.
+
+With SGD's momentum this is Deep Gradient Compression's momentum correction,
 because velocities and not gradients are accumulated, with its factor masking: the momentum of an element that has left
 begins anew (Lin et al., ICLR 2018, section 3). With H > 1 it is DiLoCo (Douillard et al., 2023) with the compressed
 pseudo-gradients of SparseLoCo (Sarfi et al., 2025).
@@ -22,10 +25,23 @@ from .codec import NonFinite
 from .hooks import not_finite, thawed
 from .hyper import Hyper, OptimizerSpec, write_hyper
 from .outbox import Outbox
-from .plan import Plan
 from .traffic import Traffic
 
-MOMENTUM = "momentum_buffer"  # where torch.optim.SGD and RMSprop keep it
+MOMENTUM = ("momentum_buffer", "exp_avg")  # where torch's optimizers keep it
+# Optimizers whose updates have a length of their own, whatever the gradients' is: the mean of several workers' updates,
+# whose noise differs, is shorter than each.
+NORMALISED = {
+    "Adam",
+    "AdamW",
+    "NAdam",
+    "RAdam",
+    "Adamax",
+    "Adagrad",
+    "Adadelta",
+    "RMSprop",
+    "Rprop",
+    "Adafactor",
+}
 
 
 def outer_spec(groups: int) -> OptimizerSpec:
@@ -33,10 +49,9 @@ def outer_spec(groups: int) -> OptimizerSpec:
     return OptimizerSpec("SGD", ({},) * groups)
 
 
-def outer_hyper(plan: Plan, groups: int) -> list[Hyper]:
-    momentum = plan.outer_momentum
+def outer_hyper(lr: float, momentum: float, groups: int) -> list[Hyper]:
     numbers: Hyper = {
-        "lr": plan.outer_lr,
+        "lr": lr,
         "momentum": momentum,
         "dampening": 0.0,
         "weight_decay": 0.0,
@@ -58,7 +73,18 @@ class Updates:
         self.stepped = stepped
         self.inner = 0
         groups = len(traffic.layout.groups) - 1
-        self.hyper = write_hyper(outer_hyper(traffic.plan, groups))
+        gain = traffic.plan.gain(type(optimizer).__name__ in NORMALISED)
+        self.hyper = write_hyper(outer_hyper(gain, traffic.plan.outer_momentum, groups))
+        self.residual: dict[int, torch.Tensor] = {}
+        for outbox in traffic.outboxes.values():
+            for chunk in outbox.bucket.chunks:
+                if (residual := outbox.packer.residual(chunk)) is not None:
+                    self.residual[chunk] = residual
+        # What the model lacks of p. With an exchange in flight, what that one carries acts at home, too.
+        self.less = self.residual
+        if traffic.plan.overlap:
+            self.less = {chunk: residual.clone() for chunk, residual in self.residual.items()}
+        self.at_home = False  # the model is p less `less`, and not p
         frozen = {p for bucket in traffic.all_buckets if bucket.frozen for p in bucket.parameters}
         self.frozen = sorted(frozen)
 
@@ -84,7 +110,7 @@ class Updates:
         for outbox in reversed(traffic.outboxes.values()):  # as they are pulled: the first layers first
             with traffic.timeline.measure("encode"):
                 for chunk, values in outbox.values.items():
-                    self.binding.difference(chunk, traffic.replica.held(chunk), values)
+                    self._measure(chunk, values)
             try:
                 traffic.leave(outbox)
             except NonFinite as bad:
@@ -92,8 +118,16 @@ class Updates:
             self._mask(outbox)
         traffic.begin(self.hyper)
         traffic.end()
-        traffic.replica.restore()
-        self.inner = 0
+        traffic.replica.restore(self.less)
+        self.inner, self.at_home = 0, True
+
+    def _measure(self, chunk: int, values: torch.Tensor) -> None:
+        """Set `values` to what the steps since the last exchange have taken from the model."""
+        p, less = self.traffic.replica.held(chunk), self.less.get(chunk)
+        before = p if less is None or not self.at_home else torch.sub(p, less, out=values)
+        self.binding.difference(chunk, before, values)
+        if less is not None and self.traffic.plan.overlap:
+            torch.add(values, self.residual[chunk], alpha=1.0, out=less)
 
     @torch.no_grad()
     def _mask(self, outbox: Outbox) -> None:
@@ -105,22 +139,25 @@ class Updates:
             if positions is None or not len(positions):
                 continue
             for segment in self.traffic.layout.chunks[chunk].segments:
-                momentum = self.optimizer.state[self.binding.parameters[segment.parameter]].get(MOMENTUM)
-                if momentum is None or segment.ndim < 2:
+                state = self.optimizer.state[self.binding.parameters[segment.parameter]]
+                held = [state[name] for name in MOMENTUM if state.get(name) is not None]
+                if not held or segment.ndim < 2:
                     continue
                 first, last = torch.searchsorted(
                     positions, torch.tensor([segment.offset, segment.offset + segment.size])
                 ).tolist()
                 inside = positions[first:last] - (segment.offset - segment.start)
-                if momentum.is_contiguous():
-                    momentum.view(-1)[inside] = 0
-                else:
-                    momentum[torch.unravel_index(inside, momentum.shape)] = 0
+                for momentum in held:
+                    if momentum.is_contiguous():
+                        momentum.view(-1)[inside] = 0
+                    else:
+                        momentum[torch.unravel_index(inside, momentum.shape)] = 0
 
     def flush(self) -> None:
         """Every step that the script has made counts, and the model holds what followed from it."""
         if self.inner:
             self._exchange()
-        if self.traffic.due:
-            self.traffic.drain()
+        self.traffic.drain()
+        if self.at_home:
             self.traffic.replica.restore()
+            self.at_home = False

@@ -60,6 +60,10 @@ class Packer(Protocol):
         """
         ...
 
+    def residual(self, chunk: int) -> Tensor | None:
+        """What of a chunk has not left yet, float32; live. None where nothing ever waits."""
+        ...
+
     def sent(self, chunk: int) -> Tensor | None:
         """Positions (int64, sorted) inside a chunk of the elements that the last pack chose; None where it did not
         choose, and sent all of them."""

@@ -145,6 +145,10 @@ class DensePacker:
                 residual.sub_(self.values[chunk.index])
         self._frames = []
 
+    def residual(self, chunk: int) -> Tensor | None:
+        places = [held.index for held in self.chunks]
+        return self._residual[places.index(chunk)]
+
     def sent(self, chunk: int) -> Tensor | None:
         return None
 
