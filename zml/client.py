@@ -1,6 +1,6 @@
 """One worker's conversation with the coordinator and the shards; asyncio, no torch.
 
-Rules it keeps: a commit leaves only when the shard has acknowledged every bucket of the step; whoever is waited for
+Rules it keeps: a step counts on a shard only when every bucket of it is there; whoever is waited for
 is named; a refusal or a silence becomes an error that says what to do.
 """
 
@@ -203,10 +203,24 @@ class Client:
     async def _commit(
         self, shard: str, leaving: Leaving, clock: int, hyper: bytes, buckets: Sequence[Bucket]
     ) -> None:
-        await asyncio.gather(*leaving.pushes[shard])
+        pushes = leaving.pushes[shard]
         count = sum(f"p{bucket.shard}" == shard for bucket in buckets)
-        await self._tell(shard, Commit(clock=clock, buckets=count, **self.me), memoryview(hyper))
+        message = Commit(clock=clock, buckets=count, **self.me)
+        counted = len(pushes) <= PUSHES_AT_ONCE and await self._commit_behind(shard, message, hyper)
+        await asyncio.gather(*pushes)
+        if not counted:
+            await self._tell(shard, message, memoryview(hyper))
         leaving.counted[shard].set()
+
+    async def _commit_behind(self, shard: str, message: Commit, hyper: bytes) -> bool:
+        """Right behind the pushes, which saves a round trip. False if one of them had to be sent again."""
+        try:
+            await self._request(self.bulk, shard, message, memoryview(hyper))
+        except Refused as refused:
+            if refused.code != "incomplete":
+                raise
+            return False
+        return True
 
     async def pull_all(
         self, wanted: Sequence[tuple[Bucket, list[int]]], clock: int, deliver: Deliver

@@ -57,7 +57,9 @@ def parse(text: str) -> Compression:
             indices = word
         elif word in VALUES or word in INDICES:
             before = values if word in VALUES else indices
-            raise ValueError(f"{text!r} says {before!r} and {word!r}, which is the same question answered twice")
+            raise ValueError(
+                f"{text!r} says {before!r} and {word!r}, which is the same question answered twice"
+            )
         else:
             raise ValueError(f"{text!r}: {word!r} is no coding: {_nearest(word, (*VALUES, *INDICES))}")
     return Compression("topk", _density(text, rest[0]), values or DEFAULT_VALUES, indices)
@@ -73,7 +75,9 @@ def _density(text: str, word: str) -> float:
         return density
     if 1 < density <= 100 and not word.endswith("%"):
         raise ValueError(f"{text!r}: a density of {word} is more than everything; write 'topk:{word}%'")
-    raise ValueError(f"{text!r}: a density is above 0 (0.0001%) and at most 100%, not {word}; write 'topk:1%'")
+    raise ValueError(
+        f"{text!r}: a density is above 0 (0.0001%) and at most 100%, not {word}; write 'topk:1%'"
+    )
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from .compression import parse
 from .errors import FENCED, ZmlError
 from .iothread import IoThread
 from .layout import BadLayout, Registration
@@ -150,12 +152,19 @@ class Ps:
         return self.core
 
 
+NOTICE = "zml: "  # how a line begins that a launcher is to show
+
+
 def serve(settings: Settings, shard: int) -> int:
     """Run a shard until its job is over. Raises ZmlError for a person to read."""
     import torch
     import uvloop
 
     torch.set_num_threads(1)  # chunks are small; the other cores belong to workers and other shards
+    if parse(settings.compress).sparse:
+        from .codec.kernels import prepare
+
+        prepare(lambda text: print(f"{NOTICE}{text}", file=sys.stderr, flush=True))
     return uvloop.run(_serve(settings, shard))
 
 

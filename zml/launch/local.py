@@ -21,6 +21,7 @@ import msgspec
 from rich.console import Console
 
 from .. import console, logs, report, rundir
+from ..compression import parse
 from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import LOST, NOT_FORMED, ZmlError
 from ..status import JobStatus
@@ -28,6 +29,7 @@ from . import tether
 
 START_S = 60.0  # for the coordinator to listen
 GOODBYE_S = 10.0  # for members to end after the job
+COMPILE_S = 240.0  # for the codec's kernels, on a slow and busy machine
 KILLED_S = 5.0  # for the kernel to end what was killed
 ASK_S = 12.0  # to connect and to be answered
 SILENT_S = 60.0  # a coordinator that is alive and answers nobody for so long will not any more
@@ -37,6 +39,7 @@ LAST_LINES = 5
 INTERRUPTED = 130
 # -P: modules of the working folder do not shadow ours.
 PROGRAM = (sys.executable, "-P", "-m", "zml")
+NOTICE = "zml: "  # a member's line for the person who waits
 SOCKET_PATH_BYTES = 90  # a Unix socket's path has 107, and we put a name behind the folder
 
 
@@ -279,6 +282,9 @@ class LocalRun:
 
         async def keep(stream: asyncio.StreamReader) -> None:
             async for line in lines_of(stream):
+                if line.startswith(NOTICE):
+                    self.viewer.say(line.removeprefix(NOTICE))
+                    continue
                 last.append(line)
                 del last[:-LAST_LINES]
                 with path.open("a", errors="replace") as file:  # rare: a process that is well prints nothing
@@ -422,6 +428,9 @@ def run(resolved: Resolved, script: str, args: list[str], devices: Sequence[str]
 
     folder = rundir.create(resolved, script, args)
     settings = resolved.settings
+    if parse(settings.compress).sparse:  # the first run on a machine compiles before its shards join
+        settings = replace(settings, join_timeout_s=max(settings.join_timeout_s, COMPILE_S))
+        resolved = replace(resolved, settings=settings)
     where = folder / rundir.LOGS
     logs.configure(
         "launcher", "run", folder=where, job=settings.job, level=settings.log_level, terminal=False
