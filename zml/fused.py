@@ -37,7 +37,8 @@ TINY = np.float32(np.finfo(np.float32).tiny)
 
 Spans = NDArray[np.int64]
 Sums = NDArray[np.float32]
-Update = Callable[[Spans, Sums], int]
+Counts = NDArray[np.int64]
+Update = Callable[[Spans, Sums], Counts]
 
 _f = np.float32
 _numba: Any = numba  # its own annotations stop where the compiler begins
@@ -115,7 +116,7 @@ def _add_line(_typing: Any, _w: Any, _sums: Any, _factor: Any) -> Any:
     return _types.void(_types.int64, _types.int64, _types.float32), code
 
 
-# -- kernels, each of which returns how many sums are not zero ---------------------------------------------
+# -- kernels; each says in `found` how many of a span's sums are not zero ------------------------------------
 
 
 @_kernel("int64(float32[::1],int64,int64,int64[::1])")
@@ -133,13 +134,12 @@ def _find(sums: Any, at: Any, size: Any, touched: Any) -> Any:
     return found
 
 
-@_kernel("int64(int64[:,::1],float32[::1],float32,int64[::1])")
-def _add(spans: Any, sums: Any, factor: Any, touched: Any) -> Any:
+@_kernel("void(int64[:,::1],float32[::1],float32,int64[::1],int64[::1])")
+def _add(spans: Any, sums: Any, factor: Any, found: Any, touched: Any) -> None:
     """w += factor * sums. Where few lines of w change, the others are not even read."""
-    found = 0
     for row in range(spans.shape[0]):
         at, size, w_at = spans[row, AT], spans[row, SIZE], spans[row, W]
-        found += _find(sums, at, size, touched)
+        found[row] = _find(sums, at, size, touched)
         lines, count, first = size // LINE, touched[0], 0
         if count <= SPARSE * lines:
             sums_at = sums.ctypes.data + 4 * at
@@ -153,24 +153,21 @@ def _add(spans: Any, sums: Any, factor: Any, touched: Any) -> Any:
         w, g = _numba.carray(_floats(w_at), size), sums[at : at + size]
         for i in range(first, size):
             w[i] += factor * g[i]
-    return found
 
 
-@_kernel("int64(int64[:,::1],float32[::1],float32,float32,int64[::1])")
-def _decay_add(spans: Any, sums: Any, keep: Any, factor: Any, touched: Any) -> Any:
+@_kernel("void(int64[:,::1],float32[::1],float32,float32,int64[::1],int64[::1])")
+def _decay_add(spans: Any, sums: Any, keep: Any, factor: Any, found: Any, touched: Any) -> None:
     """w = keep * w + factor * sums."""
-    found = 0
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        found += _find(sums, at, size, touched)
+        found[row] = _find(sums, at, size, touched)
         w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
         for i in range(size):
             w[i] = keep * w[i] + factor * g[i]
-    return found
 
 
 @_kernel(
-    "int64(int64[:,::1],float32[::1],float32,float32,float32,float32,float32,float32,float32,int64[::1])"
+    "void(int64[:,::1],float32[::1],float32,float32,float32,float32,float32,float32,float32,int64[::1],int64[::1])"
 )
 def _momentum(
     spans: Any,
@@ -182,13 +179,13 @@ def _momentum(
     direct: Any,
     through: Any,
     lr: Any,
+    found: Any,
     touched: Any,
-) -> Any:
+) -> None:
     """g = scale * sums + decay * w;  b = momentum * b + fresh * g;  w -= lr * (direct * g + through * b)."""
-    found = 0
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        found += _find(sums, at, size, touched)
+        found[row] = _find(sums, at, size, touched)
         w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
         b = _numba.carray(_floats(spans[row, FIRST]), size)
         for i in range(size):
@@ -197,11 +194,10 @@ def _momentum(
             y = _f(0) if abs(y) < TINY else y
             b[i] = y
             w[i] -= lr * (direct * x + through * y)
-    return found
 
 
 @_kernel(
-    "int64(int64[:,::1],float32[::1],float32,float64,float64,float64,float32,float32,float32,int64[::1])"
+    "void(int64[:,::1],float32[::1],float32,float64,float64,float64,float32,float32,float32,int64[::1],int64[::1])"
 )
 def _adam(
     spans: Any,
@@ -213,14 +209,14 @@ def _adam(
     eps: Any,
     keep: Any,
     decay: Any,
+    found: Any,
     touched: Any,
-) -> Any:
+) -> None:
     """g = scale * sums + decay * w;  w *= keep;  then Kingma & Ba 2015, Alg. 1, with torch's place of eps."""
     old2, fresh1, fresh2 = _f(beta2), _f(1.0 - beta1), _f(1.0 - beta2)
-    found = 0
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        found += _find(sums, at, size, touched)
+        found[row] = _find(sums, at, size, touched)
         w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
         m = _numba.carray(_floats(spans[row, FIRST]), size)
         v = _numba.carray(_floats(spans[row, SECOND]), size)
@@ -237,7 +233,6 @@ def _adam(
             m[i] = m_i
             v[i] = v_i
             w[i] = keep * w[i] - rate * m_i / (widen * math.sqrt(v_i) + eps)
-    return found
 
 
 # -- optimizers ------------------------------------------------------------------------------------------
@@ -247,7 +242,7 @@ def update(optimizer: str, hyper: Hyper, workers: int) -> Update:
     """One step of spans with the sums of so many workers' gradients, divided by their number.
 
     The optimizer is one of which `optim.fused_state` says what state the spans must have. What comes back changes
-    w and the state in place, only reads the sums, and returns how many of them are not zero.
+    w and the state in place, only reads the sums, and returns for each span how many of its sums are not zero.
     """
     scale = (-1.0 if hyper["maximize"] else 1.0) / workers
     lr, decay = _number(hyper, "lr"), _number(hyper, "weight_decay")
@@ -270,8 +265,9 @@ def update(optimizer: str, hyper: Hyper, workers: int) -> Update:
 def _bind(kernel: Any, *numbers: float) -> Update:
     touched = np.zeros(1 + CHUNK // LINE + AHEAD, dtype=np.int64)
 
-    def run(spans: Spans, sums: Sums) -> int:
-        found: int = kernel(spans, sums, *numbers, touched)
+    def run(spans: Spans, sums: Sums) -> Counts:
+        found = np.empty(len(spans), dtype=np.int64)
+        kernel(spans, sums, *numbers, found, touched)
         return found
 
     return run

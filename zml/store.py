@@ -5,8 +5,8 @@
 
 The rules: a step is checked whole before any of it is applied; gradients are summed in the order given; a
 delta is made once per chunk and version, when the first worker asks; the log of a chunk is never larger than
-its parameters. With a lossless codec p is w, there is no log, and a step is torch's to the bit; with the others
-it is one pass of `fused` over the chunk, right after its gradients were summed in memory that stays in the cache.
+its parameters. With a lossless codec p is w, there is no log, and a step is torch's to the bit; with `topk` it is one
+pass of `fused` over a few chunks, right after their gradients were summed in memory that stays in the cache.
 One thread owns a store.
 """
 
@@ -17,20 +17,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .codec import UNKNOWN, BadFrame, Buffer, Codec, Header, Kind, parse
 from .codec.frame import HEADER, write_header
+from .codec.sparse import TopK
 from .hyper import Hyper, OptimizerSpec
-from .layout import Chunk, Layout
+from .layout import CHUNK, Chunk, Layout
 from .optim import UpdateRule, adds, fused_state
 from .pages import SIZE, Pages
 
 if TYPE_CHECKING:
+    from .codec.sums import Sums
     from .fused import Update
 
 ALIGNMENT = 64  # bytes: a cache line, and torch's own
+AT_ONCE = (
+    4  # chunks whose sums are made together: they fit a second-level cache, and calls cost less per chunk
+)
 
 # A plain addition moves w where gradients came, and so many elements bring p all the way. Momentum and Adam move w
 # everywhere a little; more elements then bring p closer, and some go out even where nothing came.
@@ -47,6 +54,7 @@ class Staged:
     frames: Mapping[int, Buffer]
     absent: frozenset[int] = frozenset()
     checked: bool = field(default=False, init=False)  # by the store: frames are not checked twice
+    rows: NDArray[np.int64] | None = field(default=None, init=False)  # (place, address, bytes) of each frame
 
 
 @dataclass(slots=True, eq=False)
@@ -69,14 +77,17 @@ class _Held:
 
 
 class _Step:
-    """One worker's pushes for one clock, together."""
+    """One worker's pushes for one clock, together. `rows[place]` is (address, bytes) of a chunk's frame, or zeros."""
 
-    def __init__(self, pushes: Sequence[Staged]) -> None:
+    def __init__(self, pushes: Sequence[Staged], places: int) -> None:
+        self.rows = np.zeros((places, 2), np.int64)
         self.frames: dict[int, Buffer] = {}
         for staged in pushes:
             if self.frames.keys() & staged.frames.keys():
                 raise BadFrame("a chunk is pushed twice in one step")
             self.frames.update(staged.frames)
+            if staged.rows is not None:
+                self.rows[staged.rows[:, 0]] = staged.rows[:, 1:]
         self.absent = frozenset[int]().union(*(staged.absent for staged in pushes))
 
 
@@ -100,6 +111,15 @@ class Store:
         for chunk in cut:
             self._held[chunk.index] = self._hold(chunk, at)
             at += _stride(chunk)
+        self._trained = [held for held in self._held.values() if held.rule is not None]
+        self._places = {held.chunk.index: place for place, held in enumerate(self._trained)}
+        self._sums: Sums | None = None
+        if isinstance(codec, TopK):
+            from . import fused  # noqa: F401  compiled code: now, not in a step
+            from .codec.sums import Sums
+
+            self._sums = Sums(codec, [held.chunk for held in self._trained])
+            self._batch = torch.empty(AT_ONCE * CHUNK)
 
     def _hold(self, chunk: Chunk, at: int) -> _Held:
         body = at + ALIGNMENT  # the header ends where the aligned body begins
@@ -150,6 +170,9 @@ class Store:
             if held.rule is None:
                 raise BadFrame(f"a gradient for chunk {chunk}, which is frozen")
             self.codec.check(held.chunk, frame)
+        if self._sums is not None and staged.frames:
+            rows = [(self._places[i], *self._sums.row(frame)) for i, frame in staged.frames.items()]
+            staged.rows = np.array(rows, np.int64)
         if not staged.absent <= set(range(len(self.layout.parameters))):
             raise BadFrame("an absent parameter that is not in the layout")
         staged.checked = True
@@ -167,66 +190,93 @@ class Store:
         """
         accepted = self.spec.accept(hypers)
         together = [self._together(pushes) for pushes in steps]
-        updates = self._updates(accepted, len(steps))
-        for held in self._held.values():
-            if held.rule is not None:
-                group = held.chunk.group
-                self._apply(held, held.rule, together, accepted[group], updates[group])
-
-    def _updates(self, hypers: Sequence[Hyper], workers: int) -> Sequence[Update | None]:
-        """Per group the fused update of one step; None where torch makes it."""
-        if self.codec.lossless:
-            return [None] * len(hypers)
-        from . import fused  # compiled code, which a store with a lossless codec does without
-
-        name = self.spec.name
-        return [
-            None if fused_state(name, hyper) is None else fused.update(name, hyper, workers)
-            for hyper in hypers
-        ]
+        if self._sums is not None:
+            self._apply_sums(self._sums, together, accepted)
+            return
+        for held in self._trained:
+            self._apply(held, together, accepted[held.chunk.group])
 
     def _together(self, pushes: Sequence[Staged]) -> _Step:
         for staged in pushes:
             self.check(staged)
-        step = _Step(pushes)
+        step = _Step(pushes, 0 if self._sums is None else len(self._trained))
         for index, held in self._held.items():
             if held.rule is not None and index not in step.frames and not held.parameters <= step.absent:
                 raise BadFrame(f"chunk {index} is missing from a step")
         return step
 
-    def _apply(
-        self, held: _Held, rule: UpdateRule, steps: Sequence[_Step], hyper: Hyper, update: Update | None
+    def _apply(self, held: _Held, steps: Sequence[_Step], hyper: Hyper, update: Update | None = None) -> None:
+        given: list[Buffer] = []
+        missing: list[frozenset[int]] = []  # of each given frame, the parameters that it does not speak of
+        for step in steps:
+            absent = step.absent & held.parameters if step.absent else step.absent
+            if len(absent) < len(held.parameters):
+                given.append(step.frames[held.chunk.index])
+                missing.append(absent)
+        if not given:
+            return  # every parameter is absent from every step: no update, no new version
+        total = self._add(held.chunk, given, missing)
+        nowhere = frozenset.intersection(*missing)
+        spans = None if update is None else _rule(held).spans(hyper, nowhere)
+        if update is None or spans is None:
+            self._apply_torch(held, total, len(steps), hyper, nowhere)
+        else:
+            self._moved(held, hyper, int(update(spans, total.numpy()).sum()))
+
+    def _apply_torch(
+        self, held: _Held, total: Tensor, workers: int, hyper: Hyper, absent: frozenset[int] = frozenset()
     ) -> None:
-        index, own = held.chunk.index, held.parameters
-        missing = [step.absent & own for step in steps if step.absent]  # of the parameters that live here
-        given: list[Buffer]
-        if any(missing):
-            missing = [step.absent & own for step in steps]
-            given = [step.frames[index] for step, absent in zip(steps, missing, strict=True) if absent != own]
-            missing = [absent for absent in missing if absent != own]
-            if not given:
-                return  # every parameter is absent from every step: no update, no new version
-            nowhere = frozenset.intersection(*missing)
-        else:
-            missing, nowhere = [], frozenset()
-            given = [step.frames[index] for step in steps]
-        gradient = self._add(held.chunk, given, missing)
-        spans = rule.spans(hyper, nowhere) if update else None
-        if update and spans is not None:
-            moved = update(spans, gradient.numpy())
-        else:
-            moved = 0 if self.codec.lossless else int(torch.count_nonzero(gradient))
-            if len(steps) > 1:
-                gradient = torch.div(gradient, len(steps), out=self._sum[: held.chunk.size])
-            rule.step(gradient, hyper, nowhere)
-        held.budget += moved if adds(self.spec.name, hyper) else MORE * moved + LEAST
+        moved = 0 if self.codec.lossless else int(torch.count_nonzero(total))
+        if workers > 1:
+            total = torch.div(total, workers, out=self._sum[: held.chunk.size])
+        _rule(held).step(total, hyper, absent)
+        self._moved(held, hyper, moved)
+
+    def _apply_sums(self, sums: Sums, steps: Sequence[_Step], hypers: Sequence[Hyper]) -> None:
+        """The same, a few chunks at once."""
+        from .fused import AT, update
+
+        name, workers = self.spec.name, len(steps)
+        updates = [
+            None if fused_state(name, hyper) is None else update(name, hyper, workers) for hyper in hypers
+        ]
+        frames = np.stack([step.rows for step in steps], axis=1)
+        partial = [step.absent for step in steps if step.absent]
+        total = self._batch.numpy()
+        for first in range(0, len(self._trained), AT_ONCE):
+            batch = self._trained[first : first + AT_ONCE]
+            sums.take(first, first + len(batch), frames, total)
+            together: dict[int, list[tuple[_Held, NDArray[np.int64]]]] = {}  # by group
+            for slot, held in enumerate(batch):
+                group = held.chunk.group
+                hyper, fused = hypers[group], updates[group]
+                if any(not absent.isdisjoint(held.parameters) for absent in partial):
+                    self._apply(held, steps, hyper, fused)
+                    continue
+                spans = None if fused is None else _rule(held).spans(hyper)
+                if spans is None:
+                    values = self._batch[slot * CHUNK : slot * CHUNK + held.chunk.size]
+                    self._apply_torch(held, values, workers, hyper)
+                    continue
+                if slot:
+                    spans = spans.copy()
+                    spans[:, AT] += slot * CHUNK
+                together.setdefault(group, []).append((held, spans))
+            for group, parts in together.items():
+                fused = updates[group]
+                assert fused is not None
+                found = fused(np.concatenate([spans for _, spans in parts]), total).tolist()
+                row = 0
+                for held, spans in parts:
+                    self._moved(held, hypers[group], sum(found[row : row + len(spans)]))
+                    row += len(spans)
+
+    def _moved(self, held: _Held, hyper: Hyper, elements: int) -> None:
+        held.budget += elements if adds(self.spec.name, hyper) else MORE * elements + LEAST
         held.version += 1
 
     def _add(self, chunk: Chunk, frames: Sequence[Buffer], missing: Sequence[frozenset[int]]) -> Tensor:
-        """The sum of the frames, in order; what the only frame holds is not copied.
-
-        `missing`: for each frame, the parameters that it does not speak of; empty if all speak of all.
-        """
+        """The sum of the frames, in order; what the only frame holds is not copied."""
         if len(frames) == 1 and (only := self.codec.view(chunk, frames[0])) is not None:
             return only
         total = self._sum[: chunk.size]
@@ -320,6 +370,11 @@ class Store:
         if held is None:
             raise BadFrame(f"chunk {chunk} is not held here")
         return held
+
+
+def _rule(held: _Held) -> UpdateRule:
+    assert held.rule is not None, "frozen chunks take no gradients"
+    return held.rule
 
 
 def _stride(chunk: Chunk) -> int:
