@@ -28,7 +28,12 @@ class Compression:
     @property
     def sparse(self) -> bool:
         """Some elements leave, the others wait."""
-        return self.kind == "topk"
+        return self.kind in ("topk", "auto")
+
+    @property
+    def coded(self) -> "Compression":
+        """What frames are coded with: `auto` decides on the density alone."""
+        return Compression("topk", 0.01) if self.kind == "auto" else self
 
     def __str__(self) -> str:
         if self.kind != "topk":

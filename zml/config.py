@@ -53,7 +53,7 @@ class Settings:
     local_steps: AtLeastOne = 1  # optimizer steps between two exchanges
     outer_lr: NotNegative = 0.0  # with the optimizer on the workers, of the shards' rule; 0: what suits it
     outer_momentum: Fraction = 0.0  # and their Nesterov momentum
-    warm_up_steps: Bound = 0  # over which topk's density falls from 25 % to what was asked for
+    warm_up_steps: int = -1  # over which topk's density falls to what was asked for; -1: 5 % of the run
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
     coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first
     keys: str = ""  # folder with CURVE keys; empty: none, and then nothing beyond this machine is let in

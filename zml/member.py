@@ -103,7 +103,7 @@ class Member:
         registered, placement = self.io.call(
             self.client.register(registration.to_bytes(), registration.digest, len(layout.chunks))
         )
-        codec = by_name(registered.compress)
+        codec = by_name(str(self.plan.compression))
         cut = buckets(layout, placement, registration.bucket_chunks)
         self.traffic = traffic = Traffic(
             Binding(layout, model), cut, codec, self.client, self.io, self.plan, self, self.timeline
@@ -117,6 +117,7 @@ class Member:
             traffic.load_shards()
             self.io.call(self.client.loaded())
         traffic.pull(traffic.clock, everything=True)
+        traffic.measure_link()
         self.hooks.install()
         runner.current_step = lambda: self.steps
         if any(buffer.is_floating_point() for buffer in model.buffers()):
@@ -139,6 +140,9 @@ class Member:
 
     def epochs(self, count: int) -> Iterator[int]:
         self.epochs_wanted = count
+        if self.traffic is not None and self.loader is not None:
+            steps = count * len(self.loader) / (self.plan.workers * self.plan.local_steps)
+            self.traffic.warm_up = self.plan.warm_up(int(steps))
         for epoch in range(self.first_epoch, count):
             if self.draining:
                 break

@@ -36,7 +36,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     local_steps: int = 1  # optimizer steps between two exchanges
     outer_lr: float = 0.0  # of the shards' rule, where the optimizer runs on the workers; 0: what suits it
     outer_momentum: float = 0.0  # Nesterov
-    warm_up_steps: int = 0  # over which the density falls to what was asked for
+    warm_up_steps: int = -1  # over which the density falls to what was asked for; -1: what suits it
 
     @property
     def mode(self) -> str:

@@ -14,6 +14,7 @@ from .compression import Compression, parse
 from .messages import JobSpec
 
 FIRST_DENSITY = 0.25  # of the warm-up; Lin et al., "Deep Gradient Compression", ICLR 2018, section 3.3
+WARM_UP = 0.05  # of all exchanges
 SPARSE_BUCKET_CHUNKS = 15  # the most whose first parameters, 32 bits each, fit into one message
 
 
@@ -25,15 +26,17 @@ class Plan:
     workers: int = 1
     outer_lr: float | None = None  # None: as `gain` finds it
     outer_momentum: float = 0.0
-    warm_up_steps: int = 0
+    warm_up_steps: int | None = None  # None: WARM_UP of all exchanges
     decay: float = 1.0  # of the residual, from one exchange to the next
     overlap: bool = False
+    auto: bool = False  # the density is found by measuring, without a warm-up
     masking: bool = True  # momentum factor masking, where momentum is on the worker
 
     @staticmethod
     def of(spec: JobSpec) -> Plan:
         """Raises ValueError for a `compress` that is none."""
-        compression = parse(spec.compress)
+        asked = parse(spec.compress)
+        compression = asked.coded
         sparse = compression.sparse
         local = spec.local_steps > 1
         where = spec.optimizer_on
@@ -47,28 +50,31 @@ class Plan:
             workers=spec.workers,
             outer_lr=spec.outer_lr or None,
             outer_momentum=spec.outer_momentum,
-            warm_up_steps=spec.warm_up_steps if sparse else 0,
+            warm_up_steps=None if spec.warm_up_steps < 0 else spec.warm_up_steps,
+            auto=asked.kind == "auto",
             overlap=asynchronous,
         )
 
-    def gain(self, normalised: bool) -> float:
+    def gain(self) -> float:
         """What the shards multiply a mean update, or with a staleness bound each update, with, unless told.
 
-        The mean of W updates of one length and independent noise is shorter by up to sqrt(W): for optimizers that
-        normalise their updates this is made good (a norm-preserving merge). Updates that are applied one by one at
-        their full length go further the more workers there are; with local steps they would go too far.
+        The mean of W sparse updates, of which each has chosen other elements, is shorter than each of them by about
+        sqrt(W), which is made good (a norm-preserving merge). Updates that are applied one by one at their full
+        length go further the more workers there are; with local steps they would go too far.
         """
         if self.outer_lr is not None:
             return self.outer_lr
         if self.overlap:
             return 1.0 / self.workers if self.local_steps > 1 else 1.0
-        return (
-            math.sqrt(self.workers)
-            if normalised and self.local_steps == 1 and self.compression.sparse
-            else 1.0
-        )
+        return math.sqrt(self.workers) if self.compression.sparse and self.local_steps == 1 else 1.0
 
-    def density(self, clock: int) -> float | None:
+    def warm_up(self, exchanges: int) -> int:
+        """Over how many of all exchanges the density falls."""
+        if not self.compression.sparse or self.auto:
+            return 0
+        return round(WARM_UP * exchanges) if self.warm_up_steps is None else self.warm_up_steps
+
+    def density(self, clock: int, warm_up: int) -> float | None:
         """The part of the elements that leaves at a clock; None for codecs that send all.
 
         From FIRST_DENSITY to the wanted one geometrically over the warm-up, so that a young model, whose gradients
@@ -77,9 +83,9 @@ class Plan:
         if not self.compression.sparse:
             return None
         wanted = self.compression.density
-        if clock >= self.warm_up_steps or wanted >= FIRST_DENSITY:
+        if clock >= warm_up or wanted >= FIRST_DENSITY:
             return wanted
-        return FIRST_DENSITY * math.pow(wanted / FIRST_DENSITY, clock / self.warm_up_steps)
+        return FIRST_DENSITY * math.pow(wanted / FIRST_DENSITY, clock / warm_up)
 
     def bucket_chunks(self, wanted: int) -> int:
         """Small frames travel in large buckets."""

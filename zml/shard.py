@@ -15,6 +15,7 @@ import structlog
 from msgspec import Struct
 
 from .codec import BadFrame, by_name, split
+from .compression import parse
 from .hyper import BadHyper, Hyper, read_hyper
 from .layout import Bucket, Registration, buckets
 from .messages import (
@@ -106,7 +107,9 @@ class Shard:
         self.buckets = {bucket.index: bucket for bucket in mine}
         self.pushed = frozenset(bucket.index for bucket in mine if not bucket.frozen)
         chunks = [chunk for bucket in mine for chunk in bucket.chunks]
-        self.store = Store(registration.layout, chunks, registration.optimizer, by_name(compress))
+        self.store = Store(
+            registration.layout, chunks, registration.optimizer, by_name(str(parse(compress).coded))
+        )
         self.layout_digest = registration.digest
         self.gate = Gate(staleness)
         self.gate.roster(self.seats)

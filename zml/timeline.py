@@ -79,29 +79,29 @@ class Timeline:
         self.exchange = Phases()
         return self.exchange
 
-    def close(self, clock: int) -> None:
-        """The step is over. The first one is not told: nobody knows when its computing began."""
-        now = time.perf_counter()
+    def close(self, clock: int) -> float | None:
+        """The step is over; returns the seconds that it computed, None for the first one: nobody knows when its
+        computing began."""
+        now, computed = time.perf_counter(), None
         if self.began is None:
             self.first = now
-        elif self.path is not None and self.steps % self.every == 0:
-            spent = {**self.spent, "compute": now - self.began - sum(self.spent.values())}
-            step = Step(
-                clock,
-                self.began - self.first,
-                **spent,
-                send=0,
-                pull=0,
-                bytes_up=self.up,
-                bytes_down=self.down,
-            )
-            self.lines.append((step, self.exchange))
+        else:
+            computed = now - self.began - sum(self.spent.values())
+            self._keep(clock, self.began - self.first, computed)
         self.began = now
+        self.spent = dict.fromkeys(THREAD, 0.0)
+        self.up = self.down = 0
+        return computed
+
+    def _keep(self, clock: int, at: float, computed: float) -> None:
         self.steps += 1
         if self.steps >= KEPT * self.every:
             self.every *= 2
-        self.spent = dict.fromkeys(THREAD, 0.0)
-        self.up = self.down = 0
+        if self.path is None or self.steps % self.every:
+            return
+        spent = {**self.spent, "compute": computed}
+        step = Step(clock, at, **spent, send=0, pull=0, bytes_up=self.up, bytes_down=self.down)
+        self.lines.append((step, self.exchange))
 
     def pause(self) -> None:
         """What comes now (an evaluation, an epoch's end) belongs to no step."""

@@ -13,11 +13,13 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+import structlog
 import torch
 
+from .auto import Auto
 from .binding import Binding
 from .client import REPLY_S, Client
-from .codec import Codec
+from .codec import UNKNOWN, Codec
 from .errors import LOST, ZmlError
 from .iothread import IoThread
 from .layout import Bucket
@@ -41,6 +43,9 @@ class Watch(Protocol):
         ...
 
 
+PROBE_BYTES = 16 << 20
+
+log = structlog.get_logger()
 Arrived = tuple[Bucket, Delta, memoryview | None]
 
 
@@ -78,9 +83,20 @@ class Traffic:
         # What is in flight must stay as it is while the next step is packed.
         self.pages = Pages(8 * sum(len(values) for values in self.values.values()))
         self.clock = 0
+        self.warm_up = 0  # exchanges
+        self.auto: Auto | None = None
+        if plan.auto:
+            self.auto = Auto(layout.size, plan.workers, hidden=plan.overlap)
         self.staleness = 0
         self.due = 0
         self.arrived: queue.SimpleQueue[Arrived | BaseException] = queue.SimpleQueue()
+
+    @property
+    def density(self) -> float | None:
+        """The part of the elements that leaves at this clock; None for codecs that send all."""
+        if self.auto is not None:
+            return self.auto.density
+        return self.plan.density(self.clock, self.warm_up)
 
     # -- a step ------------------------------------------------------------------------------------------
 
@@ -88,7 +104,7 @@ class Traffic:
         """Pack what was gathered in one bucket and send it, as part of this clock. Raises NonFinite."""
         outbox.take_back()
         with self.timeline.measure("encode"):
-            payload = outbox.pack(self.plan.density(self.clock), self.plan.decay)
+            payload = outbox.pack(self.density, self.plan.decay)
             if self.plan.overlap:
                 copy = self.pages.lend(len(payload))
                 copy[:] = payload
@@ -115,7 +131,9 @@ class Traffic:
             self.drain()
         for outbox in self.outboxes.values():
             outbox.next_step()
-        self.timeline.close(self.clock)
+        computed_s = self.timeline.close(self.clock)
+        if self.auto is not None and computed_s is not None and self.auto.step(computed_s):
+            log.info("density", density=self.auto.density, clock=self.clock, because=self.auto.because)
         self.clock += 1
 
     def drain(self) -> None:
@@ -196,6 +214,19 @@ class Traffic:
         self._receive()
         self.replica.restore()
         self.timeline.pause()
+
+    def measure_link(self) -> None:
+        """Pull some parameters once more, dense, and see how long that takes."""
+        if self.auto is None:
+            return
+        wanted, size = [], 0
+        for bucket in self.buckets:
+            if size < PROBE_BYTES:
+                wanted.append((bucket, [UNKNOWN] * len(bucket.chunks)))
+                size += 4 * sum(self.layout.chunks[chunk].size for chunk in bucket.chunks)
+        began = time.perf_counter()
+        self.io.call(self.client.pull_all(wanted, self.clock, lambda bucket, delta, payload: None))
+        self.auto.rate = size / (time.perf_counter() - began)
 
     def load_shards(self) -> None:
         """Bring this worker's parameters to the shards as version 0."""

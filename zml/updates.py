@@ -28,20 +28,6 @@ from .outbox import Outbox
 from .traffic import Traffic
 
 MOMENTUM = ("momentum_buffer", "exp_avg")  # where torch's optimizers keep it
-# Optimizers whose updates have a length of their own, whatever the gradients' is: the mean of several workers' updates,
-# whose noise differs, is shorter than each.
-NORMALISED = {
-    "Adam",
-    "AdamW",
-    "NAdam",
-    "RAdam",
-    "Adamax",
-    "Adagrad",
-    "Adadelta",
-    "RMSprop",
-    "Rprop",
-    "Adafactor",
-}
 
 
 def outer_spec(groups: int) -> OptimizerSpec:
@@ -73,8 +59,7 @@ class Updates:
         self.stepped = stepped
         self.inner = 0
         groups = len(traffic.layout.groups) - 1
-        gain = traffic.plan.gain(type(optimizer).__name__ in NORMALISED)
-        self.hyper = write_hyper(outer_hyper(gain, traffic.plan.outer_momentum, groups))
+        self.hyper = write_hyper(outer_hyper(traffic.plan.gain(), traffic.plan.outer_momentum, groups))
         self.residual: dict[int, torch.Tensor] = {}
         for outbox in traffic.outboxes.values():
             for chunk in outbox.bucket.chunks:

@@ -121,7 +121,7 @@ class Script:
             registration.to_bytes(), registration.digest, len(layout.chunks)
         )
         cut = buckets(layout, placement, 1)
-        codec = by_name(registered.compress)
+        codec = by_name(str(self.plan.compression))
         binding = Binding(layout, self.model)
         self.replica = Replica(binding, codec, keep=here)
         outboxes = [Outbox(bucket, layout, codec) for bucket in cut]
@@ -182,7 +182,7 @@ class Script:
             parameter.grad = 0.01 * parameter.detach() + 0.01 * noise
         hyper = hyper_of(self.optimizer)
         if self.plan.optimizer_on == "worker":
-            hyper = outer_hyper(self.plan.gain(normalised=False), 0.0, 1)
+            hyper = outer_hyper(self.plan.gain(), 0.0, 1)
             self.optimizer.step()
         values = {chunk: tensor for outbox in outboxes for chunk, tensor in outbox.values.items()}
         if self.plan.optimizer_on == "worker":
@@ -192,7 +192,7 @@ class Script:
             for index in range(len(binding.parameters)):
                 binding.gather(index, values)
         for outbox in outboxes:
-            payload = outbox.pack(self.plan.density(self.clock), self.plan.decay)
+            payload = outbox.pack(self.plan.density(self.clock, 0), self.plan.decay)
             self.client.push(outbox.bucket, self.clock, payload, [])
         await self.client.commit(self.clock, write_hyper(hyper), cut)
         self.trained.append((epoch, batch))

@@ -61,7 +61,7 @@ def run(
 
 @pytest.mark.parametrize("staleness", MODES)
 @pytest.mark.parametrize("optimizer_on", ["shard", "worker"])
-@pytest.mark.parametrize("compress", ["none", "bf16"])
+@pytest.mark.parametrize("compress", ["none", "bf16", "topk:10%"])
 def test_workers_train_every_batch_once_and_end_with_one_model(
     staleness: int | None, compress: str, optimizer_on: Literal["shard", "worker"]
 ) -> None:

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..compression import parse as parse_spec
 from ..layout import Chunk
 from .dense import Bf16, Exact, NonFinite, read_parameters
 from .frame import UNKNOWN, BadFrame, Buffer, Header, Kind, cut, parse, split
-from .spec import parse as parse_spec
 
 __all__ = [
     "UNKNOWN",

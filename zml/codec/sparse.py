@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..compression import INDICES, VALUES, Compression
 from ..layout import CHUNK, Chunk
 from .dense import NonFinite, write_parameters
 from .frame import HEADER, BadFrame, Buffer, Kind, expect
 from .kernels import prepare
 from .kernels.reasons import SENTENCES
-from .spec import INDICES, VALUES, Compression
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,92 @@
+"""How gradients travel, settled from what was asked for; and `auto`'s decisions, without a clock."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zml.auto import AFTER, DECIDE_EVERY, DENSITIES, FIRST, Auto, choose, exchange_s
+from zml.compression import parse
+from zml.messages import JobSpec
+from zml.plan import FIRST_DENSITY, Plan
+
+
+def test_topk_and_local_steps_put_the_optimizer_on_the_workers_unless_told() -> None:
+    assert Plan.of(JobSpec()).optimizer_on == "shard"
+    assert Plan.of(JobSpec(compress="bf16")).optimizer_on == "shard"
+    assert Plan.of(JobSpec(compress="topk:1%")).optimizer_on == "worker"
+    assert Plan.of(JobSpec(local_steps=4)).optimizer_on == "worker"
+    assert Plan.of(JobSpec(compress="topk:1%", optimizer_on="shard")).optimizer_on == "shard"
+
+
+def test_an_exchange_stays_in_flight_only_with_a_staleness_bound() -> None:
+    assert [Plan.of(JobSpec(staleness=s)).overlap for s in (0, 1, 4, None)] == [False, True, True, True]
+
+
+@given(st.floats(1e-5, 1.0), st.integers(0, 1000))
+def test_the_density_falls_to_what_was_asked_for_and_stays_there(wanted: float, warm_up: int) -> None:
+    plan = Plan.of(JobSpec(compress=f"topk:{wanted}"))
+    densities = [plan.density(clock, warm_up) or 0.0 for clock in range(warm_up + 2)]
+    assert densities == sorted(densities, reverse=True)
+    assert densities[-1] == plan.compression.density == pytest.approx(wanted)
+    assert densities[0] == (max(FIRST_DENSITY, wanted) if warm_up else wanted) or wanted >= FIRST_DENSITY
+
+
+def test_the_warm_up_is_a_twentieth_of_the_run_unless_told() -> None:
+    assert Plan.of(JobSpec(compress="topk:1%")).warm_up(2000) == 100
+    assert Plan.of(JobSpec(compress="topk:1%", warm_up_steps=7)).warm_up(2000) == 7
+    assert Plan.of(JobSpec(compress="bf16")).warm_up(2000) == 0
+    assert Plan.of(JobSpec(compress="bf16")).density(5, 10) is None
+
+
+def test_a_mean_of_sparse_updates_keeps_its_length_and_single_updates_their_own() -> None:
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain() == math.sqrt(4)
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4, staleness=None)).gain() == 1.0
+    assert Plan.of(JobSpec(local_steps=8, workers=4)).gain() == 1.0
+    assert Plan.of(JobSpec(local_steps=8, workers=4, staleness=None)).gain() == 1 / 4
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4, outer_lr=0.7)).gain() == 0.7
+
+
+def test_auto_is_coded_as_topk_and_decides_on_the_density_alone() -> None:
+    plan = Plan.of(JobSpec(compress="auto"))
+    assert plan.auto and plan.compression == parse("topk:1%") and plan.warm_up(2000) == 0
+
+
+# -- auto ------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1_000, 10**9), st.integers(1, 64), st.floats(1e5, 1e10), st.floats(1e-3, 10.0), st.booleans()
+)
+def test_the_mildest_density_that_hides_is_chosen(
+    elements: int, workers: int, rate: float, compute_s: float, hidden: bool
+) -> None:
+    chosen = choose(elements, workers, rate, compute_s, hidden)
+    place = DENSITIES.index(chosen)
+    if place > 0:  # the next milder one would show
+        milder = exchange_s(DENSITIES[place - 1], elements, workers, rate)
+        assert milder > (0.8 if hidden else 0.1) * compute_s
+    if place < len(DENSITIES) - 1:
+        assert exchange_s(chosen, elements, workers, rate) <= compute_s
+
+
+def test_a_fast_link_sends_all_and_a_slow_one_little() -> None:
+    assert choose(10**6, 4, rate=1e9, compute_s=0.1, hidden=True) == 1.0
+    assert choose(25 * 10**6, 4, rate=12.5e6, compute_s=0.1, hidden=True) == 0.003
+    assert choose(10**9, 4, rate=1e6, compute_s=0.1, hidden=False) == DENSITIES[-1]
+
+
+def test_auto_decides_after_a_few_steps_and_then_now_and_then() -> None:
+    auto = Auto(10**6, 4, hidden=True, rate=1e9)
+    assert auto.density == FIRST
+    assert [auto.step(0.1) for _ in range(AFTER)] == [False] * (AFTER - 1) + [True]
+    assert auto.density == 1.0 and "the link takes 1000.0 MB/s" in auto.because
+    auto.rate = 1e5  # others use the link now
+    assert [auto.step(0.1) for _ in range(DECIDE_EVERY)][-1] is True
+    assert auto.density == DENSITIES[-1]
+
+
+def test_auto_stays_as_it_is_while_nothing_is_measured() -> None:
+    auto = Auto(10**6, 4, hidden=True)
+    assert not any(auto.step(0.1) for _ in range(100)) and auto.density == FIRST
