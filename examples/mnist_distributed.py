@@ -47,12 +47,10 @@ def network() -> nn.Module:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    right = sum(
-        int((model(x).argmax(1) == y).sum())
-        for x, y in zip(images.split(1000), labels.split(1000), strict=True)
-    )
-    return right / len(labels)
+def score(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean loss and accuracy."""
+    logits = torch.cat([model(x) for x in images.split(1000)])
+    return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
 
 
 def main() -> None:
@@ -102,8 +100,8 @@ def main() -> None:
             opt.step()
             zml.log(loss=loss)  # optional
         sched.step()
-        right = accuracy(model, test_images, test_labels)
-        print(f"epoch {epoch + 1}/{args.epochs}: test accuracy {right:.2%}", flush=True)
+        loss, right = score(model, test_images, test_labels)
+        print(f"epoch {epoch + 1}/{args.epochs}: test loss {loss:.4f}, accuracy {right:.2%}", flush=True)
     if args.save:
         zml.save(args.save)  # optional
 

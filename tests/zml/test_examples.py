@@ -99,7 +99,7 @@ def test_the_image_network_learns_and_says_what_it_learned_from(
 ) -> None:
     printed = first[MNIST][0]
     assert "a data set that this example does not know, 600 training and 100 test images" in printed
-    accuracies = [float(value) for value in re.findall(r"test accuracy ([\d.]+)%", printed)]
+    accuracies = [float(value) for value in re.findall(r"accuracy ([\d.]+)%", printed)]
     assert len(accuracies) == 3
     assert accuracies[2] > 90
 
