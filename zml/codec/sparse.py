@@ -56,11 +56,12 @@ class _Scratch:
         self.counts = np.zeros(2048, np.uint32)
         self.places = np.zeros(4096, np.int32)
         self.total = np.zeros(CHUNK, np.float32)
+        self.frame = np.zeros(frame_bound(CHUNK), np.uint8)
 
 
-def frame_bound(chunk: Chunk) -> int:
-    """No frame of this chunk has more bytes, whatever its codings are."""
-    return HEADER.size + 4 + 2 * chunk.size + 64 + 4 * chunk.size + 4 * (1 + chunk.size // 256)
+def frame_bound(size: int) -> int:
+    """No frame of a chunk with so many elements has more bytes, whatever its codings are."""
+    return HEADER.size + 4 + 2 * size + 64 + 4 * size + 4 * (1 + size // 256)
 
 
 class Table:
@@ -75,6 +76,8 @@ class Table:
         self.slices = np.array([0, len(self.members)] if self.elements else [0], np.int64)
         self.sizes = np.array([self.elements], np.int64)
         self.present = np.zeros(max(1, len(rows)), np.bool_)
+        self.wanted = np.zeros(1, np.int64)
+        self.floors = np.zeros(1, np.float32)  # of the last delta; a guess for the next
         self.row = np.array([(chunk.index, 0, 0, chunk.size, 0, len(rows))], np.int64)
         self.count_at = HEADER.size + 2 * (chunk.size - self.elements) + 1  # where a frame says its entries
 
@@ -115,11 +118,12 @@ class TopKPacker:
             for chunk, start in zip(self.chunks, self._starts, strict=True)
         }
         # Pages are touched when they are first written, and no density writes all of them.
-        self._out = np.empty(sum(map(frame_bound, self.chunks)), np.uint8)
+        self._out = np.empty(sum(frame_bound(chunk.size) for chunk in self.chunks), np.uint8)
         self._view = self._out.data
         self._size = 0  # bytes of the last pack; 0: there is nothing to take back
         self._decay = np.float32(1)
         self._phase = 0
+        self._floors = np.zeros(len(self._sizes), np.float32)
         self._gain = np.zeros(5, np.int64)
         self._squeeze = 0  # what the gain said before the last pack
 
@@ -158,6 +162,7 @@ class TopKPacker:
             self._members,
             self._sizes,
             wanted,
+            self._floors,
             self._absent,
             self._decay,
             self._phase,
@@ -282,7 +287,8 @@ class TopK:
     def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int) -> bytes:
         table, scratch = self.table(chunk), self.scratch
         table.row[0, 1] = base
-        out = np.empty(frame_bound(chunk), np.uint8)
+        table.wanted[0] = min(max(budget, 0), table.elements)
+        out = scratch.frame
         self._gain[:4] = 0
         size = self.kernels.pack(
             scratch.total,
@@ -293,7 +299,8 @@ class TopK:
             table.slices,
             table.members,
             table.sizes,
-            np.array([min(budget, table.elements)], np.int64),
+            table.wanted,
+            table.floors,
             table.present,
             np.float32(-1),  # w - p
             self._published,

@@ -13,6 +13,7 @@ from numba.np.arrayobj import make_array
 LANES = 16
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32 = ir.FloatType()
+BYTES = ir.IntType(8).as_pointer()
 VECTOR = ir.VectorType(F32, LANES)
 INTEGERS = ir.VectorType(I32, LANES)
 
@@ -94,6 +95,20 @@ def above16(_context: Any, e: Any, g: Any, at: Any, decay: Any, floor: Any) -> A
         return builder.zext(builder.bitcast(chosen, I16), I64)
 
     return types.uint64(e, g, types.int64, types.float32, types.float32), codegen
+
+
+@intrinsic
+def fetch(_context: Any, array: Any, at: Any) -> Any:
+    """Ask for the cache line of array[at], which may lie anywhere."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.bitcast(_at(context, builder, signature.args[0], args[0], args[1]), BYTES)
+        kind = ir.FunctionType(ir.VoidType(), [BYTES, I32, I32, I32])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [BYTES], kind)
+        builder.call(prefetch, [pointer, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
 
 
 @intrinsic

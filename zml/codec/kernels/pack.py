@@ -15,9 +15,10 @@ from numba import njit, types
 from .bits import sweep64, trailing_zeros
 from .frames import HEADER, add_body, put_frame, read_body, stays_finite
 from .reasons import OVERFLOW as _OVERFLOW
-from .threshold import NEVER, choose
+from .threshold import NEVER, TINY, choose, rank_of
 
 BLOCK = 4096
+_LOWER = np.float32(0.75)  # than the last threshold the next one will hardly be
 CHUNK = 65_536
 
 _F32 = types.float32[::1]
@@ -116,9 +117,46 @@ def _sweep(
     return n, stop
 
 
+@njit
+def _narrow(
+    total: Any,
+    segments: Any,
+    first: int,
+    last: int,
+    base: int,
+    wanted: int,
+    floor: Any,
+    pos: Any,
+    val: Any,
+    n: int,
+    kept: Any,
+    counts: Any,
+) -> Any:
+    """Of n entries that reach `floor`, or of all where they are too few, the `wanted` largest; and their least."""
+    if n < wanted and floor > TINY:
+        n, floor = 0, TINY
+        for s in range(first, last):
+            if segments[s, 2] >= 0:
+                for i in range(segments[s, 0], segments[s, 0] + segments[s, 1]):
+                    if abs(total[i]) >= TINY:
+                        pos[n] = i - base
+                        val[n] = total[i]
+                        n += 1
+    if n <= wanted:
+        return n, floor
+    floor = rank_of(val[:n], wanted, kept, counts)
+    many = 0
+    for i in range(n):
+        if abs(val[i]) >= floor and many < 2 * wanted + 16:  # where many are equal
+            pos[many] = pos[i]
+            val[many] = val[i]
+            many += 1
+    return many, floor
+
+
 @njit(
     types.int64(
-        _F32, _F32, _F32, _TABLE, _TABLE, _INTS, _INTS, _INTS, _INTS, types.boolean[::1],
+        _F32, _F32, _F32, _TABLE, _TABLE, _INTS, _INTS, _INTS, _INTS, _F32, types.boolean[::1],
         types.float32, types.int64, types.int64, types.int64, types.int64, types.boolean,
         _BYTES, _POSITIONS, _F32, _BYTES, types.uint32[::1], types.uint32[::1], types.int32[::1], _INTS,
     ),
@@ -135,6 +173,7 @@ def pack(
     members: Any,
     sizes: Any,
     wanted: Any,
+    floors: Any,
     absent: Any,
     decay: Any,
     phase: int,
@@ -154,16 +193,20 @@ def pack(
     """Frames of all chunks into `out`; returns their bytes, or -1 - parameter where one is not finite.
 
     total     becomes decay * residual + values - what was sent; it is `residual` itself, but where
-    exact     all elements are looked at for a threshold, and `residual` stays
+    exact     there is one chunk and at most one slice, of which the largest are found exactly; `residual` stays
     chunks    a row (index, version, base, size, first segment, last) each
     slices    where the segments of slice i begin in `members`; one more than there are slices
     sizes     of each slice, in elements; wanted: of them to be sent
+    floors    becomes the threshold of each slice; with `exact` it is what it was the last time, 0 the first time
     phase     moves the sample; gain[4]: whether LZ4 is worth trying beyond one chunk
     """
     slice_count = len(slices) - 1
-    floors = np.empty(slice_count, np.float32)
     room = np.empty(slice_count, np.int64)
     for i in range(slice_count):
+        if exact and wanted[i] > 0 and 0 < floors[i] < NEVER:
+            floors[i] = max(TINY, floors[i] * _LOWER)
+            room[i] = sizes[i]
+            continue
         floors[i] = NEVER
         if not absent[segments[members[slices[i]], 3]]:
             floors[i] = choose(
@@ -206,6 +249,10 @@ def pack(
                     absent, decay, pos, val, scratch,
                 )  # fmt: skip
             return -1 - segments[bad, 3]
+        if exact and slice_count:
+            n, floors[0] = _narrow(
+                total, segments, first, last, base, wanted[0], floors[0], pos, val, n, kept, counts
+            )
         probe = c == phase % len(chunks)
         if probe:
             tried, squeezed = gain[2], gain[3]

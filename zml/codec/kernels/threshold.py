@@ -4,8 +4,9 @@ A slice is what one tensor has in one bucket. Few lines of it tell a floor that 
 elements reach; then many lines (or all, and then the answer is exact) are looked at sixteen elements at a time,
 and only what reaches the floor is counted, by the bits of its magnitude, which order floats as they order integers.
 
-Samples are whole cache lines: one element costs as much as the sixteen around it. They are taken one from each
-stretch of equal length, at a place that a counter of packs moves, so that nothing periodic is seen wrongly for long.
+Samples are whole cache lines: one element costs as much as the sixteen around it; where many are needed they are
+runs of four, or the processor fetches the neighbours in vain. One is taken from each stretch of equal length, at a
+place that a counter of packs moves, so that nothing periodic is seen wrongly for long.
 """
 
 from typing import Any
@@ -13,23 +14,25 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .bits import above16, bits_of, float_of, trailing_zeros
+from .bits import above16, bits_of, fetch, float_of, trailing_zeros
 
 TINY = np.float32(2.0**-126)  # denormals wait in the residual until they are more
 NEVER = np.float32(np.inf)
 LINE = 16  # elements
+SMALL = 16_384  # elements of a slice that is always looked at as a whole
 COARSE = 128  # lines that tell the floor
-HITS = 256  # kept elements that a sample should have
-MOST = 262_144  # elements of a sample
+AHEAD = 24  # lines that are asked for before they are needed
 BINS = 2048
 
 
 @njit
-def _mix(a: int, b: int) -> int:
-    """A number below 2**31 that looks random (splitmix64)."""
-    x = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(b) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0x94D049BB133111EB)
-    return np.int64((x ^ (x >> np.uint64(31))) >> np.uint64(33))
+def _place(turn: int, stride: int, phase: int) -> int:
+    """A place in this stretch of `stride` places, one that looks random (the multiplier of MurmurHash's finisher)."""
+    if stride == 1:
+        return turn
+    x = (np.uint64(turn) + np.uint64(phase) * np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xFF51AFD7ED558CCD)
+    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return turn * stride + np.int64(((x >> np.uint64(33)) * np.uint64(stride)) >> np.uint64(31))
 
 
 @njit
@@ -62,11 +65,11 @@ def _find(kept: Any, n: int, rank: int, counts: Any) -> int:
 
 
 @njit
-def _lines(segments: Any, members: Any, a: int, b: int) -> int:
-    total = 0
-    for m in range(a, b):
-        total += segments[members[m], 1] // LINE
-    return total
+def rank_of(val: Any, rank: int, kept: Any, counts: Any) -> Any:
+    """The rank-th largest magnitude of val, from 1."""
+    for i in range(len(val)):
+        kept[i] = bits_of(val[i]) & 0x7FFF_FFFF
+    return float_of(_find(kept, len(val), rank, counts))
 
 
 @njit
@@ -80,29 +83,35 @@ def _collect(
     decay: Any,
     floor: Any,
     stride: int,
+    run: int,
     phase: int,
     kept: Any,
 ) -> int:
-    """The magnitudes >= floor in one line of each `stride` (1: all elements) into `kept`; how many."""
-    found, room = 0, len(kept) - LINE
-    skip = _mix(phase, a) % stride if stride > 1 else 0  # lines until the next one that is looked at
-    turn = 0
+    """The magnitudes >= floor into `kept`, and how many: of `run` lines in each `stride` runs, or (1) of all."""
+    found, room, width = 0, len(kept) - LINE, run * LINE
+    turn, passed = 0, 0  # the stretch that is looked at, and runs of former segments
     for m in range(a, b):
         start, size = segments[members[m], 0], segments[members[m], 1]
-        lines = size // LINE
-        line = skip
-        while line < lines:
-            at = start + line * LINE
-            mask = above16(residual, values, at, decay, floor)
-            while mask and found < room:
-                kept[found] = _magnitude(values, residual, at + trailing_zeros(mask), decay)
-                mask &= mask - np.uint64(1)
-                found += 1
+        runs = size // width
+        place = _place(turn, stride, phase) - passed
+        while place < runs:
+            if stride > 1:
+                ahead = start + (_place(turn + AHEAD, stride, phase) - passed) * width
+                for at in range(ahead, ahead + width, LINE):
+                    fetch(values, at)
+                    fetch(residual, at)
+            for at in range(start + place * width, start + (place + 1) * width, LINE):
+                mask = above16(residual, values, at, decay, floor)
+                while mask and found < room:
+                    kept[found] = _magnitude(values, residual, at + trailing_zeros(mask), decay)
+                    mask &= mask - np.uint64(1)
+                    found += 1
             turn += 1
-            line = line + 1 if stride == 1 else line + 1 + _mix(phase + turn, a) % (2 * stride - 1)
-        skip = line - lines
+            place = _place(turn, stride, phase) - passed
+        passed += runs
         if stride == 1:
-            for at in range(start + lines * LINE, start + size):
+            turn = passed
+            for at in range(start + runs * width, start + size):
                 bits = _magnitude(values, residual, at, decay)
                 if bits >= bits_of(floor) and found < room:
                     kept[found] = bits
@@ -131,23 +140,26 @@ def choose(
         return NEVER
     if wanted >= size:
         return TINY
-    lines = _lines(segments, members, a, b)
-    stride = 1
-    if not exact and size > 16_384:
-        sample = min(max(HITS * size // wanted, 8_192), MOST)
-        stride = max(1, size // sample)
-    floor = TINY
-    if lines > 4 * COARSE:
-        coarse = lines // COARSE
-        found = _collect(values, residual, segments, members, a, b, decay, TINY, coarse, phase, kept)
+    floor, stride, run = TINY, 1, 1
+    if not exact and size > SMALL:
+        # Enough kept elements in the sample where that is cheap; fewer where it would be a large part of all.
+        stride = wanted // 256
+        if stride < 16:
+            stride = min(16, wanted // 128)
+        if stride < 8:
+            stride = max(1, min(8, wanted // 48))
+        run = 4 if 1 < stride <= 32 else 1
+    if size > 4 * COARSE * LINE:
+        coarse = size // (COARSE * LINE)
+        found = _collect(values, residual, segments, members, a, b, decay, TINY, coarse, 1, phase, kept)
         expected = 3.0 * COARSE * LINE * wanted / size
         rank = np.int64(expected + 4 * np.sqrt(expected)) + 8
         if rank < found:
             floor = max(TINY, float_of(_find(kept, found, rank, counts)))
-    found = _collect(values, residual, segments, members, a, b, decay, floor, stride, phase, kept)
-    rank = wanted if stride == 1 else max(1, (wanted + stride // 2) // stride)
+    found = _collect(values, residual, segments, members, a, b, decay, floor, stride, run, phase, kept)
+    rank = (wanted + stride // 2) // stride
     if found < rank and floor > TINY:
-        found = _collect(values, residual, segments, members, a, b, decay, TINY, stride, phase, kept)
+        found = _collect(values, residual, segments, members, a, b, decay, TINY, stride, run, phase, kept)
     if found < rank:
         return TINY
     return max(TINY, float_of(_find(kept, found, rank, counts)))
