@@ -38,7 +38,7 @@ TINY = np.float32(np.finfo(np.float32).tiny)
 Spans = NDArray[np.int64]
 Sums = NDArray[np.float32]
 Counts = NDArray[np.int64]
-Update = Callable[[Spans, Sums], Counts]
+Update = Callable[[Spans, Sums, Counts], None]
 
 _f = np.float32
 _numba: Any = numba  # its own annotations stop where the compiler begins
@@ -73,15 +73,16 @@ def _floats(_typing: Any, _address: Any) -> Any:
 
 
 @_inline
-def _set(_typing: Any, _address: Any) -> Any:
-    """How many of the LINE elements there are not zero."""
+def _any_set(_typing: Any, _address: Any) -> Any:
+    """1 if one of the LINE elements there is not zero, else 0."""
 
     def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         line = builder.load(builder.inttoptr(arguments[0], _VECTOR.as_pointer()), align=4)
         mask = builder.bitcast(
             builder.fcmp_unordered("!=", line, ir.Constant(_VECTOR, None)), ir.IntType(LINE)
         )
-        return builder.zext(builder.ctpop(mask), ir.IntType(64))
+        found = builder.icmp_unsigned("!=", mask, ir.Constant(ir.IntType(LINE), 0))
+        return builder.zext(found, ir.IntType(64))
 
     return _types.int64(_types.int64), code
 
@@ -116,59 +117,43 @@ def _add_line(_typing: Any, _w: Any, _sums: Any, _factor: Any) -> Any:
     return _types.void(_types.int64, _types.int64, _types.float32), code
 
 
-# -- kernels; each says in `found` how many of a span's sums are not zero ------------------------------------
+# -- kernels ---------------------------------------------------------------------------------------------
 
 
-@_kernel("int64(float32[::1],int64,int64,int64[::1])")
-def _find(sums: Any, at: Any, size: Any, touched: Any) -> Any:
-    """The lines of a span with an element that is not zero, into touched[1:]; how many of them, in touched[0]."""
-    address, found, count = sums.ctypes.data + 4 * at, 0, 0
-    for line in range(size // LINE):
-        touched[1 + count] = line
-        here = _set(address + 4 * LINE * line)
-        count += here > 0
-        found += here
-    for i in range(at + size // LINE * LINE, at + size):
-        found += sums[i] != 0
-    touched[0] = count
-    return found
-
-
-@_kernel("void(int64[:,::1],float32[::1],float32,int64[::1],int64[::1])")
-def _add(spans: Any, sums: Any, factor: Any, found: Any, touched: Any) -> None:
+@_kernel("void(int64[:,::1],float32[::1],int64[::1],float32,int64[::1])")
+def _add(spans: Any, sums: Any, entries: Any, factor: Any, touched: Any) -> None:
     """w += factor * sums. Where few lines of w change, the others are not even read."""
     for row in range(spans.shape[0]):
         at, size, w_at = spans[row, AT], spans[row, SIZE], spans[row, W]
-        found[row] = _find(sums, at, size, touched)
-        lines, count, first = size // LINE, touched[0], 0
-        if count <= SPARSE * lines:
-            sums_at = sums.ctypes.data + 4 * at
-            for index in range(1, 1 + count):
-                _prefetch(
-                    w_at + 4 * LINE * touched[index + AHEAD]
-                )  # the last ones are of no use, and no harm
-                line = touched[index]
-                _add_line(w_at + 4 * LINE * line, sums_at + 4 * LINE * line, factor)
-            first = lines * LINE
         w, g = _numba.carray(_floats(w_at), size), sums[at : at + size]
-        for i in range(first, size):
+        lines, count = size // LINE, 0
+        if entries[row] > SPARSE * lines:
+            for i in range(size):
+                w[i] += factor * g[i]
+            continue
+        sums_at = sums.ctypes.data + 4 * at
+        for line in range(lines):
+            touched[count] = line
+            count += _any_set(sums_at + 4 * LINE * line)
+        for index in range(count):
+            _prefetch(w_at + 4 * LINE * touched[index + AHEAD])  # the last ones are of no use, and no harm
+            line = touched[index]
+            _add_line(w_at + 4 * LINE * line, sums_at + 4 * LINE * line, factor)
+        for i in range(lines * LINE, size):
             w[i] += factor * g[i]
 
 
-@_kernel("void(int64[:,::1],float32[::1],float32,float32,int64[::1],int64[::1])")
-def _decay_add(spans: Any, sums: Any, keep: Any, factor: Any, found: Any, touched: Any) -> None:
+@_kernel("void(int64[:,::1],float32[::1],float32,float32)")
+def _decay_add(spans: Any, sums: Any, keep: Any, factor: Any) -> None:
     """w = keep * w + factor * sums."""
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        found[row] = _find(sums, at, size, touched)
         w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
         for i in range(size):
             w[i] = keep * w[i] + factor * g[i]
 
 
-@_kernel(
-    "void(int64[:,::1],float32[::1],float32,float32,float32,float32,float32,float32,float32,int64[::1],int64[::1])"
-)
+@_kernel("void(int64[:,::1],float32[::1],float32,float32,float32,float32,float32,float32,float32)")
 def _momentum(
     spans: Any,
     sums: Any,
@@ -179,13 +164,10 @@ def _momentum(
     direct: Any,
     through: Any,
     lr: Any,
-    found: Any,
-    touched: Any,
 ) -> None:
     """g = scale * sums + decay * w;  b = momentum * b + fresh * g;  w -= lr * (direct * g + through * b)."""
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        found[row] = _find(sums, at, size, touched)
         w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
         b = _numba.carray(_floats(spans[row, FIRST]), size)
         for i in range(size):
@@ -196,9 +178,7 @@ def _momentum(
             w[i] -= lr * (direct * x + through * y)
 
 
-@_kernel(
-    "void(int64[:,::1],float32[::1],float32,float64,float64,float64,float32,float32,float32,int64[::1],int64[::1])"
-)
+@_kernel("void(int64[:,::1],float32[::1],float32,float64,float64,float64,float32,float32,float32)")
 def _adam(
     spans: Any,
     sums: Any,
@@ -209,14 +189,11 @@ def _adam(
     eps: Any,
     keep: Any,
     decay: Any,
-    found: Any,
-    touched: Any,
 ) -> None:
     """g = scale * sums + decay * w;  w *= keep;  then Kingma & Ba 2015, Alg. 1, with torch's place of eps."""
     old2, fresh1, fresh2 = _f(beta2), _f(1.0 - beta1), _f(1.0 - beta2)
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        found[row] = _find(sums, at, size, touched)
         w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
         m = _numba.carray(_floats(spans[row, FIRST]), size)
         v = _numba.carray(_floats(spans[row, SECOND]), size)
@@ -242,7 +219,8 @@ def update(optimizer: str, hyper: Hyper, workers: int) -> Update:
     """One step of spans with the sums of so many workers' gradients, divided by their number.
 
     The optimizer is one of which `optim.fused_state` says what state the spans must have. What comes back changes
-    w and the state in place, only reads the sums, and returns for each span how many of its sums are not zero.
+    w and the state in place, and only reads the sums. With each span it is told about how many of the sums are not
+    zero: where few are, a plain addition does not read all of w.
     """
     scale = (-1.0 if hyper["maximize"] else 1.0) / workers
     lr, decay = _number(hyper, "lr"), _number(hyper, "weight_decay")
@@ -251,26 +229,24 @@ def update(optimizer: str, hyper: Hyper, workers: int) -> Update:
         if momentum:
             direct, through = (1.0, momentum) if hyper["nesterov"] else (0.0, 1.0)
             fresh = 1.0 - _number(hyper, "dampening")
-            return _bind(_momentum, scale, decay, momentum, fresh, direct, through, lr)
+            return _dense(_momentum, scale, decay, momentum, fresh, direct, through, lr)
         if decay:
-            return _bind(_decay_add, 1.0 - lr * decay, -lr * scale)
-        return _bind(_add, -lr * scale)
+            return _dense(_decay_add, 1.0 - lr * decay, -lr * scale)
+        return _sparse(-lr * scale)
     betas = hyper["betas"]
     assert isinstance(betas, tuple)
     decoupled = bool(hyper["decoupled_weight_decay"])
     keep, coupled = (1.0 - lr * decay, 0.0) if decoupled else (1.0, decay)
-    return _bind(_adam, scale, lr, *betas, _number(hyper, "eps"), keep, coupled)
+    return _dense(_adam, scale, lr, *betas, _number(hyper, "eps"), keep, coupled)
 
 
-def _bind(kernel: Any, *numbers: float) -> Update:
-    touched = np.zeros(1 + CHUNK // LINE + AHEAD, dtype=np.int64)
+def _dense(kernel: Any, *numbers: float) -> Update:
+    return lambda spans, sums, entries: kernel(spans, sums, *numbers)
 
-    def run(spans: Spans, sums: Sums) -> Counts:
-        found = np.empty(len(spans), dtype=np.int64)
-        kernel(spans, sums, *numbers, found, touched)
-        return found
 
-    return run
+def _sparse(factor: float) -> Update:
+    touched = np.zeros(CHUNK // LINE + AHEAD, dtype=np.int64)
+    return lambda spans, sums, entries: _add(spans, sums, entries, factor, touched)
 
 
 def _number(hyper: Hyper, name: str) -> float:

@@ -12,6 +12,7 @@ One thread owns a store.
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,8 @@ class Store:
 
             self._sums = Sums(codec, [held.chunk for held in self._trained])
             self._batch = torch.empty(AT_ONCE * CHUNK)
+            self._batches = _batches(self._trained)
+            self._tables: dict[int, tuple[tuple[NDArray[np.int64], ...], NDArray[np.int64]]] = {}
 
     def _hold(self, chunk: Chunk, at: int) -> _Held:
         body = at + ALIGNMENT  # the header ends where the aligned body begins
@@ -216,25 +219,31 @@ class Store:
         if not given:
             return  # every parameter is absent from every step: no update, no new version
         total = self._add(held.chunk, given, missing)
-        nowhere = frozenset.intersection(*missing)
-        spans = None if update is None else _rule(held).spans(hyper, nowhere)
-        if update is None or spans is None:
-            self._apply_torch(held, total, len(steps), hyper, nowhere)
-        else:
-            self._moved(held, hyper, int(update(spans, total.numpy()).sum()))
+        self._update(held, total, len(steps), hyper, update, frozenset.intersection(*missing))
 
-    def _apply_torch(
-        self, held: _Held, total: Tensor, workers: int, hyper: Hyper, absent: frozenset[int] = frozenset()
+    def _update(
+        self,
+        held: _Held,
+        total: Tensor,
+        workers: int,
+        hyper: Hyper,
+        update: Update | None,
+        absent: frozenset[int] = frozenset(),
     ) -> None:
+        """One chunk's step, given the sum of the workers' gradients, which may be used up."""
         moved = 0 if self.codec.lossless else int(torch.count_nonzero(total))
-        if workers > 1:
-            total = torch.div(total, workers, out=self._sum[: held.chunk.size])
-        _rule(held).step(total, hyper, absent)
+        spans = None if update is None else _rule(held).spans(hyper, absent)
+        if update is not None and spans is not None:
+            update(spans, total.numpy(), np.full(len(spans), moved))
+        else:
+            if workers > 1:
+                total = torch.div(total, workers, out=self._sum[: held.chunk.size])
+            _rule(held).step(total, hyper, absent)
         self._moved(held, hyper, moved)
 
     def _apply_sums(self, sums: Sums, steps: Sequence[_Step], hypers: Sequence[Hyper]) -> None:
         """The same, a few chunks at once."""
-        from .fused import AT, update
+        from .fused import update
 
         name, workers = self.spec.name, len(steps)
         updates = [
@@ -243,33 +252,37 @@ class Store:
         frames = np.stack([step.rows for step in steps], axis=1)
         partial = [step.absent for step in steps if step.absent]
         total = self._batch.numpy()
-        for first in range(0, len(self._trained), AT_ONCE):
-            batch = self._trained[first : first + AT_ONCE]
-            sums.take(first, first + len(batch), frames, total)
-            together: dict[int, list[tuple[_Held, NDArray[np.int64]]]] = {}  # by group
+        for place, last in self._batches:
+            batch = self._trained[place:last]
+            group = batch[0].chunk.group
+            hyper, fused = hypers[group], updates[group]
+            entries = sums.take(place, last, frames, total)
+            if fused is not None and not partial:
+                parts = [_rule(held).spans(hyper) for held in batch]
+                if (table := self._table(place, parts)) is not None:
+                    fused(table, total, entries)
+                    for held, count in zip(batch, entries.tolist(), strict=True):
+                        self._moved(held, hyper, count)
+                    continue
             for slot, held in enumerate(batch):
-                group = held.chunk.group
-                hyper, fused = hypers[group], updates[group]
                 if any(not absent.isdisjoint(held.parameters) for absent in partial):
                     self._apply(held, steps, hyper, fused)
                     continue
-                spans = None if fused is None else _rule(held).spans(hyper)
-                if spans is None:
-                    values = self._batch[slot * CHUNK : slot * CHUNK + held.chunk.size]
-                    self._apply_torch(held, values, workers, hyper)
-                    continue
-                if slot:
-                    spans = spans.copy()
-                    spans[:, AT] += slot * CHUNK
-                together.setdefault(group, []).append((held, spans))
-            for group, parts in together.items():
-                fused = updates[group]
-                assert fused is not None
-                found = fused(np.concatenate([spans for _, spans in parts]), total).tolist()
-                row = 0
-                for held, spans in parts:
-                    self._moved(held, hypers[group], sum(found[row : row + len(spans)]))
-                    row += len(spans)
+                values = self._batch[slot * CHUNK : slot * CHUNK + held.chunk.size]
+                self._update(held, values, workers, hyper, fused)
+
+    def _table(self, place: int, parts: list[NDArray[np.int64] | None]) -> NDArray[np.int64] | None:
+        """The spans of a batch in one table, if each of its chunks has one span. Mostly they are those of before."""
+        known, table = self._tables.get(place, ((), None))
+        if len(known) == len(parts) and all(map(operator.is_, known, parts)):
+            return table
+        spans = [part for part in parts if part is not None and len(part) == 1]
+        if len(spans) < len(parts):
+            return None
+        table = np.concatenate(spans)
+        table[:, 0] += CHUNK * np.arange(len(table))
+        self._tables[place] = (tuple(spans), table)
+        return table
 
     def _moved(self, held: _Held, hyper: Hyper, elements: int) -> None:
         held.budget += elements if adds(self.spec.name, hyper) else MORE * elements + LEAST
@@ -370,6 +383,17 @@ class Store:
         if held is None:
             raise BadFrame(f"chunk {chunk} is not held here")
         return held
+
+
+def _batches(trained: Sequence[_Held]) -> list[tuple[int, int]]:
+    """Neighbours of one group, AT_ONCE of them: the places where a batch begins and ends."""
+    found: list[tuple[int, int]] = []
+    for place, held in enumerate(trained):
+        if found and found[-1][0] > place - AT_ONCE and trained[place - 1].chunk.group == held.chunk.group:
+            found[-1] = (found[-1][0], place + 1)
+        else:
+            found.append((place, place + 1))
+    return found
 
 
 def _rule(held: _Held) -> UpdateRule:

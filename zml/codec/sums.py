@@ -12,13 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from ..layout import CHUNK, Chunk
-from . import kernels
+from .compiled import carray, compiled, inline, types
 from .frame import Buffer
 from .kernels.frames import HEADER, add_body, read_body
 from .sparse import TopK
@@ -27,9 +25,7 @@ ADDRESS, BYTES = 0, 1  # columns of a frame's row; (0, 0) where there is no fram
 
 Rows = NDArray[np.int64]
 
-_numba: Any = numba
-_types: Any = numba.core.types
-_F32, _INTS = _types.float32[::1], _types.int64[:, ::1]
+_F32, _INTS = types.float32[::1], types.int64[:, ::1]
 
 
 class Sums:
@@ -53,36 +49,53 @@ class Sums:
         address: int = np.frombuffer(frame, np.uint8).__array_interface__["data"][0]
         return address, len(frame)
 
-    def take(self, first: int, last: int, frames: Rows, out: NDArray[np.float32]) -> None:
-        """Set out[i * CHUNK:] to the sum for the i-th of chunks[first:last]: of frames[first + i], row by row."""
+    def take(self, first: int, last: int, frames: Rows, out: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Set out[i * CHUNK:] to the sum for the i-th of chunks[first:last]: of frames[first + i], row by row.
+
+        Returns how many entries each sum has; elements of vectors are none.
+        """
         assert frames.shape[0] == len(self._chunks) and frames.shape[2] == 2
         assert len(out) >= (last - first) * CHUNK
-        scratch = self._scratch
+        scratch, entries = self._scratch, np.zeros(last - first, np.int64)
         _sum(
             frames[first:last],
             self._chunks[first:last],
             self._segments,
             out,
+            entries,
             scratch.pos,
             scratch.val,
             scratch.bytes,
         )
+        return entries
 
 
 # -- the kernel --------------------------------------------------------------------------------------------
 
 
-@intrinsic
+@inline
 def _bytes(_typing: Any, _address: Any) -> Any:
     """A pointer to bytes."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return _types.CPointer(_types.uint8)(_types.int64), code
+    return types.CPointer(types.uint8)(types.int64), code
 
 
-def _sum_frames(frames: Any, chunks: Any, segments: Any, sums: Any, pos: Any, val: Any, scratch: Any) -> None:
+@compiled(
+    types.int64[:, :, ::1],
+    _INTS,
+    _INTS,
+    _F32,
+    types.int64[::1],
+    types.uint16[::1],
+    _F32,
+    types.uint8[::1],
+)
+def _sum(
+    frames: Any, chunks: Any, segments: Any, sums: Any, entries: Any, pos: Any, val: Any, scratch: Any
+) -> None:
     for c in range(len(chunks)):
         size, first, last = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         out = sums[c * CHUNK : c * CHUNK + size]
@@ -91,23 +104,8 @@ def _sum_frames(frames: Any, chunks: Any, segments: Any, sums: Any, pos: Any, va
             length = frames[c, f, BYTES]
             if length < HEADER:
                 continue
-            data = _numba.carray(_bytes(frames[c, f, ADDRESS]), length)
+            data = carray(_bytes(frames[c, f, ADDRESS]), length)
             n = read_body(data, HEADER, length, size, segments, first, last, 0, pos, val, scratch)
             if n >= 0:
+                entries[c] += n
                 add_body(data, HEADER, segments, first, last, 0, pos, val, n, out)
-
-
-def _compile() -> Any:
-    # With the cache of the kernels it calls: numba does not see by itself that one of those has changed.
-    folder = kernels._folder(numba.__version__)
-    signature = _types.void(
-        _types.int64[:, :, ::1], _INTS, _INTS, _F32, _types.uint16[::1], _F32, _types.uint8[::1]
-    )
-    before, _numba.config.CACHE_DIR = _numba.config.CACHE_DIR, str(folder)
-    try:
-        return _numba.njit(signature, nogil=True, cache=True)(_sum_frames)
-    finally:
-        _numba.config.CACHE_DIR = before
-
-
-_sum: Any = _compile()
