@@ -30,7 +30,21 @@ NOT_IN_SCHEDULER = {
 }
 THIRD_PARTY_IN_TRANSPORT = {"lz4", "msgpack", "msgspec", "structlog", "uvloop", "zmq"}
 MAY_IMPORT_ZMQ = {"zml.transport.endpoint", "zml.transport.auth"}
-COMPUTES = {"zml.layout", "zml.optim", "zml.store"}  # and zml.codec.*
+COMPUTES = {
+    "zml.auto",
+    "zml.binding",
+    "zml.compression",
+    "zml.fused",
+    "zml.hyper",
+    "zml.layout",
+    "zml.optim",
+    "zml.outbox",
+    "zml.pages",
+    "zml.plan",
+    "zml.replica",
+    "zml.store",
+    "zml.timeline",
+}  # and zml.codec.*
 TALKS = ("asyncio", "uvloop", "zmq", "zml.transport")
 COORDINATES = {
     "zml",
@@ -38,6 +52,7 @@ COORDINATES = {
     "zml.agent",
     "zml.board",
     "zml.cli",
+    "zml.compression",
     "zml.config",
     "zml.console",
     "zml.coordinator",
@@ -50,12 +65,14 @@ COORDINATES = {
     "zml.logs",
     "zml.messages",
     "zml.observe",
+    "zml.plan",
     "zml.report",
     "zml.rundir",
     "zml.runner",
     "zml.script",
     "zml.seat",
     "zml.status",
+    "zml.timeline",
 }  # and zml.launch.*
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}

@@ -151,6 +151,10 @@ class Hooks:
         self.traffic.end()
         self.stepped()
 
+    def finish(self) -> None:
+        """The script has made its last step."""
+        self.flush()
+
     def flush(self) -> None:
         """Every step that the script has made counts, and the model holds what followed from it."""
         self.traffic.drain()

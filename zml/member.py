@@ -149,7 +149,8 @@ class Member:
             yield epoch
             if self.loader is not None:
                 self.loader.finish()
-        self.flush()
+        if self.hooks is not None:
+            self.hooks.finish()
         self._report()
         if self.draining:
             self.save(Path(self.seat.run_dir, "drained.safetensors"))
@@ -224,6 +225,8 @@ class Member:
         self._rest_until(clock)
         self.rested_at = rested_at
         traffic.pull(clock + (self.staleness or 0))
+        if self.ledger_epoch == self.epochs_wanted - 1 and self.hooks is not None:
+            self.hooks.finish()  # what the script evaluates after its last epoch is what it will save
 
     def _rest(self, *, longer: bool) -> None:
         """Nobody shall wait for a worker that has no batch. `longer`: other workers may go on from where it rests."""

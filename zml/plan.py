@@ -58,15 +58,17 @@ class Plan:
     def gain(self) -> float:
         """What the shards multiply a mean update, or with a staleness bound each update, with, unless told.
 
-        The mean of W sparse updates, of which each has chosen other elements, is shorter than each of them by about
-        sqrt(W), which is made good (a norm-preserving merge). Updates that are applied one by one at their full
-        length go further the more workers there are; with local steps they would go too far.
+        The mean of W sparse updates, of which each has chosen other elements and whose momentum was cut short, moves
+        less than each of them by about sqrt(W), which is made good (a norm-preserving merge; measured, see README).
+        Updates that are applied one by one at their full length go further the more workers there are; with local
+        steps they would go too far.
         """
         if self.outer_lr is not None:
             return self.outer_lr
-        if self.overlap:
-            return 1.0 / self.workers if self.local_steps > 1 else 1.0
-        return math.sqrt(self.workers) if self.compression.sparse and self.local_steps == 1 else 1.0
+        if self.overlap and self.local_steps == 1:
+            return 1.0
+        merged = math.sqrt(self.workers) if self.compression.sparse else 1.0
+        return merged / self.workers if self.overlap else merged
 
     def warm_up(self, exchanges: int) -> int:
         """Over how many of all exchanges the density falls."""

@@ -84,6 +84,7 @@ class Traffic:
         self.pages = Pages(8 * sum(len(values) for values in self.values.values()))
         self.clock = 0
         self.warm_up = 0  # exchanges
+        self.everything = False  # no step follows: nothing shall wait in a residual any more
         self.auto: Auto | None = None
         if plan.auto:
             self.auto = Auto(layout.size, plan.workers, hidden=plan.overlap)
@@ -94,6 +95,8 @@ class Traffic:
     @property
     def density(self) -> float | None:
         """The part of the elements that leaves at this clock; None for codecs that send all."""
+        if self.everything and self.plan.compression.sparse:
+            return 1.0
         if self.auto is not None:
             return self.auto.density
         return self.plan.density(self.clock, self.warm_up)

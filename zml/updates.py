@@ -138,6 +138,13 @@ class Updates:
                     else:
                         momentum[torch.unravel_index(inside, momentum.shape)] = 0
 
+    def finish(self) -> None:
+        """The script has made its last step: what still waits in the residual leaves, all of it."""
+        if self.residual and not self.traffic.everything:
+            self.traffic.everything = True
+            self._exchange()
+        self.flush()
+
     def flush(self) -> None:
         """Every step that the script has made counts, and the model holds what followed from it."""
         if self.inner:

@@ -37,13 +37,37 @@ def test_two_synchronous_runs_of_three_workers_give_the_same_bits(place: Playgro
     assert same_model(place.folder / "one.safetensors", place.folder / "two.safetensors")
 
 
-@pytest.mark.parametrize("mode", [["--staleness", "2"], ["--async"], ["--compress", "bf16"]])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ["--staleness", "2"],
+        ["--async"],
+        ["--compress", "bf16"],
+        ["--compress", "topk:5%"],
+        ["--compress", "topk:5%:2bit", "--staleness", "1", "--local-steps", "5"],
+        ["--compress", "topk:5%", "--async", "--optimizer-on", "shard"],
+        ["--compress", "auto", "--async"],
+    ],
+    ids=" ".join,
+)
 def test_every_mode_trains_every_batch_once(place: Playground, mode: list[str]) -> None:
     code, text = place.run("run", "-w", "2", "-p", "2", *mode, "train.py", "--epochs", "2")
     assert code == 0, text
     steps = [int(place.script_lines(f"w{rank}").rpartition("steps ")[2].split()[0]) for rank in range(2)]
     assert sum(steps) == 2 * 24
     assert place.status()["samples"] == 2 * 192
+
+
+def test_two_sparse_synchronous_runs_give_the_same_bits_and_little_traffic(place: Playground) -> None:
+    for name in ("one", "two"):
+        code, text = place.run(
+            *("run", "-w", "3", "-p", "2", "--compress", "topk:2%", "train.py"),
+            *("--save", f"{name}.safetensors", "--epochs", "1"),
+        )
+        assert code == 0, text
+    assert same_model(place.folder / "one.safetensors", place.folder / "two.safetensors")
+    code, text = place.run("timeline", "--worker", "w1", "--last", "3")
+    assert code == 0 and "w1: " in text and "w0: " not in text and "|c" in text, text
 
 
 def test_ctrl_c_drains_saves_and_leaves_nothing_behind(place: Playground) -> None:

@@ -43,6 +43,8 @@ def test_the_warm_up_is_a_twentieth_of_the_run_unless_told() -> None:
 def test_a_mean_of_sparse_updates_keeps_its_length_and_single_updates_their_own() -> None:
     assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain() == math.sqrt(4)
     assert Plan.of(JobSpec(compress="topk:1%", workers=4, staleness=None)).gain() == 1.0
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4, local_steps=8)).gain() == 2.0
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4, local_steps=8, staleness=2)).gain() == 0.5
     assert Plan.of(JobSpec(local_steps=8, workers=4)).gain() == 1.0
     assert Plan.of(JobSpec(local_steps=8, workers=4, staleness=None)).gain() == 1 / 4
     assert Plan.of(JobSpec(compress="topk:1%", workers=4, outer_lr=0.7)).gain() == 0.7

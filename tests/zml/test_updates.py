@@ -188,3 +188,38 @@ def test_a_thawed_parameter_is_refused(io: IoThread) -> None:
     twin.model[0].weight.requires_grad_(True)
     with pytest.raises(ZmlError, match=r"0\.weight has a gradient"):
         twin.train(1)
+
+
+def test_what_waits_in_the_residual_leaves_when_the_script_is_done(io: IoThread) -> None:
+    twin = Twin(io, compress="topk:5%:fp32", warm_up_steps=0)
+    twin.train(6)
+    waiting = sum(float(residual.abs().sum()) for residual in twin.updates.residual.values())
+    twin.updates.finish()
+    left = sum(float(residual.abs().sum()) for residual in twin.updates.residual.values())
+    assert waiting > 0.01 and left < 1e-3 * waiting, (waiting, left)
+    held = torch.cat([twin.traffic.replica.held(chunk) for chunk in range(len(twin.traffic.layout.chunks))])
+    model = torch.cat([p.detach().flatten() for p in twin.model.parameters()])
+    assert torch.equal(held, model), "and the model is what was published"
+
+
+def test_what_has_not_left_yet_acts_at_home_and_is_not_in_what_is_saved(io: IoThread) -> None:
+    twin = Twin(io, compress="topk:5%", warm_up_steps=0)
+    twin.train(3)
+    chunk, residual = max(twin.updates.residual.items(), key=lambda pair: float(pair[1].abs().sum()))
+    here = torch.empty(len(residual))
+    twin.traffic.binding.read(chunk, here)
+    published = twin.traffic.replica.held(chunk)
+    assert float(residual.abs().sum()) > 0 and torch.equal(here, published - residual)
+    twin.updates.flush()
+    twin.traffic.binding.read(chunk, here)
+    assert torch.equal(here, published)
+
+
+def test_momentum_that_has_left_begins_anew(io: IoThread) -> None:
+    twin = Twin(io, compress="topk:5%", warm_up_steps=0)
+    twin.train(2)
+    weight = twin.model[2].weight
+    momentum = twin.optimizer.state[weight]["momentum_buffer"]
+    before = int((momentum == 0).sum())
+    assert 1 <= before <= momentum.numel() // 4, "some of it, of the elements that the last frame held"
+    assert int((twin.optimizer.state[twin.model[2].bias]["momentum_buffer"] == 0).sum()) == 0
