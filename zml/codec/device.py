@@ -1,0 +1,334 @@
+"""`topk` for a bucket whose gradients live on a GPU: what stays behind never leaves the device.
+
+The residual is added, the threshold found and the entries picked there, in whole-bucket torch operations and with one
+wait; the host gets positions and values of the entries, and vectors, a tenth of a byte per element at 1 %. It writes
+the frames of the CPU's packer, with the same kernel, and sends back what is left of those elements. So the two packers
+differ in the sample that tells a threshold, and in nothing else: the same thresholds give the same frames.
+
+Written for any torch device; it waits where torch's own operations wait. Where a frame may hold every element of a
+chunk (from a quarter on), the chunk's values are copied as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..layout import Chunk
+from .compiled import compiled, types
+from .dense import NonFinite
+from .frame import HEADER, Kind
+from .kernels.frames import put_frame, vector_elements
+from .kernels.indices import DENSE
+from .kernels.values import BITS
+from .sparse import LINE, TopK, frame_bound
+
+HITS = 256  # kept elements that a sample should have
+LEAST, MOST = 16_384, 262_144  # elements of a sample
+TINY = 2.0**-126  # denormals wait in the residual until they are more
+MIX = 0x9E3779B1  # moves the sample from pack to pack
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+_hosts: WeakKeyDictionary[TopK, Floats] = WeakKeyDictionary()  # of each codec, for the largest of its buckets
+
+
+@dataclass(slots=True)
+class _Entries:
+    """What is sent: `index` on the device, the rest on the host. Positions count from the bucket's beginning."""
+
+    finite: bool
+    index: Tensor  # int64: the positions
+    positions: Ints
+    values: Floats
+    vectors: Floats  # of all of them, in order
+
+
+class DevicePacker:
+    """One bucket. `values` are tensors on `device`; frames, residual and rules are those of `TopKPacker`."""
+
+    def __init__(self, codec: TopK, chunks: Sequence[Chunk], device: torch.device | str) -> None:
+        self.codec = codec
+        self.chunks = tuple(chunks)
+        self.device = torch.device(device)
+        segments: list[tuple[int, int, int, int]] = []
+        table: list[tuple[int, int, int, int, int, int]] = []
+        slices: dict[int, int] = {}  # by parameter
+        at = 0
+        for chunk in self.chunks:
+            table.append((chunk.index, 0, at, chunk.size, len(segments), len(segments) + len(chunk.segments)))
+            for segment in chunk.segments:
+                part = slices.setdefault(segment.parameter, len(slices)) if segment.ndim > 1 else -1
+                segments.append((at + segment.offset, segment.size, part, segment.parameter))
+            at += -(-chunk.size // LINE) * LINE
+        self._segments = np.array(segments, np.int64).reshape(-1, 4)
+        self._table = np.array(table, np.int64).reshape(-1, 6)
+        self._parameters = list(slices)
+        self._runs = [[(s, n) for s, n, of, _ in segments if of == part] for part in slices.values()]
+        self._sizes = np.array([sum(n for _, n in runs) for runs in self._runs], np.int64)
+        self._absent = np.zeros(1 + max((row[3] for row in segments), default=0), np.bool_)
+        self._elements = at
+        self._values = torch.zeros(at, device=self.device)
+        self._residual = torch.zeros(at, device=self.device)
+        self.values: Mapping[int, Tensor] = {
+            index: self._values[start : start + size] for index, _, start, size, *_ in table
+        }
+        self._lay_out()
+        # Pages come when they are first written, and no density writes all of them.
+        self._out = np.empty(sum(frame_bound(chunk.size) for chunk in self.chunks), np.uint8)
+        self._view = self._out.data
+        self._bytes = 0  # of the last pack; 0: there is nothing to take back
+        self._before: list[tuple[Tensor | slice, Tensor]] = []  # what its elements were before they were sent
+        self._decay = 1.0
+        self._phase = 0
+        self._gain = np.zeros(5, np.int64)
+        self._squeeze = 0  # what the gain said before the last pack
+
+    def _lay_out(self) -> None:
+        """Tensors that never change: runs of one slice (the last one: of none), vectors, and every position."""
+        runs: list[tuple[int, int]] = []
+        end = 0
+        for start, size, part, _ in self._segments.tolist():
+            runs += [(-1, start - end), (part, size)]
+            end = start + size
+        runs.append((-1, self._elements - end))
+        self._run_slices = torch.tensor([part for part, _ in runs], device=self.device)
+        self._run_sizes = torch.tensor([size for _, size in runs], device=self.device)
+        vectors = [np.arange(s, s + n) for s, n, part, _ in self._segments.tolist() if part < 0]
+        self._vectors_here: Ints = np.concatenate([np.zeros(0, np.int64), *vectors])
+        self._vectors = torch.from_numpy(self._vectors_here).to(self.device)
+        self._order = torch.arange(self._elements, device=self.device)
+        self._never = torch.tensor(torch.inf, device=self.device)
+
+    def residual(self, chunk: int) -> Tensor:
+        """What of a chunk has not left yet; live, on the device."""
+        for index, _, start, size, *_ in self._table.tolist():
+            if index == chunk:
+                return self._residual[start : start + size]
+        raise KeyError(chunk)
+
+    # -- packing -----------------------------------------------------------------------------------------
+
+    def pack(
+        self, absent: Collection[int] = (), density: float | None = None, decay: float = 1.0
+    ) -> memoryview:
+        if not 0 < decay <= 1:
+            raise ValueError(
+                f"a decay of {decay}, which could not be taken back; it is above 0 and at most 1"
+            )
+        density = self.codec.spec.density if density is None else min(max(density, 0.0), 1.0)
+        wanted = np.minimum(np.maximum(np.rint(self._sizes * density), 1), self._sizes).astype(np.int64)
+        self._absent[:] = False
+        self._absent[[parameter for parameter in absent if parameter < len(self._absent)]] = True
+        self._bytes, self._before, self._decay = 0, [], decay
+        total = (self._residual * decay).add_(self._values)  # two roundings, as on the CPU
+        self._keep_silent(total)
+        entries = self._choose(total, self._floors(total, wanted), int(np.sum(2 * wanted + 16)))
+        if not entries.finite:
+            raise NonFinite(self._culprit(total))
+        size = self._write(total, entries)
+        self._keep_silent(total)  # what a frame says of them is zero
+        self._residual.copy_(total)
+        self._bytes = size
+        self._phase += 1
+        return self._view[:size]
+
+    def take_back(self) -> None:
+        if not self._bytes:
+            return
+        total = self._residual.clone()
+        for index, values in self._before:
+            total[index] = values
+        total.sub_(self._values).div_(self._decay)
+        self._keep_silent(total)
+        self._residual.copy_(total)
+        self._bytes, self._before = 0, []
+        self._phase -= 1
+        self._gain[4] = self._squeeze
+
+    def sent(self, chunk: int) -> Tensor | None:
+        """On the CPU."""
+        at = 0
+        for held in self.chunks:
+            if at >= self._bytes:
+                break
+            end = at + HEADER.size + HEADER.unpack_from(self._view, at)[5]
+            if held.index == chunk:
+                count = self.codec.read(held, self._out[at:end])
+                return torch.from_numpy(self.codec.scratch.pos[:count].astype(np.int64))
+            at = end
+        return torch.empty(0, dtype=torch.int64)
+
+    def _keep_silent(self, total: Tensor) -> None:
+        """Absent parameters are what they were."""
+        if self._absent.any():
+            for start, size, _, parameter in self._segments.tolist():
+                if self._absent[parameter]:
+                    total[start : start + size] = self._residual[start : start + size]
+
+    def _floors(self, total: Tensor, wanted: Ints) -> Tensor:
+        """The threshold of each slice, from a sample; infinity for those that are absent, and for no slice (last)."""
+        floors: list[Tensor] = []
+        for part, (size, many) in enumerate(zip(self._sizes.tolist(), wanted.tolist(), strict=True)):
+            if self._absent[self._parameters[part]]:
+                floors.append(self._never)
+                continue
+            stride = (
+                max(1, size // min(max(HITS * size // many, LEAST), MOST)) | 1
+            )  # odd: not in step with rows
+            skip = self._phase * MIX % stride
+            sample = torch.cat(
+                [total[start + min(skip, n - 1) : start + n : stride] for start, n in self._runs[part]]
+            )
+            rank = min(max(1, round(many * sample.numel() / size)), sample.numel())
+            floors.append(torch.topk(sample.abs(), rank, sorted=False).values.min().clamp(min=TINY))
+        return torch.stack([*floors, self._never])
+
+    def _choose(self, total: Tensor, floors: Tensor, room: int) -> _Entries:
+        """What reaches its floor, at most `room` of it, and the vectors. Here the host waits for the device."""
+        floor = torch.repeat_interleave(floors[self._run_slices], self._run_sizes, output_size=self._elements)
+        chosen = total.abs() >= floor
+        place = torch.cumsum(chosen, 0)
+        chosen &= place <= room
+        place = torch.where(chosen, place - 1, room)  # the others meet in a slot that nobody reads
+        positions = torch.zeros(room + 1, dtype=torch.int64, device=self.device)
+        positions = positions.scatter_(0, place, self._order)[:room]
+        facts = torch.stack([chosen.sum(), torch.isfinite(total).all()]).to(torch.int32)
+        values = torch.cat([total[positions], total[self._vectors]]).view(torch.int32)
+        packed = torch.cat([facts, positions.to(torch.int32), values]).cpu()
+        found = int(packed[0])
+        floats = packed[2 + room :].view(torch.float32).numpy()
+        return _Entries(
+            bool(packed[1]),
+            positions[:found],
+            packed[2 : 2 + found].numpy().astype(np.int64),
+            floats[:found],
+            floats[room:],
+        )
+
+    def _culprit(self, total: Tensor) -> int:
+        for start, size, _, parameter in self._segments.tolist():
+            if not bool(torch.isfinite(total[start : start + size]).all()):
+                return int(parameter)
+        raise AssertionError("every element is finite")
+
+    def _write(self, total: Tensor, entries: _Entries) -> int:
+        """The frames; what they say leaves `total`. Returns their bytes."""
+        codec, scratch, host = self.codec, self.codec.scratch, self._host()
+        host[entries.positions] = entries.values
+        host[self._vectors_here] = entries.vectors
+        ends = np.append(np.searchsorted(entries.positions, self._table[:, 2]), len(entries.positions))
+        whole = self._may_be_whole(np.diff(ends))
+        for start, size in whole:
+            host[start : start + size] = total[start : start + size].cpu().numpy()
+        self._squeeze = int(self._gain[4])
+        self._gain[:4] = 0
+        written = np.zeros(1, np.int64)
+        _frames(
+            host,
+            self._table,
+            self._segments,
+            self._absent,
+            entries.positions,
+            ends.astype(np.int64),
+            self._phase,
+            int(Kind.GRADIENT),
+            codec.index_coding,
+            codec.value_coding,
+            self._out,
+            scratch.pos,
+            scratch.val,
+            scratch.bytes,
+            scratch.places,
+            self._gain,
+            written,
+        )
+        codec.note(self._gain)
+        index = torch.cat([entries.index, self._vectors])
+        after = host[np.concatenate([entries.positions, self._vectors_here])]
+        self._before = [
+            (slice(start, start + size), total[start : start + size].clone()) for start, size in whole
+        ]
+        self._before.append((index, total[index]))
+        total[index] = torch.from_numpy(after).to(self.device)
+        for start, size in whole:
+            total[start : start + size] = torch.from_numpy(host[start : start + size]).to(self.device)
+        return int(written[0])
+
+    def _may_be_whole(self, counts: Ints) -> list[tuple[int, int]]:
+        """(start, elements) of the chunks of which a frame may hold every element."""
+        found = []
+        bits = BITS[self.codec.value_coding]
+        for count, (_, _, start, size, first, last) in zip(
+            counts.tolist(), self._table.tolist(), strict=True
+        ):
+            sparse = size - vector_elements.py_func(self._segments, first, last)
+            if count and (
+                self.codec.index_coding == DENSE or 3 * count > sparse or count * bits + size > sparse * bits
+            ):
+                found.append((start, size))
+        return found
+
+    def _host(self) -> Floats:
+        """The bucket's elements on the host: only those that frames need are filled in."""
+        host = _hosts.get(self.codec)
+        if host is None or len(host) < self._elements:
+            host = _hosts[self.codec] = np.zeros(self._elements, np.float32)
+        return host
+
+
+_INTS, _TABLE, _F32, _BYTES = types.int64[::1], types.int64[:, ::1], types.float32[::1], types.uint8[::1]
+
+
+@compiled(
+    _F32, _TABLE, _TABLE, types.boolean[::1], _INTS, _INTS, types.int64, types.int64, types.int64, types.int64,
+    _BYTES, types.uint16[::1], _F32, _BYTES, types.int32[::1], _INTS, _INTS,
+)  # fmt: skip
+def _frames(
+    total: Any,
+    chunks: Any,
+    segments: Any,
+    absent: Any,
+    positions: Any,
+    ends: Any,
+    phase: Any,
+    kind: Any,
+    want_index: Any,
+    coding: Any,
+    out: Any,
+    pos: Any,
+    val: Any,
+    scratch: Any,
+    places: Any,
+    gain: Any,
+    written: Any,
+) -> None:
+    """Frames of all chunks: entries positions[ends[c]:ends[c + 1]] of `total`, which what they say leaves.
+
+    written[0] becomes their bytes. The other arguments are those of the CPU's kernel.
+    """
+    at = np.int64(0)
+    for c in range(len(chunks)):
+        base, size, first, last = chunks[c, 2], chunks[c, 3], chunks[c, 4], chunks[c, 5]
+        n = ends[c + 1] - ends[c]
+        for i in range(n):
+            here = positions[ends[c] + i]
+            pos[i] = here - base
+            val[i] = total[here]
+        probe = c == phase % len(chunks)
+        tried, squeezed = gain[2], gain[3]
+        at = put_frame(
+            out, at, kind, chunks[c, 0], chunks[c, 1], total, base, size, segments, first, last, absent,
+            pos, val, n, want_index, coding, probe or gain[4] > 0, scratch, places, gain,
+        )  # fmt: skip
+        if probe and gain[2] > tried:
+            gain[4] = 1 if gain[3] - squeezed < gain[2] - tried else 0
+    written[0] = at
