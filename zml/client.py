@@ -7,7 +7,7 @@ is named; a refusal or a silence becomes an error that says what to do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -187,10 +187,18 @@ class Client:
         async with self.push_slots[shard]:
             await self._tell(shard, message, payload)
 
-    async def commit(self, clock: int, hyper: bytes, buckets: Sequence[Bucket]) -> None:
-        """Make the step count at every shard, each as soon as it has all its buckets."""
+    def commit(self, clock: int, hyper: bytes, buckets: Sequence[Bucket]) -> Coroutine[Any, Any, None]:
+        """Make the step count at every shard, each as soon as it has all its buckets.
+
+        From this call on, and not from when it is awaited first, pushes of later clocks wait for it.
+        """
         leaving = self.leaving.setdefault(clock, Leaving(self.shards))
         leaving.committing = True
+        return self._commit_all(leaving, clock, hyper, buckets)
+
+    async def _commit_all(
+        self, leaving: Leaving, clock: int, hyper: bytes, buckets: Sequence[Bucket]
+    ) -> None:
         try:
             await asyncio.gather(
                 *(self._commit(shard, leaving, clock, hyper, buckets) for shard in self.shards)
