@@ -2,13 +2,13 @@
 
     python bench/push_pull.py             64 KB, 1 MB and 16 MB, about two minutes
 
-A whole job with a script whose model is one parameter and whose gradient is there already. What is timed is `opt.step()`: it
-copies the gradient, pushes it, commits, waits until the shard has made a step of SGD with momentum, pulls the parameters and
-writes them into the model. Uncompressed fp32, --async as one worker has nobody to wait for.
+A whole job with a script whose model is one parameter and whose gradient is there already. What is timed is
+`opt.step()`: it copies the gradient, pushes it, commits, waits until the shard has made a step of SGD with momentum,
+pulls the parameters and writes them into the model. Uncompressed fp32; --async, as one worker has nobody to wait for.
 
 GB/s is the size of the parameters by the time of one round trip: as much goes and as much comes. MXNet's KVStore
-(1.9.1, dist_async, one server, one worker, SGD on the server, tcp) made 0.67 GB/s at 1 MB counted in this way (median of
-six; best 0.78), measured on a two-core machine; the target is three times that.
+(1.9.1, dist_async, one server, one worker, SGD on the server, tcp) made 0.67 GB/s at 1 MB counted in this way (median
+of six; best 0.78), measured on a two-core machine; the target is three times that.
 
 one machine   coordinator, shard and worker as `zml run` starts them: shared memory
 tcp           the same over tcp on loopback, without shared memory and without keys
@@ -190,7 +190,9 @@ def label(size: int) -> str:
 def main(seconds: float, repetitions: int, as_json: bool) -> None:
     load = os.getloadavg()[0]
     if load > 0.5:
-        click.echo(f"other processes are busy here (load {load:.1f}): look at the fastest tenth, too", err=True)
+        click.echo(
+            f"other processes are busy here (load {load:.1f}): look at the fastest tenth, too", err=True
+        )
     found: dict[str, dict[int, dict[str, float]]] = {}
     for name, way in WAYS.items():
         for size in SIZES:

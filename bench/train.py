@@ -14,25 +14,26 @@ target     the validation loss (mean of the last five evaluations) that one proc
            steps on the same samples
 time       from the moment when the last worker is ready for its first step; start-up stands beside it
 bytes      that left any of the machines until then, counted by the kernel on the links
-~          not run to its end: every step of it takes as long as any other and computes what it computed on the faster
-           link. So some of its steps were timed, and its loss at each step is taken from there. --whole runs it all.
+~          not run to its end, because its losses are known: what sends every gradient in full computes what one process
+           computes (compared as far as it went), at the same pace in every step. Some steps were timed.
+           --whole runs everything to its end.
 """
 
 import json
 import math
 import os
 import platform
+import resource
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,25 @@ import checkout  # noqa: F401
 import click
 import links
 from links import Machines, Traffic
+from train_report import (
+    COLUMNS,
+    SMOOTH,
+    Point,
+    Run,
+    agree,
+    draw,
+    markdown_table,
+    project,
+    rows,
+    smoothed,
+    text_table,
+)
 
 HERE = Path(__file__).resolve().parent
-SMOOTH = 5  # evaluations
 COORDINATOR_PORT, STORE_PORT = 7077, 29500
 POLL_S = 0.1
-PEERS = "one process,ddp,ddp fp16,ddp powersgd:4,local sgd:8"
-ZML = ("none", "bf16", "topk:1%")
-HOOKS = ("ddp fp16", "ddp bf16", "ddp powersgd")  # what the best hook is chosen from
+PEERS = "one process,ddp,ddp fp16,ddp powersgd:4,local sgd:16"
+ZML = ("none", "bf16", "topk:1%", "topk:1% --staleness 1", "topk:1% --local-steps 8")
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,6 @@ class Plan:
     steps: int
     target_step: int
     trainee: tuple[str, ...]  # arguments of the script, but for the number of steps
-    budget_s: float  # a run that would take longer on a slower link is timed for some steps only
     stall_s: float  # a run that makes no step for so long hangs
     timed_steps: int
 
@@ -72,9 +83,9 @@ class System:
         return self.name.startswith("zml ")
 
     @property
-    def in_step(self) -> bool:
-        """Does it compute the same whatever the link? Then its losses on one link are those on another."""
-        return not any(word in self.name for word in ("--staleness", "--async"))
+    def exact(self) -> bool:
+        """Does it compute what one process computes, but for the rounding of 16-bit gradients?"""
+        return self.name in ("ddp", "ddp fp16", "ddp bf16", "zml none", "zml bf16")
 
     @property
     def flags(self) -> list[str]:
@@ -90,42 +101,46 @@ class System:
             case "ddp fp16" | "ddp bf16":
                 return ["--way", "torch", "--hook", kind.removeprefix("ddp ")]
             case "ddp powersgd":
-                return ["--way", "torch", "--hook", "powersgd", "--powersgd-rank", number or "4", "--bucket-mb", "1000"]
+                return [
+                    "--way",
+                    "torch",
+                    "--hook",
+                    "powersgd",
+                    "--powersgd-rank",
+                    number or "4",
+                    "--bucket-mb",
+                    "1000",
+                ]
             case "local sgd":
                 return ["--way", "torch", "--hook", "local", "--period", number or "8"]
         raise click.BadParameter(f"there is no peer {self.name}")
 
 
-@dataclass
-class Point:
-    """An evaluation."""
+class Load:
+    """User time of all processes of this machine, and of those that we started and have seen the end of."""
 
-    step: int
-    seconds: float  # since the first step began
-    megabytes: float  # that had left the machines
-    loss: float
-    smooth: float
+    def __init__(self) -> None:
+        self.everybody, self.ours = self.now()
 
+    @staticmethod
+    def now() -> tuple[float, float]:
+        user, nice = map(int, Path("/proc/stat").read_text().split()[1:3])
+        own = (
+            resource.getrusage(resource.RUSAGE_SELF).ru_utime
+            + resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        )
+        return (user + nice) / os.sysconf("SC_CLK_TCK"), own
 
-@dataclass
-class Run:
-    """One system on one link."""
-
-    system: str
-    link: str
-    failure: str = ""
-    start_s: float = 0.0
-    steps_timed: int = 0
-    step_ms: float = 0.0  # without the first three
-    step_mb: float = 0.0
-    projected: bool = False
-    points: list[Point] = field(default_factory=list)
-
-    def reached(self, target: float) -> Point | None:
-        return next((point for point in self.points[SMOOTH - 1 :] if point.smooth <= target), None)
+    def others(self, seconds: float) -> float:
+        everybody, ours = self.now()
+        return max(0.0, everybody - self.everybody - (ours - self.ours)) / seconds
 
 
 # -- processes ---------------------------------------------------------------------------------------------------
+
+
+class CannotStart(Exception):
+    """A process that others need has failed."""
 
 
 class Crowd:
@@ -160,8 +175,8 @@ class Crowd:
         """The line of its output that says most."""
         text = (self.folder / f"{name}.txt").read_text(errors="replace")
         lines = [line.strip(" │\t") for line in text.splitlines() if line.strip(" │╭╰─╮╯\t")]
-        errors = [line for line in lines if line.startswith("error")]
-        return f"{name}: {(errors or lines or ['nothing'])[-1][:200]}"
+        errors = [line for line in lines if line.startswith("error:") or "ZML-E" in line]
+        return f"{name}: {(errors or lines or ['said nothing'])[-1][:200]}"
 
     def wait(self, names: Sequence[str], progress: Path, stall_s: float) -> str:
         """Until all of these have ended; what went wrong, or nothing."""
@@ -178,8 +193,9 @@ class Crowd:
             if size != seen:
                 moved, seen = time.monotonic(), size
             elif time.monotonic() - moved > stall_s:
-                done = len(progress.read_text().splitlines()) if progress.exists() else 0
-                return f"hung: no step within {stall_s:g} s after step {done}"
+                lines = progress.read_text().splitlines() if progress.exists() else []
+                done = len([line for line in lines if line != "evaluated"])
+                return f"hung: nothing within {stall_s:g} s after step {done}"
             time.sleep(POLL_S)
 
     def end(self) -> None:
@@ -220,7 +236,9 @@ def start_torch(made: Crowd, system: System, net: Machines, plan: Plan, script: 
 
 def start_zml(made: Crowd, system: System, net: Machines, plan: Plan, script: Sequence[str]) -> list[str]:
     zml = [sys.executable, "-m", "zml"]
-    subprocess.run([*zml, "keys", "keys"], cwd=made.folder, env=made.environment, check=True, capture_output=True)
+    made.start("keys", [*zml, "keys", "keys"])
+    if made.started["keys"].wait():
+        raise CannotStart(made.said("keys"))
     port = COORDINATOR_PORT if net.shaped else free_port()
     at = f"tcp://{net.address(0)}:{port}"
     count, keys = str(plan.workers), ["--keys", "keys"]
@@ -246,15 +264,20 @@ def measure(
         shutil.copy(HERE / "trainee.py", folder)
         shutil.copy(HERE / "checkout.py", folder)
         script = [sys.executable, str(HERE / "trainee.py"), *plan.trainee, "--steps", str(steps)]
-        begin = time.monotonic()
+        begin, load = time.monotonic(), Load()
         with crowd(folder) as made:
             made.start("meter", net.meter())
             if system.name == "one process":
                 made.start("rank0", [*script, *system.flags], TRAINEE_RECORD=str(folder))
                 names = ["rank0"]
             else:
-                names = (start_zml if system.is_zml else start_torch)(made, system, net, plan, script)
-            run.failure = made.wait(names, folder / "steps.txt", plan.stall_s)
+                try:
+                    names = (start_zml if system.is_zml else start_torch)(made, system, net, plan, script)
+                except CannotStart as error:
+                    names, run.failure = [], str(error)
+            run.failure = run.failure or made.wait(names, folder / "steps.txt", plan.stall_s)
+        run.wall_s = time.monotonic() - begin
+        run.others = load.others(run.wall_s)
         if keep:
             shutil.copytree(folder, keep / f"{link} {system.name}".replace(" ", "_"), dirs_exist_ok=True)
         if not run.failure:
@@ -273,127 +296,20 @@ def evaluate(run: Run, folder: Path, begin: float) -> None:
     first = min(3, len(ends) - 2)
     run.step_ms = 1e3 * (ends[-1] - ends[first]) / (len(ends) - 1 - first)
     run.step_mb = traffic.between(ends[first], ends[-1]) / 1e6 / (len(ends) - 1 - first)
-    for number, (step, loss) in enumerate(losses):
+    smooth = smoothed([loss for _, loss in losses])
+    for (step, loss), mean in zip(losses, smooth, strict=True):
         when = ends[step - 1] if step else ready
-        smooth = statistics.mean(each for _, each in losses[max(0, number - SMOOTH + 1) : number + 1])
-        run.points.append(Point(step, when - ready, traffic.between(ready, when) / 1e6, loss, smooth))
+        run.points.append(Point(step, when - ready, traffic.between(ready, when) / 1e6, loss, mean))
 
 
-def project(short: Run, whole: Run) -> Run:
-    """The losses of `whole` at the pace of `short`, which is the same system on a slower link."""
-    first, last = short.points[1], short.points[-1]
-    steps = last.step - first.step
-    pace_s, pace_mb = (last.seconds - first.seconds) / steps, (last.megabytes - first.megabytes) / steps
-    points = [
-        replace(
-            point,
-            seconds=max(0.0, first.seconds + (point.step - first.step) * pace_s),
-            megabytes=max(0.0, first.megabytes + (point.step - first.step) * pace_mb),
-        )
-        for point in whole.points
-    ]
-    return replace(short, points=points, projected=True)
-
-
-def expected_step_s(fast: Run, rate: str, workers: int) -> float:
-    """Of the same system on a slower link, at the least."""
-    return max(fast.step_ms / 1e3, fast.step_mb * 8e6 / workers / links.bits_per_s(rate))
-
-
-# -- tables ------------------------------------------------------------------------------------------------------
-
-COLUMNS = (
-    *("system", "time to target s", "of DDP's", "of the best hook's", "steps", "MB until target", "of DDP's bytes"),
-    *("ms a step", "loss at the end", "start-up s", ""),
-)
-
-
-def rows(runs: Sequence[Run], target: float) -> list[list[str]]:
-    """One per system of one link, as text."""
-    found = {run.system: (run, run.reached(target)) for run in runs}
-    ddp = found.get("ddp", (None, None))[1]
-    hooks = [point for name, (_, point) in found.items() if point and name.startswith(HOOKS)]
-    best = min(hooks, key=lambda point: point.seconds, default=None)
-    table = []
-    for run, point in found.values():
-        if run.failure:
-            table.append([run.system, *["-"] * 9, run.failure])
-            continue
-        about = "~" if run.projected else ""
-        local = run.system == "one process"
-        cells = [run.system, "-", "-", "-", "-", "-", "-"]
-        note = "" if point else f"target not reached; lowest {min(each.smooth for each in run.points):.3f}"
-        if point:
-            cells[1], cells[4] = f"{about}{point.seconds:.1f}", str(point.step)
-            cells[2] = f"{point.seconds / ddp.seconds:.2f}" if ddp else "-"
-            cells[3] = f"{point.seconds / best.seconds:.2f}" if best else "-"
-            if not local:
-                cells[5] = f"{about}{point.megabytes:,.0f}"
-                cells[6] = f"{100 * point.megabytes / ddp.megabytes:.1f} %" if ddp else "-"
-        if run.projected:
-            note = f"{run.steps_timed} steps timed. {note}".strip()
-        cells += [f"{run.step_ms:,.0f}", f"{run.points[-1].smooth:.4f}", f"{run.start_s:.0f}", note]
-        table.append(cells)
-    return table
-
-
-def text_table(table: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in table) for column in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in (0, len(COLUMNS) - 1) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    )
-
-
-def markdown_table(table: Sequence[Sequence[str]]) -> str:
-    head, *body = table
-    marks = ["---", *["---:"] * (len(COLUMNS) - 2), "---"]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, marks, *body))
-
-
-def draw(file: Path, by_link: dict[str, list[Run]], target: float) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = list(dict.fromkeys(run.system for runs in by_link.values() for run in runs if run.points))
-    peers, ours = [n for n in names if not n.startswith("zml ")], [n for n in names if n.startswith("zml ")]
-    shades = {name: plt.cm.Greys(0.35 + 0.55 * i / max(1, len(peers) - 1)) for i, name in enumerate(peers)}
-    shades |= {name: plt.cm.tab10(i) for i, name in enumerate(ours)}
-    dashes = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
-    figure, panels = plt.subplots(1, len(by_link), figsize=(6.4 * len(by_link), 4.6), sharey=True, squeeze=False)
-    for panel, (link, runs) in zip(panels[0], by_link.items(), strict=True):
-        for run in runs:
-            points = run.points[1:]
-            if not points:
-                continue
-            style: Any = "-" if run.system in ours else dashes[peers.index(run.system) % len(dashes)]
-            label = run.system + (" (projected)" if run.projected else "")
-            panel.plot(
-                [p.seconds for p in points],
-                [p.smooth for p in points],
-                linestyle=style,
-                linewidth=2.0 if run.system in ours else 1.3,
-                color=shades[run.system],
-                label=label,
-            )
-        panel.axhline(target, color="black", linewidth=0.6)
-        panel.annotate(
-            "target", (1, target), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-        )
-        panel.set_xscale("log")
-        panel.set_xlabel("seconds since the first step (log)")
-        panel.set_title(link)
-        panel.grid(alpha=0.25, linewidth=0.5)
-        panel.legend(fontsize=7.5, frameon=False)
-    panels[0][0].set_ylabel("validation loss, mean of 5 evaluations")
-    panels[0][0].set_ylim(top=max(4 * target, 1.0), bottom=0.8 * target)
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
+def compile_kernels() -> None:
+    """What a machine does once, and what no figure is about: a job that ends at once."""
+    script = [str(HERE / "trainee.py"), "--way", "zml", "--width", "64", "--steps", "4", "--batch-size", "8"]
+    with tempfile.TemporaryDirectory(prefix="zml-train-") as scratch, crowd(Path(scratch)) as made:
+        for name in ("first", "second"):  # compiling may take longer than members wait for each other
+            made.start(name, [sys.executable, "-m", "zml", "run", "--cpu", "--compress", "topk:1%", *script])
+            if not made.started[name].wait():
+                return
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------
@@ -414,7 +330,21 @@ def say(run: Run) -> None:
         text = run.failure
     else:
         text = f"{run.step_ms:7.0f} ms a step, {run.step_mb:6.1f} MB a step, loss {run.points[-1].smooth:.4f}"
+        text += f", others {run.others:.1f} cores"
+    text += f" ({run.wall_s:.0f} s)"
     click.echo(f"{run.link:9} {run.system:28} {text}", err=True)
+
+
+def measure_one(
+    system: System, link: str, net: Machines, plan: Plan, keep: Path | None, known: Run | None
+) -> Run:
+    """To its end, or some steps where the losses are known."""
+    if known is not None:
+        run = measure(system, link, net, plan, min(plan.steps, plan.timed_steps), keep)
+        if run.failure or agree(run, known):
+            return run if run.failure else project(run, known)
+        click.echo(f"{link} {system.name}: not the losses of one process; run to its end", err=True)
+    return measure(system, link, net, plan, plan.steps, keep)
 
 
 def measure_all(
@@ -435,15 +365,9 @@ def measure_all(
             before = fast.get(system.name)
             if before is not None and before.failure:
                 run = replace(before, link=name, failure=f"not tried: {before.failure}")
-            elif before is None or whole or not system.in_step:
-                run = measure(system, name, net, plan, plan.steps, keep)
             else:
-                step_s = expected_step_s(before, name, plan.workers)
-                if step_s * plan.steps <= plan.budget_s:
-                    run = measure(system, name, net, plan, plan.steps, keep)
-                else:
-                    run = measure(system, name, net, plan, min(plan.steps, plan.timed_steps), keep)
-                    run = run if run.failure else project(run, before)
+                known = alone if system.exact and not whole else None
+                run = measure_one(system, name, net, plan, keep, known)
             say(run)
             by_link[name].append(run)
             fast.setdefault(system.name, run)
@@ -455,23 +379,28 @@ def measure_all(
 @click.option("--peers", default=PEERS, show_default=True, help="Comma-separated; may be empty.")
 @click.option("--link", "rates", multiple=True, default=("1gbit", "100mbit"), show_default=True)
 @click.option("--workers", type=click.IntRange(2), default=4, show_default=True)
-@click.option("--steps", type=click.IntRange(24), default=160, show_default=True)
-@click.option("--target-step", type=click.IntRange(16), default=120, show_default=True)
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Of one worker.")
+@click.option("--steps", type=click.IntRange(24), default=300, show_default=True)
+@click.option("--target-step", type=click.IntRange(16), default=240, show_default=True)
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Of one worker.")
 @click.option("--width", type=int, default=2048, show_default=True, help="Of the hidden layers.")
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
-@click.option("--lr", type=float, help="[default: 0.05 for sgd, 5e-4 for adamw]")
+@click.option("--lr", type=float, help="[default: 0.02 for sgd, 5e-4 for adamw]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="Folder of the four idx files.")
-@click.option("--budget", type=float, default=75.0, show_default=True, help="See ~; seconds.")
-@click.option("--timed-steps", type=int, default=12, show_default=True, help="See ~.")
+@click.option(
+    "--data", type=click.Path(file_okay=False, path_type=Path), help="Folder of the four idx files."
+)
+@click.option("--timed-steps", type=click.IntRange(8), default=12, show_default=True, help="See ~.")
 @click.option("--whole", is_flag=True, help="Run everything to its end.")
-@click.option("--stall", type=float, default=60.0, show_default=True, help="Seconds without a step: it hangs.")
+@click.option(
+    "--stall", type=float, default=60.0, show_default=True, help="Seconds without a step: it hangs."
+)
 @click.option("--quick", is_flag=True, help="Fewer steps, one link.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--markdown", "markdown_file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="A PNG.")
-@click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep what the processes left.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep what the processes left."
+)
 def main(
     ours: tuple[str, ...],
     peers: str,
@@ -485,7 +414,6 @@ def main(
     lr: float | None,
     seed: int,
     data: Path | None,
-    budget: float,
     timed_steps: int,
     whole: bool,
     stall: float,
@@ -497,11 +425,18 @@ def main(
 ) -> None:
     if quick:
         steps, target_step, rates = min(steps, 48), min(target_step, 40), rates[:1]
-    lr = lr or (0.05 if optimizer == "sgd" else 5e-4)
-    trainee = {"workers": workers, "batch-size": batch_size, "width": width, "optimizer": optimizer, "lr": lr, "seed": seed}
+    lr = lr or (0.02 if optimizer == "sgd" else 5e-4)
+    trainee = {
+        "workers": workers,
+        "batch-size": batch_size,
+        "width": width,
+        "optimizer": optimizer,
+        "lr": lr,
+        "seed": seed,
+    }
     arguments = [text for name, value in trainee.items() for text in (f"--{name}", str(value))]
     arguments += ["--data", str(data.resolve())] if data else []
-    plan = Plan(workers, steps, target_step, tuple(arguments), budget, stall, timed_steps)
+    plan = Plan(workers, steps, target_step, tuple(arguments), stall, timed_steps)
     wanted = [name.strip() for name in peers.split(",") if name.strip() and name.strip() != "one process"]
     systems = [System(name) for name in (*wanted, *(f"zml {flags}" for flags in ours))]
     for system in systems:
@@ -510,14 +445,16 @@ def main(
         links.bits_per_s(rate)
     signal.signal(signal.SIGTERM, interrupted)
     load = os.getloadavg()[0]
+    if any("topk" in flags or "auto" in flags for flags in ours):
+        compile_kernels()
     with links.machines(workers) as net:
         if not net.shaped:
             click.echo("not root: all on the loopback interface, nothing is shaped", err=True)
         by_link = measure_all(systems, rates, net, plan, keep, whole)
     target = target_of(next(iter(by_link.values()))[0], target_step)
     head = (
-        f"{workers} workers, {batch_size} images each a step, {optimizer} lr {lr:g}, seed {seed}, {steps} steps; target: "
-        f"validation loss {target:.3f}, which one process has reached by step {target_step}"
+        f"{workers} workers, {batch_size} images each a step, {optimizer} lr {lr:g}, seed {seed}, {steps} steps; "
+        f"target: validation loss {target:.3f}, which one process has reached by step {target_step}"
     )
     sections = []
     for link, runs in by_link.items():
@@ -528,7 +465,12 @@ def main(
     if markdown_file:
         markdown_file.write_text("\n".join(sections))
     if json_file:
-        about = {"machine": platform.platform(), "cores": os.cpu_count(), "load_before": load, "target": target}
+        about = {
+            "machine": platform.platform(),
+            "cores": os.cpu_count(),
+            "load_before": load,
+            "target": target,
+        }
         runs_as_json = {link: [asdict(run) for run in runs] for link, runs in by_link.items()}
         json_file.write_text(json.dumps({**about, "plan": asdict(plan), "links": runs_as_json}, indent=1))
     if plot_file:

@@ -2,8 +2,8 @@
 
 Everything but the exchange of gradients is the same in all ways: the model, a multilayer perceptron whose parameters
 are many for the little it computes; the images of Fashion-MNIST in one shuffled order; worker k of n takes batch
-k, n + k, 2n + k ... of it, and one process alone takes n batches at once. So every synchronous way sees the same samples in
-the same step.
+k, n + k, 2n + k ... of it, and one process alone takes n batches at once. So every synchronous way sees the same
+samples in the same step.
 
 The worker that records keeps the time of each step and a copy of the parameters every few steps (some milliseconds,
 which count). When its training is over it computes the loss of the copies on held-out images: evaluation takes no time
@@ -50,7 +50,9 @@ def images(folder: Path, what: str) -> tuple[Tensor, Tensor]:
 
     x = read(f"{what}-images-idx3-ubyte", 16).reshape(-1, 28 * 28)
     y = read(f"{what}-labels-idx1-ubyte", 8)
-    return (torch.from_numpy(x.astype(np.float32)) / 255 - 0.286) / 0.353, torch.from_numpy(y.astype(np.int64))
+    return (torch.from_numpy(x.astype(np.float32)) / 255 - 0.286) / 0.353, torch.from_numpy(
+        y.astype(np.int64)
+    )
 
 
 class Recorder:
@@ -88,6 +90,7 @@ class Recorder:
         for number in range(self.done // self.every + 1):
             nn.utils.vector_to_parameters(self.copies[number], self.model.parameters())
             losses.append((number * self.every, float(F.cross_entropy(self.model(x), y))))
+            self.times.write("evaluated\n")  # a sign of life
         result = {"ends": self.ends, "losses": losses}
         (self.folder / RESULT).write_text(json.dumps(result))
 
@@ -180,10 +183,10 @@ def main() -> None:
     flag("--period", type=int, default=8)
     flag("--data", type=Path, default=FASHION)
     flag("--steps", type=int, default=40)
-    flag("--batch-size", type=int, default=32)
+    flag("--batch-size", type=int, default=16)
     flag("--width", type=int, default=2048)
     flag("--optimizer", choices=["sgd", "adamw"], default="sgd")
-    flag("--lr", type=float, default=0.05)
+    flag("--lr", type=float, default=0.03)
     flag("--momentum", type=float, default=0.9)
     flag("--seed", type=int, default=0)
     flag("--every", type=int, default=4)
@@ -194,9 +197,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = network(a.width)
     if a.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            model.parameters(), lr=a.lr, momentum=a.momentum
-        )
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=a.lr, momentum=a.momentum)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=a.lr)
     x, y = images(a.data, "train")
