@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zml.codec import BadFrame, NonFinite, cut
-from zml.codec.device import DevicePacker
+from zml.codec.device import DevicePacker, add_frames
 from zml.codec.sparse import TopK, TopKPacker
 from zml.compression import VALUES, parse
 from zml.layout import Chunk, Layout
@@ -185,6 +185,23 @@ def test_a_decay_that_could_not_be_taken_back_is_refused() -> None:
     for decay in (0.0, -1.0, 1.5):
         with pytest.raises(ValueError, match="decay"):
             pair.device.pack(decay=decay)
+
+
+def test_frames_are_added_on_a_device_as_on_the_cpu() -> None:
+    for text in ("topk:1%", "topk:10%:fp32", "topk:100%:2bit"):
+        pair = Pair(text, chunks_of(SHAPES))
+        starts = [3 + 2_000 * i for i in range(len(pair.chunks))]
+        slab = torch.randn(2_000 * len(starts), generator=pair.random)
+        expected = slab.clone()
+        pair.fill()
+        frames = cut(pair.device.pack(), len(pair.chunks))
+        for chunk, frame, start in zip(pair.chunks, frames, starts, strict=True):
+            pair.codecs[0].decode(chunk, frame, expected[start : start + chunk.size], add=True)
+        add_frames(pair.codecs[1], pair.chunks, frames, starts, slab)
+        assert torch.equal(slab, expected)
+        with pytest.raises(BadFrame):
+            add_frames(pair.codecs[1], pair.chunks, [*frames[:-1], frames[-1][:-1]], starts, slab)
+        assert torch.equal(slab, expected)
 
 
 def test_frames_are_whole() -> None:

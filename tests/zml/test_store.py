@@ -599,6 +599,209 @@ TestCluster = Cluster.TestCase
 TestCluster.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
 
 
+# -- sparse gradients, sparse deltas ---------------------------------------------------------------------------------
+
+
+class Sender:
+    """A worker's compute half with packers: gathers, packs, and takes what shards send."""
+
+    def __init__(self, model: torch.nn.Module, layout: Layout, found: Sequence[Bucket], codec: str) -> None:
+        self.buckets = found
+        own = by_name(codec)
+        self.packers = {b.index: own.packer([layout.chunks[c] for c in b.chunks]) for b in found}
+        self.binding = Binding(layout, model)
+        self.replica = Replica(self.binding, own)
+
+    def push(self) -> list[Staged]:
+        return [self._push(bucket) for bucket in self.buckets if not bucket.frozen]
+
+    def _push(self, bucket: Bucket) -> Staged:
+        packer = self.packers[bucket.index]
+        everywhere = {c.index: torch.zeros(c.size) for c in self.binding.layout.chunks} | dict(packer.values)
+        absent = frozenset(p for p in bucket.parameters if not self.binding.gather(p, everywhere))
+        return Staged(split(bytes(packer.pack(absent)), bucket.chunks), absent)
+
+    def pull(self, store: Store) -> None:
+        for bucket in self.buckets:
+            if bucket.chunks[0] in store.chunks:
+                have = [self.replica.versions[index] for index in bucket.chunks]
+                self.replica.take(bucket.chunks, *store.pull_bucket(bucket.chunks, have))
+
+
+SPARSE_RULES: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("Adam", {}),
+    ("AdamW", {}),
+    ("Adam", {"amsgrad": True}),
+    ("RMSprop", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SPARSE_RULES, ids=str)
+@pytest.mark.parametrize("chunk", [32, 65_536])
+def test_with_everything_sent_a_sparse_codec_trains_as_torch_does(
+    name: str, options: dict[str, Any], chunk: int
+) -> None:
+    """But for rounding: vectors travel in 16 bits, so that the bound is bfloat16's."""
+    alone, models = Net(), [Net() for _ in range(3)]
+    optimizer = optimizer_of(alone, name, **options)
+    layout, stores, found = cluster(
+        models[0], optimizer_of(models[0], name, **options), "topk:100%:fp32", chunk=chunk
+    )
+    workers = [Sender(model, layout, found, "topk:100%:fp32") for model in models]
+    for step in range(6):
+        for index, model in enumerate(models):
+            backward(model, step + index, index)  # in each step one of the three does not use the branch
+        gradients = [[p.grad for p in model.parameters()] for model in models]
+        for parameter, several in zip(alone.parameters(), zip(*gradients, strict=True), strict=True):
+            there = [torch.zeros_like(parameter) if g is None else g for g in several]
+            if parameter.requires_grad:
+                parameter.grad = (there[0] + there[1] + there[2]) / 3
+        optimizer.step()
+        pushes = [worker.push() for worker in workers]
+        for store in stores:
+            store.apply([of_shard(own, store) for own in pushes], hyper_of(optimizer))
+            for worker in workers:
+                worker.pull(store)
+        assert all(same(models[0], model) for model in models)
+        for one, other in zip(alone.parameters(), models[0].parameters(), strict=True):
+            if one.dim() > 1:
+                assert torch.allclose(one, other, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("name", "options"), SPARSE_RULES[:4], ids=str)
+def test_with_sparse_deltas_replicas_are_the_same_and_a_late_one_gets_p(
+    name: str, options: dict[str, Any]
+) -> None:
+    models = [Net() for _ in range(3)]
+    optimizer = optimizer_of(models[0], name, **options)
+    layout, stores, found = cluster(models[0], optimizer, "topk:10%")
+    workers = [Sender(model, layout, found, "topk:10%") for model in models]
+    for step in range(13):
+        for index, model in enumerate(models):
+            backward(model, step, index)
+        pushes = [worker.push() for worker in workers]
+        for store in stores:
+            store.apply([of_shard(own, store) for own in pushes], hyper_of(optimizer))
+            for worker in workers[: 3 if step % 4 == 0 else 2]:  # the third asks seldom: several deltas, or p
+                worker.pull(store)
+        assert same(models[0], models[1])
+        assert same(models[0], models[2]) == (step % 4 == 0)
+    late = Sender(Net(seed=9), layout, found, "topk:10%")
+    for store in stores:
+        late.pull(store)
+    assert late.replica.versions == workers[0].replica.versions
+    for parameter, other in zip(late.binding.parameters, workers[0].binding.parameters, strict=True):
+        assert torch.equal(parameter, other)
+
+
+def matrix_store(codec: str, name: str = "SGD", rows: int = 64) -> Store:
+    layout = Layout.build([("m", (rows, 64), 0)], 1, 2_048)
+    optimizer = getattr(torch.optim, name)([torch.zeros(1)], lr=0.1)
+    store = Store(layout, range(len(layout.chunks)), OptimizerSpec.of(optimizer), by_name(codec))
+    for chunk in layout.chunks:
+        store.load(chunk.index, torch.zeros(chunk.size).numpy().tobytes())
+    return store
+
+
+def sparse_push(store: Store, values: Tensor, codec: str) -> Staged:
+    packer = by_name(codec).packer(store.layout.chunks)
+    for chunk in store.layout.chunks:
+        packer.values[chunk.index].copy_(values[2_048 * chunk.index :][: chunk.size])
+    return Staged(split(bytes(packer.pack()), store.chunks))
+
+
+def sgd(**options: Any) -> list[Hyper]:
+    return hyper_of(torch.optim.SGD([torch.zeros(1)], lr=0.5, **options))
+
+
+def test_after_a_plain_addition_nothing_is_left_to_publish() -> None:
+    """What came up goes down: as many elements, so that p is w where deltas are exact."""
+    store, random = matrix_store("topk:5%:fp32"), torch.Generator().manual_seed(1)
+    for version in range(1, 6):
+        pushes = [sparse_push(store, torch.randn(4_096, generator=random), "topk:5%:fp32") for _ in range(4)]
+        store.apply([[push] for push in pushes], sgd())
+        for chunk in store.chunks:
+            _, (frame,) = store.pull(chunk, version - 1)
+            held = store._held[chunk]
+            assert parse(frame).kind == Kind.DELTA
+            assert torch.equal(held.w, held.p)
+            assert 2_048 * 0.05 <= int(torch.count_nonzero(held.w))
+
+
+def test_where_momentum_moves_everything_a_delta_stays_small_and_p_follows() -> None:
+    codec = "topk:1%:int8"
+    store, random = matrix_store(codec), torch.Generator().manual_seed(1)
+    far = []
+    for version in range(1, 200):
+        quiet = version > 20
+        values = torch.zeros(4_096) if quiet else torch.randn(4_096, generator=random)
+        store.apply([[sparse_push(store, values, codec)]], sgd(momentum=0.9))
+        _, (frame,) = store.pull(0, version - 1)
+        assert parse(frame).kind == Kind.DELTA
+        assert store.codec.entries(store.layout.chunks[0], frame) <= 2 * (2 * 50 + 64) + 16
+        held = store._held[0]
+        far.append(float((held.w - held.p).abs().max()))
+    assert far[-1] < 0.01 * far[20]  # also where nothing comes any more
+
+
+def test_a_step_that_changes_nothing_makes_a_version_and_a_delta_of_a_few_bytes() -> None:
+    store = matrix_store("topk:1%")
+    store.apply([[sparse_push(store, torch.zeros(4_096), "topk:1%")]], sgd())
+    version, (frame,) = store.pull(0, 0)
+    assert (version, len(frame)) == (1, 20)
+    assert store.pull(0, 1) == (1, [])
+
+
+def test_the_log_of_sparse_deltas_leads_on_from_every_version_until_p_is_smaller() -> None:
+    store, random = matrix_store("topk:1%"), torch.Generator().manual_seed(1)
+    for version in range(1, 120):
+        store.apply([[sparse_push(store, torch.randn(4_096, generator=random), "topk:1%")]], sgd())
+        store.pull(0, version - 1)
+        for have in (version, version - 1, version // 2, 0):
+            found, frames = store.pull(0, have)
+            assert found == version
+            kinds = [parse(frame).kind for frame in frames]
+            assert kinds in ([Kind.DELTA] * (version - have), [Kind.PARAMETERS])
+            assert sum(map(len, frames)) <= len(store._held[0].dense)
+
+
+def test_a_frame_that_changes_after_its_check_harms_its_own_sum_at_most() -> None:
+    """Shared memory belongs to the peer as well. Nothing else moves, and nothing breaks."""
+    random = torch.Generator().manual_seed(3)
+    for seed in range(300):
+        store = matrix_store("topk:3%")
+        push = sparse_push(store, torch.randn(4_096, generator=random), "topk:3%")
+        memory = {chunk: bytearray(frame) for chunk, frame in push.frames.items()}
+        changed = Staged({chunk: memoryview(frame).toreadonly() for chunk, frame in memory.items()})
+        store.check(changed)
+        for _ in range(1 + seed % 7):
+            at, byte = torch.randint(16, len(memory[0]), (), generator=random), seed * 37 % 256
+            memory[0][int(at)] = byte
+        store.apply([[changed]], sgd())
+        expected = matrix_store("topk:3%")
+        expected.apply([[push]], sgd())
+        assert torch.equal(store._held[1].w, expected._held[1].w)
+
+
+def test_sparse_steps_in_two_groups_use_the_numbers_of_each() -> None:
+    layout = Layout.build([("a", (9, 16), 0), ("b", (8, 16), 1), ("c", (2, 16), 1)], 2, 64)
+    store = Store(
+        layout, range(len(layout.chunks)), OptimizerSpec("SGD", ({}, {})), by_name("topk:100%:fp32")
+    )
+    for chunk in layout.chunks:
+        store.load(chunk.index, bytes(4 * chunk.size))
+    packer = by_name("topk:100%:fp32").packer(layout.chunks)
+    for values in packer.values.values():
+        values.fill_(1.0)
+    push = Staged(split(bytes(packer.pack()), store.chunks))
+    hypers = [numbers(lr=1.0)[0], numbers(lr=0.5)[0]]
+    store.apply([[push], [push]], hypers)
+    found = {chunk.group: set(held(store, chunk.index)[1]) for chunk in layout.chunks}
+    assert found == {0: {-1.0}, 1: {-0.5}}
+
+
 # -- payload memory -------------------------------------------------------------------------------------------------
 
 

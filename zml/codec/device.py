@@ -24,7 +24,7 @@ from torch import Tensor
 from ..layout import Chunk
 from .compiled import compiled, types
 from .dense import NonFinite
-from .frame import HEADER, Kind
+from .frame import HEADER, Buffer, Kind
 from .kernels.frames import put_frame, vector_elements
 from .kernels.indices import DENSE
 from .kernels.values import BITS
@@ -198,8 +198,9 @@ class DevicePacker:
         chosen = total.abs() >= floor
         place = torch.cumsum(chosen, 0)
         chosen &= place <= room
-        place = torch.where(chosen, place - 1, room)  # the others meet in a slot that nobody reads
-        positions = torch.zeros(room + 1, dtype=torch.int64, device=self.device)
+        # The others go where nobody reads, and not all to one address, at which they would queue.
+        place = torch.where(chosen, place - 1, room + (self._order & 4095))
+        positions = torch.zeros(room + 4096, dtype=torch.int64, device=self.device)
         positions = positions.scatter_(0, place, self._order)[:room]
         facts = torch.stack([chosen.sum(), torch.isfinite(total).all()]).to(torch.int32)
         values = torch.cat([total[positions], total[self._vectors]]).view(torch.int32)
@@ -283,6 +284,30 @@ class DevicePacker:
         if host is None or len(host) < self._elements:
             host = _hosts[self.codec] = np.zeros(self._elements, np.float32)
         return host
+
+
+def add_frames(
+    codec: TopK, chunks: Sequence[Chunk], frames: Sequence[Buffer], starts: Sequence[int], out: Tensor
+) -> None:
+    """Add what gradient frames say to `out`, on any device, where the i-th chunk begins at starts[i].
+
+    The host decodes; positions and values travel in one copy each. The sums have the bits that the CPU's have.
+    Raises BadFrame, and then has changed nothing.
+    """
+    places: list[Ints] = []
+    values: list[Floats] = []
+    for chunk, frame, start in zip(chunks, frames, starts, strict=True):
+        codec.check(chunk, frame)
+        count = codec.read(chunk, np.frombuffer(frame, np.uint8))
+        places.append(codec.scratch.pos[:count].astype(np.int64) + start)
+        values.append(codec.scratch.val[:count].copy())
+        vectors = [np.arange(s.offset, s.offset + s.size) for s in chunk.segments if s.ndim < 2]
+        if vectors:
+            places.append(np.concatenate(vectors) + start)
+            short = np.frombuffer(frame, np.uint16, count=len(places[-1]), offset=HEADER.size)
+            values.append((short.astype(np.uint32) << 16).view(np.float32))  # bfloat16
+    index = torch.from_numpy(np.concatenate(places)).to(out.device)
+    out.index_add_(0, index, torch.from_numpy(np.concatenate(values)).to(out.device))
 
 
 _INTS, _TABLE, _F32, _BYTES = types.int64[::1], types.int64[:, ::1], types.float32[::1], types.uint8[::1]
