@@ -10,6 +10,7 @@ As a program it is the meter: it prints the time and the bytes so far, many time
 
 import bisect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,9 +129,8 @@ def remove_orphans() -> None:
     """Namespaces of measurements that were killed before they could clean up: their name has their process id."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
     for name in (line.split()[0] for line in listed.splitlines() if line.startswith(TAG)):
-        owner = name.removeprefix(TAG).rstrip("0123456789").rstrip("nh")
-        owner = owner or name.removeprefix(TAG).rstrip("h")
-        if owner.isdigit() and not Path("/proc", owner).exists():
+        owner = re.fullmatch(rf"{TAG}(\d+)(h|n\d+)", name)
+        if owner and not Path("/proc", owner[1]).exists():
             remove(name)
 
 

@@ -33,7 +33,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ from train_report import (
 HERE = Path(__file__).resolve().parent
 COORDINATOR_PORT, STORE_PORT = 7077, 29500
 POLL_S = 0.1
+INTERRUPTED = 130
 PEERS = "one process,ddp,ddp fp16,ddp powersgd:4,local sgd:16"
 ZML = ("none", "bf16", "topk:1%", "topk:1% --staleness 1", "topk:1% --local-steps 8")
 
@@ -348,30 +349,34 @@ def measure_one(
 
 
 def measure_all(
-    systems: Sequence[System], rates: Sequence[str], net: Machines, plan: Plan, keep: Path | None, whole: bool
-) -> dict[str, list[Run]]:
-    """Fastest link first. Each run by itself: one that fails does not end the others."""
+    systems: Sequence[System],
+    rates: Sequence[str],
+    net: Machines,
+    plan: Plan,
+    keep: Path | None,
+    whole: bool,
+    found: dict[str, list[Run]],
+) -> None:
+    """Each run by itself: one that fails does not end the others. What is measured is in `found` at once."""
     alone = measure(System("one process"), "no link", net, plan, plan.steps, keep)
     say(alone)
     if alone.failure:
         raise click.ClickException(f"one process alone fails: {alone.failure}")
-    names = sorted(rates, key=links.bits_per_s, reverse=True) if net.shaped else ["unshaped"]
-    by_link: dict[str, list[Run]] = {name: [alone] for name in names}
-    fast: dict[str, Run] = {}
-    for name in names:
+    failed: dict[str, str] = {}
+    for name in sorted(rates, key=links.bits_per_s, reverse=True) if net.shaped else ["unshaped"]:
+        found[name] = [alone]
         if net.shaped:
             net.shape(name)
         for system in systems:
-            before = fast.get(system.name)
-            if before is not None and before.failure:
-                run = replace(before, link=name, failure=f"not tried: {before.failure}")
+            if system.name in failed:
+                run = Run(system.name, name, failure=f"not tried: {failed[system.name]}")
             else:
                 known = alone if system.exact and not whole else None
                 run = measure_one(system, name, net, plan, keep, known)
             say(run)
-            by_link[name].append(run)
-            fast.setdefault(system.name, run)
-    return by_link
+            found[name].append(run)
+            if run.failure:
+                failed[system.name] = run.failure
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
@@ -426,8 +431,10 @@ def main(
     if quick:
         steps, target_step, rates = min(steps, 48), min(target_step, 40), rates[:1]
     lr = lr or (0.02 if optimizer == "sgd" else 5e-4)
+    every = max(1, steps // 50)
     trainee = {
         "workers": workers,
+        "every": every,
         "batch-size": batch_size,
         "width": width,
         "optimizer": optimizer,
@@ -436,7 +443,7 @@ def main(
     }
     arguments = [text for name, value in trainee.items() for text in (f"--{name}", str(value))]
     arguments += ["--data", str(data.resolve())] if data else []
-    plan = Plan(workers, steps, target_step, tuple(arguments), stall, timed_steps)
+    plan = Plan(workers, steps, target_step, tuple(arguments), stall, max(timed_steps, 2 * every))
     wanted = [name.strip() for name in peers.split(",") if name.strip() and name.strip() != "one process"]
     systems = [System(name) for name in (*wanted, *(f"zml {flags}" for flags in ours))]
     for system in systems:
@@ -447,10 +454,18 @@ def main(
     load = os.getloadavg()[0]
     if any("topk" in flags or "auto" in flags for flags in ours):
         compile_kernels()
+    by_link: dict[str, list[Run]] = {}
+    interrupted_by_hand = False
     with links.machines(workers) as net:
         if not net.shaped:
             click.echo("not root: all on the loopback interface, nothing is shaped", err=True)
-        by_link = measure_all(systems, rates, net, plan, keep, whole)
+        try:
+            measure_all(systems, rates, net, plan, keep, whole, by_link)
+        except KeyboardInterrupt:
+            interrupted_by_hand = True
+            click.echo("interrupted; what there is so far:", err=True)
+    if not by_link:
+        sys.exit(INTERRUPTED)
     target = target_of(next(iter(by_link.values()))[0], target_step)
     head = (
         f"{workers} workers, {batch_size} images each a step, {optimizer} lr {lr:g}, seed {seed}, {steps} steps; "
@@ -475,6 +490,8 @@ def main(
         json_file.write_text(json.dumps({**about, "plan": asdict(plan), "links": runs_as_json}, indent=1))
     if plot_file:
         draw(plot_file, by_link, target)
+    if interrupted_by_hand:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
