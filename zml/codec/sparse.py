@@ -11,7 +11,7 @@ whole before any of it is used; a pack that is refused changes nothing, up to ro
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from torch import Tensor
 
 from ..compression import INDICES, VALUES, Compression
 from ..layout import CHUNK, Chunk
-from .dense import NonFinite, write_parameters
+from .dense import NonFinite, part, write_parameters
 from .frame import HEADER, BadFrame, Buffer, Kind, expect
 from .kernels import prepare
 from .kernels.reasons import SENTENCES
+
+if TYPE_CHECKING:
+    from .device import DevicePacker
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +126,8 @@ class TopKPacker:
         self._size = 0  # bytes of the last pack; 0: there is nothing to take back
         self._decay = np.float32(1)
         self._phase = 0
-        self._floors = np.zeros(len(self._sizes), np.float32)
-        self._gain = np.zeros(5, np.int64)
+        self._floors = np.zeros(len(self._sizes), np.float32)  # thresholds
+        self._gain = np.zeros(6, np.int64)
         self._squeeze = 0  # what the gain said before the last pack
 
     def residual(self, chunk: int) -> Tensor:
@@ -180,7 +183,7 @@ class TopKPacker:
             self._gain,
         )
         if size < 0:
-            self._gain[4] = self._squeeze
+            self._restore(self.chunks[: self._gain[5]])
             raise NonFinite(-1 - size)
         self._size = size
         self._phase += 1
@@ -188,23 +191,22 @@ class TopKPacker:
         return self._view[:size]
 
     def take_back(self) -> None:
-        if not self._size:
-            return
-        scratch = self.codec.scratch
-        self.codec.kernels.restore(
-            self._out[: self._size],
-            self._residual.numpy(),
-            self._values.numpy(),
-            self._table,
-            self._segments,
-            self._absent,
-            self._decay,
-            scratch.pos,
-            scratch.val,
-            scratch.bytes,
-        )
-        self._size = 0
-        self._phase -= 1
+        if self._size:
+            self._restore(self.chunks)
+            self._size = 0
+            self._phase -= 1
+
+    def _restore(self, chunks: Sequence[Chunk]) -> None:
+        """e = (e' + C(g + decay * e) - g) / decay, for the first chunks that were packed."""
+        at = 0
+        for chunk in chunks:
+            end = at + HEADER.size + HEADER.unpack_from(self._view, at)[5]
+            residual, values = self.residual(chunk.index), self.values[chunk.index]
+            self.codec.add(chunk, self._out[at:end], residual)
+            for segment in chunk.segments:
+                if not self._absent[segment.parameter]:
+                    part(residual, segment).sub_(part(values, segment)).div_(float(self._decay))
+            at = end
         self._gain[4] = self._squeeze
 
     def sent(self, chunk: int) -> Tensor | None:
@@ -236,10 +238,15 @@ class TopK:
         self.index_bytes = IndexBytes()
         self._tables: dict[int, Table] = {}
         self._published = 0
-        self._gain = np.zeros(5, np.int64)
+        self._gain = np.zeros(6, np.int64)
 
     def packer(self, chunks: Sequence[Chunk]) -> TopKPacker:
         return TopKPacker(self, chunks)
+
+    def device_packer(self, chunks: Sequence[Chunk], device: str) -> "DevicePacker":
+        from .device import DevicePacker
+
+        return DevicePacker(self, chunks, device)
 
     def note(self, gain: Ints) -> None:
         before, after, tried, tried_after = (int(count) for count in gain[:4])
@@ -273,14 +280,14 @@ class TopK:
         if not add:
             self._read(chunk, frame)
             out.zero_()
-        self._apply(chunk, frame, out, finite=False)
+        self.add(chunk, np.frombuffer(frame, np.uint8), out)
 
     def total(self, chunk: Chunk, frames: Sequence[Buffer], out: Tensor) -> None:
         for frame in frames:
             self._read(chunk, frame)
         out.zero_()
         for frame in frames:
-            self._apply(chunk, frame, out, finite=False)
+            self.add(chunk, np.frombuffer(frame, np.uint8), out)
 
     # -- deltas --------------------------------------------------------------------------------------------
 
@@ -319,46 +326,35 @@ class TopK:
         )
         self._published += 1
         if size >= 0:
-            frame = out[:size].tobytes()
-            if self._apply(chunk, frame, p, finite=True, refuse=False) >= 0:
+            if self._apply(chunk, out[:size], self.kernels.ADD_FINITE, p.numpy()) >= 0:
                 self.note(self._gain)
-                return frame
+                return out[:size].tobytes()
         p.copy_(w)  # no finite delta leads there, or back
         return write_parameters(chunk, p, version)
 
     def advance(self, chunk: Chunk, frame: Buffer, p: Tensor, base: int) -> None:
         expect(frame, self.id, Kind.DELTA, chunk.index, base)
-        self._apply(chunk, frame, p, finite=True)
+        _accept(chunk, self._apply(chunk, np.frombuffer(frame, np.uint8), self.kernels.ADD_FINITE, p.numpy()))
 
     # -- frames --------------------------------------------------------------------------------------------
 
     def read(self, chunk: Chunk, frame: NDArray[np.uint8]) -> int:
         """The entries of a frame into the scratch; how many, or the negative of a reason."""
-        scratch = self.scratch
-        found: int = self.kernels.read(
-            frame, chunk.size, self.table(chunk).segments, scratch.pos, scratch.val, scratch.bytes
-        )
-        return found
+        return self._apply(chunk, frame, self.kernels.READ, self.scratch.total)
+
+    def add(self, chunk: Chunk, frame: NDArray[np.uint8], out: Tensor) -> None:
+        """Add a frame of whatever kind. Raises BadFrame."""
+        _accept(chunk, self._apply(chunk, frame, self.kernels.ADD, out.numpy()))
 
     def _read(self, chunk: Chunk, frame: Buffer) -> None:
         expect(frame, self.id, Kind.GRADIENT, chunk.index, 0)
         _accept(chunk, self.read(chunk, np.frombuffer(frame, np.uint8)))
 
-    def _apply(self, chunk: Chunk, frame: Buffer, out: Tensor, finite: bool, refuse: bool = True) -> int:
-        assert out.dtype == torch.float32 and out.is_contiguous() and out.numel() == chunk.size
+    def _apply(self, chunk: Chunk, frame: NDArray[np.uint8], what: int, out: Floats) -> int:
         scratch = self.scratch
         found: int = self.kernels.apply(
-            np.frombuffer(frame, np.uint8),
-            chunk.size,
-            self.table(chunk).segments,
-            out.numpy(),
-            finite,
-            scratch.pos,
-            scratch.val,
-            scratch.bytes,
+            frame, chunk.size, self.table(chunk).segments, what, out, scratch.pos, scratch.val, scratch.bytes
         )
-        if refuse:
-            _accept(chunk, found)
         return found
 
 

@@ -1,10 +1,7 @@
-"""The kernels that Python calls, compiled for one signature each, without the interpreter lock.
+"""The two kernels that Python calls, compiled for one signature each, without the interpreter lock.
 
 pack     a bucket's values and residual -> frames
-restore  what `pack` did, undone
-read     a frame -> its entries, all checked
-apply    a frame, all checked, added to a chunk
-add      the same for a frame that was checked before: fast, safe for any bytes, but what is wrong may be half done
+apply    a frame -> its entries, all checked; and added to a chunk
 """
 
 from typing import Any
@@ -18,6 +15,7 @@ from .reasons import OVERFLOW as _OVERFLOW
 from .threshold import NEVER, TINY, choose, rank_of
 
 BLOCK = 4096
+READ, ADD, ADD_FINITE = range(3)
 _LOWER = np.float32(0.75)  # than the last threshold the next one will hardly be
 CHUNK = 65_536
 
@@ -36,36 +34,6 @@ def _undo(total: Any, residual: Any, values: Any, a: int, b: int, decay: Any) ->
 
 
 @njit
-def _undo_frame(
-    data: Any,
-    at: int,
-    residual: Any,
-    values: Any,
-    size: int,
-    segments: Any,
-    first: int,
-    last: int,
-    base: int,
-    absent: Any,
-    decay: Any,
-    pos: Any,
-    val: Any,
-    scratch: Any,
-) -> int:
-    """Take a frame of our own back; where the next begins."""
-    at += HEADER
-    end = at
-    for i in range(4):
-        end += np.int64(data[at - 4 + i]) << (8 * i)
-    n = read_body(data, at, end, size, segments, first, last, base, pos, val, scratch)
-    add_body(data, at, segments, first, last, base, pos, val, n, residual)
-    for s in range(first, last):
-        if not absent[segments[s, 3]]:
-            _undo(residual, residual, values, segments[s, 0], segments[s, 0] + segments[s, 1], decay)
-    return end
-
-
-@njit
 def _sweep(
     total: Any,
     residual: Any,
@@ -76,12 +44,16 @@ def _sweep(
     decay: Any,
     floor: Any,
     room: int,
+    least: int,
     masks: Any,
     pos: Any,
     val: Any,
     n: int,
 ) -> Any:
     """total = decay * residual + values in [begin, stop), and entries n... for what reaches the floor.
+
+    `room` is how many more may equal the floor, and less `least` how many in all: where many elements are equal,
+    the first of them must not keep larger ones from leaving.
 
     Returns how many entries there are now, and where the first element is that would not be finite (or `stop`).
     No element from there on has been written.
@@ -97,9 +69,11 @@ def _sweep(
         for word in range(words):
             mask = masks[word]
             start = at + 64 * word
-            while mask and room > 0:
+            while mask:
                 here = start + trailing_zeros(mask)
                 mask &= mask - np.uint64(1)
+                if room <= 0 and (abs(total[here]) <= floor or room <= least):
+                    continue
                 pos[n] = here - base
                 val[n] = total[here]
                 n += 1
@@ -108,7 +82,7 @@ def _sweep(
             if not abs(decay * residual[i] + values[i]) < infinite:
                 return n, i
             total[i] = decay * residual[i] + values[i]
-            if abs(total[i]) >= floor and room > 0:
+            if abs(total[i]) >= floor and (room > 0 or (abs(total[i]) > floor and room > least)):
                 pos[n] = i - base
                 val[n] = total[i]
                 n += 1
@@ -145,9 +119,10 @@ def _narrow(
     if n <= wanted:
         return n, floor
     floor = rank_of(val[:n], wanted, kept, counts)
-    many = 0
+    many, ties = 0, wanted + 16  # of equal ones not all
     for i in range(n):
-        if abs(val[i]) >= floor and many < 2 * wanted + 16:  # where many are equal
+        if abs(val[i]) >= floor and (ties > 0 or abs(val[i]) > floor):
+            ties -= abs(val[i]) == floor
             pos[many] = pos[i]
             val[many] = val[i]
             many += 1
@@ -190,7 +165,7 @@ def pack(
     places: Any,
     gain: Any,
 ) -> int:
-    """Frames of all chunks into `out`; returns their bytes, or -1 - parameter where one is not finite.
+    """Frames of all chunks into `out`; returns their bytes, or -1 - parameter where an element is not finite.
 
     total     becomes decay * residual + values - what was sent; it is `residual` itself, but where
     exact     there is one chunk and at most one slice, of which the largest are found exactly; `residual` stays
@@ -198,66 +173,64 @@ def pack(
     slices    where the segments of slice i begin in `members`; one more than there are slices
     sizes     of each slice, in elements; wanted: of them to be sent
     floors    becomes the threshold of each slice; with `exact` it is what it was the last time, 0 the first time
-    phase     moves the sample; gain[4]: whether LZ4 is worth trying beyond one chunk
+    phase     moves the sample
+    gain      see `put_frame`; [4]: whether LZ4 is worth trying on more than one chunk;
+              [5]: the chunk that is not finite
+
+    Where one is not finite its chunk is as before; the frames of chunks before it are in `out`, and their residual
+    has what they left.
     """
     slice_count = len(slices) - 1
-    room = np.empty(slice_count, np.int64)
+    room, least = np.empty(slice_count, np.int64), np.zeros(slice_count + 1, np.int64)
     for i in range(slice_count):
         if exact and wanted[i] > 0 and 0 < floors[i] < NEVER:
             floors[i] = max(TINY, floors[i] * _LOWER)
             room[i] = sizes[i]
             continue
-        floors[i] = NEVER
-        if not absent[segments[members[slices[i]], 3]]:
+        floors[i], room[i] = NEVER, 0
+        if not absent[segments[members[slices[i]], 3]] and wanted[i] > 0:
             floors[i] = choose(
                 values, residual, segments, members, slices[i], slices[i + 1], sizes[i], wanted[i],
                 decay, phase, exact, kept, counts,
             )  # fmt: skip
-        room[i] = 2 * wanted[i] + 16 if wanted[i] > 0 else 0
+            room[i], least[i] = 2 * wanted[i] + 16, -6 * wanted[i] - 48
     masks = np.empty(BLOCK // 64, np.uint64)
-    vector_floor = np.float32(np.inf)
     at = 0
     for c in range(len(chunks)):
-        base, size, first, last = chunks[c, 2], chunks[c, 3], chunks[c, 4], chunks[c, 5]
+        base, size, first, stop = chunks[c, 2], chunks[c, 3], chunks[c, 4], chunks[c, 5]
         n, bad = 0, np.int64(-1)
-        for s in range(first, last):
+        for s in range(first, stop):
             if absent[segments[s, 3]]:
                 continue
-            begin, stop, part = segments[s, 0], segments[s, 0] + segments[s, 1], segments[s, 2]
+            begin, end, part = segments[s, 0], segments[s, 0] + segments[s, 1], segments[s, 2]
             before = n
             n, reached = _sweep(
-                total, residual, values, begin, stop, base, decay,
-                vector_floor if part < 0 else floors[part], 0 if part < 0 else room[part], masks, pos, val, n,
+                total, residual, values, begin, end, base, decay,
+                NEVER if part < 0 else floors[part], 0 if part < 0 else room[part], least[part],
+                masks, pos, val, n,
             )  # fmt: skip
             if part >= 0:
                 room[part] -= n - before
-            if reached < stop:
+            if reached < end:
                 bad = s
                 if not exact:
                     _undo(total, residual, values, begin, reached, decay)
                 break
-        if bad >= 0 and exact:
-            return -1 - segments[bad, 3]
         if bad >= 0:
             for s in range(first, bad):
-                if not absent[segments[s, 3]]:
+                if not exact and not absent[segments[s, 3]]:
                     _undo(total, residual, values, segments[s, 0], segments[s, 0] + segments[s, 1], decay)
-            at = 0
-            for b in range(c):
-                at = _undo_frame(
-                    out, at, residual, values, chunks[b, 3], segments, chunks[b, 4], chunks[b, 5], chunks[b, 2],
-                    absent, decay, pos, val, scratch,
-                )  # fmt: skip
+            gain[5] = c
             return -1 - segments[bad, 3]
         if exact and slice_count:
             n, floors[0] = _narrow(
-                total, segments, first, last, base, wanted[0], floors[0], pos, val, n, kept, counts
+                total, segments, first, stop, base, wanted[0], floors[0], pos, val, n, kept, counts
             )
         probe = c == phase % len(chunks)
         if probe:
             tried, squeezed = gain[2], gain[3]
         at = put_frame(
-            out, at, kind, chunks[c, 0], chunks[c, 1], total, base, size, segments, first, last, absent,
+            out, at, kind, chunks[c, 0], chunks[c, 1], total, base, size, segments, first, stop, absent,
             pos, val, n, want_index, coding, probe or gain[4] > 0, scratch, places, gain,
         )  # fmt: skip
         if probe and gain[2] > tried:
@@ -266,65 +239,23 @@ def pack(
 
 
 @njit(
-    types.void(
-        _READ, _F32, _F32, _TABLE, _TABLE, types.boolean[::1], types.float32, _POSITIONS, _F32, _BYTES,
+    types.int64(
+        _READ, types.int64, _TABLE, types.int64, _F32, _POSITIONS, _F32, _BYTES,
     ),
     nogil=True,
     cache=True,
 )  # fmt: skip
-def restore(
-    data: Any,
-    residual: Any,
-    values: Any,
-    chunks: Any,
-    segments: Any,
-    absent: Any,
-    decay: Any,
-    pos: Any,
-    val: Any,
-    scratch: Any,
-) -> None:
-    """The residual as it was before the frames in `data` were packed from it, up to rounding."""
-    at = 0
-    for c in range(len(chunks)):
-        at = _undo_frame(
-            data, at, residual, values, chunks[c, 3], segments, chunks[c, 4], chunks[c, 5], chunks[c, 2],
-            absent, decay, pos, val, scratch,
-        )  # fmt: skip
+def apply(data: Any, size: int, segments: Any, what: int, out: Any, pos: Any, val: Any, scratch: Any) -> int:
+    """Check the body of a whole frame of a chunk of `size` elements: its entries, or the negative of a reason.
 
-
-@njit(types.int64(_READ, types.int64, _TABLE, _POSITIONS, _F32, _BYTES), nogil=True, cache=True)
-def read(data: Any, size: int, segments: Any, pos: Any, val: Any, scratch: Any) -> int:
-    """Check the body of a whole frame of a chunk of `size` elements: its entries, or the negative of a reason."""
-    return read_body(data, HEADER, len(data), size, segments, 0, len(segments), 0, pos, val, scratch)
-
-
-@njit(
-    types.int64(_READ, types.int64, _TABLE, _F32, types.boolean, _POSITIONS, _F32, _BYTES),
-    nogil=True,
-    cache=True,
-)
-def apply(
-    data: Any, size: int, segments: Any, out: Any, finite: bool, pos: Any, val: Any, scratch: Any
-) -> int:
-    """`read`, then add to `out`; with `finite` refused where that leads beyond what is finite."""
+    ADD adds it to `out`, at least `size` elements; ADD_FINITE refuses what leads beyond what is finite.
+    """
     n = read_body(data, HEADER, len(data), size, segments, 0, len(segments), 0, pos, val, scratch)
-    if n < 0:
+    if n < 0 or what == READ or len(out) < size:
         return n
-    if finite and not stays_finite(data, HEADER, segments, 0, len(segments), 0, pos, val, n, out):
+    if what == ADD_FINITE and not stays_finite(data, HEADER, segments, 0, len(segments), 0, pos, val, n, out):
         return -_OVERFLOW
     add_body(data, HEADER, segments, 0, len(segments), 0, pos, val, n, out)
-    return n
-
-
-@njit(types.int64(_READ, types.int64, _TABLE, _F32, _POSITIONS, _F32, _BYTES), nogil=True, cache=True)
-def add(data: Any, size: int, segments: Any, out: Any, pos: Any, val: Any, scratch: Any) -> int:
-    """Add the body of a frame that was checked before to `out`, at least `size` elements."""
-    if len(out) < size or len(data) < HEADER:
-        return -1
-    n = read_body(data, HEADER, len(data), size, segments, 0, len(segments), 0, pos, val, scratch)
-    if n >= 0:
-        add_body(data, HEADER, segments, 0, len(segments), 0, pos, val, n, out)
     return n
 
 

@@ -149,17 +149,20 @@ def choose(
         if stride < 8:
             stride = max(1, min(8, wanted // 48))
         run = 4 if 1 < stride <= 32 else 1
-    if size > 4 * COARSE * LINE:
-        coarse = size // (COARSE * LINE)
-        found = _collect(values, residual, segments, members, a, b, decay, TINY, coarse, 1, phase, kept)
+    look, lines, rank = stride, run, (wanted + stride // 2) // stride
+    first = size > 4 * COARSE * LINE
+    if first:  # a floor that more than enough elements reach
         expected = 3.0 * COARSE * LINE * wanted / size
-        rank = np.int64(expected + 4 * np.sqrt(expected)) + 8
-        if rank < found:
+        look, lines, rank = size // (COARSE * LINE), 1, np.int64(expected + 4 * np.sqrt(expected)) + 8
+    while True:
+        found = _collect(values, residual, segments, members, a, b, decay, floor, look, lines, phase, kept)
+        if found < rank and not first and floor > TINY:  # it was too high
+            floor = TINY
+            continue
+        if found >= rank:
             floor = max(TINY, float_of(_find(kept, found, rank, counts)))
-    found = _collect(values, residual, segments, members, a, b, decay, floor, stride, run, phase, kept)
-    rank = (wanted + stride // 2) // stride
-    if found < rank and floor > TINY:
-        found = _collect(values, residual, segments, members, a, b, decay, TINY, stride, run, phase, kept)
-    if found < rank:
-        return TINY
-    return max(TINY, float_of(_find(kept, found, rank, counts)))
+        else:
+            floor = TINY
+        if not first:
+            return floor
+        first, look, lines, rank = False, stride, run, (wanted + stride // 2) // stride
