@@ -86,7 +86,9 @@ def start(made: Crowd, net: links.Machines, run: Run, script: Sequence[str]) -> 
     if made.started["keys"].wait():
         raise CannotStart(made.said("keys"))
     at = f"tcp://{net.address(0)}:{4747 if net.shaped else free_port()}"
-    compress, *flags = run.zml.split()
+    asked, _, more = run.zml.partition(" -- ")
+    compress, *flags = asked.split()
+    script = [*script, *more.split()]
     job = ["-w", str(run.workers), "-p", str(SHARDS), "--compress", compress, *flags]
     made.start(
         "coordinator", [*net.on(0), *zml, "coordinator", *job, "--bind", at, "--keys", "keys", *script]
@@ -201,7 +203,13 @@ def table(runs: Sequence[Run]) -> str:
 @click.option(
     "--optimizer", "optimizers", type=click.Choice(["sgd", "adamw"]), multiple=True, default=["sgd", "adamw"]
 )
-@click.option("--zml", "systems", multiple=True, default=["none", "topk:1%"], metavar="COMPRESS [FLAGS]")
+@click.option(
+    "--zml",
+    "systems",
+    multiple=True,
+    default=["none", "topk:1%"],
+    metavar="COMPRESS [FLAGS] [-- SCRIPT'S FLAGS]",
+)
 @click.option("--seeds", type=int, default=3)
 @click.option("--workers", type=int, default=4)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("converge.jsonl"))

@@ -5,7 +5,7 @@ at every copy, not kept, because `model.to()` and `p.data = ...` exchange what l
 """
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -192,6 +192,11 @@ class Binding:
             into[chunk][segment.offset : segment.offset + size].copy_(flat[start : start + size])
         return True
 
+    def device(self, parameters: Collection[int]) -> str:
+        """Where all of these live; the CPU if that is not one place."""
+        devices = {str(self.parameters[parameter].device) for parameter in parameters}
+        return devices.pop() if len(devices) == 1 else "cpu"
+
     def holds(self, parameter: int, values: Mapping[int, Tensor]) -> bool:
         """Do the chunks' values hold a parameter's gradient as it is now, to the bit? It must have one.
 
@@ -199,6 +204,16 @@ class Binding:
         """
         gradient = self.parameters[parameter].grad
         assert gradient is not None
+        where = values[self.layout.places[parameter][0].chunk].device if self.layout.places[parameter] else None
+        if where is not None and where.type != "cpu":
+            bits = gradient.detach().to(where, torch.float32).contiguous().view(-1).view(torch.int32)
+            return all(
+                torch.equal(
+                    values[chunk][segment.offset : segment.offset + segment.size].view(torch.int32),
+                    bits[segment.start : segment.start + segment.size],
+                )
+                for chunk, segment in self.layout.places[parameter]
+            )
         flat = gradient.detach().to("cpu", torch.float32).contiguous().view(-1)
         return not any(
             _memcmp(

@@ -67,6 +67,7 @@ from .status import JobStatus
 from .transport import Endpoint, Handler, Refusal, Refused, TransportError
 
 HOLD_S = 1.0  # who must wait is answered after this long, with the names of who is waited for
+ASSIGN_S = 300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
 ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
 EARLY_S = 0.02
 NAMED = 32  # of those who are waited for, in one answer
@@ -115,8 +116,8 @@ class Coordinator:
         self.loaded = False
         self.scripts: dict[str, str] = {}  # worker -> the endpoint of its script
         self.claims: dict[str, str] = {}  # what -> the worker that may write it
-        self.orders: set[asyncio.Task[None]] = set()
-        self.roster_orders: dict[str, asyncio.Task[None]] = {}  # shard -> the newest roster under way
+        self.orders: set[asyncio.Task[bool]] = set()
+        self.roster_orders: dict[str, asyncio.Task[bool]] = {}  # shard -> the newest roster under way
         self.changed = asyncio.Event()
         self.finished: asyncio.Future[int] | None = None
         self.interrupts = 0
@@ -235,19 +236,21 @@ class Coordinator:
     def is_current(self, message: Exited | Leave) -> bool:
         return self.machine.is_current(self.job, message.member, message.incarnation)
 
-    def order(self, member: str, message: Message, payload: bytes | None = None) -> asyncio.Task[None]:
-        """Send an order until it is taken; a member that does not take it is left to its lease."""
-        task = asyncio.ensure_future(self._order(member, message, payload))
+    def order(
+        self, member: str, message: Message, payload: bytes | None = None, within_s: float = ORDER_S
+    ) -> asyncio.Task[bool]:
+        """Send an order until it is taken, which the result tells; who does not take it is left to its lease."""
+        task = asyncio.ensure_future(self._order(member, message, payload, within_s))
         self.orders.add(task)
         task.add_done_callback(self.orders.discard)
         return task
 
-    async def _order(self, member: str, message: Message, payload: bytes | None) -> None:
-        until = asyncio.get_running_loop().time() + ORDER_S
+    async def _order(self, member: str, message: Message, payload: bytes | None, within_s: float) -> bool:
+        until = asyncio.get_running_loop().time() + within_s
         while True:
             try:
-                await self.endpoint.request(self.peers[member], message, payload, timeout_s=ORDER_S)
-                return
+                await self.endpoint.request(self.peers[member], message, payload, timeout_s=within_s)
+                return True
             except Refused as refused:
                 # An order may overtake the answer to the member's own join.
                 if refused.code == "early" and asyncio.get_running_loop().time() < until:
@@ -257,7 +260,7 @@ class Coordinator:
             except TransportError as error:
                 because = str(error)
             log.warning("order not taken", member=member, order=type(message).__name__, because=because)
-            return
+            return False
 
     def order_roster(self, shard: str, roster: Roster, payload: bytes) -> None:
         """Only the newest roster matters: one that is still under way to this shard is dropped."""
@@ -270,12 +273,12 @@ class Coordinator:
         """Give every shard the layout and the placement; then workers may go on."""
         payload = msgspec.msgpack.encode(Assignment(self.registration, list(self.placement)))
         shards = self.machine.shards(self.job)
-        await asyncio.gather(
-            *(
-                self.order(shard, Assign(self.job, shard, self.spec.staleness, self.spec.compress), payload)
-                for shard in shards
-            )
-        )
+        assign = {shard: Assign(self.job, shard, self.spec.staleness, self.spec.compress) for shard in shards}
+        orders = [self.order(shard, message, payload, ASSIGN_S) for shard, message in assign.items()]
+        taken = await asyncio.gather(*orders)
+        if missing := [shard for shard, done in zip(shards, taken, strict=True) if not done]:
+            because = f"{', '.join(missing)} did not take the layout; the log of {missing[0]} says why"
+            self.dispatch(events.Cancelled(self.job, because))
         self.wake()
 
     # -- looking -------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ class Outbox:
     """Invariants: `missing` are the parameters whose gradient has not been gathered in this step; `sent` says that
     what was gathered last has left."""
 
-    def __init__(self, bucket: Bucket, layout: Layout, codec: Codec) -> None:
+    def __init__(self, bucket: Bucket, layout: Layout, codec: Codec, device: str = "cpu") -> None:
+        """`device` is where the bucket's gradients live: a codec may pack there, before the copy to the host."""
         self.bucket = bucket
-        self.packer = codec.packer([layout.chunks[chunk] for chunk in bucket.chunks])
+        chunks = [layout.chunks[chunk] for chunk in bucket.chunks]
+        self.packer = codec.packer(chunks) if device == "cpu" else codec.device_packer(chunks, device)
         self.missing = set(bucket.parameters)
         self.absent: set[int] = set()
         self.sent = False

@@ -76,7 +76,7 @@ class Replica:
             return
         for chunk, values in enumerate(self._p):
             rest = less.get(chunk) if less else None
-            self._binding.write(chunk, values if rest is None else values - rest)
+            self._binding.write(chunk, values if rest is None else values.to(rest.device) - rest)
 
     def _advance(self, chunk: Chunk, version: int, frames: Sequence[Buffer]) -> None:
         if self._codec.lossless:

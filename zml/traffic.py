@@ -76,7 +76,10 @@ class Traffic:
         self.all_buckets = tuple(cut)
         self.buckets = tuple(bucket for bucket in cut if not bucket.frozen)
         self.replica = Replica(binding, codec, keep=plan.optimizer_on == "worker")
-        self.outboxes = {bucket.index: Outbox(bucket, layout, codec) for bucket in self.buckets}
+        self.outboxes = {
+            bucket.index: Outbox(bucket, layout, codec, binding.device(bucket.parameters))
+            for bucket in self.buckets
+        }
         self.values = {
             chunk: values for outbox in self.outboxes.values() for chunk, values in outbox.values.items()
         }

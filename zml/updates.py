@@ -108,7 +108,7 @@ class Updates:
 
     def _measure(self, chunk: int, values: torch.Tensor) -> None:
         """Set `values` to what the steps since the last exchange have taken from the model."""
-        p, less = self.traffic.replica.held(chunk), self.less.get(chunk)
+        p, less = self.traffic.replica.held(chunk).to(values.device), self.less.get(chunk)
         before = p if less is None or not self.at_home else torch.sub(p, less, out=values)
         self.binding.difference(chunk, before, values)
         if less is not None and self.traffic.plan.overlap:

@@ -81,6 +81,10 @@ class Codec(Protocol):
         """For one bucket."""
         ...
 
+    def device_packer(self, chunks: Sequence[Chunk], device: str) -> Packer:
+        """For one bucket whose gradients live on a GPU. Its `values` are there, too, or on the CPU."""
+        ...
+
     def check(self, chunk: Chunk, frame: Buffer) -> None:
         """Raise BadFrame unless this is a whole gradient frame of this chunk."""
         ...

@@ -163,6 +163,9 @@ class Exact:
     def packer(self, chunks: Sequence[Chunk]) -> DensePacker:
         return DensePacker(self, chunks)
 
+    def device_packer(self, chunks: Sequence[Chunk], device: str) -> DensePacker:
+        return DensePacker(self, chunks)
+
     def entries(self, chunk: Chunk, frame: Buffer) -> int:
         return chunk.size
 
@@ -235,6 +238,9 @@ class Bf16:
         self._narrow = torch.empty(CHUNK, dtype=torch.bfloat16)
 
     def packer(self, chunks: Sequence[Chunk]) -> DensePacker:
+        return DensePacker(self, chunks)
+
+    def device_packer(self, chunks: Sequence[Chunk], device: str) -> DensePacker:
         return DensePacker(self, chunks)
 
     def entries(self, chunk: Chunk, frame: Buffer) -> int:
