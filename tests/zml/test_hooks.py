@@ -1,6 +1,7 @@
 """Gradients leave during backward, parameters arrive with the step, and the script notices nothing of it."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -34,20 +35,27 @@ class Direct:
         self.seat = Seat(job=JOB, worker=ME, incarnation=1, coordinator=[])
         self.told: list[str] = []  # what reached the shard, in order
         self.broken = ""
+        self.pushes: list[asyncio.Task[None]] = []
 
     def tell(self, message: Any, payload: Any = None) -> Any:
         return self.shard.handle(ME, message, payload)
 
     def push(self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int]) -> None:
-        self.told.append(f"push {bucket.index}")
         # A copy, as on its way through the network: the buffer is used again by the next step.
-        self.tell(Push(JOB, ME, 1, clock, bucket.index, absent), memoryview(bytes(payload)))
+        task = asyncio.ensure_future(self._push(bucket, clock, memoryview(bytes(payload)), absent))
+        self.pushes.append(task)
 
-    async def commit(self, clock: int, hyper: bytes, cut: Sequence[Bucket]) -> None:
+    async def _push(self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int]) -> None:
+        self.told.append(f"push {bucket.index}")
+        self.tell(Push(JOB, ME, 1, clock, bucket.index, absent), payload)
+
+    def commit(self, clock: int, hyper: bytes, cut: Sequence[Bucket]) -> Coroutine[Any, Any, None]:
+        """Counts when it is called: a later clock's pushes come behind."""
         if self.broken:
             raise ZmlError("ZML-E205", self.broken)
         self.told.append(f"commit {clock}")
         self.tell(Commit(JOB, ME, 1, clock, len(cut)), memoryview(hyper))
+        return asyncio.sleep(0)
 
     async def pull_all(
         self, wanted: Sequence[tuple[Bucket, list[int]]], clock: int, deliver: Deliver
