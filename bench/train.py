@@ -262,8 +262,6 @@ def measure(
     run = Run(system.name, link)
     with tempfile.TemporaryDirectory(prefix="zml-train-") as scratch:
         folder = Path(scratch)
-        shutil.copy(HERE / "trainee.py", folder)
-        shutil.copy(HERE / "checkout.py", folder)
         script = [sys.executable, str(HERE / "trainee.py"), *plan.trainee, "--steps", str(steps)]
         begin, load = time.monotonic(), Load()
         with crowd(folder) as made:
