@@ -14,6 +14,7 @@ from .compression import Compression, parse
 from .messages import JobSpec
 
 FIRST_DENSITY = 0.25  # of the warm-up; Lin et al., "Deep Gradient Compression", ICLR 2018, section 3.3
+NEARLY_ALL = 0.5
 WARM_UP = 0.05  # of all exchanges
 SPARSE_BUCKET_CHUNKS = 15  # the most whose first parameters, 32 bits each, fit into one message
 
@@ -30,7 +31,6 @@ class Plan:
     decay: float = 1.0  # of the residual, from one exchange to the next
     overlap: bool = False
     auto: bool = False  # the density is found by measuring, without a warm-up
-    masking: bool = True  # momentum factor masking, where momentum is on the worker
 
     @staticmethod
     def of(spec: JobSpec) -> Plan:
@@ -55,7 +55,11 @@ class Plan:
             overlap=asynchronous,
         )
 
-    def gain(self) -> float:
+    def masks(self, density: float | None) -> bool:
+        """Is the momentum of what leaves to begin anew? Where nearly everything leaves at once nothing is late."""
+        return density is not None and density < NEARLY_ALL
+
+    def gain(self, density: float | None) -> float:
         """What the shards multiply a mean update, or with a staleness bound each update, with, unless told.
 
         The mean of W sparse updates, of which each has chosen other elements and whose momentum was cut short, moves
@@ -67,7 +71,7 @@ class Plan:
             return self.outer_lr
         if self.overlap and self.local_steps == 1:
             return 1.0
-        merged = math.sqrt(self.workers) if self.compression.sparse else 1.0
+        merged = math.sqrt(self.workers) if self.masks(density) else 1.0
         return merged / self.workers if self.overlap else merged
 
     def warm_up(self, exchanges: int) -> int:

@@ -98,8 +98,6 @@ class Traffic:
     @property
     def density(self) -> float | None:
         """The part of the elements that leaves at this clock; None for codecs that send all."""
-        if self.everything and self.plan.compression.sparse:
-            return 1.0
         if self.auto is not None:
             return self.auto.density
         return self.plan.density(self.clock, self.warm_up)
@@ -110,7 +108,8 @@ class Traffic:
         """Pack what was gathered in one bucket and send it, as part of this clock. Raises NonFinite."""
         outbox.take_back()
         with self.timeline.measure("encode"):
-            payload = outbox.pack(self.density, self.plan.decay)
+            everything = self.everything and self.plan.compression.sparse
+            payload = outbox.pack(1.0 if everything else self.density, self.plan.decay)
             if self.plan.overlap:
                 copy = self.pages.lend(len(payload))
                 copy[:] = payload

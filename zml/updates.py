@@ -8,10 +8,15 @@ So everything that leaves is in units of the update: what waits in the residual 
 made, and any torch optimizer will do. The model that the worker goes on with is p less its own residual: what has not
 left yet acts at home ("Step-Ahead Error Feedback", Xu et al., 2020). Saved and evaluated is p.
 
-With SGD's momentum this is Deep Gradient Compression's momentum correction,
-because velocities and not gradients are accumulated, with its factor masking: the momentum of an element that has left
-begins anew (Lin et al., ICLR 2018, section 3). With H > 1 it is DiLoCo (Douillard et al., 2023) with the compressed
-pseudo-gradients of SparseLoCo (Sarfi et al., 2025).
+With SGD's momentum this is Deep Gradient Compression's momentum correction, because velocities and not gradients are
+accumulated, with its factor masking: the momentum of an element that has left begins anew (Lin et al., ICLR 2018,
+section 3). With H > 1 it is DiLoCo (Douillard et al., 2023) with compressed pseudo-gradients (SparseLoCo, Sarfi et
+al., 2025).
+
+Why not Adam on the shards? Simulated with 4 workers at 1 % on the language example, 1,000 steps from one seed, against
+dense Adam: on the shards, fed with sparse gradients, +32 %, and +29 % at the best of three learning rates; on the
+workers, +22 % as it is, +11 % with warm-up, masked momentum and `Plan.gain`, +3.8 % with what waits acting at home. Of
+that, 3.6 % is each worker's own second moment: as much is lost without any sparsity.
 """
 
 from __future__ import annotations
@@ -58,8 +63,7 @@ class Updates:
         self.binding = traffic.binding
         self.stepped = stepped
         self.inner = 0
-        groups = len(traffic.layout.groups) - 1
-        self.hyper = write_hyper(outer_hyper(traffic.plan.gain(), traffic.plan.outer_momentum, groups))
+        self.groups = len(traffic.layout.groups) - 1
         self.residual: dict[int, torch.Tensor] = {}
         for outbox in traffic.outboxes.values():
             for chunk in outbox.bucket.chunks:
@@ -101,7 +105,8 @@ class Updates:
             except NonFinite as bad:
                 raise not_finite(traffic, bad, "update") from None
             self._mask(outbox)
-        traffic.begin(self.hyper)
+        gain = traffic.plan.gain(traffic.density)
+        traffic.begin(write_hyper(outer_hyper(gain, traffic.plan.outer_momentum, self.groups)))
         traffic.end()
         traffic.replica.restore(self.less)
         self.inner, self.at_home = 0, True
@@ -117,7 +122,7 @@ class Updates:
     @torch.no_grad()
     def _mask(self, outbox: Outbox) -> None:
         """Momentum factor masking: what has left takes its momentum along."""
-        if not self.traffic.plan.masking:
+        if not self.traffic.plan.masks(self.traffic.density):
             return
         for chunk in outbox.bucket.chunks:
             positions = outbox.packer.sent(chunk)
