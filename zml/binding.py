@@ -204,7 +204,9 @@ class Binding:
         """
         gradient = self.parameters[parameter].grad
         assert gradient is not None
-        where = values[self.layout.places[parameter][0].chunk].device if self.layout.places[parameter] else None
+        where = (
+            values[self.layout.places[parameter][0].chunk].device if self.layout.places[parameter] else None
+        )
         if where is not None and where.type != "cpu":
             bits = gradient.detach().to(where, torch.float32).contiguous().view(-1).view(torch.int32)
             return all(

@@ -67,7 +67,9 @@ from .status import JobStatus
 from .transport import Endpoint, Handler, Refusal, Refused, TransportError
 
 HOLD_S = 1.0  # who must wait is answered after this long, with the names of who is waited for
-ASSIGN_S = 300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
+ASSIGN_S = (
+    300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
+)
 ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
 EARLY_S = 0.02
 NAMED = 32  # of those who are waited for, in one answer
