@@ -39,11 +39,14 @@ WIDTH = 1024
 class Rule:
     """A store with one optimizer, and the steps that it is given in turn."""
 
-    def __init__(self, name: str, layout: Layout, found: Sequence[Bucket], compress: str) -> None:
+    def __init__(
+        self, name: str, layout: Layout, found: Sequence[Bucket], compress: str, delta: float | None
+    ) -> None:
         kind, options = RULES[name]
         optimizer = getattr(torch.optim, kind)([torch.zeros(1, requires_grad=True)], **options)
         self.hypers: list[Hyper] = hyper_of(optimizer)
         self.found = found
+        self.delta = delta
         self.store = Store(layout, range(len(layout.chunks)), OptimizerSpec.of(optimizer), by_name(compress))
         random = torch.Generator().manual_seed(0)
         for chunk in layout.chunks:
@@ -57,6 +60,9 @@ class Rule:
 
     def publish(self) -> None:
         self.bytes = 0
+        if self.delta is not None:
+            for held in self.store._held.values():
+                held.budget = round(self.delta * held.chunk.size)
         for bucket in self.found:
             versions, _, payload = self.store.pull_bucket(
                 bucket.chunks, [self.have[i] for i in bucket.chunks]
@@ -94,17 +100,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         [push(codec, layout, found, 100 * step + worker) for worker in range(arguments.workers)]
         for step in range(STEPS)
     ]
-    rules = {name: Rule(name, layout, found, arguments.compress) for name in arguments.rules}
-    slow = {
-        name: Rule(name, layout, found, arguments.compress) for name in arguments.rules if arguments.torch
-    }
+    rules = {name: Rule(name, layout, found, arguments.compress, arguments.delta) for name in arguments.rules}
+    slow = {}
+    if arguments.torch:
+        slow = {name: Rule(name, layout, found, arguments.compress, arguments.delta) for name in rules}
     source, target = torch.randn(layout.size), torch.empty(layout.size)
     times: dict[str, list[float]] = {}
+    clock = time.thread_time if arguments.cpu else time.perf_counter
 
     def timed(name: str, call: Any, *given: Any) -> Any:
-        begin = time.perf_counter()
+        begin = clock()
         result = call(*given)
-        times.setdefault(name, []).append(time.perf_counter() - begin)
+        times.setdefault(name, []).append(clock() - begin)
         return result
 
     def checked(step: Sequence[Sequence[bytes]]) -> list[list[Staged]]:
@@ -149,6 +156,10 @@ def main() -> int:
     parser.add_argument("--elements", type=float, default=25.6e6)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--compress", default="topk:1%")
+    parser.add_argument("--delta", type=float, help="density of deltas; left out: what the store decides")
+    parser.add_argument(
+        "--cpu", action="store_true", help="CPU time of the thread, where others use the cores"
+    )
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--torch", action="store_true", help="torch's own optimizers as well")
     parser.add_argument("--rounds", type=int, default=20)
