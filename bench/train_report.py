@@ -145,6 +145,7 @@ def draw(file: Path, by_link: dict[str, list[Run]], target: float) -> None:
     figure, panels = plt.subplots(
         1, len(by_link), figsize=(6.4 * len(by_link), 4.6), sharey=True, squeeze=False
     )
+    top = 3 * target
     for panel, (link, runs) in zip(panels[0], by_link.items(), strict=True):
         for run in runs:
             points = run.points[1:]
@@ -162,14 +163,19 @@ def draw(file: Path, by_link: dict[str, list[Run]], target: float) -> None:
             )
         panel.axhline(target, color="black", linewidth=0.6)
         panel.annotate(
-            "target", (1, target), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            "target ", (1, target), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=8
         )
+        shown = [point.seconds for run in runs for point in run.points[1:] if point.smooth <= top]
         panel.set_xscale("log")
+        panel.set_xlim(left=0.8 * min(shown, default=1.0))
         panel.set_xlabel("seconds since the first step (log)")
         panel.set_title(link)
         panel.grid(alpha=0.25, linewidth=0.5)
         panel.legend(fontsize=7.5, frameon=False)
-    panels[0][0].set_ylabel("validation loss, mean of 5 evaluations")
-    panels[0][0].set_ylim(top=max(4 * target, 1.0), bottom=0.8 * target)
+    panels[0][0].set_ylabel("validation loss, mean of five evaluations (log)")
+    panels[0][0].set_yscale("log")
+    panels[0][0].set_ylim(top=top, bottom=0.95 * target)
+    panels[0][0].yaxis.set_major_formatter("{x:.2g}")
+    panels[0][0].yaxis.set_minor_formatter("{x:.2g}")
     figure.tight_layout()
     figure.savefig(file, dpi=150)
