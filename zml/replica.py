@@ -27,6 +27,7 @@ class Replica:
         self._codec = codec
         self._p: list[Tensor] = []  # per chunk; none with a lossless codec
         self._keep = keep
+        self._scratch = torch.empty(max(chunk.size for chunk in self.layout.chunks))
         if keep or not codec.lossless:
             self._p = [torch.zeros(chunk.size) for chunk in self.layout.chunks]
 
@@ -76,7 +77,12 @@ class Replica:
             return
         for chunk, values in enumerate(self._p):
             rest = less.get(chunk) if less else None
-            self._binding.write(chunk, values if rest is None else values.to(rest.device) - rest)
+            if rest is None:
+                self._binding.write(chunk, values)
+            elif rest.device.type == "cpu":  # in warm memory: a fresh quarter of a megabyte costs more than its filling
+                self._binding.write(chunk, torch.sub(values, rest, out=self._scratch[: len(rest)]))
+            else:
+                self._binding.write(chunk, values.to(rest.device) - rest)
 
     def _advance(self, chunk: Chunk, version: int, frames: Sequence[Buffer]) -> None:
         if self._codec.lossless:
