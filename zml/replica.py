@@ -79,7 +79,9 @@ class Replica:
             rest = less.get(chunk) if less else None
             if rest is None:
                 self._binding.write(chunk, values)
-            elif rest.device.type == "cpu":  # in warm memory: a fresh quarter of a megabyte costs more than its filling
+            elif (
+                rest.device.type == "cpu"
+            ):  # in warm memory: a fresh quarter of a megabyte costs more than its filling
                 self._binding.write(chunk, torch.sub(values, rest, out=self._scratch[: len(rest)]))
             else:
                 self._binding.write(chunk, values.to(rest.device) - rest)

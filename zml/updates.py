@@ -131,7 +131,9 @@ class Updates:
             if sent is None or not len(sent):
                 continue
             positions, segments = sent.numpy(), self.traffic.layout.chunks[chunk].segments
-            ends = np.searchsorted(positions, [segment.offset + segment.size for segment in segments]).tolist()
+            ends = np.searchsorted(
+                positions, [segment.offset + segment.size for segment in segments]
+            ).tolist()
             for segment, first, last in zip(segments, [0, *ends], ends, strict=False):
                 if first == last:
                     continue
