@@ -6,8 +6,10 @@
 copy                a copy of the dense fp32 gradient inside the device's memory: the bandwidth that there is
 to host             the same gradient to the host's memory, pinned: what compression is there to avoid
 torch.topk          on the magnitudes, all at once
-encode, device      per bucket: residual, threshold, choice, and the copy of the entries to the host
+choose              per bucket: residual, threshold, choice, and the copy of the entries to the host; with the kernels
+                    of picking_triton where there are any, and with torch's operations
 encode, whole       the same, the frames written by one thread of the host, and the residual updated
+encode on the host  instead: the gradient copied there bucket by bucket, and the CPU's packer, one thread
 decode and apply    the frames read by one thread of the host, their entries copied and added on the device
 
 Gradients are heavy-tailed (Student's t, 3 degrees of freedom). Each figure is the least of many rounds; the device is
@@ -27,7 +29,8 @@ import torch
 
 from zml.codec import cut
 from zml.codec.device import DevicePacker, add_frames
-from zml.codec.sparse import TopK
+from zml.codec.picking import TorchPicker
+from zml.codec.sparse import TopK, TopKPacker
 from zml.compression import parse
 from zml.layout import Layout, buckets
 
@@ -76,14 +79,26 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         payloads: list[memoryview] = []
         kept = int(density * layout.size)
 
-        def choose(packers: list[DevicePacker] = packers, density: float = density) -> None:
+        def choose(
+            torch_ops: bool = False, packers: list[DevicePacker] = packers, density: float = density
+        ) -> None:
             for packer in packers:
                 total = packer._residual + packer._values
                 wanted = np.rint(packer._sizes * density).astype(np.int64)
-                packer._choose(total, packer._floors(total, wanted), int(np.sum(2 * wanted + 16)))
+                floors, room = packer._floors(total, wanted), int(np.sum(2 * wanted + 16))
+                pick = TorchPicker(packer._slice_of, packer._vectors) if torch_ops else packer._pick
+                pick(total, floors, room)
 
         def pack(packers: list[DevicePacker] = packers, payloads: list[memoryview] = payloads) -> None:
             payloads[:] = [packer.pack() for packer in packers]
+
+        on_host = [(packer, codec.packer(packer.chunks)) for packer in packers]
+
+        def there(pairs: list[tuple[DevicePacker, TopKPacker]] = on_host) -> None:
+            for packer, other in pairs:
+                for index, values in packer.values.items():
+                    other.values[index].copy_(values)
+                other.pack()
 
         def apply(
             packers: list[DevicePacker] = packers, payloads: list[memoryview] = payloads, codec: TopK = codec
@@ -94,8 +109,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
         at = f"{100 * density:g} %"
         timed(f"torch.topk, {at}", lambda kept=kept: torch.topk(gradient.abs(), kept, sorted=False), 3)  # type: ignore[misc]
-        timed(f"encode, device, {at}", choose, arguments.rounds)
+        timed(f"choose, torch ops, {at}", lambda choose=choose: choose(True), arguments.rounds)  # type: ignore[misc]
+        timed(f"choose, {at}", choose, arguments.rounds)
         timed(f"encode, whole, {at}", pack, arguments.rounds)
+        timed(f"encode on the host, {at}", there, arguments.rounds)
         timed(f"decode and apply, {at}", apply, arguments.rounds)
         entries = sum(
             codec.entries(chunk, frame)
@@ -121,7 +138,7 @@ def main() -> int:
     parser.add_argument("--elements", type=float, default=25.6e6)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.001, 0.01, 0.05])
     parser.add_argument("--values", default="int4")
-    parser.add_argument("--bucket-chunks", type=int, default=8)
+    parser.add_argument("--bucket-chunks", type=int, default=15)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The packer for gradients on a device makes the frames that the CPU's makes; here the device is the CPU."""
+"""The packer for gradients on a device makes the frames that the CPU's makes; tried on a GPU where there is one."""
 
 from collections.abc import Sequence
 
@@ -22,6 +22,9 @@ SHAPES: Sequence[tuple[int, ...]] = (
 )  # matrices are sampled whole
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def codec_of(text: str) -> TopK:
     return TopK(parse(text))
 
@@ -37,7 +40,7 @@ class Pair:
         self.chunks = chunks
         self.codecs = codec_of(text), codec_of(text)
         self.cpu = TopKPacker(self.codecs[0], chunks)
-        self.device = DevicePacker(self.codecs[1], chunks, "cpu")
+        self.device = DevicePacker(self.codecs[1], chunks, DEVICE)
         self.random = torch.Generator().manual_seed(seed)
 
     def fill(self, absent: frozenset[int] = frozenset()) -> None:
@@ -51,10 +54,10 @@ class Pair:
 
     def same_residuals(self) -> bool:
         pairs = [(self.cpu.residual(c.index), self.device.residual(c.index)) for c in self.chunks]
-        return all(torch.equal(one, other) for one, other in pairs)
+        return all(torch.equal(one, other.cpu()) for one, other in pairs)
 
     def residuals(self) -> list[Tensor]:
-        return [self.device.residual(chunk.index).clone() for chunk in self.chunks]
+        return [self.device.residual(chunk.index).cpu().clone() for chunk in self.chunks]
 
     def decoded(self, payload: memoryview) -> list[Tensor]:
         frames = cut(payload, len(self.chunks))
@@ -98,7 +101,7 @@ def test_a_sampled_threshold_keeps_about_as_many(text: str) -> None:
     for _ in range(3):
         pair.fill()
         before = [
-            total.add(pair.device.values[c.index])
+            total.add(pair.device.values[c.index].cpu())
             for c, total in zip(pair.chunks, pair.residuals(), strict=True)
         ]
         payload = pair.device.pack()
@@ -116,7 +119,7 @@ def test_with_the_cpu_s_thresholds_large_buckets_are_the_same(
     for _ in range(3):
         pair.fill()
         expected = bytes(pair.cpu.pack())
-        floors = torch.tensor([*pair.cpu._floors.tolist(), torch.inf])
+        floors = torch.tensor([*pair.cpu._floors.tolist(), torch.inf], device=DEVICE)
         monkeypatch.setattr(pair.device, "_floors", lambda *_, floors=floors: floors)
         assert bytes(pair.device.pack()) == expected
         assert pair.same_residuals()

@@ -1,24 +1,22 @@
 """`topk` for a bucket whose gradients live on a GPU: what stays behind never leaves the device.
 
-The residual is added, the threshold found and the entries picked there, in whole-bucket torch operations and with one
+The residual is added, the threshold found and the entries picked there, over the whole bucket at once and with one
 wait; the host gets positions and values of the entries, and vectors, a tenth of a byte per element at 1 %. It writes
 the frames of the CPU's packer, with the same kernel, and sends back what is left of those elements. So the two packers
 differ in the sample that tells a threshold, and in nothing else: the same thresholds give the same frames.
 
-Written for any torch device; it waits where torch's own operations wait. Where a frame may hold every element of a
-chunk (from a quarter on), the chunk's values are copied as well.
+Torch operations on any device; on CUDA two Triton kernels pick the entries (`picking`), which there takes a sixth of
+the time. Where a frame may hold every element of a chunk (from a quarter on), the chunk's values are copied as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..layout import Chunk
@@ -28,6 +26,7 @@ from .frame import HEADER, Buffer, Kind
 from .kernels.frames import put_frame, vector_elements
 from .kernels.indices import DENSE
 from .kernels.values import BITS
+from .picking import Entries, Floats, Ints, picker
 from .sparse import LINE, TopK, frame_bound
 
 HITS = 256  # kept elements that a sample should have
@@ -35,21 +34,7 @@ LEAST, MOST = 16_384, 262_144  # elements of a sample
 TINY = 2.0**-126  # denormals wait in the residual until they are more
 MIX = 0x9E3779B1  # moves the sample from pack to pack
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-
 _hosts: WeakKeyDictionary[TopK, Floats] = WeakKeyDictionary()  # of each codec, for the largest of its buckets
-
-
-@dataclass(slots=True)
-class _Entries:
-    """What is sent: `index` on the device, the rest on the host. Positions count from the bucket's beginning."""
-
-    finite: bool
-    index: Tensor  # int64: the positions
-    positions: Ints
-    values: Floats
-    vectors: Floats  # of all of them, in order
 
 
 class DevicePacker:
@@ -93,19 +78,16 @@ class DevicePacker:
         self._squeeze = 0  # what the gain said before the last pack
 
     def _lay_out(self) -> None:
-        """Tensors that never change: runs of one slice (the last one: of none), vectors, and every position."""
-        runs: list[tuple[int, int]] = []
-        end = 0
+        """Tensors that never change: the slice of each element, and where vectors are."""
+        slice_of = np.full(self._elements, len(self._sizes), np.int32)  # the last one is no slice
         for start, size, part, _ in self._segments.tolist():
-            runs += [(-1, start - end), (part, size)]
-            end = start + size
-        runs.append((-1, self._elements - end))
-        self._run_slices = torch.tensor([part for part, _ in runs], device=self.device)
-        self._run_sizes = torch.tensor([size for _, size in runs], device=self.device)
+            if part >= 0:
+                slice_of[start : start + size] = part
+        self._slice_of = torch.from_numpy(slice_of).to(self.device)
         vectors = [np.arange(s, s + n) for s, n, part, _ in self._segments.tolist() if part < 0]
         self._vectors_here: Ints = np.concatenate([np.zeros(0, np.int64), *vectors])
         self._vectors = torch.from_numpy(self._vectors_here).to(self.device)
-        self._order = torch.arange(self._elements, device=self.device)
+        self._pick = picker(self._slice_of, self._vectors)
         self._never = torch.tensor(torch.inf, device=self.device)
 
     def residual(self, chunk: int) -> Tensor:
@@ -131,7 +113,8 @@ class DevicePacker:
         self._bytes, self._before, self._decay = 0, [], decay
         total = (self._residual * decay).add_(self._values)  # two roundings, as on the CPU
         self._keep_silent(total)
-        entries = self._choose(total, self._floors(total, wanted), int(np.sum(2 * wanted + 16)))
+        room = int(np.sum(2 * wanted + 16))
+        entries = self._pick(total, self._floors(total, wanted), room)
         if not entries.finite:
             raise NonFinite(self._culprit(total))
         size = self._write(total, entries)
@@ -185,35 +168,11 @@ class DevicePacker:
                 max(1, size // min(max(HITS * size // many, LEAST), MOST)) | 1
             )  # odd: not in step with rows
             skip = self._phase * MIX % stride
-            sample = torch.cat(
-                [total[start + min(skip, n - 1) : start + n : stride] for start, n in self._runs[part]]
-            )
+            parts = [total[start + min(skip, n - 1) : start + n : stride] for start, n in self._runs[part]]
+            sample = (torch.cat(parts) if len(parts) > 1 else parts[0]).abs()
             rank = min(max(1, round(many * sample.numel() / size)), sample.numel())
-            floors.append(torch.topk(sample.abs(), rank, sorted=False).values.min().clamp(min=TINY))
-        return torch.stack([*floors, self._never])
-
-    def _choose(self, total: Tensor, floors: Tensor, room: int) -> _Entries:
-        """What reaches its floor, at most `room` of it, and the vectors. Here the host waits for the device."""
-        floor = torch.repeat_interleave(floors[self._run_slices], self._run_sizes, output_size=self._elements)
-        chosen = total.abs() >= floor
-        place = torch.cumsum(chosen, 0)
-        chosen &= place <= room
-        # The others go where nobody reads, and not all to one address, at which they would queue.
-        place = torch.where(chosen, place - 1, room + (self._order & 4095))
-        positions = torch.zeros(room + 4096, dtype=torch.int64, device=self.device)
-        positions = positions.scatter_(0, place, self._order)[:room]
-        facts = torch.stack([chosen.sum(), torch.isfinite(total).all()]).to(torch.int32)
-        values = torch.cat([total[positions], total[self._vectors]]).view(torch.int32)
-        packed = torch.cat([facts, positions.to(torch.int32), values]).cpu()
-        found = int(packed[0])
-        floats = packed[2 + room :].view(torch.float32).numpy()
-        return _Entries(
-            bool(packed[1]),
-            positions[:found],
-            packed[2 : 2 + found].numpy().astype(np.int64),
-            floats[:found],
-            floats[room:],
-        )
+            floors.append(torch.topk(sample, rank, sorted=False).values.amin())
+        return torch.stack([*floors, self._never]).clamp_(min=TINY)
 
     def _culprit(self, total: Tensor) -> int:
         for start, size, _, parameter in self._segments.tolist():
@@ -221,17 +180,18 @@ class DevicePacker:
                 return int(parameter)
         raise AssertionError("every element is finite")
 
-    def _write(self, total: Tensor, entries: _Entries) -> int:
+    def _write(self, total: Tensor, entries: Entries) -> int:
         """The frames; what they say leaves `total`. Returns their bytes."""
         codec, scratch, host = self.codec, self.codec.scratch, self._host()
-        host[entries.positions] = entries.values
         host[self._vectors_here] = entries.vectors
         ends = np.append(np.searchsorted(entries.positions, self._table[:, 2]), len(entries.positions))
         whole = self._may_be_whole(np.diff(ends))
-        for start, size in whole:
+        for chunk in whole:
+            start, size = self._table[chunk, 2:4].tolist()
             host[start : start + size] = total[start : start + size].cpu().numpy()
         self._squeeze = int(self._gain[4])
         self._gain[:4] = 0
+        left, everything = entries.values, np.zeros(len(self.chunks), np.bool_)
         written = np.zeros(1, np.int64)
         _frames(
             host,
@@ -240,6 +200,8 @@ class DevicePacker:
             self._absent,
             entries.positions,
             ends.astype(np.int64),
+            left,
+            everything,
             self._phase,
             int(Kind.GRADIENT),
             codec.index_coding,
@@ -254,28 +216,30 @@ class DevicePacker:
         )
         codec.note(self._gain)
         index = torch.cat([entries.index, self._vectors])
-        after = host[np.concatenate([entries.positions, self._vectors_here])]
-        self._before = [
-            (slice(start, start + size), total[start : start + size].clone()) for start, size in whole
+        after: list[tuple[Tensor | slice, Floats]] = [
+            (index, np.concatenate([left, host[self._vectors_here]]))
         ]
-        self._before.append((index, total[index]))
-        total[index] = torch.from_numpy(after).to(self.device)
-        for start, size in whole:
-            total[start : start + size] = torch.from_numpy(host[start : start + size]).to(self.device)
+        self._before = [(index, entries.before)]
+        for chunk in np.flatnonzero(everything).tolist():
+            start, size = self._table[chunk, 2:4].tolist()
+            part = slice(start, start + size)
+            after.append((part, host[part]))
+            self._before.append((part, total[part].clone()))
+        for where, values in after:
+            total[where] = torch.from_numpy(values).to(self.device)
         return int(written[0])
 
-    def _may_be_whole(self, counts: Ints) -> list[tuple[int, int]]:
-        """(start, elements) of the chunks of which a frame may hold every element."""
+    def _may_be_whole(self, counts: Ints) -> list[int]:
+        """Places of the chunks of which a frame may hold every element."""
         found = []
         bits = BITS[self.codec.value_coding]
-        for count, (_, _, start, size, first, last) in zip(
-            counts.tolist(), self._table.tolist(), strict=True
-        ):
+        for place, (count, row) in enumerate(zip(counts.tolist(), self._table.tolist(), strict=True)):
+            size, first, last = row[3:]
             sparse = size - vector_elements.py_func(self._segments, first, last)
             if count and (
                 self.codec.index_coding == DENSE or 3 * count > sparse or count * bits + size > sparse * bits
             ):
-                found.append((start, size))
+                found.append(place)
         return found
 
     def _host(self) -> Floats:
@@ -314,7 +278,8 @@ _INTS, _TABLE, _F32, _BYTES = types.int64[::1], types.int64[:, ::1], types.float
 
 
 @compiled(
-    _F32, _TABLE, _TABLE, types.boolean[::1], _INTS, _INTS, types.int64, types.int64, types.int64, types.int64,
+    _F32, _TABLE, _TABLE, types.boolean[::1], _INTS, _INTS, _F32, types.boolean[::1],
+    types.int64, types.int64, types.int64, types.int64,
     _BYTES, types.uint16[::1], _F32, _BYTES, types.int32[::1], _INTS, _INTS,
 )  # fmt: skip
 def _frames(
@@ -324,6 +289,8 @@ def _frames(
     absent: Any,
     positions: Any,
     ends: Any,
+    left: Any,
+    everything: Any,
     phase: Any,
     kind: Any,
     want_index: Any,
@@ -336,24 +303,33 @@ def _frames(
     gain: Any,
     written: Any,
 ) -> None:
-    """Frames of all chunks: entries positions[ends[c]:ends[c + 1]] of `total`, which what they say leaves.
+    """Frames of all chunks, of the entries positions[ends[c]:ends[c + 1]], whose values are in `left` and become what
+    is left of them.
 
-    written[0] becomes their bytes. The other arguments are those of the CPU's kernel.
+    Where a frame has every element of a chunk instead, `everything` becomes true for it, and its values are taken from
+    `total`, which what the frame says leaves. Vectors are always there. written[0] becomes the frames' bytes. The other
+    arguments are those of the CPU's kernel.
     """
     at = np.int64(0)
     for c in range(len(chunks)):
         base, size, first, last = chunks[c, 2], chunks[c, 3], chunks[c, 4], chunks[c, 5]
-        n = ends[c + 1] - ends[c]
+        begin, n = ends[c], ends[c + 1] - ends[c]
         for i in range(n):
-            here = positions[ends[c] + i]
-            pos[i] = here - base
-            val[i] = total[here]
+            pos[i] = positions[begin + i] - base
+            val[i] = left[begin + i]
         probe = c == phase % len(chunks)
         tried, squeezed = gain[2], gain[3]
-        at = put_frame(
+        at, many = put_frame(
             out, at, kind, chunks[c, 0], chunks[c, 1], total, base, size, segments, first, last, absent,
             pos, val, n, want_index, coding, probe or gain[4] > 0, scratch, places, gain,
         )  # fmt: skip
+        if many == n:
+            for i in range(n):
+                left[begin + i] -= val[i]
+        else:
+            everything[c] = True
+            for i in range(many):
+                total[base + np.int64(pos[i])] -= val[i]
         if probe and gain[2] > tried:
             gain[4] = 1 if gain[3] - squeezed < gain[2] - tried else 0
     written[0] = at

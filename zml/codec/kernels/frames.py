@@ -134,11 +134,12 @@ def put_frame(
     scratch: Any,
     places: Any,
     gain: Any,
-) -> int:
-    """Write the frame of the entries (pos, val)[:n] and of the vectors in `total`; where it ends.
+) -> Any:
+    """Write the frame of the entries (pos, val)[:n] and of the vectors in `total`; where it ends, and its entries.
 
-    What the frame says is subtracted from `total`; val becomes what a reader will find. `gain` counts the
-    bytes of index sections before and after LZ4, and of those that LZ4 was tried on, before and after.
+    val becomes what a reader will find, which the caller subtracts from what is left; vectors are subtracted from
+    `total` here. Where every element is sent there are more entries than were given. `gain` counts the bytes of
+    index sections before and after LZ4, and of those that LZ4 was tried on, before and after.
     """
     begin = at
     at += HEADER
@@ -191,8 +192,6 @@ def put_frame(
                     at = start + 3 + short
             gain[1] += at - start
             at = put_values(coding, index == DENSE, val, n, out, at, scratch)
-            for i in range(n):
-                total[base + np.int64(pos[i])] -= val[i]
         out[head] = (index | (coding << 3) | (LZ4 if squeezed else 0)) if n else 0
         out[head + 1] = n & 255
         out[head + 2] = (n >> 8) & 255
@@ -204,7 +203,7 @@ def put_frame(
     put32(out, begin + 4, chunk)
     put32(out, begin + 8, version)
     put32(out, begin + 12, at - begin - HEADER)
-    return at
+    return at, n
 
 
 @njit

@@ -229,10 +229,12 @@ def pack(
         probe = c == phase % len(chunks)
         if probe:
             tried, squeezed = gain[2], gain[3]
-        at = put_frame(
+        at, n = put_frame(
             out, at, kind, chunks[c, 0], chunks[c, 1], total, base, size, segments, first, stop, absent,
             pos, val, n, want_index, coding, probe or gain[4] > 0, scratch, places, gain,
         )  # fmt: skip
+        for i in range(n):
+            total[base + np.int64(pos[i])] -= val[i]
         if probe and gain[2] > tried:
             gain[4] = 1 if gain[3] - squeezed < gain[2] - tried else 0
     return at
