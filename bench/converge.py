@@ -7,7 +7,8 @@ Workers are network namespaces of their own, shards and coordinator another; byt
 between them, both ways, CURVE and heartbeats included (without root: all that passes the loopback interface). Losses
 are those on held-out data that the example prints at the end of each epoch. "bytes" is what had passed when the run
 first reached the loss at which the dense run of the same seed ended, against the dense run's whole traffic; "steps" is
-how many steps that took, against the dense run's. Every finished run is a line of --results, and is not run again.
+how many steps that took, against the dense run's. "bits up" is what one worker pushes per parameter in its median
+exchange, frames and all. Every finished run is a line of --results, and is not run again.
 """
 
 import json
@@ -25,12 +26,25 @@ import click
 import links
 from train import CannotStart, Crowd, crowd, free_port
 
+from zml.timeline import read
+
 HERE = Path(__file__).parent
+CHAR_LM = re.compile(r"epoch (\d+)/\d+: validation loss ([\d.naif]+)")
 EXAMPLES = {
     "char-lm": (
         "char_lm.py",
-        "--layers 2 --width 64 --context 64 --batch-size 8 --samples 3072 --epochs 20".split(),
-        re.compile(r"epoch (\d+)/\d+: validation loss ([\d.naif]+)"),
+        "--layers 2 --width 64 --context 64 --batch-size 16 --samples 3072 --epochs 30".split(),
+        CHAR_LM,
+    ),
+    "char-lm, long": (
+        "char_lm.py",
+        "--layers 2 --width 64 --context 64 --batch-size 16 --samples 12288 --epochs 20".split(),
+        CHAR_LM,
+    ),
+    "char-lm, wide": (
+        "char_lm.py",
+        "--layers 2 --width 256 --context 64 --batch-size 8 --samples 1536 --epochs 5".split(),
+        CHAR_LM,
     ),
     "fashion-mnist": (
         "mnist_distributed.py",
@@ -54,6 +68,7 @@ class Run:
     accuracies: list[float] = field(default_factory=list)
     megabytes: list[float] = field(default_factory=list)  # that had passed at the end of each epoch
     seconds: float = 0.0
+    bits_up: float = 0.0
     failure: str = ""
 
     @property
@@ -78,6 +93,16 @@ def measure(run: Run, net: links.Machines) -> None:
         traffic = links.Traffic.read(made.folder / "meter.txt")
         run.megabytes = [round(traffic.between(began, end) / 1e6, 3) for end in ends]
         run.seconds = round(ends[-1] - began, 1)
+        run.bits_up = bits_up(made.folder)
+
+
+def bits_up(folder: Path) -> float:
+    """Of w0's pushes, per parameter, in the median exchange."""
+    (log,) = folder.glob("runs/*/logs/w0.script.jsonl")
+    joined = next(line for line in map(json.loads, log.read_text().splitlines()) if "parameters" in line)
+    (file,) = folder.glob("runs/*/timeline/w0.jsonl")
+    pushed = statistics.median(step.bytes_up for step in read(file))
+    return float(round(8 * pushed / joined["parameters"], 4))
 
 
 def start(made: Crowd, net: links.Machines, run: Run, script: Sequence[str]) -> None:
@@ -174,6 +199,7 @@ def rows(runs: Sequence[Run]) -> Iterator[list[str]]:
             if share and zml != "none"
             else "",
             f"{statistics.mean(steps):.0f} %" if steps and zml != "none" else "",
+            f"{statistics.median(run.bits_up for run in fine):.3g}" if fine else "",
         ]
 
 
@@ -188,7 +214,7 @@ HEAD = [
     "MB",
     "of dense's bytes",
 ]
-HEAD += ["bytes until dense's final loss", "steps until then"]
+HEAD += ["bytes until dense's final loss", "steps until then", "bits up"]
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -198,7 +224,11 @@ def table(runs: Sequence[Run]) -> str:
 
 @click.command(context_settings={"max_content_width": 100, "show_default": True})
 @click.option(
-    "--example", "examples", type=click.Choice(list(EXAMPLES)), multiple=True, default=list(EXAMPLES)
+    "--example",
+    "examples",
+    type=click.Choice(list(EXAMPLES)),
+    multiple=True,
+    default=["char-lm", "fashion-mnist"],
 )
 @click.option(
     "--optimizer", "optimizers", type=click.Choice(["sgd", "adamw"]), multiple=True, default=["sgd", "adamw"]
