@@ -85,9 +85,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             for packer in packers:
                 total = packer._residual + packer._values
                 wanted = np.rint(packer._sizes * density).astype(np.int64)
-                floors, room = packer._floors(total, wanted), int(np.sum(2 * wanted + 16))
+                floors, rooms = packer._floors(total, wanted), 2 * wanted + 16
                 pick = TorchPicker(packer._slice_of, packer._vectors) if torch_ops else packer._pick
-                pick(total, floors, room)
+                pick(total, floors, rooms)
 
         def pack(packers: list[DevicePacker] = packers, payloads: list[memoryview] = payloads) -> None:
             payloads[:] = [packer.pack() for packer in packers]

@@ -131,6 +131,8 @@ class Ps:
         except (msgspec.MsgspecError, BadLayout) as bad:
             raise Refusal("layout", f"the layout cannot be used: {bad}") from None
         core = self._core()
+        if parse(message.compress).sparse:
+            await asyncio.to_thread(compile_kernels)  # meanwhile the bulk thread takes rosters
         await self.in_bulk(
             lambda: core.assign(registration, assignment.placement, message.staleness, message.compress)
         )
@@ -162,10 +164,19 @@ def serve(settings: Settings, shard: int) -> int:
 
     torch.set_num_threads(1)  # chunks are small; the other cores belong to workers and other shards
     if parse(settings.compress).sparse:
-        from .codec.kernels import prepare
-
-        prepare(lambda text: print(f"{NOTICE}{text}", file=sys.stderr, flush=True))
+        compile_kernels()
     return uvloop.run(_serve(settings, shard))
+
+
+def compile_kernels() -> None:
+    """Or load them, where they were compiled before."""
+    from .codec import kernels
+
+    def say(text: str) -> None:
+        print(f"{NOTICE}{text}", file=sys.stderr, flush=True)
+
+    for module in (kernels.ENTRY, *kernels.ON_SHARDS):
+        kernels.prepare(say, module)
 
 
 async def _serve(settings: Settings, shard: int) -> int:

@@ -12,6 +12,7 @@ One thread owns a store.
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .codec import UNKNOWN, BadFrame, Buffer, Codec, Header, Kind, parse
+from .codec import UNKNOWN, BadFrame, Buffer, Codec, Header, Kind, kernels, parse
 from .codec.frame import HEADER, write_header
 from .codec.sparse import TopK
 from .hyper import Hyper, OptimizerSpec
@@ -34,6 +35,8 @@ from .pages import SIZE, Pages
 if TYPE_CHECKING:
     from .codec.sums import Sums
     from .fused import Update
+
+log = logging.getLogger(__name__)
 
 ALIGNMENT = 64  # bytes: a cache line, and torch's own
 AT_ONCE = (
@@ -119,7 +122,8 @@ class Store:
         self._places = {held.chunk.index: place for place, held in enumerate(self._trained)}
         self._sums: Sums | None = None
         if isinstance(codec, TopK):
-            from . import fused  # noqa: F401  compiled code: now, not in a step
+            for module in kernels.ON_SHARDS:  # now, and not in a step
+                kernels.prepare(log.warning, module)
             from .codec.sums import Sums
 
             self._sums = Sums(codec, [held.chunk for held in self._trained])
@@ -221,7 +225,13 @@ class Store:
                 missing.append(absent)
         if not given:
             return  # every parameter is absent from every step: no update, no new version
-        total = self._add(held.chunk, given, missing)
+        try:
+            total = self._add(held.chunk, given, missing)
+        except BadFrame:  # it was whole when it came; in shared memory its sender has changed it since
+            log.warning(
+                "a checked frame has changed: chunk %d takes no gradient in this step", held.chunk.index
+            )
+            total = self._sum[: held.chunk.size].zero_()
         self._update(held, total, len(steps), hyper, update, frozenset.intersection(*missing))
 
     def _update(
@@ -257,10 +267,11 @@ class Store:
         total = self._batch.numpy()
         for place, last in self._batches:
             batch = self._trained[place:last]
+            absent = [each for each in partial if any(each & held.parameters for held in batch)]
             group = batch[0].chunk.group
             hyper, fused = hypers[group], updates[group]
             entries = sums.take(place, last, frames, total)
-            if fused is not None and not partial:
+            if fused is not None and not absent:
                 parts = [_rule(held).spans(hyper) for held in batch]
                 if (table := self._table(place, parts)) is not None:
                     fused(table, total, entries)
@@ -268,7 +279,7 @@ class Store:
                         self._moved(held, hyper, count)
                     continue
             for slot, held in enumerate(batch):
-                if any(not absent.isdisjoint(held.parameters) for absent in partial):
+                if any(not each.isdisjoint(held.parameters) for each in absent):
                     self._apply(held, steps, hyper, fused)
                     continue
                 values = self._batch[slot * CHUNK : slot * CHUNK + held.chunk.size]

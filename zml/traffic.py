@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -83,7 +84,10 @@ class Traffic:
         self.values = {
             chunk: values for outbox in self.outboxes.values() for chunk, values in outbox.values.items()
         }
-        # What is in flight must stay as it is while the next step is packed.
+        self.packing = (
+            threading.Lock()
+        )  # autograd has a thread for each device, and the codec serves one at a time
+        # What is in flight must stay as it is while the same buckets are packed again.
         self.pages = Pages(8 * sum(len(values) for values in self.values.values()))
         self.clock = 0
         self.warm_up = 0  # exchanges
@@ -107,10 +111,12 @@ class Traffic:
     def leave(self, outbox: Outbox) -> None:
         """Pack what was gathered in one bucket and send it, as part of this clock. Raises NonFinite."""
         outbox.take_back()
-        with self.timeline.measure("encode"):
-            everything = self.everything and self.plan.compression.sparse
-            payload = outbox.pack(1.0 if everything else self.density, self.plan.decay)
-            if self.plan.overlap:
+        sparse = self.plan.compression.sparse
+        with self.timeline.measure("encode"), self.packing:
+            payload = outbox.pack(1.0 if self.everything and sparse else self.density, self.plan.decay)
+            # It may be packed again while it leaves: for the next step, or once the script has changed the gradients,
+            # and then a sparse one has another size.
+            if self.plan.overlap or sparse:
                 copy = self.pages.lend(len(payload))
                 copy[:] = payload
                 payload = copy

@@ -176,6 +176,30 @@ def test_zeros_constants_and_denormals() -> None:
             )
 
 
+def test_equal_elements_keep_neither_larger_ones_nor_another_tensor_from_leaving() -> None:
+    pair = Pair("topk:1%", chunks_of(((200, 200), (200, 200)), 65_536))
+    first, second = pair.chunks[0], pair.chunks[-1]
+    values = torch.full((80_000,), 0.5)
+    values[39_900:40_000] = 5.0  # the last of the first matrix
+    values[40_000:] = torch.randn(40_000, generator=pair.random)
+    for chunk in pair.chunks:
+        begin = chunk.index * 65_536
+        pair.device.values[chunk.index].copy_(values[begin : begin + chunk.size])
+    pair.device.pack()
+    sent = [(pair.device.sent(c.index), c.index * 65_536) for c in (first, second)]
+    positions = torch.cat([places + begin for places, begin in sent if places is not None])
+    assert set(range(39_900, 40_000)) <= set(positions.tolist())
+    assert 400 <= (positions < 40_000).sum() <= 816
+    assert 300 <= (positions >= 40_000).sum() <= 816
+
+
+def test_all_of_a_matrix_leaves_where_all_of_it_is_wanted() -> None:
+    pair = Pair("topk:1%:fp32:gap8", chunks_of(((400, 400),), 65_536))
+    pair.fill()
+    pair.device.pack(density=1.0)
+    assert all(not left.any() for left in pair.residuals())
+
+
 def test_a_bucket_of_vectors_only_goes_whole() -> None:
     pair = Pair("topk:1%", chunks_of(((5,), (700,)), 256))
     pair.fill()
@@ -185,7 +209,7 @@ def test_a_bucket_of_vectors_only_goes_whole() -> None:
 
 def test_a_decay_that_could_not_be_taken_back_is_refused() -> None:
     pair = Pair("topk:1%", chunks_of(SHAPES))
-    for decay in (0.0, -1.0, 1.5):
+    for decay in (0.0, -1.0, 1.5, 1e-46):
         with pytest.raises(ValueError, match="decay"):
             pair.device.pack(decay=decay)
 

@@ -237,6 +237,22 @@ def test_gradients_changed_behind_autograd_are_sent_as_they_are_at_the_step(io: 
     assert not twin.hooks.early
 
 
+def test_a_sparse_payload_on_its_way_stays_as_it_is_while_its_bucket_is_packed_again(io: IoThread) -> None:
+    twin = Twin(io, compress="topk:5%")
+    left: list[memoryview] = []
+    twin.direct.push = lambda bucket, clock, payload, absent: left.append(payload)  # type: ignore[method-assign]
+    outbox = next(iter(twin.traffic.outboxes.values()))
+    for value in (1.0, 3.0):
+        outbox.take_back()
+        for values in outbox.values.values():
+            values.fill_(value)
+        twin.traffic.leave(outbox)
+        io.call(nothing())
+        if len(left) == 1:
+            before = bytes(left[0])
+    assert bytes(left[0]) == before != bytes(left[1])
+
+
 def test_gradients_that_nobody_changes_are_sent_once(io: IoThread) -> None:
     twin = Twin(io)
     for _ in range(2):

@@ -24,7 +24,8 @@ with warnings.catch_warnings():
 
 
 class NonFinite(ValueError):
-    """The gradient of this parameter (index in the layout) has a NaN or an infinity. Nothing was changed."""
+    """The gradient of this parameter (index in the layout) has a NaN or an infinity. Nothing was changed, up to the
+    rounding of sums with what was packed before it was met."""
 
     def __init__(self, parameter: int) -> None:
         super().__init__(f"the gradient of parameter {parameter} is not finite")

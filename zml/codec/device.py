@@ -3,7 +3,8 @@
 The residual is added, the threshold found and the entries picked there, over the whole bucket at once and with one
 wait; the host gets positions and values of the entries, and vectors, a tenth of a byte per element at 1 %. It writes
 the frames of the CPU's packer, with the same kernel, and sends back what is left of those elements. So the two packers
-differ in the sample that tells a threshold, and in nothing else: the same thresholds give the same frames.
+differ in the sample that tells a threshold: the same thresholds give the same frames, unless more than twice as many
+as wanted reach them; then the larger ones leave on both ways, but of equal ones not the same.
 
 Torch operations on any device; on CUDA two Triton kernels pick the entries (`picking`), which there takes a sixth of
 the time. Where a frame may hold every element of a chunk (from a quarter on), the chunk's values are copied as well.
@@ -27,7 +28,7 @@ from .kernels.frames import put_frame, vector_elements
 from .kernels.indices import DENSE
 from .kernels.values import BITS
 from .picking import Entries, Floats, Ints, picker
-from .sparse import LINE, TopK, frame_bound
+from .sparse import LINE, TopK, check_decay, frame_bound
 
 HITS = 256  # kept elements that a sample should have
 LEAST, MOST = 16_384, 262_144  # elements of a sample
@@ -88,7 +89,7 @@ class DevicePacker:
         self._vectors_here: Ints = np.concatenate([np.zeros(0, np.int64), *vectors])
         self._vectors = torch.from_numpy(self._vectors_here).to(self.device)
         self._pick = picker(self._slice_of, self._vectors)
-        self._never = torch.tensor(torch.inf, device=self.device)
+        self._never, self._all = (torch.tensor(each, device=self.device) for each in (torch.inf, TINY))
 
     def residual(self, chunk: int) -> Tensor:
         """What of a chunk has not left yet; live, on the device."""
@@ -102,10 +103,7 @@ class DevicePacker:
     def pack(
         self, absent: Collection[int] = (), density: float | None = None, decay: float = 1.0
     ) -> memoryview:
-        if not 0 < decay <= 1:
-            raise ValueError(
-                f"a decay of {decay}, which could not be taken back; it is above 0 and at most 1"
-            )
+        check_decay(decay)
         density = self.codec.spec.density if density is None else min(max(density, 0.0), 1.0)
         wanted = np.minimum(np.maximum(np.rint(self._sizes * density), 1), self._sizes).astype(np.int64)
         self._absent[:] = False
@@ -113,8 +111,7 @@ class DevicePacker:
         self._bytes, self._before, self._decay = 0, [], decay
         total = (self._residual * decay).add_(self._values)  # two roundings, as on the CPU
         self._keep_silent(total)
-        room = int(np.sum(2 * wanted + 16))
-        entries = self._pick(total, self._floors(total, wanted), room)
+        entries = self._pick(total, self._floors(total, wanted), 2 * wanted + 16)
         if not entries.finite:
             raise NonFinite(self._culprit(total))
         size = self._write(total, entries)
@@ -163,6 +160,9 @@ class DevicePacker:
         for part, (size, many) in enumerate(zip(self._sizes.tolist(), wanted.tolist(), strict=True)):
             if self._absent[self._parameters[part]]:
                 floors.append(self._never)
+                continue
+            if many >= size:
+                floors.append(self._all)
                 continue
             stride = (
                 max(1, size // min(max(HITS * size // many, LEAST), MOST)) | 1

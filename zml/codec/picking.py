@@ -31,8 +31,12 @@ class Entries:
 
 
 class Picker(Protocol):
-    def __call__(self, total: Tensor, floors: Tensor, room: int) -> Entries:
-        """The first `room` elements of `total` (float32, on the device) that are at least floors[their slice] large."""
+    def __call__(self, total: Tensor, floors: Tensor, rooms: Ints) -> Entries:
+        """The elements of `total` (float32, on the device) that are at least floors[their slice] large.
+
+        At most sum(rooms) of them, one room for each slice. Where they are more each slice keeps to its own room, and
+        those equal to the floor make way for larger ones.
+        """
         ...
 
 
@@ -43,13 +47,25 @@ class TorchPicker:
         self._slice_of = slice_of
         self._vectors = vectors
 
-    def __call__(self, total: Tensor, floors: Tensor, room: int) -> Entries:
+    def __call__(self, total: Tensor, floors: Tensor, rooms: Ints) -> Entries:
         chosen = total.abs() >= floors.index_select(0, self._slice_of)
-        index = torch.nonzero(chosen).view(-1)[:room]
+        index = torch.nonzero(chosen).view(-1)
+        if len(index) > rooms.sum():
+            index = fewer(index, total, self._slice_of, floors, rooms)
         before = torch.cat([total[index], total[self._vectors]])
         positions, host = index.cpu().numpy(), before.cpu().numpy().copy()
         finite = bool(torch.isfinite(total).all())
         return Entries(finite, index, before, positions, host[: len(positions)], host[len(positions) :])
+
+
+def fewer(index: Tensor, total: Tensor, slice_of: Tensor, floors: Tensor, rooms: Ints) -> Tensor:
+    """Of these positions what each slice has room for, larger ones than its floor first; rarely needed."""
+    part, size = slice_of[index], total[index].abs()
+    kept = []
+    for at, room in enumerate(rooms.tolist()):
+        above, equal = (index[(part == at) & mask] for mask in (size > floors[at], size == floors[at]))
+        kept += [above[:room], equal[: max(0, room - len(above))]]
+    return torch.cat(kept).sort().values
 
 
 def picker(slice_of: Tensor, vectors: Tensor) -> Picker:

@@ -14,13 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .picking import Entries
+from .picking import Entries, Ints, TorchPicker
 
 BLOCK, WARPS = 1024, 4  # of 1,024 to 4,096 elements and 4 or 8 warps, as fast as any
-FACTS = 2  # words before the positions: how many entries, and whether one element is not finite
+ALIGNED = 16  # words: addresses that Triton is told of are multiples of this, so that it compiles once
+FACTS = ALIGNED  # words before the positions; the first two: how many entries, and whether one element is not finite
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["elements"])
 def _count(total, slice_of, floors, counts, facts, elements, BLOCK: tl.constexpr):
     block = tl.program_id(0)
     at = block * BLOCK + tl.arange(0, BLOCK)
@@ -33,7 +34,7 @@ def _count(total, slice_of, floors, counts, facts, elements, BLOCK: tl.constexpr
         tl.store(facts + 1, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["room", "elements"])
 def _place(
     total,
     slice_of,
@@ -59,11 +60,14 @@ def _place(
     tl.store(positions + place, at, mask=chosen)
     tl.store(values + place, value, mask=chosen)
     if block == tl.num_programs(0) - 1:
-        tl.store(facts, tl.minimum(end, room))
+        tl.store(facts, end)
 
 
 class TritonPicker:
-    """As `picking.TorchPicker`, to the bit. What it returns is good until it is called again."""
+    """As `picking.TorchPicker`, to the bit. What it returns is good until it is called again.
+
+    Compiles its kernels when it is made, if no process on this machine has: no step does.
+    """
 
     def __init__(self, slice_of: Tensor, vectors: Tensor) -> None:
         self.device = slice_of.device
@@ -71,47 +75,46 @@ class TritonPicker:
         self._vectors = vectors
         self._elements = slice_of.numel()
         self._blocks = triton.cdiv(self._elements, BLOCK)
+        self._slowly = TorchPicker(slice_of, vectors)
         self._counts = torch.empty(self._blocks, dtype=torch.int32, device=self.device)
-        self._make(0)
+        self._words, self._host = (torch.empty(0, dtype=torch.int32) for _ in range(2))
+        nothing = torch.zeros(self._elements, device=self.device)
+        self(nothing, torch.ones(int(slice_of.max()) + 1, device=self.device), np.zeros(1, np.int64))
 
-    def _make(self, room: int) -> None:
-        """Memory for so many entries: words are facts, positions, values, vectors."""
-        self._room = room
-        size = FACTS + 2 * room + self._vectors.numel()
-        self._words = torch.empty(size, dtype=torch.int32, device=self.device)
-        self._host = torch.empty(size, dtype=torch.int32, pin_memory=True)
-        self._facts = self._words[:FACTS]
-        self._places = self._words[FACTS : FACTS + room]
-        self._values = self._words[FACTS + room :].view(torch.float32)
-
-    def __call__(self, total: Tensor, floors: Tensor, room: int) -> Entries:
-        if room != self._room:
-            self._make(room)
+    def __call__(self, total: Tensor, floors: Tensor, rooms: Ints) -> Entries:
+        room, most = int(rooms.sum()), self._vectors.numel()
+        first = FACTS + -(-room // ALIGNED) * ALIGNED  # words are facts, positions, values, vectors
+        last = first + room
+        if last + most > len(self._words):  # the warm-up of a run begins with the most
+            self._words = torch.empty(last + most, dtype=torch.int32, device=self.device)
+            self._host = torch.empty(last + most, dtype=torch.int32, pin_memory=True)
+        words, places = self._words[: last + most], self._words[FACTS:first]
+        values = words[first:].view(torch.float32)
         with torch.cuda.device(self.device):
-            self._launch(total, floors)
-        if self._vectors.numel():
-            torch.index_select(total, 0, self._vectors, out=self._values[room:])
-        self._host.copy_(self._words)  # and waits for it
-        host = self._host.numpy()
-        found, before = int(host[0]), self._values[: host[0]]
-        floats = host[FACTS + room :].view(np.float32)
+            self._launch(total, floors, words, places, values, room)
+        if most:
+            torch.index_select(total, 0, self._vectors, out=values[room:])
+        host = self._host[: last + most].copy_(words).numpy()  # and waits for it
+        found = int(host[0])
+        if found > room:
+            return self._slowly(total, floors, rooms)
         return Entries(
             finite=not host[1],
-            index=self._places[:found],
-            before=torch.cat([before, self._values[room:]]) if self._vectors.numel() else before,
+            index=places[:found],
+            before=torch.cat([values[:found], values[room:]]) if most else values[:found],
             positions=host[FACTS : FACTS + found].astype(np.int64),
-            values=floats[:found],
-            vectors=floats[room:],
+            values=host[first : first + found].view(np.float32),
+            vectors=host[last:].view(np.float32),
         )
 
-    def _launch(self, total: Tensor, floors: Tensor) -> None:
+    def _launch(
+        self, total: Tensor, floors: Tensor, facts: Tensor, places: Tensor, values: Tensor, room: int
+    ) -> None:
         here, count = (self._blocks,), self._elements
-        self._facts.zero_()
-        _count[here](
-            total, self._slice_of, floors, self._counts, self._facts, count, BLOCK, num_warps=WARPS
-        )  # fmt: skip
+        facts[:2].zero_()
+        _count[here](total, self._slice_of, floors, self._counts, facts, count, BLOCK, num_warps=WARPS)
         ends = torch.cumsum(self._counts, 0, dtype=torch.int32)
         _place[here](
-            total, self._slice_of, floors, self._counts, ends, self._facts, self._places, self._values,
-            self._room, count, BLOCK, num_warps=WARPS,
+            total, self._slice_of, floors, self._counts, ends, facts, places, values, room, count, BLOCK,
+            num_warps=WARPS,
         )  # fmt: skip

@@ -22,7 +22,7 @@ from ..compression import INDICES, VALUES, Compression
 from ..layout import CHUNK, Chunk
 from .dense import NonFinite, part, write_parameters
 from .frame import HEADER, BadFrame, Buffer, Kind, expect
-from .kernels import prepare
+from .kernels import ON_DEVICES, prepare
 from .kernels.reasons import SENTENCES
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 AUTO = -1
 LINE = 16  # elements of a cache line: every chunk begins on one
 SAMPLE = 262_144 + LINE
+LEAST_DECAY = 1e-6
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -60,6 +61,12 @@ class _Scratch:
         self.places = np.zeros(4096, np.int32)
         self.total = np.zeros(CHUNK, np.float32)
         self.frame = np.zeros(frame_bound(CHUNK), np.uint8)
+
+
+def check_decay(decay: float) -> None:
+    """A residual is divided by it where a pack is taken back. Raises ValueError."""
+    if not LEAST_DECAY <= decay <= 1:
+        raise ValueError(f"a decay of {decay}, which could not be taken back; it is above 0 and at most 1")
 
 
 def frame_bound(size: int) -> int:
@@ -140,10 +147,7 @@ class TopKPacker:
     def pack(
         self, absent: Collection[int] = (), density: float | None = None, decay: float = 1.0
     ) -> memoryview:
-        if not 0 < decay <= 1:
-            raise ValueError(
-                f"a decay of {decay}, which could not be taken back; it is above 0 and at most 1"
-            )
+        check_decay(decay)
         density = self.codec.spec.density if density is None else min(max(density, 0.0), 1.0)
         wanted = np.minimum(np.maximum(np.rint(self._sizes * density), 1), self._sizes).astype(np.int64)
         self._absent[:] = False
@@ -244,6 +248,8 @@ class TopK:
         return TopKPacker(self, chunks)
 
     def device_packer(self, chunks: Sequence[Chunk], device: str) -> "DevicePacker":
+        for module in ON_DEVICES:
+            prepare(log.warning, module)
         from .device import DevicePacker
 
         return DevicePacker(self, chunks, device)

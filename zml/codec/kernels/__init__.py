@@ -1,14 +1,13 @@
 """The sparse codec's loops, compiled by numba: once on a machine, then loaded.
 
-The rule: nothing is compiled inside a training step. `prepare` compiles or loads everything there is; it is called
-when a codec is made. Processes that start together wait for the first one's result.
+The rule: nothing is compiled inside a training step. `prepare` compiles or loads a module's kernels; it is called when
+a codec or a store is made. Processes that start together wait for the first one's result.
 """
 
 import fcntl
 import hashlib
 import importlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,15 +15,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_ENTRY = "zml.codec.kernels.pack"
+ENTRY = "zml.codec.kernels.pack"
 _HERE = Path(__file__).parent
+ON_SHARDS = ("zml.codec.sums", "zml.fused")  # more of them, called there
+ON_DEVICES = ("zml.codec.device",)
+_loaded: dict[str, ModuleType] = {}
 NOTICE = "compiling the codec's kernels, once on this machine"
 
 
-def prepare(say: Callable[[str], None] | None = None) -> ModuleType:
-    """The module with the compiled kernels. `say` hears of it if they must be compiled, which takes a while."""
-    loaded = sys.modules.get(_ENTRY)
-    if loaded is not None and hasattr(loaded, "READY"):
+def prepare(say: Callable[[str], None] | None = None, module: str = ENTRY) -> ModuleType:
+    """The module with compiled kernels. `say` hears of it if they must be compiled, which takes a while."""
+    if (loaded := _loaded.get(module)) is not None:
         return loaded
     import numba
     from numba.core import event
@@ -34,7 +35,8 @@ def prepare(say: Callable[[str], None] | None = None) -> ModuleType:
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = str(folder)
         try:
-            return importlib.import_module(_ENTRY)
+            _loaded[module] = importlib.import_module(module)
+            return _loaded[module]
         finally:
             numba.config.CACHE_DIR = before
 

@@ -195,7 +195,10 @@ def get_off12(data: Any, at: int, end: int, n: int, size: int, pos: Any) -> int:
     i = 0
     for block in range(blocks):
         last = -1
-        for _ in range(np.int64(data[at + block])):
+        many = np.int64(data[at + block])
+        if many > n - i:  # the counts were n in all: a peer changes shared memory while it is read
+            return -_OFFSETS_COUNT
+        for _ in range(many):
             byte = codes + (i >> 1) * 3
             if i & 1:
                 offset = (np.int64(data[byte + 1]) >> 4) | (np.int64(data[byte + 2]) << 4)
@@ -209,6 +212,8 @@ def get_off12(data: Any, at: int, end: int, n: int, size: int, pos: Any) -> int:
                 return -_OUTSIDE
             pos[i] = here
             i += 1
+    if i != n:
+        return -_OFFSETS_COUNT
     if n & 1 and data[end - 1] >> 4:
         return -_OFFSETS_PADDING
     return 0
@@ -271,6 +276,8 @@ def get_bitmap(data: Any, at: int, end: int, n: int, size: int, pos: Any) -> int
             left &= left - np.uint64(1)
             if here >= size:
                 return -_OUTSIDE
+            if i == n:
+                return -_BITMAP_COUNT
             pos[i] = here
             i += 1
-    return 0
+    return 0 if i == n else -_BITMAP_COUNT

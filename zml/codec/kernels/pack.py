@@ -259,6 +259,3 @@ def apply(data: Any, size: int, segments: Any, what: int, out: Any, pos: Any, va
         return -_OVERFLOW
     add_body(data, HEADER, segments, 0, len(segments), 0, pos, val, n, out)
     return n
-
-
-READY = True
