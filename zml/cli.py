@@ -70,6 +70,9 @@ JOB_FLAGS = flags(
     click.option(
         "--warm-up-steps", type=int, metavar="N", help="Steps over which topk's density falls from 25 %."
     ),
+    click.option(
+        "--residual-decay", type=float, metavar="X", help="Topk keeps so much of what waits.  [default: 1]"
+    ),
 )
 MEMBER_FLAGS = flags(
     click.option(
@@ -200,6 +203,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
         local_steps=settings.local_steps,
         outer_lr=settings.outer_lr,
         outer_momentum=settings.outer_momentum,
+        residual_decay=settings.residual_decay,
         warm_up_steps=settings.warm_up_steps,
     )
     from .coordinator import serve

@@ -35,6 +35,7 @@ PerBucket = Annotated[int, msgspec.Meta(ge=1, le=15)]  # more would not fit into
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Decay = Annotated[float, msgspec.Meta(ge=1e-6, le=1)]
 KeepOutput = Literal["first", "all", "none"]
 
 
@@ -54,6 +55,7 @@ class Settings:
     outer_lr: NotNegative = 0.0  # with the optimizer on the workers, of the shards' rule; 0: what suits it
     outer_momentum: Fraction = 0.0  # and their Nesterov momentum
     warm_up_steps: int = -1  # over which topk's density falls to what was asked for; -1: 5 % of the run
+    residual_decay: Decay = 1.0  # topk keeps so much of what has waited, from one exchange to the next
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
     coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first
     keys: str = ""  # folder with CURVE keys; empty: none, and then nothing beyond this machine is let in

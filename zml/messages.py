@@ -36,6 +36,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     local_steps: int = 1  # optimizer steps between two exchanges
     outer_lr: float = 0.0  # of the shards' rule, where the optimizer runs on the workers; 0: what suits it
     outer_momentum: float = 0.0  # Nesterov
+    residual_decay: float = 1.0  # of what topk has left waiting, from one exchange to the next
     warm_up_steps: int = -1  # over which the density falls to what was asked for; -1: what suits it
 
     @property

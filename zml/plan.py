@@ -51,6 +51,7 @@ class Plan:
             outer_lr=spec.outer_lr or None,
             outer_momentum=spec.outer_momentum,
             warm_up_steps=None if spec.warm_up_steps < 0 else spec.warm_up_steps,
+            decay=spec.residual_decay,
             auto=asked.kind == "auto",
             overlap=asynchronous,
         )

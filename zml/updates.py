@@ -119,7 +119,7 @@ class Updates:
         before = p if less is None or not self.at_home else torch.sub(p, less, out=values)
         self.binding.difference(chunk, before, values)
         if less is not None and self.traffic.plan.overlap:
-            torch.add(values, self.residual[chunk], alpha=1.0, out=less)
+            torch.add(values, self.residual[chunk], alpha=self.traffic.plan.decay, out=less)
 
     @torch.no_grad()
     def _mask(self, outbox: Outbox) -> None:

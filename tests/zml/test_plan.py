@@ -20,6 +20,11 @@ def test_topk_and_local_steps_put_the_optimizer_on_the_workers_unless_told() -> 
     assert Plan.of(JobSpec(compress="topk:1%", optimizer_on="shard")).optimizer_on == "shard"
 
 
+def test_what_waits_fades_where_that_was_asked_for() -> None:
+    assert Plan.of(JobSpec(compress="topk:1%")).decay == 1.0
+    assert Plan.of(JobSpec(compress="topk:1%", residual_decay=0.95)).decay == 0.95
+
+
 def test_an_exchange_stays_in_flight_only_with_a_staleness_bound() -> None:
     assert [Plan.of(JobSpec(staleness=s)).overlap for s in (0, 1, 4, None)] == [False, True, True, True]
 

@@ -202,8 +202,9 @@ def test_what_waits_in_the_residual_leaves_when_the_script_is_done(io: IoThread)
     assert torch.equal(held, model), "and the model is what was published"
 
 
-def test_what_has_not_left_yet_acts_at_home_and_is_not_in_what_is_saved(io: IoThread) -> None:
-    twin = Twin(io, compress="topk:5%", warm_up_steps=0)
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_what_has_not_left_yet_acts_at_home_and_is_not_in_what_is_saved(io: IoThread, decay: float) -> None:
+    twin = Twin(io, compress="topk:5%", warm_up_steps=0, residual_decay=decay)
     twin.train(3)
     chunk, residual = max(twin.updates.residual.items(), key=lambda pair: float(pair[1].abs().sum()))
     here = torch.empty(len(residual))

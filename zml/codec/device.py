@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -34,8 +33,6 @@ HITS = 256  # kept elements that a sample should have
 LEAST, MOST = 16_384, 262_144  # elements of a sample
 TINY = 2.0**-126  # denormals wait in the residual until they are more
 MIX = 0x9E3779B1  # moves the sample from pack to pack
-
-_hosts: WeakKeyDictionary[TopK, Floats] = WeakKeyDictionary()  # of each codec, for the largest of its buckets
 
 
 class DevicePacker:
@@ -244,10 +241,10 @@ class DevicePacker:
 
     def _host(self) -> Floats:
         """The bucket's elements on the host: only those that frames need are filled in."""
-        host = _hosts.get(self.codec)
-        if host is None or len(host) < self._elements:
-            host = _hosts[self.codec] = np.zeros(self._elements, np.float32)
-        return host
+        scratch = self.codec.scratch
+        if len(scratch.host) < self._elements:
+            scratch.host = np.zeros(self._elements, np.float32)
+        return scratch.host
 
 
 def add_frames(

@@ -61,6 +61,7 @@ class _Scratch:
         self.places = np.zeros(4096, np.int32)
         self.total = np.zeros(CHUNK, np.float32)
         self.frame = np.zeros(frame_bound(CHUNK), np.uint8)
+        self.host = np.zeros(0, np.float32)  # of the largest bucket whose gradients live on a device
 
 
 def check_decay(decay: float) -> None:
@@ -358,6 +359,7 @@ class TopK:
 
     def _apply(self, chunk: Chunk, frame: NDArray[np.uint8], what: int, out: Floats) -> int:
         scratch = self.scratch
+        assert len(out) >= chunk.size
         found: int = self.kernels.apply(
             frame, chunk.size, self.table(chunk).segments, what, out, scratch.pos, scratch.val, scratch.bytes
         )

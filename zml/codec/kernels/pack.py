@@ -253,7 +253,7 @@ def apply(data: Any, size: int, segments: Any, what: int, out: Any, pos: Any, va
     ADD adds it to `out`, at least `size` elements; ADD_FINITE refuses what leads beyond what is finite.
     """
     n = read_body(data, HEADER, len(data), size, segments, 0, len(segments), 0, pos, val, scratch)
-    if n < 0 or what == READ or len(out) < size:
+    if n < 0 or what == READ:
         return n
     if what == ADD_FINITE and not stays_finite(data, HEADER, segments, 0, len(segments), 0, pos, val, n, out):
         return -_OVERFLOW
