@@ -33,9 +33,10 @@ AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Bound = Annotated[int, msgspec.Meta(ge=0)]
 PerBucket = Annotated[int, msgspec.Meta(ge=1, le=15)]  # more would not fit into a message of 4 MB
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Decay = Annotated[float, msgspec.Meta(ge=1e-6, le=1)]
+OrAuto = Annotated[int, msgspec.Meta(ge=-1)]
 KeepOutput = Literal["first", "all", "none"]
 
 
@@ -52,9 +53,9 @@ class Settings:
     compress: str = "none"  # none, bf16, topk:DENSITY[:VALUES], auto
     optimizer_on: Literal["auto", "shard", "worker"] = "auto"  # auto: worker with topk and local steps
     local_steps: AtLeastOne = 1  # optimizer steps between two exchanges
-    outer_lr: NotNegative = 0.0  # with the optimizer on the workers, of the shards' rule; 0: what suits it
+    outer_lr: Rate = 0.0  # with the optimizer on the workers, of the shards' rule; 0: what suits it
     outer_momentum: Fraction = 0.0  # and their Nesterov momentum
-    warm_up_steps: int = -1  # over which topk's density falls to what was asked for; -1: 5 % of the run
+    warm_up_steps: OrAuto = -1  # over which topk's density falls to what was asked for; -1: 5 % of the run
     residual_decay: Decay = 1.0  # topk keeps so much of what has waited, from one exchange to the next
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
     coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first
@@ -133,6 +134,13 @@ def resolve(
             f"lease_s = {settings.lease_s:g} ({origins['lease_s']}) is less than three heartbeats of "
             f"{settings.heartbeat_s:g} s ({origins['heartbeat_s']}): a late one would end a membership",
             "Make lease_s at least three times heartbeat_s.",
+        )
+    if settings.local_steps > 1 and settings.optimizer_on == "shard":
+        raise ZmlError(
+            CONFIG,
+            f"local_steps = {settings.local_steps} ({origins['local_steps']}) with optimizer_on = shard "
+            f"({origins['optimizer_on']}): local steps are steps of an optimizer on the worker",
+            "Leave out one of the two.",
         )
     return Resolved(settings, origins)
 

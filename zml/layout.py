@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CHUNK = 65_536  # elements
 BUCKET_CHUNKS = 8  # 2 MiB of fp32: large enough for the network, small enough to overlap with backward
 
+MATRICES, VECTORS = range(2)  # groups where the optimizer runs on the workers
 MOST_PARAMETERS = 65_536
 MOST_ELEMENTS = 1 << 34  # 64 GiB of fp32
 MOST_CHUNKS = 1 << 18
@@ -114,12 +115,22 @@ class Layout:
     ) -> "Layout":
         """The layout of a model under its optimizer. Raises ZmlError where zml could not train them.
 
-        `any_optimizer`: it runs in the script, so that the shards need not know its class.
+        `any_optimizer`: it runs in the script, so that the shards need not know its class. They have two groups then,
+        MATRICES and VECTORS, which are merged in two ways (see `plan.Plan.gain`).
         """
         from .binding import describe
 
-        described = describe(model, optimizer, any_optimizer=any_optimizer)
-        return Layout.build(described, len(optimizer.param_groups), chunk_elements)
+        described, groups = (
+            describe(model, optimizer, any_optimizer=any_optimizer),
+            len(optimizer.param_groups),
+        )
+        if any_optimizer:
+            described = [
+                (name, shape, 2 if group == groups else MATRICES if len(shape) > 1 else VECTORS)
+                for name, shape, group in described
+            ]
+            groups = 2
+        return Layout.build(described, groups, chunk_elements)
 
     @staticmethod
     def build(

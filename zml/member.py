@@ -66,6 +66,7 @@ class Member:
         self.next_clock = 0  # the first clock of the epoch after it, unless a worker is lost
         self.rested_at: int | None = None  # the clock at which this worker ran out of batches, while it rests
         self.epochs_wanted = 0
+        self.ended = False  # the loop over `epochs` is
         self.draining = ""
         self.steps = (
             0  # that this script has finished; clocks also count the steps of an epoch that others made
@@ -103,6 +104,8 @@ class Member:
         registered, placement = self.io.call(
             self.client.register(registration.to_bytes(), registration.digest, len(layout.chunks))
         )
+        import torch
+
         codec = by_name(str(self.plan.compression))
         cut = buckets(layout, placement, registration.bucket_chunks)
         self.traffic = traffic = Traffic(
@@ -112,7 +115,8 @@ class Member:
         self.model, self.hooks = model, kind(traffic, optimizer, self._stepped)
         self.staleness, self.first_epoch = registered.staleness, registered.epoch
         self.ledger_epoch = registered.epoch - 1
-        traffic.clock = self.io.call(self.client.enter())
+        traffic.clock = traffic.exchanges = self.io.call(self.client.enter())  # who comes late has no warm-up
+        traffic.warm_up = self.plan.warm_up(0)
         if registered.initialiser == self.seat.worker:
             traffic.load_shards()
             self.io.call(self.client.loaded())
@@ -120,6 +124,8 @@ class Member:
         traffic.measure_link()
         self.hooks.install()
         runner.current_step = lambda: self.steps
+        if self.plan.optimizer_on == "worker" and any(p.dtype != torch.float32 for p in model.parameters()):
+            log.warning("steps smaller than half a digit of a parameter vanish", worker=self.seat.worker)
         if any(buffer.is_floating_point() for buffer in model.buffers()):
             log.info("buffers stay local", worker=self.seat.worker, saved="those of the worker that saves")
         log.info(
@@ -136,19 +142,22 @@ class Member:
         if self.plan.optimizer_on == "shard":
             return Registration.of(model, optimizer, bucket_chunks)
         layout = Layout.of(model, optimizer, any_optimizer=True)
-        return Registration(layout, outer_spec(len(optimizer.param_groups)), bucket_chunks)
+        return Registration(layout, outer_spec(), bucket_chunks)
 
     def epochs(self, count: int) -> Iterator[int]:
         self.epochs_wanted = count
         if self.traffic is not None and self.loader is not None:
             steps = count * len(self.loader) / (self.plan.workers * self.plan.local_steps)
             self.traffic.warm_up = self.plan.warm_up(int(steps))
-        for epoch in range(self.first_epoch, count):
-            if self.draining:
-                break
-            yield epoch
-            if self.loader is not None:
-                self.loader.finish()
+        try:
+            for epoch in range(self.first_epoch, count):
+                if self.draining:
+                    break
+                yield epoch
+                if self.loader is not None:
+                    self.loader.finish()
+        finally:
+            self.ended = True  # also where the script leaves the loop early
         if self.hooks is not None:
             self.hooks.finish()
         self._report()
@@ -165,6 +174,8 @@ class Member:
             raise ZmlError(
                 NOT_JOINED, "zml.save has no model yet", "Call zml.join(model, optimizer, loader) first."
             )
+        if self.ended and self.hooks is not None:
+            self.hooks.finish()
         self.flush()
         claimed = self.io.call(self.client.claim(str(path)))
         if claimed.granted:
@@ -189,6 +200,9 @@ class Member:
         return state
 
     def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
+        if wait and self.plan.overlap and self._in_last_epoch() and self.hooks is not None:
+            # Before the last batches are told to be done: once the epoch is over nothing waits on any worker.
+            self.hooks.finish()
         while not self.draining:
             clock = self._joined().clock
             reply = self.io.call(self.client.take(self.ledger_epoch, clock, most, done, hold=wait))
@@ -225,8 +239,11 @@ class Member:
         self._rest_until(clock)
         self.rested_at = rested_at
         traffic.pull(clock + (self.staleness or 0))
-        if self.ledger_epoch == self.epochs_wanted - 1 and self.hooks is not None:
+        if self._in_last_epoch() and self.hooks is not None:
             self.hooks.finish()  # what the script evaluates after its last epoch is what it will save
+
+    def _in_last_epoch(self) -> bool:
+        return self.ledger_epoch == self.epochs_wanted - 1
 
     def _rest(self, *, longer: bool) -> None:
         """Nobody shall wait for a worker that has no batch. `longer`: other workers may go on from where it rests."""

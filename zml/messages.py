@@ -383,6 +383,7 @@ class Delta(Message):
     versions: list[int]
     frames: list[int]
     staleness: int  # the puller's clock minus the slowest
+    workers: int  # that are waited for, or would be in BSP
 
 
 # -- anyone -> coordinator: looking -------------------------------------------------------------------------------

@@ -60,20 +60,20 @@ class Plan:
         """Is the momentum of what leaves to begin anew? Where nearly everything leaves at once nothing is late."""
         return density is not None and density < NEARLY_ALL
 
-    def gain(self, density: float | None) -> float:
-        """What the shards multiply a mean update, or with a staleness bound each update, with, unless told.
+    def gain(self, density: float | None, workers: int, *, whole: bool = False) -> float:
+        """What the shards multiply a mean update of W workers with, or with a staleness bound each update.
 
         The mean of W sparse updates, of which each has chosen other elements and whose momentum was cut short, moves
-        less than each of them by about sqrt(W), which is made good (a norm-preserving merge; measured, see README).
-        Updates that are applied one by one at their full length go further the more workers there are; with local
-        steps they would go too far.
+        less than each of them by about sqrt(W), which is made good (a norm-preserving merge; README has it with and
+        without). What goes `whole`, vectors and the last of the residuals, lacks nothing. Updates that are applied one
+        by one at their full length go further the more workers there are; with local steps they would go too far.
         """
         if self.outer_lr is not None:
             return self.outer_lr
         if self.overlap and self.local_steps == 1:
             return 1.0
-        merged = math.sqrt(self.workers) if self.masks(density) else 1.0
-        return merged / self.workers if self.overlap else merged
+        merged = math.sqrt(workers) if self.masks(density) and not whole else 1.0
+        return merged / workers if self.overlap else merged
 
     def warm_up(self, exchanges: int) -> int:
         """Over how many of all exchanges the density falls."""
@@ -81,8 +81,8 @@ class Plan:
             return 0
         return round(WARM_UP * exchanges) if self.warm_up_steps is None else self.warm_up_steps
 
-    def density(self, clock: int, warm_up: int) -> float | None:
-        """The part of the elements that leaves at a clock; None for codecs that send all.
+    def density(self, exchange: int, warm_up: int) -> float | None:
+        """The part of the elements that leaves with a worker's exchange; None for codecs that send all.
 
         From FIRST_DENSITY to the wanted one geometrically over the warm-up, so that a young model, whose gradients
         still change fast, is not held back by what waits in residuals.
@@ -90,9 +90,9 @@ class Plan:
         if not self.compression.sparse:
             return None
         wanted = self.compression.density
-        if clock >= warm_up or wanted >= FIRST_DENSITY:
+        if exchange >= warm_up or wanted >= FIRST_DENSITY:
             return wanted
-        return FIRST_DENSITY * math.pow(wanted / FIRST_DENSITY, clock / warm_up)
+        return FIRST_DENSITY * math.pow(wanted / FIRST_DENSITY, exchange / warm_up)
 
     def bucket_chunks(self, wanted: int) -> int:
         """Small frames travel in large buckets."""

@@ -71,11 +71,16 @@ class Replica:
         """The published parameters of a chunk, fp32; kept only if asked for, or where the codec has deltas."""
         return self._p[chunk]
 
-    def restore(self, less: Mapping[int, Tensor] | None = None) -> None:
-        """Bring the model back to the published parameters, where the script steps on it; `less` is subtracted."""
+    def restore(self, less: Mapping[int, Tensor] | None = None, *, frozen: bool = False) -> None:
+        """Bring the model back to the published parameters, where the script steps on it; `less` is subtracted.
+
+        Frozen ones are the script's own once it has them.
+        """
         if not self._keep:
             return
         for chunk, values in enumerate(self._p):
+            if self.layout.frozen(chunk) and not frozen:
+                continue
             rest = less.get(chunk) if less else None
             if rest is None:
                 self._binding.write(chunk, values)

@@ -310,7 +310,7 @@ class Shard:
         versions, frames, payload = store.pull_bucket(bucket.chunks, pull.have)
         low = self.gate.low
         staleness = max(0, pull.clock - low) if low is not None else 0
-        return Delta(bucket.index, versions, frames, staleness), payload or None
+        return Delta(bucket.index, versions, frames, staleness, len(self.gate.active)), payload or None
 
     def _store(self) -> Store:
         assert self.store is not None, "_admit lets nothing in before assign"

@@ -11,7 +11,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -90,8 +90,10 @@ class Traffic:
         # What is in flight must stay as it is while the same buckets are packed again.
         self.pages = Pages(8 * sum(len(values) for values in self.values.values()))
         self.clock = 0
-        self.warm_up = 0  # exchanges
-        self.everything = False  # no step follows: nothing shall wait in a residual any more
+        self.exchanges = 0  # begun before; clocks are not, for they jump from epoch to epoch
+        self.warm_up = 0  # exchanges over which the density falls
+        self.everything = False  # nothing shall wait in a residual after this exchange
+        self.workers = plan.workers  # in the job, as the shards told last
         self.auto: Auto | None = None
         if plan.auto:
             self.auto = Auto(layout.size, plan.workers, hidden=plan.overlap)
@@ -101,10 +103,12 @@ class Traffic:
 
     @property
     def density(self) -> float | None:
-        """The part of the elements that leaves at this clock; None for codecs that send all."""
+        """The part of the elements that leaves with this exchange; None for codecs that send all."""
+        if self.everything and self.plan.compression.sparse:
+            return 1.0
         if self.auto is not None:
             return self.auto.density
-        return self.plan.density(self.clock, self.warm_up)
+        return self.plan.density(self.exchanges, self.warm_up)
 
     # -- a step ------------------------------------------------------------------------------------------
 
@@ -113,7 +117,7 @@ class Traffic:
         outbox.take_back()
         sparse = self.plan.compression.sparse
         with self.timeline.measure("encode"), self.packing:
-            payload = outbox.pack(1.0 if self.everything and sparse else self.density, self.plan.decay)
+            payload = outbox.pack(self.density, self.plan.decay)
             # It may be packed again while it leaves: for the next step, or once the script has changed the gradients,
             # and then a sparse one has another size.
             if self.plan.overlap or sparse:
@@ -136,16 +140,20 @@ class Traffic:
         )
         self.io.post_task(exchange, self._exchange_ended)
 
-    def end(self) -> None:
-        """The model holds what the next clock is entitled to, and that clock begins."""
+    def end(self, then: Callable[[], None] | None = None) -> None:
+        """The model holds what the next clock is entitled to, once `then` has written it, and that clock begins."""
         if not self.plan.overlap:
             self.drain()
+        if then is not None:
+            with self.timeline.measure("apply"):
+                then()
         for outbox in self.outboxes.values():
             outbox.next_step()
         computed_s = self.timeline.close(self.clock)
         if self.auto is not None and computed_s is not None and self.auto.step(computed_s):
             log.info("density", density=self.auto.density, clock=self.clock, because=self.auto.because)
         self.clock += 1
+        self.exchanges += 1
 
     def drain(self) -> None:
         """Apply what is in flight. Afterwards every step that was begun counts."""
@@ -210,6 +218,7 @@ class Traffic:
                 self.replica.take(bucket.chunks, delta.versions, delta.frames, payload or b"")
             self.timeline.came(len(payload or b""))
             self.staleness = max(self.staleness, delta.staleness)
+            self.workers = max(1, delta.workers)
             self.due -= 1
 
     # -- outside of steps --------------------------------------------------------------------------------
@@ -223,7 +232,7 @@ class Traffic:
             self.client.pull_all(self._wanted(wanted), clock, self._deliver), self._exchange_ended
         )
         self._receive()
-        self.replica.restore()
+        self.replica.restore(frozen=everything)
         self.timeline.pause()
 
     def measure_link(self) -> None:

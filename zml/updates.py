@@ -31,27 +31,31 @@ from numpy.typing import NDArray
 from .codec import NonFinite
 from .hooks import not_finite, thawed
 from .hyper import Hyper, OptimizerSpec, write_hyper
+from .layout import MATRICES, VECTORS
 from .outbox import Outbox
+from .plan import Plan
 from .traffic import Traffic
 
 MOMENTUM = ("momentum_buffer", "exp_avg")  # where torch's optimizers keep it
 
 
-def outer_spec(groups: int) -> OptimizerSpec:
-    """The rule of the shards: SGD, plain or with Nesterov momentum."""
-    return OptimizerSpec("SGD", ({},) * groups)
+def outer_spec() -> OptimizerSpec:
+    """The rule of the shards: SGD, plain or with Nesterov momentum, for matrices and for vectors."""
+    return OptimizerSpec("SGD", ({}, {}))
 
 
-def outer_hyper(lr: float, momentum: float, groups: int) -> list[Hyper]:
-    numbers: Hyper = {
-        "lr": lr,
-        "momentum": momentum,
-        "dampening": 0.0,
-        "weight_decay": 0.0,
-        "nesterov": momentum > 0,
-        "maximize": False,
-    }
-    return [numbers] * groups
+def outer_hyper(plan: Plan, density: float | None, workers: int) -> list[Hyper]:
+    def numbers(lr: float) -> Hyper:
+        return {
+            "lr": lr,
+            "momentum": plan.outer_momentum,
+            "dampening": 0.0,
+            "weight_decay": 0.0,
+            "nesterov": plan.outer_momentum > 0,
+            "maximize": False,
+        }
+
+    return [numbers(plan.gain(density, workers, whole=group == VECTORS)) for group in (MATRICES, VECTORS)]
 
 
 class Updates:
@@ -65,7 +69,7 @@ class Updates:
         self.binding = traffic.binding
         self.stepped = stepped
         self.inner = 0
-        self.groups = len(traffic.layout.groups) - 1
+        self.waiting = False  # steps were made since everything left
         self.residual: dict[int, torch.Tensor] = {}
         for outbox in traffic.outboxes.values():
             for chunk in outbox.bucket.chunks:
@@ -92,6 +96,7 @@ class Updates:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self.inner += 1
+        self.waiting = True
         if self.inner >= self.traffic.plan.local_steps:
             self._exchange()
         self.stepped()
@@ -106,11 +111,10 @@ class Updates:
                 traffic.leave(outbox)
             except NonFinite as bad:
                 raise not_finite(traffic, bad, "update") from None
-            self._mask(outbox)
-        gain = traffic.plan.gain(traffic.density)
-        traffic.begin(write_hyper(outer_hyper(gain, traffic.plan.outer_momentum, self.groups)))
-        traffic.end()
-        traffic.replica.restore(self.less)
+            with traffic.timeline.measure("encode"):
+                self._mask(outbox)
+        traffic.begin(write_hyper(outer_hyper(traffic.plan, traffic.density, traffic.workers)))
+        traffic.end(lambda: traffic.replica.restore(self.less))
         self.inner, self.at_home = 0, True
 
     def _measure(self, chunk: int, values: torch.Tensor) -> None:
@@ -145,9 +149,10 @@ class Updates:
 
     def finish(self) -> None:
         """The script has made its last step: what still waits in the residual leaves, all of it."""
-        if self.residual and not self.traffic.everything:
+        if self.residual and self.waiting:
             self.traffic.everything = True
             self._exchange()
+            self.traffic.everything = self.waiting = False
         self.flush()
 
     def flush(self) -> None:

@@ -112,10 +112,10 @@ class Script:
     async def _epochs(self) -> None:
         client = self.client
         # Three chunks: enough for two shards with several buckets.
-        layout = Layout.of(self.model, self.optimizer, chunk_elements=64)
         self.plan = Plan.of(self.cluster.spec)
         here = self.plan.optimizer_on == "worker"
-        spec = outer_spec(1) if here else OptimizerSpec.of(self.optimizer)
+        layout = Layout.of(self.model, self.optimizer, chunk_elements=64, any_optimizer=here)
+        spec = outer_spec() if here else OptimizerSpec.of(self.optimizer)
         registration = Registration(layout, spec, bucket_chunks=1)
         registered, placement = await client.register(
             registration.to_bytes(), registration.digest, len(layout.chunks)
@@ -182,7 +182,7 @@ class Script:
             parameter.grad = 0.01 * parameter.detach() + 0.01 * noise
         hyper = hyper_of(self.optimizer)
         if self.plan.optimizer_on == "worker":
-            hyper = outer_hyper(self.plan.gain(self.plan.density(self.clock, 0)), 0.0, 1)
+            hyper = outer_hyper(self.plan, self.plan.density(self.clock, 0), self.plan.workers)
             self.optimizer.step()
         values = {chunk: tensor for outbox in outboxes for chunk, tensor in outbox.values.items()}
         if self.plan.optimizer_on == "worker":

@@ -217,7 +217,7 @@ def test_a_pull_waits_by_name_and_is_answered_when_the_gate_opens() -> None:
         assert wait.because == "nobody has brought the first parameters yet"
         bench.load()
         message, _ = bench.ask("w0", pull)
-        assert message == Delta(0, [0], [1], 0)
+        assert message == Delta(0, [0], [1], 0, 2)
         bench.step("w0", 0)
         parked = bench.ask("w0", Pull(JOB, "w0", 1, 1, 0, [0]))
         wait = await parked
@@ -225,7 +225,7 @@ def test_a_pull_waits_by_name_and_is_answered_when_the_gate_opens() -> None:
         parked = bench.ask("w0", Pull(JOB, "w0", 1, 1, 0, [0]))
         asyncio.get_running_loop().call_later(0.5, bench.step, "w1", 0)
         message, payload = await parked
-        assert message == Delta(0, [1], [1], 0)
+        assert message == Delta(0, [1], [1], 0, 2)
         assert payload
 
     simulate(main())
