@@ -1,42 +1,69 @@
-"""`--compress auto`: the mildest density whose exchange hides behind computing, from what a step and the link take.
+"""`--compress auto`: the mildest setting whose exchange hides behind computing, from what a step and the link take.
 
 A pure rule. Each worker decides for itself: every frame says how it is coded, and a shard publishes as many elements as
-came up. The link is measured when the worker joins, all workers at once if they join at once; steps all the time.
+came up, written as those were. The link is measured when the worker joins, all workers at once if they join at once;
+steps all the time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # the mildest first
-FIRST = 0.01  # until something is measured
+BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8.2, "int4": 4.2}  # of an element where all of them are sent
+SPARSE_BITS = 13.0  # of an entry in four bits, with its position
 AFTER = 8  # exchanges at first, and then always DECIDE_EVERY of them, between two decisions
 DECIDE_EVERY = 64
 HIDDEN_IN_BSP = 0.1  # of the computing: in BSP nothing runs beside the exchange, so it shall be short
 SLACK = 0.8  # of the time to hide in that is counted on
 
 
-def bits_per_element(density: float) -> float:
-    """What a frame has per element of the tensor, about: position and four bits, or four bits for all of them."""
-    return min(4.2, 13.0 * density)
+@dataclass(frozen=True, slots=True)
+class Setting:
+    density: float
+    values: str  # how they are written, one of `compression.VALUES`
+
+    def __str__(self) -> str:
+        return self.values if self.density == 1 else f"topk:{100 * self.density:g}%:{self.values}"
 
 
-def exchange_s(density: float, elements: int, workers: int, rate: float) -> float:
-    """Seconds to send one frame up and take one down, at `rate` bytes per second; what comes down holds what all
-    workers have sent."""
-    up = bits_per_element(density)
-    down = bits_per_element(min(1.0, workers * density))
-    return (up + down) / 8 * elements / rate
+# The mildest first: all elements as they are, in 16, 8 and 4 bits, and then ever fewer of them.
+SETTINGS = (
+    *(Setting(1.0, values) for values in BITS),
+    *(Setting(density, "int4") for density in (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)),
+)
+FIRST = Setting(0.01, "int4")  # until something is measured
 
 
-def choose(elements: int, workers: int, rate: float, compute_s: float, hidden: bool) -> float:
-    """The mildest density whose exchange is short enough; the sparsest if none is. `hidden`: it runs beside the next
-    step."""
+@dataclass(frozen=True, slots=True)
+class Link:
+    latency_s: float  # of a request and its answer
+    rate: float  # bytes per second
+
+
+def bits_per_element(density: float, values: str = "int4") -> float:
+    """What a frame has per element of the tensor, about."""
+    return min(BITS[values], SPARSE_BITS * density) if density < 1 else BITS[values]
+
+
+def exchange_s(setting: Setting, elements: int, workers: int, link: Link) -> float:
+    """Seconds to send one frame up and take one down; what comes down holds what all workers have sent."""
+    up = bits_per_element(setting.density, setting.values)
+    down = bits_per_element(min(1.0, workers * setting.density), setting.values)
+    return 2 * link.latency_s + (up + down) / 8 * elements / link.rate
+
+
+def choose(elements: int, workers: int, link: Link, compute_s: float, hidden: bool) -> Setting:
+    """The mildest setting whose exchange is short enough. `hidden`: it runs beside the next step.
+
+    Shorter than the time to hide in, or than what the link takes for an empty message: sending less would not help
+    there. If nothing is short enough, the sparsest.
+    """
     room_s = SLACK * compute_s if hidden else HIDDEN_IN_BSP * compute_s
-    for density in DENSITIES:
-        if exchange_s(density, elements, workers, rate) <= room_s:
-            return density
-    return DENSITIES[-1]
+    room_s = max(room_s, 2 * link.latency_s * (1 + HIDDEN_IN_BSP))
+    for setting in SETTINGS:
+        if exchange_s(setting, elements, workers, link) <= room_s:
+            return setting
+    return SETTINGS[-1]
 
 
 @dataclass(slots=True)
@@ -46,25 +73,25 @@ class Auto:
     elements: int
     workers: int
     hidden: bool
-    rate: float = 0.0  # bytes per second; 0 before anything is measured
-    density: float = FIRST
+    link: Link | None = None  # before anything is measured
+    setting: Setting = FIRST
     because: str = "nothing is measured yet"
     computes: list[float] = field(default_factory=list)
     wait: int = AFTER
 
     def step(self, compute_s: float) -> bool:
-        """An exchange is over, before which the worker computed so long. True when a new density was chosen."""
+        """An exchange is over, before which the worker computed so long. True when a new setting was chosen."""
         self.computes.append(compute_s)
-        if len(self.computes) < self.wait or not self.rate:
+        if len(self.computes) < self.wait or self.link is None:
             return False
         typical = sorted(self.computes)[len(self.computes) // 2]
         self.computes.clear()
         self.wait = DECIDE_EVERY
-        before = self.density
-        self.density = choose(self.elements, self.workers, self.rate, typical, self.hidden)
-        needs_s = exchange_s(self.density, self.elements, self.workers, self.rate)
+        before = self.setting
+        self.setting = choose(self.elements, self.workers, self.link, typical, self.hidden)
+        needs_s = exchange_s(self.setting, self.elements, self.workers, self.link)
         self.because = (
-            f"a step computes {1e3 * typical:.1f} ms, the link takes {self.rate / 1e6:.1f} MB/s,"
-            f" and this exchange {1e3 * needs_s:.1f} ms"
+            f"a step computes {1e3 * typical:.1f} ms; the link takes {self.link.rate / 1e6:.1f} MB/s and"
+            f" {1e3 * self.link.latency_s:.1f} ms for a message, and {1e3 * needs_s:.1f} ms for this exchange"
         )
-        return self.density != before
+        return self.setting != before

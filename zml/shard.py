@@ -107,8 +107,13 @@ class Shard:
         self.buckets = {bucket.index: bucket for bucket in mine}
         self.pushed = frozenset(bucket.index for bucket in mine if not bucket.frozen)
         chunks = [chunk for bucket in mine for chunk in bucket.chunks]
+        asked = parse(compress)
         self.store = Store(
-            registration.layout, chunks, registration.optimizer, by_name(str(parse(compress).coded))
+            registration.layout,
+            chunks,
+            registration.optimizer,
+            by_name(str(asked.coded)),
+            follow=asked.kind == "auto",
         )
         self.layout_digest = registration.digest
         self.gate = Gate(staleness)

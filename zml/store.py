@@ -101,7 +101,16 @@ class _Step:
 class Store:
     """The chunks of one shard. `chunks` are indices into the layout; the order is of no account."""
 
-    def __init__(self, layout: Layout, chunks: Iterable[int], spec: OptimizerSpec, codec: Codec) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        chunks: Iterable[int],
+        spec: OptimizerSpec,
+        codec: Codec,
+        *,
+        follow: bool = False,
+    ) -> None:
+        """`follow`: deltas are written as the newest gradients were, where workers choose that as they go."""
         self.layout = layout
         self.spec = spec
         self.codec = codec
@@ -120,6 +129,7 @@ class Store:
             at += _stride(chunk)
         self._trained = [held for held in self._held.values() if held.rule is not None]
         self._places = {held.chunk.index: place for place, held in enumerate(self._trained)}
+        self._follows = codec if follow and isinstance(codec, TopK) else None
         self._sums: Sums | None = None
         if isinstance(codec, TopK):
             for module in kernels.ON_SHARDS:  # now, and not in a step
@@ -180,6 +190,8 @@ class Store:
             if held.rule is None:
                 raise BadFrame(f"a gradient for chunk {chunk}, which is frozen")
             self.codec.check(held.chunk, frame)
+            if self._follows is not None:
+                self._follows.follow(held.chunk, frame)
         if self._sums is not None and staged.frames:
             rows = [(self._places[i], *self._sums.row(frame)) for i, frame in staged.frames.items()]
             staged.rows = np.array(rows, np.int64)

@@ -12,12 +12,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import structlog
 import torch
 
-from .auto import Auto
+from .auto import Auto, Link
 from .binding import Binding
 from .client import REPLY_S, Client
 from .codec import UNKNOWN, Codec
@@ -30,6 +30,9 @@ from .pages import Pages
 from .plan import Plan
 from .replica import Replica
 from .timeline import Phases, Timeline
+
+if TYPE_CHECKING:
+    from .codec.sparse import TopK
 
 
 class Watch(Protocol):
@@ -94,6 +97,7 @@ class Traffic:
         self.warm_up = 0  # exchanges over which the density falls
         self.everything = False  # nothing shall wait in a residual after this exchange
         self.workers = plan.workers  # in the job, as the shards told last
+        self.coder = cast("TopK", codec) if plan.auto else None
         self.auto: Auto | None = None
         if plan.auto:
             self.auto = Auto(layout.size, plan.workers, hidden=plan.overlap)
@@ -107,7 +111,7 @@ class Traffic:
         if self.everything and self.plan.compression.sparse:
             return 1.0
         if self.auto is not None:
-            return self.auto.density
+            return self.auto.setting.density
         return self.plan.density(self.exchanges, self.warm_up)
 
     # -- a step ------------------------------------------------------------------------------------------
@@ -150,8 +154,9 @@ class Traffic:
         for outbox in self.outboxes.values():
             outbox.next_step()
         computed_s = self.timeline.close(self.clock)
-        if self.auto is not None and computed_s is not None and self.auto.step(computed_s):
-            log.info("density", density=self.auto.density, clock=self.clock, because=self.auto.because)
+        if self.auto and self.coder and computed_s is not None and self.auto.step(computed_s):
+            self.coder.write_as(self.auto.setting.values)
+            log.info("compress", as_=str(self.auto.setting), clock=self.clock, because=self.auto.because)
         self.clock += 1
         self.exchanges += 1
 
@@ -236,17 +241,23 @@ class Traffic:
         self.timeline.pause()
 
     def measure_link(self) -> None:
-        """Pull some parameters once more, dense, and see how long that takes."""
+        """Pull nothing, and then some parameters once more, dense, and see how long that takes."""
         if self.auto is None:
             return
+        latency_s = min(self._pull_s(self._wanted(self.buckets[:1])) for _ in range(3))
         wanted, size = [], 0
         for bucket in self.buckets:
             if size < PROBE_BYTES:
                 wanted.append((bucket, [UNKNOWN] * len(bucket.chunks)))
                 size += 4 * sum(self.layout.chunks[chunk].size for chunk in bucket.chunks)
+        takes_s = min(self._pull_s(wanted) for _ in range(2))
+        # What takes no longer than an empty message says nothing of the rate, but that it is high.
+        self.auto.link = Link(latency_s, size / max(takes_s - latency_s, 0.1 * takes_s))
+
+    def _pull_s(self, wanted: Sequence[tuple[Bucket, list[int]]]) -> float:
         began = time.perf_counter()
         self.io.call(self.client.pull_all(wanted, self.clock, lambda bucket, delta, payload: None))
-        self.auto.rate = size / (time.perf_counter() - began)
+        return time.perf_counter() - began
 
     def load_shards(self) -> None:
         """Bring this worker's parameters to the shards as version 0."""

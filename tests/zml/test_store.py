@@ -27,6 +27,8 @@ from zml.codec import (
 )
 from zml.codec.dense import Bf16, Exact, join
 from zml.codec.frame import expect
+from zml.codec.sparse import TopK
+from zml.compression import VALUES
 from zml.hyper import BadHyper, Hyper, OptimizerSpec, hyper_of
 from zml.layout import Bucket, Chunk, Layout, buckets
 from zml.pages import SIZE, Pages
@@ -805,6 +807,25 @@ def test_a_frame_whose_header_changes_after_its_check_is_left_out_and_the_step_i
     moved = [bool(store._held[chunk].w.any()) for chunk in range(3)]
     assert moved[2] and (absent or not moved[1])
     assert [store.version(chunk) for chunk in (1, 2)] == [1, 1]
+
+
+def test_deltas_are_written_as_the_newest_gradients_were_where_workers_choose() -> None:
+    layout = Layout.build([("m", (64, 64), 0)], 1)
+    store = Store(layout, [0], OptimizerSpec("SGD", ({},)), by_name("topk:1%"), follow=True)
+    store.load(0, bytes(4 * 4_096))
+    codec = by_name("topk:1%")
+    assert isinstance(codec, TopK)
+    packer = codec.packer(layout.chunks)
+    at = codec.table(layout.chunks[0]).count_at - 1
+    for version, values in enumerate(("int4", "fp32", "bf16", "int8")):
+        codec.write_as(values)
+        packer.values[0].copy_(torch.randn(4_096, generator=torch.Generator().manual_seed(version)))
+        store.apply([[Staged(split(bytes(packer.pack(density=1.0)), [0]))]], sgd())
+        _, (delta,) = store.pull(0, version)
+        if values == "fp32":  # as large as the parameters themselves
+            assert parse(delta).kind == Kind.PARAMETERS
+        else:
+            assert (delta[at] >> 3) & 7 == VALUES.index(values)
 
 
 def test_sparse_steps_in_two_groups_use_the_numbers_of_each() -> None:

@@ -245,6 +245,15 @@ class TopK:
         self._published = 0
         self._gain = np.zeros(6, np.int64)
 
+    def write_as(self, values: str) -> None:
+        """From now on; one of VALUES."""
+        self.value_coding = VALUES.index(values)
+
+    def follow(self, chunk: Chunk, frame: Buffer) -> None:
+        """From now on write elements as they are in this checked frame."""
+        if self.entries(chunk, frame):
+            self.value_coding = (frame[self.table(chunk).count_at - 1] >> 3) & 7
+
     def packer(self, chunks: Sequence[Chunk]) -> TopKPacker:
         return TopKPacker(self, chunks)
 
