@@ -60,19 +60,20 @@ class Plan:
         """Is the momentum of what leaves to begin anew? Where nearly everything leaves at once nothing is late."""
         return density is not None and density < NEARLY_ALL
 
-    def gain(self, density: float | None, workers: int, *, whole: bool = False) -> float:
+    def gain(self, density: float | None, workers: int, *, short: bool) -> float:
         """What the shards multiply a mean update of W workers with, or with a staleness bound each update.
 
-        The mean of W sparse updates, of which each has chosen other elements and whose momentum was cut short, moves
-        less than each of them by about sqrt(W), which is made good (a norm-preserving merge; README has it with and
-        without). What goes `whole`, vectors and the last of the residuals, lacks nothing. Updates that are applied one
-        by one at their full length go further the more workers there are; with local steps they would go too far.
+        `short`: the mean moves less than one optimizer would that saw all the gradients, by about sqrt(W), which is
+        made good (a norm-preserving merge; README has it with and without). So it is for sparse updates whose momentum
+        begins anew each time they leave, and for updates that were normalised one by one, as Adam's are. Updates that
+        are applied one by one at their full length go further the more workers there are; with local steps they would
+        go too far.
         """
         if self.outer_lr is not None:
             return self.outer_lr
         if self.overlap and self.local_steps == 1:
             return 1.0
-        merged = math.sqrt(workers) if self.masks(density) and not whole else 1.0
+        merged = math.sqrt(workers) if short and self.masks(density) else 1.0
         return merged / workers if self.overlap else merged
 
     def warm_up(self, exchanges: int) -> int:

@@ -21,7 +21,7 @@ that, 3.6 % is each worker's own second moment: as much is lost without any spar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from .plan import Plan
 from .traffic import Traffic
 
 MOMENTUM = ("momentum_buffer", "exp_avg")  # where torch's optimizers keep it
+NORMALISED = ("exp_avg_sq", "exp_inf", "square_avg")  # and what they divide by
 
 
 def outer_spec() -> OptimizerSpec:
@@ -44,7 +45,11 @@ def outer_spec() -> OptimizerSpec:
     return OptimizerSpec("SGD", ({}, {}))
 
 
-def outer_hyper(plan: Plan, density: float | None, workers: int) -> list[Hyper]:
+def outer_hyper(
+    plan: Plan, density: float | None, workers: int, momentum: bool, normalised: bool
+) -> list[Hyper]:
+    """What the workers' optimizer has decides on how their updates are merged: see `Plan.gain`."""
+
     def numbers(lr: float) -> Hyper:
         return {
             "lr": lr,
@@ -55,7 +60,11 @@ def outer_hyper(plan: Plan, density: float | None, workers: int) -> list[Hyper]:
             "maximize": False,
         }
 
-    return [numbers(plan.gain(density, workers, whole=group == VECTORS)) for group in (MATRICES, VECTORS)]
+    short = {
+        MATRICES: momentum or normalised,
+        VECTORS: normalised,
+    }  # vectors leave whole: no momentum is lost
+    return [numbers(plan.gain(density, workers, short=short[group])) for group in (MATRICES, VECTORS)]
 
 
 class Updates:
@@ -113,9 +122,14 @@ class Updates:
                 raise not_finite(traffic, bad, "update") from None
             with traffic.timeline.measure("encode"):
                 self._mask(outbox)
-        traffic.begin(write_hyper(outer_hyper(traffic.plan, traffic.density, traffic.workers)))
+        kept = [self._keeps(MOMENTUM), self._keeps(NORMALISED)]
+        traffic.begin(write_hyper(outer_hyper(traffic.plan, traffic.density, traffic.workers, *kept)))
         traffic.end(lambda: traffic.replica.restore(self.less))
         self.inner, self.at_home = 0, True
+
+    def _keeps(self, names: Sequence[str]) -> bool:
+        """Has the optimizer one of these for some parameter?"""
+        return any(state.get(name) is not None for state in self.optimizer.state.values() for name in names)
 
     def _measure(self, chunk: int, values: torch.Tensor) -> None:
         """Set `values` to what the steps since the last exchange have taken from the model."""

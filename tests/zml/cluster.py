@@ -182,7 +182,13 @@ class Script:
             parameter.grad = 0.01 * parameter.detach() + 0.01 * noise
         hyper = hyper_of(self.optimizer)
         if self.plan.optimizer_on == "worker":
-            hyper = outer_hyper(self.plan, self.plan.density(self.clock, 0), self.plan.workers)
+            hyper = outer_hyper(
+                self.plan,
+                self.plan.density(self.clock, 0),
+                self.plan.workers,
+                momentum=True,
+                normalised=False,
+            )
             self.optimizer.step()
         values = {chunk: tensor for outbox in outboxes for chunk, tensor in outbox.values.items()}
         if self.plan.optimizer_on == "worker":

@@ -46,18 +46,25 @@ def test_the_warm_up_is_a_twentieth_of_the_run_unless_told() -> None:
 
 
 def test_a_mean_of_sparse_updates_keeps_its_length_and_single_updates_their_own() -> None:
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain(0.01, 4) == math.sqrt(4)
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain(0.01, 4, whole=True) == 1.0, (
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain(0.01, 4, short=True) == math.sqrt(4)
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain(0.01, 4, short=False) == 1.0, (
         "vectors go whole"
     )
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain(0.01, 2) == math.sqrt(2), "two were lost"
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4, staleness=None)).gain(0.01, 4) == 1.0
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4, local_steps=8)).gain(0.01, 4) == 2.0
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4, local_steps=8, staleness=2)).gain(0.01, 4) == 0.5
-    assert Plan.of(JobSpec(local_steps=8, workers=4)).gain(None, 4) == 1.0
-    assert Plan.of(JobSpec(local_steps=8, workers=4, staleness=None)).gain(None, 4) == 1 / 4
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4, outer_lr=0.7)).gain(0.01, 4) == 0.7
-    assert Plan.of(JobSpec(compress="auto", workers=4)).gain(1.0, 4) == 1.0, "what leaves whole is as dense"
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain(0.01, 2, short=True) == math.sqrt(2), (
+        "two were lost"
+    )
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4, staleness=None)).gain(0.01, 4, short=True) == 1.0
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4, local_steps=8)).gain(0.01, 4, short=True) == 2.0
+    assert (
+        Plan.of(JobSpec(compress="topk:1%", workers=4, local_steps=8, staleness=2)).gain(0.01, 4, short=True)
+        == 0.5
+    )
+    assert Plan.of(JobSpec(local_steps=8, workers=4)).gain(None, 4, short=True) == 1.0
+    assert Plan.of(JobSpec(local_steps=8, workers=4, staleness=None)).gain(None, 4, short=True) == 1 / 4
+    assert Plan.of(JobSpec(compress="topk:1%", workers=4, outer_lr=0.7)).gain(0.01, 4, short=True) == 0.7
+    assert Plan.of(JobSpec(compress="auto", workers=4)).gain(1.0, 4, short=True) == 1.0, (
+        "what leaves whole is as dense"
+    )
     assert not Plan.of(JobSpec(compress="auto")).masks(1.0) and Plan.of(JobSpec(compress="auto")).masks(0.1)
 
 
