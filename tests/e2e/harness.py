@@ -19,7 +19,7 @@ DEADLINE_S = 90.0
 POLL_S = 0.05
 
 SCRIPT = """
-import argparse, os, sys, time
+import argparse, json, os, sys, time
 import torch, torch.nn.functional as F
 import zml
 from torch.utils.data import DataLoader, TensorDataset
@@ -32,6 +32,7 @@ parser.add_argument("--epochs", type=int, default=2)
 parser.add_argument("--samples", type=int, default=192)
 parser.add_argument("--pause", type=float, default=0.0)
 parser.add_argument("--save", default="model.safetensors")
+parser.add_argument("--keep", default="")
 parser.add_argument("--trouble", default="")
 parser.add_argument("--at", type=int, default=3)
 parser.add_argument("--on", default="")
@@ -100,6 +101,9 @@ for epoch in zml.epochs(a.epochs):
     sched.step()
     print(f"epoch {epoch} done", flush=True)
 zml.save(a.save)
+if a.keep:  # this worker's own copy
+    from safetensors.torch import save_file
+    save_file(model.state_dict(), f"{a.keep}-{json.loads(me)['worker']}.safetensors")
 print(f"steps {step}", flush=True)
 """
 

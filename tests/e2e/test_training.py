@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Playground, same_model
+from zml.timeline import read
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -56,6 +57,23 @@ def test_every_mode_trains_every_batch_once(place: Playground, mode: list[str]) 
     steps = [int(place.script_lines(f"w{rank}").rpartition("steps ")[2].split()[0]) for rank in range(2)]
     assert sum(steps) == 2 * 24
     assert place.status()["samples"] == 2 * 192
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [["--sync"], ["--staleness", "3"], ["--async"], ["--async", "--local-steps", "5"]],
+    ids=" ".join,
+)
+def test_with_topk_all_workers_end_with_the_saved_model(place: Playground, mode: list[str]) -> None:
+    code, text = place.run(
+        *("run", "-w", "3", "-p", "2", "--compress", "topk:2%", "--warm-up-steps", "4", *mode),
+        *("train.py", "--epochs", "2", "--keep", "own"),
+    )
+    assert code == 0, text
+    for rank in range(3):
+        assert same_model(place.folder / "model.safetensors", place.folder / f"own-w{rank}.safetensors")
+    pushed = [step.bytes_up for step in read(place.run_dir() / "timeline" / "w1.jsonl")]
+    assert pushed[0] > pushed[-2], "the density falls"
 
 
 def test_two_sparse_synchronous_runs_give_the_same_bits_and_little_traffic(place: Playground) -> None:

@@ -34,6 +34,7 @@ class Direct:
         self.shard = shard
         self.seat = Seat(job=JOB, worker=ME, incarnation=1, coordinator=[])
         self.told: list[str] = []  # what reached the shard, in order
+        self.asked: list[int] = []  # the clocks of pulls
         self.broken = ""
         self.pushes: list[asyncio.Task[None]] = []
 
@@ -60,6 +61,7 @@ class Direct:
     async def pull_all(
         self, wanted: Sequence[tuple[Bucket, list[int]]], clock: int, deliver: Deliver
     ) -> None:
+        self.asked.append(clock)
         for bucket, have in wanted:
             answer = self.tell(Pull(JOB, ME, 1, clock, bucket.index, have))
             message, payload = answer if isinstance(answer, tuple) else await answer

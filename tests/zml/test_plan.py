@@ -1,6 +1,7 @@
 """How gradients travel, settled from what was asked for; and `auto`'s decisions, without a clock."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -45,26 +46,21 @@ def test_the_warm_up_is_a_twentieth_of_the_run_unless_told() -> None:
     assert Plan.of(JobSpec(compress="bf16")).density(5, 10) is None
 
 
-def test_a_mean_of_sparse_updates_keeps_its_length_and_single_updates_their_own() -> None:
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain(0.01, 4, short=True) == math.sqrt(4)
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain(0.01, 4, short=False) == 1.0, (
-        "vectors go whole"
-    )
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4)).gain(0.01, 2, short=True) == math.sqrt(2), (
-        "two were lost"
-    )
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4, staleness=None)).gain(0.01, 4, short=True) == 1.0
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4, local_steps=8)).gain(0.01, 4, short=True) == 2.0
-    assert (
-        Plan.of(JobSpec(compress="topk:1%", workers=4, local_steps=8, staleness=2)).gain(0.01, 4, short=True)
-        == 0.5
-    )
-    assert Plan.of(JobSpec(local_steps=8, workers=4)).gain(None, 4, short=True) == 1.0
-    assert Plan.of(JobSpec(local_steps=8, workers=4, staleness=None)).gain(None, 4, short=True) == 1 / 4
-    assert Plan.of(JobSpec(compress="topk:1%", workers=4, outer_lr=0.7)).gain(0.01, 4, short=True) == 0.7
-    assert Plan.of(JobSpec(compress="auto", workers=4)).gain(1.0, 4, short=True) == 1.0, (
-        "what leaves whole is as dense"
-    )
+def gain(density: float | None, workers: int = 4, *, short: bool = True, **asked: Any) -> float:
+    return Plan.of(JobSpec(workers=4, **asked)).gain(density, workers, short=short)
+
+
+def test_a_mean_of_short_updates_keeps_its_length_and_single_updates_their_own() -> None:
+    assert gain(0.01, compress="topk:1%") == math.sqrt(4)
+    assert gain(0.01, 2, compress="topk:1%") == math.sqrt(2), "two were lost"
+    assert gain(0.01, short=False, compress="topk:1%") == 1.0
+    assert gain(0.01, compress="topk:1%", staleness=None) == 1.0
+    assert gain(0.01, compress="topk:1%", local_steps=8) == 2.0
+    assert gain(0.01, compress="topk:1%", local_steps=8, staleness=2) == 0.5
+    assert gain(None, local_steps=8) == 1.0
+    assert gain(None, local_steps=8, staleness=None) == 1 / 4
+    assert gain(0.01, compress="topk:1%", outer_lr=0.7) == 0.7
+    assert gain(1.0, compress="auto") == 1.0, "what leaves whole is as dense"
     assert not Plan.of(JobSpec(compress="auto")).masks(1.0) and Plan.of(JobSpec(compress="auto")).masks(0.1)
 
 

@@ -12,7 +12,7 @@ from zml.binding import Binding
 from zml.codec import by_name
 from zml.errors import ZmlError
 from zml.iothread import IoThread
-from zml.layout import Layout, Registration, buckets
+from zml.layout import VECTORS, Layout, Registration, buckets
 from zml.messages import Enter, JobSpec
 from zml.messages import Seat as RosterSeat
 from zml.plan import Plan
@@ -25,7 +25,9 @@ from zml.updates import Updates, outer_spec
 class Twin:
     """The same model twice: one trained through zml with its optimizer on the worker, one by torch alone."""
 
-    def __init__(self, io: IoThread, kind: str = "SGD", *, frozen: bool = False, **asked: Any) -> None:
+    def __init__(
+        self, io: IoThread, kind: str = "SGD", *, frozen: bool = False, momentum: float = 0.9, **asked: Any
+    ) -> None:
         torch.manual_seed(3)
         self.model, self.plain = (
             torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3))
@@ -34,7 +36,7 @@ class Twin:
         self.plain.load_state_dict(self.model.state_dict())
         if frozen:
             self.model[0].weight.requires_grad_(False)
-        numbers = {"lr": 0.1, "momentum": 0.9} if kind == "SGD" else {"lr": 0.01}
+        numbers = {"lr": 0.1, "momentum": momentum} if kind == "SGD" else {"lr": 0.01}
         self.optimizer = getattr(torch.optim, kind)(self.model.parameters(), **numbers)
         self.plain_optimizer = getattr(torch.optim, kind)(self.plain.parameters(), **numbers)
         spec = JobSpec(optimizer_on="worker", **asked)
@@ -219,11 +221,77 @@ def test_what_has_not_left_yet_acts_at_home_and_is_not_in_what_is_saved(io: IoTh
     assert torch.equal(here, published)
 
 
-def test_momentum_that_has_left_begins_anew(io: IoThread) -> None:
-    twin = Twin(io, compress="topk:5%", warm_up_steps=0)
+def test_the_momentum_of_just_what_has_left_begins_anew(io: IoThread) -> None:
+    twin = Twin(io, compress="topk:10%", warm_up_steps=0)
     twin.train(2)
-    weight = twin.model[2].weight
-    momentum = twin.optimizer.state[weight]["momentum_buffer"]
-    before = int((momentum == 0).sum())
-    assert 1 <= before <= momentum.numel() // 4, "some of it, of the elements that the last frame held"
-    assert int((twin.optimizer.state[twin.model[2].bias]["momentum_buffer"] == 0).sum()) == 0
+    left = {
+        index: torch.zeros(p.numel(), dtype=torch.bool) for index, p in enumerate(twin.model.parameters())
+    }
+    for outbox in twin.traffic.outboxes.values():
+        for chunk in outbox.bucket.chunks:
+            sent = outbox.packer.sent(chunk)
+            assert sent is not None
+            for segment in twin.traffic.layout.chunks[chunk].segments:
+                inside = sent[(sent >= segment.offset) & (sent < segment.offset + segment.size)]
+                left[segment.parameter][inside - segment.offset + segment.start] = True
+    for index, parameter in enumerate(twin.model.parameters()):
+        momentum = twin.optimizer.state[parameter]["momentum_buffer"].view(-1)
+        assert parameter.grad is not None
+        moving = parameter.grad.view(-1) != 0
+        assert torch.equal((momentum == 0) & moving, left[index] & moving)
+        assert left[index].any() == (parameter.ndim > 1), "vectors go whole, and keep theirs"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"staleness": 1},
+        {"staleness": 1, "local_steps": 3},
+        {"staleness": None, "compress": "topk:20%:fp32"},
+    ],
+    ids=str,
+)
+def test_every_update_arrives_once_whenever_it_leaves(io: IoThread, asked: dict[str, Any]) -> None:
+    twin = Twin(io, momentum=0.0, **{"compress": "topk:5%:fp32", "warm_up_steps": 0, **asked})
+    began = [parameter.detach().clone() for parameter in twin.model.parameters()]
+    moved = [torch.zeros_like(parameter) for parameter in began]
+    for _ in range(7):
+        twin.train(1)
+        for total, parameter in zip(moved, twin.model.parameters(), strict=True):
+            assert parameter.grad is not None
+            total += 0.1 * parameter.grad  # plain SGD at this learning rate
+    twin.updates.finish()
+    for before, total, parameter in zip(began, moved, twin.model.parameters(), strict=True):
+        off = (parameter.detach() - before + total).abs().max()
+        assert off < (1e-5 if parameter.ndim > 1 else 1e-2 * total.abs().max()), (
+            "vectors are rounded to 16 bits"
+        )
+
+
+def test_with_an_exchange_in_flight_what_it_carries_acts_at_home_too(io: IoThread) -> None:
+    twin = Twin(io, compress="topk:5%:fp32", warm_up_steps=0, staleness=1)
+    twin.train(4)
+    assert twin.traffic.due
+    here = {}
+    for chunk in twin.traffic.layout.chunks:
+        if chunk.group == VECTORS:
+            continue  # rounded to 16 bits on the way
+        here[chunk.index] = torch.empty(chunk.size)
+        twin.traffic.binding.read(chunk.index, here[chunk.index])
+        lacks = twin.traffic.replica.held(chunk.index) - here[chunk.index]
+        residual = twin.updates.residual[chunk.index]
+        assert float((lacks - residual).abs().max()) > 1e-4, "the last frame is on its way"
+    twin.traffic.drain()
+    for index, values in here.items():
+        expected = twin.traffic.replica.held(index) - twin.updates.residual[index]
+        assert torch.allclose(values, expected, atol=1e-6), "and this is what the model will be"
+
+
+def test_with_an_exchange_in_flight_parameters_of_one_clock_more_are_asked_for(io: IoThread) -> None:
+    for staleness, clocks in ((0, {1, 2, 3}), (1, {2, 3, 4})):
+        twin = Twin(io, staleness=staleness)
+        twin.direct.asked.clear()
+        twin.train(3)
+        twin.traffic.drain()
+        assert set(twin.direct.asked) == clocks, "so that nobody computes beyond the bound with what is older"
