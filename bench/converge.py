@@ -13,6 +13,7 @@ exchange, frames and all. Every finished run is a line of --results, and is not 
 
 import json
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from pathlib import Path
 import checkout  # noqa: F401  (puts this checkout on the path)
 import click
 import links
-from train import CannotStart, Crowd, crowd, free_port
+from train import CannotStart, Crowd, crowd, free_port, interrupted
 
 from zml.timeline import read
 
@@ -266,6 +267,7 @@ def main(
     ]
     known = {run.key for run in done if not run.failure}
     wanted = [] if table_only else [run for run in wanted if run.key not in known]
+    signal.signal(signal.SIGTERM, interrupted)  # so that processes and namespaces end with this one
     with links.machines(1 + workers) as net:
         net.shape(None)
         for number, run in enumerate(wanted, start=1):
