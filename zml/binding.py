@@ -143,12 +143,21 @@ class Binding:
             for part, at in pieces(self.parameters[segment.parameter].detach(), segment.start, segment.size):
                 flat[at : at + part.numel()].view(part.shape).copy_(part)
 
-    def write(self, chunk: int, values: Tensor) -> None:
-        """Copy one chunk, float32, into the parameters it holds, rounding to their dtype."""
+    def write(self, chunk: int, values: Tensor, less: Tensor | None = None) -> None:
+        """Set the parameters that one chunk holds to `values - less`, float32, rounding to their dtype."""
         for segment in self.layout.chunks[chunk].segments:
-            flat = values[segment.offset : segment.offset + segment.size]
+            place = slice(segment.offset, segment.offset + segment.size)
+            flat, rest = values[place], None if less is None else less[place]
             for part, at in pieces(self.parameters[segment.parameter].detach(), segment.start, segment.size):
-                part.copy_(flat[at : at + part.numel()].view(part.shape))
+                whole = flat[at : at + part.numel()].view(part.shape)
+                if rest is None:
+                    part.copy_(whole)
+                    continue
+                lacks = rest[at : at + part.numel()].view(part.shape)
+                if part.dtype == torch.float32 and part.device == lacks.device == whole.device:
+                    torch.sub(whole, lacks, out=part)
+                else:
+                    part.copy_(whole.to(lacks.device) - lacks)
 
     def difference(self, chunk: int, before: Tensor, into: Tensor) -> None:
         """Set `into` to what was in the parameters before, less what is in them now.

@@ -27,7 +27,6 @@ class Replica:
         self._codec = codec
         self._p: list[Tensor] = []  # per chunk; none with a lossless codec
         self._keep = keep
-        self._scratch = torch.empty(max(chunk.size for chunk in self.layout.chunks))
         if keep or not codec.lossless:
             self._p = [torch.zeros(chunk.size) for chunk in self.layout.chunks]
 
@@ -81,15 +80,7 @@ class Replica:
         for chunk, values in enumerate(self._p):
             if self.layout.frozen(chunk) and not frozen:
                 continue
-            rest = less.get(chunk) if less else None
-            if rest is None:
-                self._binding.write(chunk, values)
-            elif (
-                rest.device.type == "cpu"
-            ):  # in warm memory: a fresh quarter of a megabyte costs more than its filling
-                self._binding.write(chunk, torch.sub(values, rest, out=self._scratch[: len(rest)]))
-            else:
-                self._binding.write(chunk, values.to(rest.device) - rest)
+            self._binding.write(chunk, values, less.get(chunk) if less else None)
 
     def _advance(self, chunk: Chunk, version: int, frames: Sequence[Buffer]) -> None:
         if self._codec.lossless:

@@ -82,6 +82,18 @@ def test_what_is_written_is_what_is_read(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", CHUNKS)
+def test_what_a_chunk_lacks_is_subtracted_on_its_way_into_any_parameter(size: int) -> None:
+    (_, layout, binding), (_, _, other) = bound(size), bound(size)
+    random = torch.Generator().manual_seed(1)
+    for chunk in layout.chunks:
+        values, less = (torch.randn(chunk.size, generator=random) for _ in range(2))
+        binding.write(chunk.index, values, less)
+        other.write(chunk.index, values - less)
+    for one, two in zip(binding.parameters, other.parameters, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("size", CHUNKS)
 def test_gradients_go_where_their_parameters_lie(size: int) -> None:
     model, layout, binding = bound(size)
     loss = sum(((p.double() + 1) ** 2).sum() for p in model.parameters() if p.requires_grad)
