@@ -132,17 +132,7 @@ class DevicePacker:
         self._gain[4] = self._squeeze
 
     def sent(self, chunk: int) -> Tensor | None:
-        """On the CPU."""
-        at = 0
-        for held in self.chunks:
-            if at >= self._bytes:
-                break
-            end = at + HEADER.size + HEADER.unpack_from(self._view, at)[5]
-            if held.index == chunk:
-                count = self.codec.read(held, self._out[at:end])
-                return torch.from_numpy(self.codec.scratch.pos[:count].astype(np.int64))
-            at = end
-        return torch.empty(0, dtype=torch.int64)
+        return self.codec.positions(self.chunks, self._out[: self._bytes], chunk)
 
     def _keep_silent(self, total: Tensor) -> None:
         """Absent parameters are what they were."""

@@ -215,16 +215,7 @@ class TopKPacker:
         self._gain[4] = self._squeeze
 
     def sent(self, chunk: int) -> Tensor | None:
-        at = 0
-        for held in self.chunks:
-            if at >= self._size:
-                break
-            end = at + HEADER.size + HEADER.unpack_from(self._view, at)[5]
-            if held.index == chunk:
-                n = self.codec.read(held, self._out[at:end])
-                return torch.from_numpy(self.codec.scratch.pos[:n].astype(np.int64))
-            at = end
-        return torch.empty(0, dtype=torch.int64)
+        return self.codec.positions(self.chunks, self._out[: self._size], chunk)
 
 
 class TopK:
@@ -357,6 +348,19 @@ class TopK:
     def read(self, chunk: Chunk, frame: NDArray[np.uint8]) -> int:
         """The entries of a frame into the scratch; how many, or the negative of a reason."""
         return self._apply(chunk, frame, self.kernels.READ, self.scratch.total)
+
+    def positions(self, chunks: Sequence[Chunk], payload: NDArray[np.uint8], chunk: int) -> Tensor:
+        """Of the entries that a bucket's payload has of one of its chunks; int64, on the CPU."""
+        at = 0
+        for held in chunks:
+            if at >= len(payload):
+                break
+            end = at + HEADER.size + HEADER.unpack_from(payload.data, at)[5]
+            if held.index == chunk:
+                count = self.read(held, payload[at:end])
+                return torch.from_numpy(self.scratch.pos[:count].astype(np.int64))
+            at = end
+        return torch.empty(0, dtype=torch.int64)
 
     def add(self, chunk: Chunk, frame: NDArray[np.uint8], out: Tensor) -> None:
         """Add a frame of whatever kind. Raises BadFrame."""
