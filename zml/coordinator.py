@@ -391,9 +391,7 @@ class Coordinator:
             raise Refusal("layout", f"{message.worker} registered another layout than the workers before it")
         assert self.assigned is not None, "the machine places at the first registration"
         await asyncio.wait({self.assigned}, timeout=HOLD_S)
-        if (
-            not self.assigned.done()
-        ):  # the first shard with topk on a machine compiles, half a minute and more
+        if not self.assigned.done():  # the first sparse job of a machine compiles half a minute and more
             return self.wait(self.machine.shards(self.job), "they take the layout")
         if not await self.until(lambda: self.loaded or self.initialiser == message.worker):
             return self.wait([self.initialiser], f"{self.initialiser} brings the first parameters")

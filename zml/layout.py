@@ -120,10 +120,8 @@ class Layout:
         """
         from .binding import describe
 
-        described, groups = (
-            describe(model, optimizer, any_optimizer=any_optimizer),
-            len(optimizer.param_groups),
-        )
+        described = describe(model, optimizer, any_optimizer=any_optimizer)
+        groups = len(optimizer.param_groups)
         if any_optimizer:
             described = [
                 (name, shape, 2 if group == groups else MATRICES if len(shape) > 1 else VECTORS)

@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
+import torch
 from msgspec import Struct
 
 from . import runner
@@ -35,9 +36,6 @@ from .seat import Seat
 from .timeline import Timeline
 from .traffic import Traffic
 from .updates import Updates, outer_spec
-
-if TYPE_CHECKING:
-    import torch
 
 REPORT_S = 0.5
 
@@ -104,8 +102,6 @@ class Member:
         registered, placement = self.io.call(
             self.client.register(registration.to_bytes(), registration.digest, len(layout.chunks))
         )
-        import torch
-
         codec = by_name(str(self.plan.compression))
         cut = buckets(layout, placement, registration.bucket_chunks)
         self.traffic = traffic = Traffic(

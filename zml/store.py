@@ -279,11 +279,15 @@ class Store:
         total = self._batch.numpy()
         for place, last in self._batches:
             batch = self._trained[place:last]
-            absent = [each for each in partial if any(each & held.parameters for held in batch)]
+            apart = {
+                held.chunk.index
+                for held in batch
+                if any(not absent.isdisjoint(held.parameters) for absent in partial)
+            }
             group = batch[0].chunk.group
             hyper, fused = hypers[group], updates[group]
             entries = sums.take(place, last, frames, total)
-            if fused is not None and not absent:
+            if fused is not None and not apart:
                 parts = [_rule(held).spans(hyper) for held in batch]
                 if (table := self._table(place, parts)) is not None:
                     fused(table, total, entries)
@@ -291,7 +295,7 @@ class Store:
                         self._moved(held, hyper, count)
                     continue
             for slot, held in enumerate(batch):
-                if any(not each.isdisjoint(held.parameters) for each in absent):
+                if held.chunk.index in apart:
                     self._apply(held, steps, hyper, fused)
                     continue
                 values = self._batch[slot * CHUNK : slot * CHUNK + held.chunk.size]

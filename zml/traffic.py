@@ -87,9 +87,8 @@ class Traffic:
         self.values = {
             chunk: values for outbox in self.outboxes.values() for chunk, values in outbox.values.items()
         }
-        self.packing = (
-            threading.Lock()
-        )  # autograd has a thread for each device, and the codec serves one at a time
+        # Autograd has a thread for each device, and the codec serves one at a time.
+        self.packing = threading.Lock()
         # What is in flight must stay as it is while the same buckets are packed again.
         self.pages = Pages(8 * sum(len(values) for values in self.values.values()))
         self.clock = 0

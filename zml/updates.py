@@ -60,10 +60,8 @@ def outer_hyper(
             "maximize": False,
         }
 
-    short = {
-        MATRICES: momentum or normalised,
-        VECTORS: normalised,
-    }  # vectors leave whole: no momentum is lost
+    # Vectors leave whole: no momentum of theirs is lost.
+    short = {MATRICES: momentum or normalised, VECTORS: normalised}
     return [numbers(plan.gain(density, workers, short=short[group])) for group in (MATRICES, VECTORS)]
 
 

@@ -6,8 +6,8 @@ the frames of the CPU's packer, with the same kernel, and sends back what is lef
 differ in the sample that tells a threshold: the same thresholds give the same frames, unless more than twice as many
 as wanted reach them; then the larger ones leave on both ways, but of equal ones not the same.
 
-Torch operations on any device; on CUDA two Triton kernels pick the entries (`picking`), which there takes a sixth of
-the time. Where a frame may hold every element of a chunk (from a quarter on), the chunk's values are copied as well.
+Torch operations on any device; on CUDA two Triton kernels pick the entries (`picking`). Where a frame may hold every
+element of a chunk, its values are copied as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`picking` on CUDA: two kernels and one copy to the host, where torch's operations are launched thirty times.
+"""`picking` on CUDA: two kernels and one copy to the host, where torch's operations are launched one by one.
 
 count    how many elements of each block reach the floor of their slice, and whether all are finite
 place    writes positions and values of those, in order, behind those of the blocks before
