@@ -1,0 +1,215 @@
+"""Append-only records in files: what the coordinator's journal and a shard's push log are made of.
+
+A folder holds segments, each named by the number of its first record. A record is
+
+    bytes of the body u32 | its number u64 | CRC-32 of the body u32 | CRC-32 of these 16 bytes u32 | body
+
+Numbers have no gap, over all segments. What `append` has returned survives the death of the process; what `sync` has
+returned survives that of the machine. A process that dies while it writes leaves a record that ends too early: such a
+torn tail, of the last segment only, never was acknowledged, and is cut off when the folder is opened. Anything else
+that does not fit is damage, and an error that names the place: nothing behind it can be believed. The header has a sum
+of its own, so that a damaged length is not taken for a torn tail.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+HEAD = struct.Struct("<IQI")
+SUM = struct.Struct("<I")
+HEAD_BYTES = HEAD.size + SUM.size
+MOST_BYTES = 64 << 20  # of one record
+SEGMENT_BYTES = 64 << 20  # a new segment begins behind this
+SUFFIX = ".records"
+IOV_MOST = 512  # parts of one writev; the system's limit is 1,024
+
+
+class Damaged(Exception):
+    """A file does not hold what was written to it. Names the file, the place and what was found."""
+
+    def __init__(self, path: Path, at: int, what: str) -> None:
+        super().__init__(f"{path} is damaged at byte {at}: {what}")
+        self.path = path
+        self.at = at
+
+
+class NoRoom(OSError):
+    """The disk is full, or the quota used up. Nothing of the record is there, and the next may be tried."""
+
+
+class Records:
+    """One folder of records, open for appending by this process alone. `append` and `sync` may come from two threads.
+
+    `first` is the number of the oldest record that is still there, `next` that of the record to come. `torn_bytes` says
+    how much of a torn tail was cut off.
+    """
+
+    def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
+        """Opens or creates. Raises Damaged, or OSError."""
+        self.folder = folder
+        self.segment_bytes = segment_bytes
+        self.torn_bytes = 0
+        self._lock = threading.Lock()  # over `_file` being exchanged
+        folder.mkdir(parents=True, exist_ok=True)
+        segments = _segments(folder)
+        self.first = segments[0][0] if segments else 0
+        if segments:
+            number, path = segments[-1]
+            self.next, self._end = number, 0
+            for found, _, end in _scan(path, number, last=True):
+                self.next, self._end = found + 1, end
+            self._file = os.open(path, os.O_RDWR)
+            self.torn_bytes = os.fstat(self._file).st_size - self._end
+            os.ftruncate(self._file, self._end)
+        else:
+            self.next = self._end = 0
+            self._file = self._create()
+
+    @property
+    def bytes(self) -> int:
+        """Of all segments."""
+        return sum(path.stat().st_size for _, path in _segments(self.folder))
+
+    def replay(self, start: int = 0) -> Iterator[tuple[int, memoryview]]:
+        """All records from `start` on with their numbers, each checked. Raises Damaged."""
+        segments = _segments(self.folder)
+        expected = segments[0][0]
+        for place, (number, path) in enumerate(segments):
+            if number != expected:
+                raise Damaged(path, 0, f"its first record is {number}, and {expected} was to follow")
+            after = segments[place + 1][0] if place + 1 < len(segments) else self.next
+            if after > start or place + 1 == len(segments):
+                for found, body, _ in _scan(path, number, last=place + 1 == len(segments)):
+                    expected = found + 1
+                    if found >= start:
+                        yield found, body
+            else:
+                expected = after
+
+    def append(self, *parts: Buffer) -> int:
+        """Write one record, the parts one after another; returns its number. Raises NoRoom or OSError: then nothing of
+        it is there."""
+        size = sum(len(part) for part in parts)
+        if size > MOST_BYTES:
+            raise ValueError(f"a record of {size} bytes; {MOST_BYTES} are allowed")
+        if self._end >= self.segment_bytes:
+            self.begin_segment()
+        crc = 0
+        for part in parts:
+            crc = zlib.crc32(part, crc)
+        head = HEAD.pack(size, self.next, crc)
+        try:
+            _write_all(self._file, [head + SUM.pack(zlib.crc32(head)), *parts], self._end)
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoRoom(error.errno, f"no room for {size} bytes", str(self.folder)) from error
+            raise
+        self._end += HEAD_BYTES + size
+        self.next += 1
+        return self.next - 1
+
+    def begin_segment(self) -> int:
+        """Let the next record begin a new segment; returns its number. What lies before can then be dropped."""
+        if self._end:
+            os.fdatasync(self._file)
+            file = self._create()
+            with self._lock:
+                former, self._file, self._end = self._file, file, 0
+            os.close(former)
+        return self.next
+
+    def drop_before(self, number: int) -> None:
+        """Delete the segments that hold only records before `number`."""
+        segments = _segments(self.folder)
+        for (_, path), (after, _) in pairwise(segments):
+            if after > number:
+                break
+            path.unlink()
+            self.first = after
+        _sync_folder(self.folder)
+
+    def sync(self) -> None:
+        """What was appended before survives the machine."""
+        with self._lock:
+            file = os.dup(self._file)
+        try:
+            os.fdatasync(file)
+        finally:
+            os.close(file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _create(self) -> int:
+        path = self.folder / f"{self.next:020d}{SUFFIX}"
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoRoom(error.errno, "no room for a new segment", str(self.folder)) from error
+            raise
+        _sync_folder(self.folder)
+        return file
+
+
+def _segments(folder: Path) -> list[tuple[int, Path]]:
+    return sorted((int(path.stem), path) for path in folder.glob(f"*{SUFFIX}") if path.stem.isdecimal())
+
+
+def _scan(path: Path, number: int, *, last: bool) -> Iterator[tuple[int, memoryview, int]]:
+    """Records of one segment: number, body, where it ends. Stops before a torn tail of the last one."""
+    data = memoryview(path.read_bytes())
+    at = 0
+    while at < len(data):
+        if len(data) - at < HEAD_BYTES:
+            if last:
+                return
+            raise Damaged(path, at, f"{len(data) - at} bytes, less than a header")
+        head = data[at : at + HEAD.size]
+        size, found, crc = HEAD.unpack(head)
+        if SUM.unpack_from(data, at + HEAD.size)[0] != zlib.crc32(head):
+            if last and not any(data[at:]):
+                return  # the machine died: the file had grown, and its bytes had not been written
+            raise Damaged(path, at, "the sum of a header is wrong")
+        if found != number:
+            raise Damaged(path, at, f"record {found} where {number} was to follow")
+        body = data[at + HEAD_BYTES : at + HEAD_BYTES + size]
+        if len(body) < size:
+            if last:
+                return
+            raise Damaged(path, at, f"record {number} has {len(body)} of {size} bytes")
+        if zlib.crc32(body) != crc:
+            raise Damaged(path, at, f"the sum of record {number} is wrong")
+        at += HEAD_BYTES + size
+        yield number, body, at
+        number += 1
+
+
+def _write_all(file: int, parts: list[Buffer], at: int) -> None:
+    left = [memoryview(part).cast("B") for part in parts if len(part)]
+    while left:
+        written = os.pwritev(file, left[:IOV_MOST], at)
+        at += written
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if written:
+            left[0] = left[0][written:]
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
