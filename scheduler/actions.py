@@ -7,7 +7,7 @@ is the same as once, for after a crash one may be repeated.
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .ids import JobId, MemberId, Seat, WorkerId
+from .ids import JobId, MemberId, Seat, ShardId, WorkerId
 from .state import State
 
 
@@ -71,6 +71,26 @@ class Initialise:
 
 
 @dataclass(frozen=True, slots=True)
+class Await:
+    """Nobody serves the chunks of this shard: workers that need them wait for it, until `until`."""
+
+    job: JobId
+    shard: ShardId
+    until: float
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rehome:
+    """This shard serves its chunks again: tell it what it has missed, and every script where it is."""
+
+    job: JobId
+    shard: ShardId
+    incarnation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fence:
     """Refuse everything from this incarnation, and tell it so if it can be reached."""
 
@@ -116,5 +136,17 @@ class Ignored:
 
 
 Action: TypeAlias = (
-    Admit | Refuse | Announce | Launch | Place | Initialise | Fence | Stop | Drain | Finish | Ignored
+    Admit
+    | Refuse
+    | Announce
+    | Launch
+    | Place
+    | Initialise
+    | Await
+    | Rehome
+    | Fence
+    | Stop
+    | Drain
+    | Finish
+    | Ignored
 )

@@ -1,16 +1,16 @@
 """Who may come in, and who may speak: decisions about one job that change nothing.
 
 A worker may come at any time, under a new id or as the next incarnation of one it names. A shard has a place with a
-number; once chunks are there, a new process in that place would lack them.
+number; once its former process is gone another may take the place, and then has to show that it has the chunks.
 """
 
 from .actions import Admit, Refuse
-from .events import Exited, FromMember, Joined, Left, Loaded, Registered, Renewed
+from .events import Exited, FromMember, Joined, Left, Loaded, Registered, Renewed, Returned
 from .explain import counted
 from .ids import Name, Role, ShardId, read_id, shard_id
 from .leases import Leases
 from .membership import Alive, role_of
-from .state import Forming, Job
+from .state import Job
 
 LETTERS: dict[Role, str] = {"worker": "w", "shard": "p"}
 
@@ -19,8 +19,8 @@ def place_for(job: Job, event: Joined, leases: Leases) -> Name | Admit | Refuse:
     """The id that this process is to have; or the answer that it got already, or must get instead.
 
     Whoever asks by name for an id that is still alive is trusted to know better, and the former process is fenced; but
-    for a shard only before the job runs, and when the former has been silent for half a lease: a shard that was started
-    twice by mistake does not steal the place of the first.
+    for a shard only when the former has been silent for half a lease: a shard that was started twice by mistake does
+    not steal the place of the first.
     """
     here = job.members.at_peer(event.peer)
     if here is not None and role_of(here) == event.role and event.member in ("", here):
@@ -37,7 +37,7 @@ def place_for(job: Job, event: Joined, leases: Leases) -> Name | Admit | Refuse:
             return name
         why_not = f"job {job.id} has given out every worker's number"
     elif wish is None:
-        if isinstance(job.phase, Forming) and (name := job.members.free_shard(job.shards)):
+        if name := job.members.free_shard(job.shards):
             return name
         why_not = f"job {job.id} has its {counted(job.shards, 'shard')}"
     elif wish.number >= job.shards:
@@ -50,11 +50,10 @@ def place_for(job: Job, event: Joined, leases: Leases) -> Name | Admit | Refuse:
 
 
 def _why_not_shard(job: Job, shard: ShardId, leases: Leases) -> str:
-    assert isinstance(job.phase, Forming) or (job.id, shard) in leases, "a running job has all its shards"
     if (job.id, shard) not in leases:
         return ""
     silent_s = leases.silent_s((job.id, shard))
-    if isinstance(job.phase, Forming) and silent_s >= leases.rules.silent_s:
+    if silent_s >= leases.rules.silent_s:
         return ""
     return f"{shard} is another process, which was heard {silent_s:.1f} s ago"
 
@@ -63,11 +62,15 @@ def why_stranger(job: Job, event: FromMember) -> str:
     """Why this event does not come from a member; empty when it does."""
     match event:
         case Renewed(member=name) | Left(member=name):
-            must_run_a_script = False
+            role = None
+        case Returned(member=name):
+            role = "shard"
         case Registered(worker=name) | Loaded(worker=name) | Exited(worker=name):
-            must_run_a_script = True
+            role = "worker"
     member = job.members.current(name, event.incarnation)
     if member is None:
         return job.members.why_not(name, event.incarnation)
     assert isinstance(job.members.records[member], Alive)
-    return f"{member} runs no script" if must_run_a_script and role_of(member) != "worker" else ""
+    if role in (None, role_of(member)):
+        return ""
+    return f"{member} runs no script" if role == "worker" else f"{member} holds no chunks"

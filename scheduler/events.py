@@ -67,6 +67,16 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """A shard has read what its former self has left. `holds` is the digest of the layout of its chunks, or empty."""
+
+    job: JobId
+    member: str
+    incarnation: int
+    holds: str
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """A script ended, by a signal where `signal` is not 0. `because` follows on the worker's name: "its script ..."."""
 
@@ -120,7 +130,17 @@ class Lost:
     because: str
 
 
-FromMember: TypeAlias = Renewed | Registered | Loaded | Exited | Left
+FromMember: TypeAlias = Renewed | Registered | Loaded | Returned | Exited | Left
 Event: TypeAlias = (
-    Submitted | Joined | Renewed | Registered | Loaded | Exited | Left | DrainAsked | Cancelled | Ticked
+    Submitted
+    | Joined
+    | Renewed
+    | Registered
+    | Loaded
+    | Returned
+    | Exited
+    | Left
+    | DrainAsked
+    | Cancelled
+    | Ticked
 )

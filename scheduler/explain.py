@@ -59,6 +59,8 @@ def waiting_for(job: Job) -> str:
             if shards := job.missing_shards:
                 missing.append(f"{'shard' if len(shards) == 1 else 'shards'} {listed(shards)}")
             return f"waiting for {listed(missing)}"
+        case Running() if job.away:
+            return f"waiting for {'shard' if len(job.away) == 1 else 'shards'} {listed(list(job.away))} to come back"
         case Running(parameters=Unknown()):
             return "waiting for the first script to show its model"
         case Running(parameters=Loading(initialiser=worker)):

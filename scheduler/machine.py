@@ -13,6 +13,7 @@ FINISHING, is in the tables of `state`. Both, as `table()` prints them:
     Cancelled   cancel   cancel        cancel        give up
     Registered  -        register      register      -
     Loaded      -        load          load          -
+    Returned    -        resume        resume        -
     Exited      -        script ended  script ended  goodbye
 
                                  FORMING    RUNNING    DRAINING
@@ -21,14 +22,14 @@ FINISHING, is in the tables of `state`. Both, as `table()` prints them:
     an end was asked for         CANCELLED  CANCELLED  CANCELLED
     a script failed              -          FAILED     FAILED
     a layout is not acceptable   -          FAILED     FAILED
-    a shard is gone              -          FAILED     FAILED
+    a shard does not come back   -          FAILED     FAILED
     workers gone, some finished  -          SUCCEEDED  -
     workers gone, as asked       -          -          CANCELLED
     workers gone, none finished  -          FAILED     FAILED
 
-Rules: a job begins when all workers and shards asked for are members, and then waits for nobody who is gone: the
+Rules: a job begins when all workers and shards asked for are members, and then waits for no worker that is gone: the
 generation goes up, the shards are told, the others go on. The first script that fails ends the job with its exit code.
-A shard that is gone ends it too, for nobody else has its chunks.
+A shard that is gone is waited for, because nobody else has its chunks: its next incarnation must show that it has them.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from .actions import (
     Action,
     Admit,
     Announce,
+    Await,
     Drain,
     Fence,
     Finish,
@@ -48,6 +50,7 @@ from .actions import (
     Launch,
     Place,
     Refuse,
+    Rehome,
     Stop,
 )
 from .admission import place_for, why_stranger
@@ -63,6 +66,7 @@ from .events import (
     Lost,
     Registered,
     Renewed,
+    Returned,
     Submitted,
     Ticked,
 )
@@ -121,7 +125,7 @@ class Machine:
 
     def next_deadline(self) -> float | None:
         """When to come with `Ticked`, if nothing happens before: the earliest end of a lease or of a patience."""
-        ends = [*self.goodbyes.values()]
+        ends = [*self.goodbyes.values(), *(until for job in self._awaiting for until in job.away.values())]
         if (lease := self.leases.next_deadline()) is not None:
             ends.append(lease)
         return min(ends, default=None)
@@ -132,6 +136,9 @@ class Machine:
             job = self.jobs[job_id]
             lost = Lost(job_id, member, f"silent for {silent_s:.1f} s")
             yield from EVENTS[job.state][Lost](self, job, lost, now)
+        for job in self._awaiting:
+            for shard in [shard for shard, until in job.away.items() if until <= now][:1]:
+                yield from self._give_up_shard(job, shard, now)
         for job_id in [job_id for job_id, until in self.goodbyes.items() if until <= now]:
             yield from self._end(self.jobs[job_id], f"it did not stop within {self.rules.goodbye_s:g} s")
 
@@ -186,10 +193,13 @@ class Machine:
             yield Launch(job.id, seat.worker, seat.incarnation, because)
 
     def _welcome(self, job: Job, event: Joined, now: float) -> Actions:
-        """RUNNING: a worker comes late, or again."""
+        """RUNNING: a worker comes late, or again; or a shard comes again."""
         name = place_for(job, event, self.leases)
         if not isinstance(name, Name):
             yield name
+            return
+        if name.role == "shard":
+            yield from self._readmit(job, name, event.peer, now)
             return
         job.generation += 1
         yield from self._admit(job, name, event.peer)
@@ -199,7 +209,44 @@ class Machine:
         yield from self._initialise_again(job, because)
         yield Launch(job.id, seat.worker, seat.incarnation, because)
 
+    def _readmit(self, job: Job, name: Name, peer: str, now: float) -> Actions:
+        """A shard has been started again. It reads its log before it serves its chunks."""
+        shard = shard_id(name.number)
+        yield from self._admit(job, name, peer)
+        until = job.away[shard] = now + self.rules.return_s
+        yield Await(job.id, shard, until, f"{shard} was started again, and reads what it had")
+
+    def _resume(self, job: Job, event: Returned, now: float) -> Actions:
+        """The shard has its chunks, or shows that it has not."""
+        assert isinstance(job.phase, Running | Draining)
+        shard, parameters = ShardId(event.member), job.phase.parameters
+        if shard not in job.away:
+            return
+        needs = "" if isinstance(parameters, Unknown) else parameters.layout.digest
+        if needs and event.holds != needs:
+            held = "other chunks" if event.holds else "nothing"
+            because = f"{shard} was started again with {held} in its log, and cannot take the place of the former"
+            self._close(job, shard, Fate.FAILED, because, EXIT_LOST)
+            yield Stop(job.id, shard, because)
+            yield Await(job.id, shard, job.away[shard], because)
+            return
+        del job.away[shard]
+        yield Rehome(job.id, shard, event.incarnation, f"{shard} is back")
+
+    def _give_up_shard(self, job: Job, shard: ShardId, now: float) -> Actions:
+        record = job.members.records[shard]
+        how = how_it_ended(shard, record) if isinstance(record, Gone) else f"{shard} did not finish reading its log"
+        because = f"{how}; it did not come back within {self.rules.return_s:g} s, and nobody else has its chunks"
+        yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
+
+    @property
+    def _awaiting(self) -> list[Job]:
+        return [job for job in self.jobs.values() if job.away]
+
     def _turn_away(self, job: Job, event: Joined, now: float) -> Actions:
+        if event.role == "shard" and isinstance(job.phase, Draining):
+            yield from self._welcome(job, event, now)
+            return
         doing = "being drained" if isinstance(job.phase, Draining) else "finishing"
         yield Refuse(job.id, event.peer, f"job {job.id} is {doing}: {explain.why(job)}")
 
@@ -302,8 +349,9 @@ class Machine:
         if isinstance(job.phase, Forming):
             return
         if role_of(member) == "shard":
-            because += "; nobody else has its chunks"
-            yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
+            shard = ShardId(member)
+            until = job.away[shard] = now + self.rules.return_s
+            yield Await(job.id, shard, until, f"{because}; nobody else has its chunks")
         elif gone.fate is Fate.FAILED:
             yield from self._finish(job, Cause.SCRIPT_FAILED, gone.exit_code, because, now)
         elif not job.members.workers():
@@ -337,6 +385,7 @@ class Machine:
         """Everybody is to stop; the job is over when all have, or have had their time."""
         until = now + self.rules.goodbye_s
         self._move(job, cause, Finishing(cause, exit_code, because, until))
+        job.away.clear()
         self.goodbyes[job.id] = until
         for member in job.members.everybody():
             yield Stop(job.id, member, because)
@@ -456,6 +505,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Renewed: M._renew,
         Registered: M._register,
         Loaded: M._load,
+        Returned: M._resume,
         Exited: M._script_ended,
         Left: M._leave,
         Lost: M._lose,
@@ -467,6 +517,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Renewed: M._renew,
         Registered: M._register,
         Loaded: M._load,
+        Returned: M._resume,
         Exited: M._script_ended,
         Left: M._leave,
         Lost: M._lose,

@@ -19,6 +19,9 @@ class Rules:
     lag_s: float = 0.25
     """The machine being asked this much after the deadline it gave means that the observer was held up."""
 
+    return_s: float = 60.0
+    """How long the job waits for a shard that is gone to come back with its chunks."""
+
     goodbye_s: float = 10.0
     """How long members may take to stop before the job is over without them."""
 
@@ -30,7 +33,7 @@ class Rules:
             raise ValueError(
                 f"lease_s must be above 0 and at most {self.lease_most_s:g}, not {self.lease_s:g}"
             )
-        for name in ("jitter_factor", "lag_s", "goodbye_s", "remembered_jobs"):
+        for name in ("jitter_factor", "lag_s", "return_s", "goodbye_s", "remembered_jobs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name):g}")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import ClassVar, TypeAlias
 
-from .ids import JobId, MemberId, WorkerId, shard_id
+from .ids import JobId, MemberId, ShardId, WorkerId, shard_id
 from .membership import Alive, Gone, Members
 
 
@@ -39,7 +39,7 @@ class Cause(Enum):
     CANCEL_ASKED = "an end was asked for"
     SCRIPT_FAILED = "a script failed"
     LAYOUT_REFUSED = "a layout is not acceptable"
-    SHARD_LOST = "a shard is gone"
+    SHARD_LOST = "a shard does not come back"
     WORKERS_DONE = "workers gone, some finished"
     WORKERS_DRAINED = "workers gone, as asked"
     WORKERS_LOST = "workers gone, none finished"
@@ -168,6 +168,8 @@ class Job:
     phase: Phase = field(default_factory=Forming)
     members: Members = field(default_factory=Members)
     generation: int = 0  # 0 while FORMING, then + 1 at each change of the active workers
+    # Shards whose chunks nobody serves: gone, or back and still reading; until when they are waited for.
+    away: dict[ShardId, float] = field(default_factory=dict)
 
     @property
     def state(self) -> State:
@@ -195,7 +197,7 @@ class Job:
             case Running() | Draining():
                 assert self.generation >= 1
                 assert workers, "it runs without a worker"
-                assert not self.missing_shards, "it runs without a shard"
+                assert set(self.missing_shards) <= self.away.keys(), "it runs without a shard, and does not know"
                 self._check_seniority(workers)
                 if isinstance(loading := self.phase.parameters, Loading):
                     record = alive[loading.initialiser]

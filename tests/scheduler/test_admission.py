@@ -4,7 +4,7 @@ import pytest
 
 from tests.scheduler.play import JOB, Play, running
 from zml.scheduler.actions import Action, Admit, Fence, Ignored, Refuse
-from zml.scheduler.events import Exited, Loaded, Registered, Renewed
+from zml.scheduler.events import Exited, Loaded, Registered, Renewed, Returned
 from zml.scheduler.ids import HIGHEST, Role, ShardId, WorkerId
 
 
@@ -87,10 +87,10 @@ def test_before_the_job_runs_a_silent_shard_can_be_replaced() -> None:
     ]
 
 
-def test_once_the_job_runs_no_process_can_take_a_shards_place() -> None:
+def test_while_the_job_runs_a_shard_that_is_heard_keeps_its_place() -> None:
     play = running(1, 1)
-    play.now += 0.6
-    assert refused(play.join("shard", "b", "p0")) == "p0 is another process, which was heard 0.6 s ago"
+    play.now += 0.3
+    assert refused(play.join("shard", "b", "p0")) == "p0 is another process, which was heard 0.3 s ago"
     assert refused(play.join("shard", "b")) == "job j has its 1 shard"
 
 
@@ -105,6 +105,10 @@ def test_an_event_of_a_stranger_is_ignored_and_the_reason_is_told() -> None:
     play = running(1, 1)
     assert play.tell(Renewed(JOB, "w9", 1)) == [Ignored(JOB, "w9#1 was never a member")]
     assert play.tell(Registered(JOB, "", 1, "d", 1)) == [Ignored(JOB, "#1 was never a member")]
+
+
+def test_a_worker_holds_no_chunks() -> None:
+    assert running(1, 1).tell(Returned(JOB, "w0", 1, "d")) == [Ignored(JOB, "w0 holds no chunks")]
 
 
 def test_a_shard_runs_no_script() -> None:

@@ -16,6 +16,7 @@ from zml.scheduler.actions import (
     Action,
     Admit,
     Announce,
+    Await,
     Drain,
     Fence,
     Finish,
@@ -24,6 +25,7 @@ from zml.scheduler.actions import (
     Launch,
     Place,
     Refuse,
+    Rehome,
     Stop,
 )
 from zml.scheduler.events import (
@@ -36,6 +38,7 @@ from zml.scheduler.events import (
     Loaded,
     Registered,
     Renewed,
+    Returned,
     Submitted,
     Ticked,
 )
@@ -342,16 +345,71 @@ def test_when_the_only_script_was_killed_the_job_ends_as_a_shell_would() -> None
     assert (play.state(), play.machine.exit_code(JOB)) == ("FAILED", 128 + 9)
 
 
-def test_a_lost_shard_ends_the_job_for_its_chunks_are_gone() -> None:
+def test_a_lost_shard_is_waited_for_and_serves_its_chunks_again_when_it_has_them() -> None:
     play = running(1, 2)
+    play.register("w0", digest="d")
     because = "p1 was lost: silent for 1.0 s; nobody else has its chunks"
-    assert play.fall_silent("p1") == [
-        Fence(JOB, P1, 1, "silent for 1.0 s"),
-        Stop(JOB, W0, because),
-        Stop(JOB, P0, because),
-    ]
+    fence, wait = play.fall_silent("p1")
+    assert fence == Fence(JOB, P1, 1, "silent for 1.0 s")
+    assert isinstance(wait, Await) and (wait.shard, wait.because) == (P1, because)
+    assert play.machine.waiting_for(JOB) == "waiting for shard p1 to come back"
+    admit, wait = play.join("shard", "again", "p1")
+    assert isinstance(admit, Admit) and (admit.member, admit.incarnation) == (P1, 2)
+    assert isinstance(wait, Await), "it has not read its log yet"
+    play.wait(30)
+    assert play.tell(Returned(JOB, "p1", 2, "d")) == [Rehome(JOB, P1, 2, "p1 is back")]
+    assert play.tell(Returned(JOB, "p1", 2, "d")) == [], "twice is the same as once"
+    assert play.machine.next_deadline() is not None
+    play.wait(100)
+    assert play.state() == "RUNNING"
+
+
+@pytest.mark.parametrize(("holds", "held"), [("", "nothing"), ("e", "other chunks")])
+def test_a_shard_that_comes_back_without_its_chunks_is_turned_away_and_the_job_waits_on(
+    holds: str, held: str
+) -> None:
+    play = running(1, 1)
+    play.register("w0", digest="d")
+    play.fall_silent("p0")
+    play.join("shard", "empty", "p0")
+    stop, wait = play.tell(Returned(JOB, "p0", 2, holds))
+    because = f"p0 was started again with {held} in its log, and cannot take the place of the former"
+    assert stop == Stop(JOB, P0, because)
+    assert isinstance(wait, Await) and wait.because == because
+    play.join("shard", "whole", "p0")
+    assert play.tell(Returned(JOB, "p0", 3, "d")) == [Rehome(JOB, P0, 3, "p0 is back")]
+
+
+def test_before_any_script_has_shown_its_model_a_shard_may_come_back_with_nothing() -> None:
+    play = running(1, 1)
+    play.fall_silent("p0")
+    play.join("shard", "again", "p0")
+    assert play.tell(Returned(JOB, "p0", 2, "")) == [Rehome(JOB, P0, 2, "p0 is back")]
+
+
+def test_a_shard_that_does_not_come_back_ends_the_job() -> None:
+    play = running(1, 2)
+    play.fall_silent("p1")
+    because = (
+        "p1 was lost: silent for 1.0 s; it did not come back within 60 s, and nobody else has its chunks"
+    )
+    play.now += 58
+    play.hear("w0", "p0")
+    play.now += 0.9
+    play.hear("w0", "p0")
+    play.now += 0.9
+    assert play.hear("w0", "p0") == [Stop(JOB, W0, because), Stop(JOB, P0, because)]
     play.tell(Left(JOB, "w0", 1, ""))
     assert play.tell(Left(JOB, "p0", 1, "")) == [Finish(JOB, State.FAILED, 4, because)]
+
+
+def test_a_job_that_is_drained_waits_for_a_lost_shard_too() -> None:
+    play = running(1, 1)
+    play.register("w0", digest="d")
+    play.tell(DrainAsked(JOB, "Ctrl-C"))
+    play.fall_silent("p0")
+    play.join("shard", "again", "p0")
+    assert play.tell(Returned(JOB, "p0", 2, "d")) == [Rehome(JOB, P0, 2, "p0 is back")]
 
 
 def test_a_drained_job_ends_when_its_workers_have_left_and_is_safe_to_run_again() -> None:
@@ -404,9 +462,7 @@ def test_members_that_just_end_when_told_to_stop_are_not_waited_for_longer_than_
 def test_all_who_fall_silent_at_once_are_lost_at_once() -> None:
     play = running(2, 2)
     actions = play.fall_silent("w0", "w1", "p0", "p1")
-    assert [action.member for action in actions if isinstance(action, Fence)] == ["p0"], (
-        "the job ended with p0"
-    )
+    assert {action.member for action in actions if isinstance(action, Fence)} == {W0, W1, P0, P1}
     assert isinstance(actions[-1], Finish) and play.state() == "FAILED"
 
 
@@ -532,6 +588,9 @@ class World(RuleBasedStateMachine):
                 assert (action.worker, action.incarnation) in {seat[:2] for seat in self.seats[job]}
             case Initialise():
                 assert action.worker == self.seats[job][0].worker
+            case Rehome():
+                assert self.admitted[job, action.shard] == action.incarnation
+                assert (job, action.shard, action.incarnation) not in self.fenced
             case Stop():
                 assert (job, action.member) in self.admitted
             case Finish():
@@ -544,12 +603,13 @@ class World(RuleBasedStateMachine):
 
     @rule(
         job=st.integers(0, 1),
-        kind=st.sampled_from([Registered, Loaded, Exited, Exited, Left]),
+        kind=st.sampled_from([Registered, Loaded, Returned, Exited, Exited, Left]),
         choice=st.integers(0, 6),
         stale=st.sampled_from([0] * 8 + [1, -1]),
         values=st.fixed_dictionaries(
             {
                 "digest": st.sampled_from("ddddddde"),
+                "holds": st.sampled_from(["d", "d", "d", ""]),
                 "chunks": st.sampled_from([3] * 9 + [0]),
                 "code": st.sampled_from([0] * 8 + [1]),
                 "signal": st.sampled_from([0] * 8 + [9]),
