@@ -292,6 +292,21 @@ class Ledger:
                 del current.leases[batch]
         return None
 
+    def settle(self, worker: WorkerId, epoch: int, done: int) -> Mismatch | None:
+        """A worker is lost, and of the batches that it was given in this epoch the first `done` are applied.
+
+        To be told before `members` takes it out. Twice is the same as once; None when all is well.
+        """
+        current = self.current
+        if current is None or epoch != current.epoch or worker not in current.given:
+            return None  # an epoch that is over: all of it was committed
+        given = current.given[worker]
+        if done > len(given):
+            return Mismatch(
+                f"{worker} has applied {done} batches of epoch {epoch}, and was given {len(given)}"
+            )
+        return self.commit(worker, epoch, given[:done])
+
     def _lease(self, current: Pass, worker: WorkerId, most: int) -> None:
         share = current.shares[worker]
         for _ in range(min(most, len(share))):

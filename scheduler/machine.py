@@ -225,7 +225,9 @@ class Machine:
         needs = "" if isinstance(parameters, Unknown) else parameters.layout.digest
         if needs and event.holds != needs:
             held = "other chunks" if event.holds else "nothing"
-            because = f"{shard} was started again with {held} in its log, and cannot take the place of the former"
+            because = (
+                f"{shard} was started again with {held} in its log, and cannot take the place of the former"
+            )
             self._close(job, shard, Fate.FAILED, because, EXIT_LOST)
             yield Stop(job.id, shard, because)
             yield Await(job.id, shard, job.away[shard], because)
@@ -235,8 +237,14 @@ class Machine:
 
     def _give_up_shard(self, job: Job, shard: ShardId, now: float) -> Actions:
         record = job.members.records[shard]
-        how = how_it_ended(shard, record) if isinstance(record, Gone) else f"{shard} did not finish reading its log"
-        because = f"{how}; it did not come back within {self.rules.return_s:g} s, and nobody else has its chunks"
+        how = (
+            how_it_ended(shard, record)
+            if isinstance(record, Gone)
+            else f"{shard} did not finish reading its log"
+        )
+        because = (
+            f"{how}; it did not come back within {self.rules.return_s:g} s, and nobody else has its chunks"
+        )
         yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
 
     @property

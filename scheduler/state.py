@@ -197,7 +197,9 @@ class Job:
             case Running() | Draining():
                 assert self.generation >= 1
                 assert workers, "it runs without a worker"
-                assert set(self.missing_shards) <= self.away.keys(), "it runs without a shard, and does not know"
+                assert set(self.missing_shards) <= self.away.keys(), (
+                    "it runs without a shard, and does not know"
+                )
                 self._check_seniority(workers)
                 if isinstance(loading := self.phase.parameters, Loading):
                     record = alive[loading.initialiser]

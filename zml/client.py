@@ -1,7 +1,8 @@
 """One worker's conversation with the coordinator and the shards; asyncio, no torch.
 
-Rules it keeps: a step counts on a shard only when every bucket of it is there; whoever is waited for
-is named; a refusal or a silence becomes an error that says what to do.
+Rules it keeps: a step is committed when every bucket of it is there, on every shard; whoever is waited for is named; a
+refusal or a silence becomes an error that says what to do. A shard that was lost is looked for until it is back, and
+what it has not acknowledged is sent again: everything a worker says to a shard may be said twice.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .messages import (
     Load,
     Loaded,
     Message,
+    Moved,
     OpenEpoch,
     Pull,
     Push,
@@ -40,12 +42,15 @@ from .messages import (
     Take,
     Taken,
     Wait,
+    Where,
 )
 from .seat import Seat
 from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
 
 REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
 RETRY_S = 0.1
+LATER = ("early", "full")  # refusals that mean: ask again
+CONNECT_S = 5.0  # to a shard at an address that the coordinator has just given
 PULLS_AT_ONCE = 16
 PUSHES_AT_ONCE = (
     16  # per shard: a model of any size leaves within deadlines that count from each bucket's own start
@@ -53,13 +58,16 @@ PUSHES_AT_ONCE = (
 
 log = structlog.get_logger()
 Deliver = Callable[[Bucket, Delta, memoryview | None], None]
+Progress = tuple[
+    int, int
+]  # an epoch, and how many of the batches given to this worker in it are in its steps
 
 
 class Leaving:
     """A step on its way: its pushes, and whether each shard has counted it."""
 
     def __init__(self, shards: Sequence[str]) -> None:
-        self.pushes: dict[str, list[asyncio.Task[None]]] = {shard: [] for shard in shards}
+        self.pushes: dict[int, asyncio.Task[None]] = {}  # by bucket, the newest of each
         self.counted = {shard: asyncio.Event() for shard in shards}
         self.committing = (
             False  # a step that is pushed and never committed, after a rest, is waited for by nobody
@@ -79,6 +87,9 @@ class Client:
         ] = {}  # by clock; two where a step is pushed before the last one counts
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
         self.push_slots: dict[str, asyncio.Semaphore] = {}  # by shard; first come, first served
+        self.lives: dict[str, int] = {}  # by shard: how often it was found again
+        self.homes: dict[str, int] = {}  # by shard: the incarnation that was found, 0 before the first loss
+        self.searches: dict[str, asyncio.Task[None]] = {}  # for shards that are lost
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
     @property
@@ -101,13 +112,15 @@ class Client:
         holding = {homes.shards[index] for index in homes.placement}
         self.shards = [shard for shard in homes.shards if shard in holding]
         self.push_slots = {shard: asyncio.Semaphore(PUSHES_AT_ONCE) for shard in self.shards}
+        self.lives = dict.fromkeys(self.shards, 0)
+        self.homes = dict.fromkeys(self.shards, 0)
         for shard, addresses in zip(homes.shards, homes.addresses, strict=True):
             if shard not in holding:
                 continue
             try:
-                await self.bulk.connect(shard, addresses, timeout_s=REPLY_S)
-            except PeerLost as gone:
-                raise self._lost(str(gone)) from gone
+                await self.bulk.connect(shard, addresses, timeout_s=CONNECT_S)
+            except PeerLost:
+                await self._find_again(shard, 0)
         return registered, homes.placement
 
     async def open_epoch(self, epoch: int, batches: int, state: bytes) -> tuple[EpochOpened, bytes] | None:
@@ -173,13 +186,18 @@ class Client:
         shard = f"p{bucket.shard}"
         message = Push(clock=clock, bucket=bucket.index, absent=absent, **self.me)
         leaving = self.leaving.setdefault(clock, Leaving(self.shards))
-        task = asyncio.ensure_future(self._push(shard, message, payload))
+        task = asyncio.ensure_future(self._push(shard, message, payload, leaving.pushes.get(bucket.index)))
         task.add_done_callback(
             lambda task: task.cancelled() or task.exception()
         )  # `commit` raises it, if it comes
-        leaving.pushes[shard].append(task)
+        leaving.pushes[bucket.index] = task
 
-    async def _push(self, shard: str, message: Push, payload: memoryview) -> None:
+    async def _push(
+        self, shard: str, message: Push, payload: memoryview, former: asyncio.Task[None] | None
+    ) -> None:
+        # The last one counts: one that has to be sent again must not overtake it.
+        if former is not None:
+            await asyncio.wait([former])
         # A shard stages one step of a worker at a time.
         for clock, before in list(self.leaving.items()):
             if clock < message.clock and before.committing:
@@ -187,43 +205,54 @@ class Client:
         async with self.push_slots[shard]:
             await self._tell(shard, message, payload)
 
-    def commit(self, clock: int, hyper: bytes, buckets: Sequence[Bucket]) -> Coroutine[Any, Any, None]:
-        """Make the step count at every shard, each as soon as it has all its buckets.
+    def commit(
+        self, clock: int, hyper: bytes, buckets: Sequence[Bucket], progress: Progress = (-1, 0)
+    ) -> Coroutine[Any, Any, None]:
+        """Make the step count, on all shards or, if this worker is lost meanwhile, on all or none (see `shard`).
 
         From this call on, and not from when it is awaited first, pushes of later clocks wait for it.
         """
         leaving = self.leaving.setdefault(clock, Leaving(self.shards))
         leaving.committing = True
-        return self._commit_all(leaving, clock, hyper, buckets)
+        epoch, done = progress
+        messages = {
+            shard: Commit(
+                clock=clock,
+                buckets=sum(f"p{bucket.shard}" == shard for bucket in buckets),
+                epoch=epoch,
+                done=done,
+                **self.me,
+            )
+            for shard in self.shards
+        }
+        return self._commit_all(leaving, messages, memoryview(hyper))
 
-    async def _commit_all(
-        self, leaving: Leaving, clock: int, hyper: bytes, buckets: Sequence[Bucket]
-    ) -> None:
+    async def _commit_all(self, leaving: Leaving, messages: dict[str, Commit], hyper: memoryview) -> None:
+        clock = next(iter(messages.values())).clock
+        pushes = list(leaving.pushes.values())
         try:
+            # One shard may be told right behind the pushes, which saves a round trip.
+            alone = len(messages) == 1 and len(pushes) <= PUSHES_AT_ONCE
+            if alone and await self._commit_behind(*next(iter(messages.items())), hyper):
+                await asyncio.gather(*pushes)
+                return
+            await asyncio.gather(*pushes)
             await asyncio.gather(
-                *(self._commit(shard, leaving, clock, hyper, buckets) for shard in self.shards)
+                *(self._commit(leaving, shard, message, hyper) for shard, message in messages.items())
             )
         finally:
             for event in leaving.counted.values():
                 event.set()  # also after a failure, which ends the script: nobody waits for ever
             self.leaving = {later: kept for later, kept in self.leaving.items() if later > clock}
 
-    async def _commit(
-        self, shard: str, leaving: Leaving, clock: int, hyper: bytes, buckets: Sequence[Bucket]
-    ) -> None:
-        pushes = leaving.pushes[shard]
-        count = sum(f"p{bucket.shard}" == shard for bucket in buckets)
-        message = Commit(clock=clock, buckets=count, **self.me)
-        counted = len(pushes) <= PUSHES_AT_ONCE and await self._commit_behind(shard, message, hyper)
-        await asyncio.gather(*pushes)
-        if not counted:
-            await self._tell(shard, message, memoryview(hyper))
+    async def _commit(self, leaving: Leaving, shard: str, message: Commit, hyper: memoryview) -> None:
+        await self._tell(shard, message, hyper)
         leaving.counted[shard].set()
 
-    async def _commit_behind(self, shard: str, message: Commit, hyper: bytes) -> bool:
-        """Right behind the pushes, which saves a round trip. False if one of them had to be sent again."""
+    async def _commit_behind(self, shard: str, message: Commit, hyper: memoryview) -> bool:
+        """False if one of the pushes had to be sent again."""
         try:
-            await self._request(self.bulk, shard, message, memoryview(hyper))
+            await self._tell(shard, message, hyper)
         except Refused as refused:
             if refused.code != "incomplete":
                 raise
@@ -257,7 +286,69 @@ class Client:
         return await self._request(self.control, COORDINATOR, message, payload)
 
     async def _tell(self, shard: str, message: Message, payload: Any = None) -> Answer:
-        return await self._request(self.bulk, shard, message, payload)
+        """Until the shard has answered, over any number of its lives."""
+        until = asyncio.get_running_loop().time() + self.seat.patience_s
+        while True:
+            life = self.lives[shard]
+            try:
+                return await self.bulk.request(shard, message, payload, timeout_s=REPLY_S)
+            except Refused as refused:
+                if refused.code == "fenced":
+                    raise ZmlError(FENCED, f"{self.seat.worker}: {refused.because}") from refused
+                if refused.code == "identity":  # it was started again before we had noticed that it was gone
+                    await self._find_again(shard, life)
+                elif refused.code in LATER:
+                    self._waiting(Wait(self.seat.job, [shard], refused.because), until)
+                    await asyncio.sleep(RETRY_S)
+                else:
+                    raise
+            except (DeadlineExceeded, PeerLost):
+                await self._find_again(shard, life)
+
+    def moved(self, message: Moved) -> None:
+        """The coordinator says that a shard has come back: what waits for its former self waits in vain."""
+        if message.shard in self.homes and self.homes[message.shard] < message.incarnation > 1:
+            self._search(message.shard)
+
+    async def _find_again(self, shard: str, life: int) -> None:
+        """Returns when the shard answers again in a later life than this one."""
+        if self.lives[shard] == life:
+            await asyncio.shield(self._search(shard))
+
+    def _search(self, shard: str) -> asyncio.Task[None]:
+        """One search for each shard, whoever needs it."""
+        search = self.searches.get(shard)
+        if search is None or search.done():
+            search = self.searches[shard] = asyncio.ensure_future(self._find(shard))
+            search.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return search
+
+    async def _find(self, shard: str) -> None:
+        """Ask the coordinator where the shard is until it answers there, and make this worker known to it."""
+        until = asyncio.get_running_loop().time() + self.seat.patience_s
+        while True:
+            answer = (await self._ask(Where(shard=shard, **self.me))).message
+            if isinstance(answer, Wait):
+                self._waiting(answer, until)
+                await asyncio.sleep(RETRY_S)
+                continue
+            assert isinstance(answer, Moved), answer
+            try:
+                self.bulk.disconnect(shard)  # a former process' connections say nothing of this one
+                await self.bulk.connect(shard, answer.addresses, timeout_s=CONNECT_S)
+                await self.bulk.request(shard, Enter(known=True, **self.me), timeout_s=CONNECT_S)
+            except (DeadlineExceeded, PeerLost, Refused) as error:
+                if isinstance(error, Refused) and error.code == "fenced":
+                    raise ZmlError(FENCED, f"{self.seat.worker}: {error.because}") from error
+                self._waiting(Wait(self.seat.job, [shard], str(error)), until)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self.homes[shard] = answer.incarnation
+            self.lives[shard] += 1
+            log.info(
+                "shard found again", worker=self.seat.worker, shard=shard, incarnation=answer.incarnation
+            )
+            return
 
     async def _request(self, endpoint: Endpoint, peer: str, message: Message, payload: Any) -> Answer:
         try:
@@ -277,7 +368,7 @@ class Client:
             try:
                 answer: Answer = await ask()
             except Refused as refused:
-                if refused.code != "early" or loop.time() > until:
+                if refused.code not in LATER or loop.time() > until:
                     raise ZmlError(
                         code, f"{refused.peer} refused {self.seat.worker}: {refused.because}"
                     ) from refused

@@ -57,6 +57,8 @@ class Settings:
     outer_momentum: Fraction = 0.0  # and their Nesterov momentum
     warm_up_steps: OrAuto = -1  # over which topk's density falls to what was asked for; -1: 5 % of the run
     residual_decay: Decay = 1.0  # topk keeps so much of what has waited, from one exchange to the next
+    push_log: Literal["on", "off"] = "on"  # whether shards write down what they take, to be started again
+    return_s: Seconds = 60.0  # how long the job waits for a shard that was lost to come back
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
     coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first
     keys: str = ""  # folder with CURVE keys; empty: none, and then nothing beyond this machine is let in

@@ -45,26 +45,30 @@ from .messages import (
     Leave,
     Loaded,
     Message,
+    Moved,
     Ok,
     OpenEpoch,
     Pulse,
     Register,
     Registered,
     Report,
-    Roster,
-    Seat,
+    Returned,
+    Settle,
+    Stands,
     Status,
     Stop,
     Take,
     Taken,
     Wait,
+    Where,
 )
+from .rosters import Account, Rosters
 from .scheduler import actions, batches, events
-from .scheduler.ids import JobId, WorkerId
+from .scheduler.ids import JobId, ShardId, WorkerId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
 from .status import JobStatus
-from .transport import Endpoint, Handler, Refusal, Refused, TransportError
+from .transport import Answer, Endpoint, Handler, Refusal, Refused, TransportError
 
 HOLD_S = 1.0  # who must wait is answered after this long, with the names of who is waited for
 ASSIGN_S = (
@@ -113,13 +117,16 @@ class Coordinator:
         self.answers: dict[str, Message | Refusal] = {}  # peer -> how its Join ends; filled by `perform`
         self.registration: bytes = b""
         self.placement: tuple[int, ...] = ()
-        self.assigned: asyncio.Task[None] | None = None
+        self.assigned: set[str] = set()  # the shards that have taken the layout
         self.initialiser = ""
         self.loaded = False
         self.scripts: dict[str, str] = {}  # worker -> the endpoint of its script
         self.claims: dict[str, str] = {}  # what -> the worker that may write it
         self.orders: set[asyncio.Task[bool]] = set()
-        self.roster_orders: dict[str, asyncio.Task[bool]] = {}  # shard -> the newest roster under way
+        self.rosters = Rosters(
+            job, self.ledger, lambda: machine.shards(job), self.ask_settled, lambda *order: self.order(*order)
+        )
+        self.rosters.changed = self.wake
         self.changed = asyncio.Event()
         self.finished: asyncio.Future[int] | None = None
         self.interrupts = 0
@@ -156,9 +163,10 @@ class Coordinator:
     async def close(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        for order in self.orders:
-            order.cancel()
-        await asyncio.gather(*self.orders, return_exceptions=True)
+        tasks = [*self.orders, *self.rosters.tasks()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.endpoint.close()
         self.events.close()
 
@@ -201,19 +209,19 @@ class Coordinator:
             case actions.Refuse():
                 self.answers[action.peer] = Refusal("refused", action.because)
             case actions.Announce():
-                seats = [Seat(seat.worker, seat.incarnation, seat.founder) for seat in action.seats]
-                self.ledger.members(action.seats)
-                for shard in self.machine.shards(self.job):
-                    self.order_roster(
-                        shard, Roster(self.job, action.generation), msgspec.msgpack.encode(seats)
-                    )
+                self.rosters.announce(action.generation, action.seats)
             case actions.Launch():
                 self.order(action.worker, Launch(self.job, action.worker, action.incarnation))
             case actions.Place():
                 self.placement = action.placement
-                self.assigned = asyncio.ensure_future(self.assign())
+                for shard in self.machine.shards(self.job):
+                    self.assign(shard)
             case actions.Initialise():
                 self.initialiser = action.worker
+            case actions.Await():
+                log.warning("waiting for a shard", shard=action.shard, because=action.because)
+            case actions.Rehome():
+                self.rehome(action.shard, action.incarnation)
             case actions.Fence():
                 peer = self.peers.get(action.member, "")
                 self.endpoint.notify(
@@ -248,11 +256,16 @@ class Coordinator:
         return task
 
     async def _order(self, member: str, message: Message, payload: bytes | None, within_s: float) -> bool:
+        return await self.ask(member, message, payload, within_s) is not None
+
+    async def ask(
+        self, member: str, message: Message, payload: bytes | None = None, within_s: float = ORDER_S
+    ) -> Answer | None:
+        """Send an order until it is taken; its answer, or None where it was not."""
         until = asyncio.get_running_loop().time() + within_s
         while True:
             try:
-                await self.endpoint.request(self.peers[member], message, payload, timeout_s=within_s)
-                return True
+                return await self.endpoint.request(self.peers[member], message, payload, timeout_s=within_s)
             except Refused as refused:
                 # An order may overtake the answer to the member's own join.
                 if refused.code == "early" and asyncio.get_running_loop().time() < until:
@@ -262,26 +275,57 @@ class Coordinator:
             except TransportError as error:
                 because = str(error)
             log.warning("order not taken", member=member, order=type(message).__name__, because=because)
-            return False
+            return None
 
-    def order_roster(self, shard: str, roster: Roster, payload: bytes) -> None:
-        """Only the newest roster matters: one that is still under way to this shard is dropped."""
-        former = self.roster_orders.get(shard)
-        if former is not None:
-            former.cancel()
-        self.roster_orders[shard] = self.order(shard, roster, payload)
+    async def ask_settled(self, shard: str, message: Settle) -> Account | None:
+        """Where a lost worker stands on this shard; None where the shard does not say."""
+        if not self.serves(shard):
+            return None
+        answer = await self.ask(shard, message)
+        if answer is None or not isinstance(answer.message, Stands):
+            return None
+        return Account(answer.message, bytes(answer.payload or b""))
 
-    async def assign(self) -> None:
-        """Give every shard the layout and the placement; then workers may go on."""
+    def assign(self, shard: str) -> None:
+        """Give this shard the layout and the placement; when all have them, workers may go on."""
         payload = msgspec.msgpack.encode(Assignment(self.registration, list(self.placement)))
-        shards = self.machine.shards(self.job)
-        assign = {shard: Assign(self.job, shard, self.spec.staleness, self.spec.compress) for shard in shards}
-        orders = [self.order(shard, message, payload, ASSIGN_S) for shard, message in assign.items()]
-        taken = await asyncio.gather(*orders)
-        if missing := [shard for shard, done in zip(shards, taken, strict=True) if not done]:
-            because = f"{', '.join(missing)} did not take the layout; the log of {missing[0]} says why"
-            self.dispatch(events.Cancelled(self.job, because))
-        self.wake()
+        message = Assign(self.job, shard, self.spec.staleness, self.spec.compress)
+        peer = self.peers[shard]
+
+        def ended(order: asyncio.Task[bool]) -> None:
+            if order.cancelled() or self.peers[shard] != peer:
+                return  # the process that has come in its place was given the same order
+            if order.result():
+                self.assigned.add(shard)
+                self.wake()
+            elif self.serves(shard):
+                because = f"{shard} did not take the layout; its log says why"
+                self.dispatch(events.Cancelled(self.job, because))
+
+        self.order(shard, message, payload, ASSIGN_S).add_done_callback(ended)
+
+    def rehome(self, shard: str, incarnation: int) -> None:
+        """A shard serves its chunks again: it gets what it has missed, and the scripts its address."""
+        if self.placement:
+            self.assign(shard)
+        self.rosters.again(shard)
+        for peer in self.scripts.values():
+            self.endpoint.notify(peer, Moved(self.job, shard, incarnation, self.addresses[shard]))
+
+    def serves(self, shard: str) -> bool:
+        """Is this shard alive, with its chunks?"""
+        job = self.machine.jobs.get(self.job)
+        return job is not None and shard in job.members.alive("shard") and shard not in job.away
+
+    def where(self, message: Where) -> Reply:
+        """Where a shard is, for a worker that has lost it."""
+        self.admit(message.worker, message.incarnation)
+        if message.shard not in self.machine.shards(self.job):
+            raise Refusal("placement", f"there is no shard {message.shard}")
+        if not self.serves(ShardId(message.shard)):
+            return self.wait([message.shard], "it is gone, and its chunks are only there")
+        incarnation = self.machine.jobs[self.job].members.alive("shard")[ShardId(message.shard)].incarnation
+        return Moved(self.job, message.shard, incarnation, self.addresses[message.shard])
 
     # -- looking -------------------------------------------------------------------------------------
 
@@ -319,7 +363,7 @@ class Coordinator:
                 self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job)))
                 return None
             case Exited():
-                if (message.code or message.signal) and self.is_current(message):
+                if message.signal and self.is_current(message):  # a script that fails ends the job
                     self.release(message.member)
                 if message.failure is not None:
                     self.board.failed(message.member, message.failure)
@@ -338,6 +382,14 @@ class Coordinator:
             case Drain():
                 self.dispatch(events.DrainAsked(self.job, message.because))
                 return Ok()
+            case Returned():
+                holds = message.holds
+                if not holds and message.member not in self.assigned:
+                    holds = digest_of(self.registration)  # nobody has brought it any parameters yet
+                self.dispatch(events.Returned(self.job, message.member, message.incarnation, holds))
+                return Ok()
+            case Where():
+                return self.where(message)
             case Report():
                 self.admit(message.worker, message.incarnation)
                 self.board.report(message, asyncio.get_running_loop().time())
@@ -389,13 +441,12 @@ class Coordinator:
         )
         if message.digest != digest_of(self.registration):
             raise Refusal("layout", f"{message.worker} registered another layout than the workers before it")
-        assert self.assigned is not None, "the machine places at the first registration"
-        await asyncio.wait({self.assigned}, timeout=HOLD_S)
-        if not self.assigned.done():  # the first sparse job of a machine compiles half a minute and more
-            return self.wait(self.machine.shards(self.job), "they take the layout")
+        shards = self.machine.shards(self.job)
+        if not await self.until(lambda: self.assigned.issuperset(shards)):
+            # The first sparse job of a machine compiles half a minute and more.
+            return self.wait([s for s in shards if s not in self.assigned], "they take the layout")
         if not await self.until(lambda: self.loaded or self.initialiser == message.worker):
             return self.wait([self.initialiser], f"{self.initialiser} brings the first parameters")
-        shards = self.machine.shards(self.job)
         reply = Registered(
             job=self.job,
             generation=self.machine.generation(self.job),
@@ -519,7 +570,13 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     coordinator = Coordinator(
         JobId(settings.job),
         spec,
-        Machine(Rules(lease_s=settings.lease_s, lease_most_s=max(5.0, 3 * settings.lease_s))),
+        Machine(
+            Rules(
+                lease_s=settings.lease_s,
+                lease_most_s=max(5.0, 3 * settings.lease_s),
+                return_s=settings.return_s,
+            )
+        ),
         listening,
         EventLog(folder / rundir.EVENTS),
         heartbeat_s=settings.heartbeat_s,

@@ -87,6 +87,7 @@ class DividedLoader:
         self.open: list[int] = []
         self.on_their_way: deque[list[int]] = deque()  # one list per step that does not count yet
         self.done: list[int] = []
+        self.yielded = 0  # batches of this epoch, in the order in which they were taken
         self.order: list[list[int]] = []
         self.under_way = False  # an epoch was begun and is not over; after the loop: the script left it early
         self._inner: DataLoader[Any] | None = None
@@ -97,10 +98,11 @@ class DividedLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def leaving(self) -> None:
-        """A step has taken up every batch that was yielded so far, and is on its way to the shards."""
+    def leaving(self) -> int:
+        """A step has taken up every batch that was yielded so far, and is on its way to the shards; how many were."""
         self.on_their_way.append(self.open)
         self.open = []
+        return self.yielded
 
     def counted(self) -> None:
         """The oldest of the steps on their way is applied."""
@@ -114,12 +116,13 @@ class DividedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self.finish()
-        self.under_way = True
+        self.under_way, self.yielded = True, 0
         source: Iterator[Any] = iter(self._divided())
         while True:
             for item in source:
                 batch, samples = self.handed.popleft()
                 self.open.append(batch)
+                self.yielded += 1
                 self.ledger.in_hand(batch, samples)
                 yield item
             self._pass_over()

@@ -126,6 +126,14 @@ NOT_FORMED = page(
     end of its log says why. The time allowed is the setting join_timeout_s.""",
     exit_code=4,
 )
+LOG_DAMAGED = page(
+    "ZML-E209",
+    "a shard cannot use its push log",
+    """What a shard takes it first writes to its push log (`state/pN` in the run directory), so that it can be
+    started again with nothing lost. The log cannot be read or written; the message names the file and the place. A
+    torn end, as a dying process leaves it, is no damage.""",
+    exit_code=4,
+)
 NOT_JOINED = page(
     "ZML-E501",
     "the script has not joined",

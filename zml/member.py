@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from . import runner
 from .binding import Binding
-from .client import Client
+from .client import Client, Progress
 from .codec import by_name
 from .data import DividedLoader
 from .errors import NOT_JOINED, ZmlError
@@ -28,7 +28,7 @@ from .iothread import IoThread
 from .layout import Layout, Registration, buckets
 from .lease import COORDINATOR
 from .link import script_endpoints
-from .messages import Drained, EpochOver, Taken, Wait
+from .messages import Drained, EpochOver, Moved, Taken, Wait
 from .plan import Plan
 from .rundir import TIMELINE
 from .script import number, write_model
@@ -85,6 +85,8 @@ class Member:
         """Notices from the coordinator; in the I/O thread."""
         if isinstance(message, Drained):
             self.draining = message.because
+        elif isinstance(message, Moved):
+            self.client.moved(message)
 
     # -- the script's four calls ------------------------------------------------------------------------
 
@@ -281,9 +283,10 @@ class Member:
 
     # -- which steps count, as Traffic tells it ----------------------------------------------------------
 
-    def leaving(self) -> None:
-        if self.loader is not None:
-            self.loader.leaving()
+    def leaving(self) -> Progress:
+        if self.loader is None:
+            return -1, 0
+        return self.ledger_epoch, self.loader.leaving()
 
     def counted(self) -> None:
         if self.loader is not None:

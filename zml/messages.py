@@ -86,6 +86,15 @@ class Pulse(Message):
     generation: int
 
 
+class Returned(Message):
+    """A shard has read its push log. `holds` is the digest of the layout whose chunks it has, or empty."""
+
+    job: str
+    member: str
+    incarnation: int
+    holds: str
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a script ended: enough to print the user's own frame, and no local variables."""
 
@@ -156,11 +165,48 @@ class Seat(msgspec.Struct, frozen=True, array_like=True):
     founder: bool
 
 
+class Settle(Message):
+    """To every shard: this worker is lost. Take nothing more from it, and say where it stands: `Stands`."""
+
+    job: str
+    worker: str
+    incarnation: int
+
+
+class Stands(Message):
+    """What counts of this worker: its steps up to `clock`, and in them `done` of the batches it was given in `epoch`.
+
+    -1 where no step does. The payload are the hyperparameters of the last one.
+    """
+
+    clock: int
+    epoch: int = -1
+    done: int = 0
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True):
+    """A lost worker's last step that counts: whichever shard has it staged and not counted is to count it now."""
+
+    worker: str
+    incarnation: int
+    clock: int
+    epoch: int
+    done: int
+    hyper: bytes
+
+
 class Roster(Message):
-    """To every shard: the workers of this generation. The payload is a msgpack array of seats."""
+    """To every shard: the workers of this generation. The payload is a `Muster`."""
 
     job: str
     generation: int
+
+
+class Muster(msgspec.Struct, frozen=True, array_like=True):
+    """In order of seniority, and what is to count before they take over."""
+
+    seats: list[Seat]
+    finished: list[Finished] = []
 
 
 class Assignment(msgspec.Struct, frozen=True, array_like=True):
@@ -287,6 +333,25 @@ class Report(Message, kw_only=True):
     values: dict[str, float] = {}
 
 
+class Where(Message):
+    """A shard does not answer: where is it now? Answered by `Moved`, or by `Wait` while it is away."""
+
+    idempotent: ClassVar[bool] = True
+    job: str
+    worker: str
+    incarnation: int
+    shard: str
+
+
+class Moved(Message):
+    """A shard's process, and where it takes pushes. Also a notice to every script, when a shard has come back."""
+
+    job: str
+    shard: str
+    incarnation: int
+    addresses: list[str]
+
+
 class Claim(Message):
     """May I be the one that writes this file? The first to ask is; payload none."""
 
@@ -314,11 +379,15 @@ class Loaded(Message):
 
 
 class Enter(Message):
-    """A worker comes, late or again. The shard answers with the slowest clock and waits for it from there."""
+    """A worker comes, late or again. The shard answers with the slowest clock and waits for it from there.
+
+    `known`: it is there already, and makes itself known to a shard that was started again; nothing else changes.
+    """
 
     job: str
     worker: str
     incarnation: int
+    known: bool = False
 
 
 class Entered(Message):
@@ -346,13 +415,24 @@ class Push(Message):
 
 
 class Commit(Message):
-    """All buckets of this clock are staged: count them. The payload holds the hyperparameters per group."""
+    """All buckets of this clock are staged, on every shard: count them. Payload: the hyperparameters per group.
+
+    In this step and those before are the first `done` of the batches that this incarnation was given in `epoch`.
+    """
 
     job: str
     worker: str
     incarnation: int
     clock: int
     buckets: int
+    epoch: int = -1
+    done: int = 0
+
+
+class Published(Message):
+    """In a shard's own log: here the chunks of a bucket were brought to their newest version for workers."""
+
+    bucket: int
 
 
 class Advance(Message):
@@ -413,11 +493,14 @@ AnyMessage = (
     | Joined
     | Heartbeat
     | Pulse
+    | Returned
     | Exited
     | Leave
     | Launch
     | Stop
     | Fenced
+    | Settle
+    | Stands
     | Roster
     | Assign
     | Register
@@ -432,6 +515,8 @@ AnyMessage = (
     | Report
     | Claim
     | Claimed
+    | Where
+    | Moved
     | Loaded
     | Enter
     | Entered

@@ -1,6 +1,7 @@
 """`zml ps`: the process around a shard. Control in the main loop, gradients and parameters in a thread of their own.
 
-Rule: heartbeats never wait for an optimizer step, and the shard's state is touched by the bulk thread alone.
+Rules: heartbeats never wait for an optimizer step, and the shard's state is touched by the bulk thread alone. What a
+former process of the same shard has left in the push log is read before anything is served.
 """
 
 from __future__ import annotations
@@ -10,43 +11,56 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import structlog
 from msgspec import Struct
 
 from .compression import parse
-from .errors import FENCED, ZmlError
+from .errors import FENCED, LOG_DAMAGED, LOST, ZmlError
 from .iothread import IoThread
-from .layout import BadLayout, Registration
 from .lease import COORDINATOR, Lease, join
 from .link import LISTENER, bulk_endpoint, control_endpoint, listen
-from .messages import Assign, Assignment, Fenced, Message, Ok, Pulse, Roster, Seat, Stop
+from .messages import Assign, Fenced, Message, Ok, Pulse, Returned, Roster, Settle, Stop
+from .pushlog import PushLog
+from .records import Damaged
+from .rundir import shard_state
 from .scheduler.ids import JobId
 from .shard import Reply, Shard
-from .transport import Endpoint, Handler, Refusal
+from .transport import Endpoint, Handler, Refusal, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
 
+RETURN_S = 30.0  # for the coordinator to hear that the log is read
+SYNC_S = 1.0  # what was pushed longer ago survives the machine
+
 log = structlog.get_logger()
-T = TypeVar("T")
-InBulk = Callable[[Callable[[], T]], Awaitable[T]]  # run this where the shard lives
+InBulk = Callable[[Callable[[], Any]], Awaitable[Any]]  # run this where the shard lives
 
 
 class Ps:
-    """A shard's life as a member: join, take orders, end. `bulk` is called in the bulk thread."""
+    """A shard's life as a member: join, read what a former self has left, take orders, end.
+
+    `bulk` is called in the bulk thread. `state` is the folder of the push log, for a run directory that the coordinator
+    has named; None for a shard whose state may die with it.
+    """
 
     def __init__(
         self,
         index: int,
         settings: Settings,
         control: Callable[..., Endpoint],
-        in_bulk: Callable[[Callable[[], None]], Awaitable[None]],
+        in_bulk: InBulk,
+        state: Callable[[str], Path | None] = lambda run_dir: None,
     ) -> None:
         self.name = f"p{index}"
+        self.state = state
+        self.pushes: PushLog | None = None
+        self.syncing: asyncio.Task[None] | None = None
         self.settings = settings
         self.in_bulk = in_bulk
         self.core: Shard | None = None
@@ -62,14 +76,65 @@ class Ps:
         keeping: asyncio.Task[ZmlError] | None = None
         try:
             self.lease = await join(self.endpoint, self.settings, "shard", self.name, addresses=addresses)
-            self.core = Shard(JobId(self.lease.joined.job), self.name)
             keeping = asyncio.ensure_future(self.lease.keep())
             keeping.add_done_callback(lambda task: None if task.cancelled() else self.finish(task.result()))
+            await self._return(self.lease)
             return await self.over
         finally:
-            if keeping is not None:
-                keeping.cancel()
+            for task in (keeping, self.syncing):
+                if task is not None:
+                    task.cancel()
             await self.endpoint.close()
+            if self.pushes is not None:
+                self.pushes.close()
+
+    async def _return(self, lease: Lease) -> None:
+        """Become what the log says, and tell the coordinator."""
+        folder = self.state(lease.joined.run_dir)
+        core = Shard(JobId(lease.joined.job), self.name)
+        if folder is not None:
+            began = time.monotonic()
+            try:
+                core.log = self.pushes = pushes = PushLog(folder)
+                count = await self.in_bulk(lambda: core.recover(pushes))
+            except Damaged as bad:
+                fix = "Remove that folder only if the run may begin anew; nobody else has what is in it."
+                raise ZmlError(LOG_DAMAGED, f"{self.name}: {bad}", fix) from None
+            except OSError as error:
+                raise ZmlError(
+                    LOG_DAMAGED, f"{self.name} cannot use its push log in {folder}: {error}"
+                ) from None
+            if count or pushes.records.torn_bytes:
+                log.info(
+                    "push log read",
+                    shard=self.name,
+                    messages=count,
+                    torn_bytes=pushes.records.torn_bytes,
+                    seconds=round(time.monotonic() - began, 3),
+                )
+            self.syncing = asyncio.ensure_future(self._sync(pushes))
+        self.core = core
+        joined = lease.joined
+        here = Returned(joined.job, joined.member, joined.incarnation, core.layout_digest)
+        try:
+            await self.endpoint.request(COORDINATOR, here, timeout_s=RETURN_S)
+        except TransportError as error:
+            raise ZmlError(
+                LOST, f"{self.name}: the coordinator was not told that it is here: {error}"
+            ) from None
+
+    async def _sync(self, pushes: PushLog) -> None:
+        """Let what was pushed survive the machine. A disk that cannot is told of, once."""
+        told = False
+        while True:
+            await asyncio.sleep(SYNC_S)
+            try:
+                await asyncio.to_thread(pushes.records.sync)
+                told = False
+            except OSError as error:
+                if not told:
+                    log.error("the push log is not safe from a crash of the machine", because=str(error))
+                told = True
 
     def finish(self, result: int | ZmlError) -> None:
         if self.over.done():
@@ -109,10 +174,8 @@ class Ps:
                 if self.lease is not None:
                     self.lease.heard()
                 return None
-            case Assign():
-                return self._assign(message, bytes(payload or b""))
-            case Roster():
-                return self._roster(message, bytes(payload or b""))
+            case Assign() | Roster() | Settle():
+                return self._order(message, bytes(payload or b""))
             case Stop():
                 if self.lease is not None and self.leaving is None:
                     self.leaving = asyncio.ensure_future(self._leave(self.lease, message.because, 0))
@@ -124,34 +187,16 @@ class Ps:
                 return None
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
 
-    async def _assign(self, message: Assign, payload: bytes) -> Message:
-        try:
-            assignment = msgspec.msgpack.decode(payload, type=Assignment)
-            registration = Registration.from_bytes(assignment.registration)
-        except (msgspec.MsgspecError, BadLayout) as bad:
-            raise Refusal("layout", f"the layout cannot be used: {bad}") from None
-        core = self._core()
-        if parse(message.compress).sparse:
+    async def _order(self, message: Assign | Roster | Settle, payload: bytes) -> Any:
+        core = self.core
+        if core is None:
+            raise Refusal("early", f"{self.name} has not read its log yet")
+        if isinstance(message, Assign) and parse(message.compress).sparse:
             await asyncio.to_thread(compile_kernels)  # meanwhile the bulk thread takes rosters
-        await self.in_bulk(
-            lambda: core.assign(registration, assignment.placement, message.staleness, message.compress)
-        )
-        log.info("layout", shard=self.name, chunks=len(core.store.chunks) if core.store else 0)
-        return Ok()
-
-    async def _roster(self, message: Roster, payload: bytes) -> Message:
-        try:
-            seats = msgspec.msgpack.decode(payload, type=list[Seat])
-        except msgspec.MsgspecError as bad:
-            raise Refusal("roster", f"the roster cannot be read: {bad}") from None
-        core = self._core()
-        await self.in_bulk(lambda: core.roster(message.generation, seats))
-        return Ok()
-
-    def _core(self) -> Shard:
-        if self.core is None:
-            raise Refusal("early", f"{self.name} has not joined yet")
-        return self.core
+        answer = await self.in_bulk(lambda: core.order(message, payload))
+        if isinstance(message, Assign):
+            log.info("layout", shard=self.name, chunks=len(core.store.chunks) if core.store else 0)
+        return answer
 
 
 NOTICE = "zml: "  # how a line begins that a launcher is to show
@@ -184,13 +229,18 @@ async def _serve(settings: Settings, shard: int) -> int:
     thread = IoThread("zml-bulk")
     try:
 
-        async def in_bulk(function: Callable[[], None]) -> None:
-            await asyncio.wrap_future(thread.submit(_called(function)))
+        async def in_bulk(function: Callable[[], Any]) -> Any:
+            return await asyncio.wrap_future(thread.submit(_called(function)))
+
+        def state(run_dir: str) -> Path | None:
+            if settings.push_log == "off":
+                return None
+            return shard_state(settings.run_dir or run_dir, shard)
 
         def control(name: str, handler: Handler) -> Endpoint:
             return control_endpoint(settings, name, handler, keys=(f"p{shard}", LISTENER))
 
-        ps = Ps(shard, settings, control, in_bulk)
+        ps = Ps(shard, settings, control, in_bulk, state)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ps.leave, signal.Signals(number).name)
         listener = await asyncio.wrap_future(thread.submit(_listen(settings, ps)))
@@ -208,5 +258,5 @@ async def _listen(settings: Settings, ps: Ps) -> Endpoint:
     return listener
 
 
-async def _called(function: Callable[[], None]) -> None:
-    function()
+async def _called(function: Callable[[], Any]) -> Any:
+    return function()

@@ -7,8 +7,9 @@
         status.json         how it ended
         logs/               one file of JSON lines per process, and what scripts printed
         timeline/           where the time of each worker's steps went
+        state/              what lets a process that dies go on: a push log per shard
 
-It can be read at any time, by people and by `zml status`; nothing in it is needed to run.
+It can be read at any time, by people and by `zml status`. Only what is in `state` is needed to run.
 """
 
 import json
@@ -34,6 +35,7 @@ EVENTS = "events.jsonl"
 STATUS = "status.json"
 LOGS = "logs"
 TIMELINE = "timeline"
+STATE = "state"
 
 
 class Listening(msgspec.Struct, frozen=True):
@@ -72,6 +74,15 @@ def create(resolved: Resolved, script: str, args: Sequence[str]) -> Path:
             USAGE, f"cannot write to {folder}: {error.strerror}", "Choose another folder with --run-dir."
         ) from None
     return folder
+
+
+def shard_state(run_dir: str, shard: int) -> Path:
+    """Where a shard keeps its push log: in the run directory, or in one of that name below `runs` where the run
+    directory is not on this machine."""
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        folder = Path("runs", folder.name).absolute()
+    return folder / STATE / f"p{shard}"
 
 
 def listening(folder: Path) -> Listening | None:

@@ -1,7 +1,15 @@
 """A PS shard: it takes gradients, runs the optimizer on its chunks and publishes parameters.
 
 Rules it keeps: a push counts at most once, whatever is resent; a step is applied whole or not at all; a worker that
-the roster does not name changes nothing; a pull waits, at the shard and by name, for who is too slow.
+the roster does not name changes nothing; a pull waits, at the shard and by name, for who is too slow. Whatever changes
+the shard is checked first, then written to its log, then done, then answered: fed to a new shard, the log makes the
+same one (`pushlog`).
+
+A step counts on all shards or on none. A worker commits when every shard has acknowledged every push, so that a commit
+seen anywhere means that all have the step staged. When a worker is lost, the coordinator asks every shard where it
+stands (`Settle`), and with the next roster the others count what one of them has counted: a two-phase commit whose
+second phase survives the one who began it (Gray, "Notes on Data Base Operating Systems", 1978).
+
 Everything here runs in one thread, the bulk thread; `ps` puts a process around it.
 """
 
@@ -11,27 +19,38 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 from msgspec import Struct
 
 from .codec import BadFrame, by_name, split
 from .compression import parse
 from .hyper import BadHyper, Hyper, read_hyper
-from .layout import Bucket, Registration, buckets
+from .layout import BadLayout, Bucket, Registration, buckets
 from .messages import (
     Advance,
+    Assign,
+    Assignment,
     Commit,
     Delta,
     Enter,
     Entered,
+    Finished,
     Load,
     Message,
+    Muster,
     Ok,
+    Published,
     Pull,
     Push,
+    Roster,
     Seat,
+    Settle,
+    Stands,
     Wait,
 )
+from .pushlog import Log, NoLog, PushLog
+from .records import NoRoom
 from .scheduler.ids import JobId, WorkerId
 from .scheduler.staleness import Gate
 from .store import Staged, Store
@@ -51,12 +70,26 @@ class Step:
     pushes: dict[int, Staged] = field(default_factory=dict)  # by bucket
 
 
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The newest step of one incarnation that counts, and how many batches of which epoch are in it and before it."""
+
+    clock: int
+    epoch: int
+    done: int
+    hyper: bytes
+
+
+NOTHING = Last(-1, -1, 0, b"")
+
+
 @dataclass(slots=True)
 class Committed:
     """A step whose commit has come, waiting (BSP only) for the other workers' steps of the same clock."""
 
     pushes: Sequence[Staged]
     hyper: list[Hyper]
+    last: Last
 
 
 @dataclass(slots=True)
@@ -68,11 +101,13 @@ class Parked:
 
 
 class Shard:
-    """The shard's state and its one entry, `handle`."""
+    """The shard's state and its two entries: `handle` for workers, `order` for the coordinator."""
 
-    def __init__(self, job: JobId, name: str) -> None:
+    def __init__(self, job: JobId, name: str, log: Log | None = None) -> None:
         self.job = job
         self.name = name
+        self.log = log or NoLog()
+        self.replaying = False  # what comes is what came before: nobody is answered, nothing is written
         self.store: Store | None = None
         self.layout_digest = ""
         self.buckets: dict[int, Bucket] = {}  # only those that live here
@@ -86,12 +121,77 @@ class Shard:
         self.peers: dict[WorkerId, str] = {}  # who speaks as this worker, bound by its Enter
         self.staged: dict[WorkerId, dict[int, Step]] = {}  # by clock; only clocks the gate has not finished
         self.committed: dict[int, dict[WorkerId, Committed]] = {}  # by clock; empty unless BSP
+        self.fenced: dict[
+            WorkerId, int
+        ] = {}  # of the roster's workers, incarnations that nothing is taken from
+        self.last: dict[WorkerId, Last] = {}  # of the roster's workers
+        self.applied: dict[
+            WorkerId, Last
+        ] = {}  # the same, of what is in the parameters; also of former workers
         self.parked: list[Parked] = []
         self.hyper: list[Hyper] = []  # of the senior worker's last step
         self.steps = 0
         self.refused = 0
 
     # -- orders from the coordinator -----------------------------------------------------------------
+
+    def order(self, message: Struct, payload: bytes | memoryview) -> Message | tuple[Message, bytes]:
+        """One order. Raises Refusal, and then nothing has changed. Twice is the same as once."""
+        match message:
+            case Assign():
+                registration, placement = read_assignment(payload)
+                if self.store is None:
+                    self._note(message, payload)
+                self.assign(registration, placement, message.staleness, message.compress)
+                return Ok()
+            case Roster():
+                try:
+                    muster = msgspec.msgpack.decode(payload, type=Muster)
+                except msgspec.MsgspecError as bad:
+                    raise Refusal("roster", f"the roster cannot be read: {bad}") from None
+                if message.generation >= self.generation:
+                    self._note(message, payload)
+                    self.roster(message.generation, muster.seats, muster.finished)
+                return Ok()
+            case Settle():
+                return self._settle(message)
+        raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
+
+    def recover(self, log: PushLog) -> int:
+        """Become what a former process was, from its log; returns how many messages that took. Raises Damaged."""
+        count = 0
+        for message, payload in log.replay():
+            self._replay(message, payload)
+            count += 1
+        return count
+
+    def _replay(self, message: Struct, payload: memoryview) -> None:
+        """One record of the log."""
+        self.replaying = True
+        try:
+            match message:
+                case Assign() | Roster() | Settle():
+                    self.order(message, payload)
+                case Published():
+                    store, bucket = self._bucket(message.bucket)
+                    store.publish_bucket(bucket.chunks)
+                case Enter() | Push() | Commit() | Advance() | Load():
+                    self._take(WorkerId(message.worker), message, payload)
+                case _:
+                    raise AssertionError(f"{type(message).__name__} changes nothing, and is in the log")
+        finally:
+            self.replaying = False
+
+    def _note(self, message: Message, payload: bytes | memoryview | None = None) -> None:
+        """To the log, before it is done. Refusal where there is no room: then it is not done."""
+        if self.replaying:
+            return
+        try:
+            self.log.append(message, payload)
+        except NoRoom as full:
+            because = f"{self.name} has no room for its push log in {full.filename}"
+            log.error("disk full", shard=self.name, folder=full.filename)
+            raise Refusal("full", because) from None
 
     def assign(
         self, registration: Registration, placement: Sequence[int], staleness: int | None, compress: str
@@ -119,10 +219,12 @@ class Shard:
         self.gate = Gate(staleness)
         self.gate.roster(self.seats)
 
-    def roster(self, generation: int, seats: Sequence[Seat]) -> None:
+    def roster(self, generation: int, seats: Sequence[Seat], finished: Sequence[Finished] = ()) -> None:
         """The workers of a generation. An older generation than the one known is ignored."""
         if generation < self.generation:
             return
+        for step in finished:
+            self._finish(step)
         self.generation = generation
         self.seats = seats
         named = {WorkerId(seat.worker): seat.incarnation for seat in seats}
@@ -137,26 +239,64 @@ class Shard:
         # A committed step stays: it was acknowledged. A step without its commit never counted.
         dropped = self.staged.pop(worker, {})
         self.peers.pop(worker, None)
+        self.fenced.pop(worker, None)
+        self.last.pop(worker, None)
         log.info("worker left the gate", shard=self.name, worker=worker, dropped_steps=len(dropped))
+
+    def _settle(self, message: Settle) -> tuple[Message, bytes]:
+        """The first phase of a loss: from now on nothing of this worker counts but what is said here."""
+        worker = WorkerId(message.worker)
+        if self.incarnations.get(worker) != message.incarnation:
+            return Stands(-1), b""  # it never came so far
+        if self.fenced.get(worker) != message.incarnation:
+            self._note(message)
+            self.fenced[worker] = message.incarnation
+        last = self.last.get(worker, NOTHING)
+        return Stands(last.clock, last.epoch, last.done), last.hyper
+
+    def _finish(self, step: Finished) -> None:
+        """The second phase: a step that counts elsewhere counts here, too."""
+        worker = WorkerId(step.worker)
+        if self.incarnations.get(worker) != step.incarnation or self.store is None:
+            return
+        if self.last.get(worker, NOTHING).clock >= step.clock:
+            return
+        staged = self.staged.get(worker, {}).get(step.clock)
+        if staged is None or staged.pushes.keys() != self.pushed:
+            # Every push was acknowledged before the first commit left: only a log that lost its end gets here.
+            log.error(
+                "a step that counts elsewhere is missing", shard=self.name, worker=worker, clock=step.clock
+            )
+            return
+        last = Last(step.clock, step.epoch, step.done, step.hyper)
+        self._count(worker, staged, read_hyper(step.hyper, self.store.spec), last)
 
     # -- messages from workers ---------------------------------------------------------------------------
 
     def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
         """One message from a worker. Raises Refusal, and then nothing has changed."""
         match message:
-            case Enter():
-                return self._enter(peer, message)
-            case Push():
-                return self._push(self._admit(peer, message), message, payload)
-            case Commit():
-                return self._commit(self._admit(peer, message), message, payload)
             case Pull():
                 return self._pull(self._admit(peer, message), message)
-            case Advance():
-                return self._advance(self._admit(peer, message), message)
-            case Load():
-                return self._load(self._admit(peer, message), message, payload)
+            case Enter() | Push() | Commit() | Advance() | Load():
+                return self._take(self._admit(peer, message), message, payload)
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
+
+    def _take(
+        self, worker: WorkerId, message: Enter | Push | Commit | Advance | Load, payload: memoryview | None
+    ) -> Reply:
+        """What changes the shard, from a worker that may: now, or once more from the log."""
+        match message:
+            case Enter():
+                return self._enter(worker, message)
+            case Push():
+                return self._push(worker, message, payload)
+            case Commit():
+                return self._commit(worker, message, payload)
+            case Advance():
+                return self._advance(worker, message)
+            case Load():
+                return self._load(worker, message, payload)
 
     def _admit(self, peer: str, message: Enter | Push | Commit | Pull | Advance | Load) -> WorkerId:
         """The worker this message speaks for, if the roster names it with this incarnation."""
@@ -174,21 +314,27 @@ class Shard:
             raise Refusal(
                 "fenced", f"{worker}#{message.incarnation} is over: {worker}#{known} took its place"
             )
-        if not isinstance(message, Enter) and self.peers.get(worker) != peer:
-            raise Refusal("identity", f"{peer} has not entered as {worker}")
+        if self.fenced.get(worker) == message.incarnation:
+            raise Refusal("fenced", f"{worker}#{message.incarnation} is over: it was lost")
+        if not isinstance(message, Enter):
+            if self.peers.get(worker) != peer:
+                raise Refusal("identity", f"{peer} has not entered as {worker}")
+        elif self.peers.setdefault(worker, peer) != peer:
+            raise Refusal("identity", f"another process already speaks as {worker}#{message.incarnation}")
         return worker
 
-    def _enter(self, peer: str, message: Enter) -> Reply:
-        worker = self._admit(peer, message)
-        bound = self.peers.setdefault(worker, peer)
-        if bound != peer:
-            raise Refusal("identity", f"another process already speaks as {worker}#{message.incarnation}")
+    def _enter(self, worker: WorkerId, message: Enter) -> Reply:
+        if message.known and worker in self.gate.active:
+            return Entered(self.gate.frontier(worker))
+        self._note(message)
         return Entered(self.gate.enter(worker))
 
     def _load(self, worker: WorkerId, message: Load, payload: memoryview | None) -> Reply:
         store, bucket = self._bucket(message.bucket)
         if not store.ready:
             try:
+                store.check_load(bucket.chunks, payload or b"")
+                self._note(message, payload)
                 store.load_bucket(bucket.chunks, payload or b"")
             except BadFrame as bad:
                 raise Refusal("frame", str(bad)) from None
@@ -211,6 +357,7 @@ class Shard:
         except BadFrame as bad:
             self.refused += 1
             raise Refusal("frame", str(bad)) from None
+        self._note(message, payload)
         step = self.staged.setdefault(worker, {}).setdefault(message.clock, Step())
         step.pushes[bucket.index] = staged  # the last one before the commit counts
         return Ok()
@@ -229,24 +376,31 @@ class Shard:
             hyper = read_hyper(payload or memoryview(b""), store.spec)
         except BadHyper as bad:
             raise Refusal("hyper", str(bad)) from None
-        pushes = [step.pushes[index] for index in sorted(step.pushes)]
         try:
-            store.check_step(pushes)
+            store.check_step([step.pushes[index] for index in sorted(step.pushes)])
         except BadFrame as bad:
             raise Refusal("frame", str(bad)) from None
         # Up to here nothing has changed; from here on the step counts.
+        self._note(message, payload)
+        self._count(worker, step, hyper, Last(clock, message.epoch, message.done, bytes(payload or b"")))
+        return Ok()
+
+    def _count(self, worker: WorkerId, step: Step, hyper: list[Hyper], last: Last) -> None:
+        """A whole step counts from now on."""
+        clock, pushes = last.clock, [step.pushes[index] for index in sorted(step.pushes)]
         staged = self.staged.get(worker, {})
         self.staged[worker] = {later: kept for later, kept in staged.items() if later > clock}
         if not self.hyper or worker == self.gate.senior():
             self.hyper = hyper
+        self.last[worker] = last
         self.gate.finish(worker, clock)
         if self.gate.bound == 0:
-            self.committed.setdefault(clock, {})[worker] = Committed(pushes, hyper)
+            self.committed.setdefault(clock, {})[worker] = Committed(pushes, hyper, last)
         else:
-            store.apply([pushes], self.hyper)
+            self._store().apply([pushes], self.hyper)
+            self.applied[worker] = last
             self.steps += 1
         self._go_on()
-        return Ok()
 
     def _check_clock(self, worker: WorkerId, clock: int) -> None:
         # One step of each worker is staged, so that what a peer can fill is bounded by the model.
@@ -255,6 +409,7 @@ class Shard:
 
     def _advance(self, worker: WorkerId, message: Advance) -> Reply:
         if message.clock > self.gate.frontier(worker):
+            self._note(message)
             self.gate.advance(worker, message.clock)
             self._go_on()
         return Ok()
@@ -294,6 +449,7 @@ class Shard:
         steps = self.committed.pop(clock)
         order = self.gate.in_seniority(steps)
         self._store().apply([steps[worker].pushes for worker in order], steps[order[0]].hyper)
+        self.applied.update({worker: steps[worker].last for worker in order})
         self.steps += 1
 
     def _may_answer(self, worker: WorkerId, clock: int) -> bool:
@@ -312,6 +468,8 @@ class Shard:
 
     def _delta(self, pull: Pull) -> Reply:
         store, bucket = self._bucket(pull.bucket)
+        if store.to_publish(bucket.chunks):
+            self._note(Published(bucket.index))
         versions, frames, payload = store.pull_bucket(bucket.chunks, pull.have)
         low = self.gate.low
         staleness = max(0, pull.clock - low) if low is not None else 0
@@ -326,3 +484,12 @@ class Shard:
         if bucket is None:
             raise Refusal("placement", f"bucket {index} does not live on {self.name}")
         return self._store(), bucket
+
+
+def read_assignment(payload: bytes | memoryview) -> tuple[Registration, list[int]]:
+    """A layout and where its chunks live. Refusal where it cannot be read."""
+    try:
+        assignment = msgspec.msgpack.decode(payload, type=Assignment)
+        return Registration.from_bytes(assignment.registration), assignment.placement
+    except (msgspec.MsgspecError, BadLayout) as bad:
+        raise Refusal("layout", f"the layout cannot be used: {bad}") from None

@@ -163,14 +163,8 @@ class Store:
 
     def load_bucket(self, chunks: Sequence[int], values: Buffer) -> None:
         """Version 0 of several chunks, one after another. Raises BadFrame, and then has changed nothing."""
-        bucket = [self._find(chunk) for chunk in chunks]
-        wanted = sum(4 * held.chunk.size for held in bucket)
-        if len(values) != wanted:
-            raise BadFrame(f"{len(values)} bytes of first parameters for chunks that have {wanted}")
-        if any(held.version > 0 for held in bucket):
-            raise BadFrame("first parameters for a chunk that has had steps")
         rest = memoryview(values)
-        for held in bucket:
+        for held in self.check_load(chunks, values):
             size = 4 * held.chunk.size
             held.w.view(torch.uint8).numpy().data[:] = rest[:size]
             if held.p is not held.w:
@@ -178,6 +172,16 @@ class Store:
             held.version = held.published = 0
             self._head(held)
             rest = rest[size:]
+
+    def check_load(self, chunks: Sequence[int], values: Buffer) -> list[_Held]:
+        """Raise BadFrame unless these can be the first parameters of these chunks."""
+        bucket = [self._find(chunk) for chunk in chunks]
+        wanted = sum(4 * held.chunk.size for held in bucket)
+        if len(values) != wanted:
+            raise BadFrame(f"{len(values)} bytes of first parameters for chunks that have {wanted}")
+        if any(held.version > 0 for held in bucket):
+            raise BadFrame("first parameters for a chunk that has had steps")
+        return bucket
 
     # -- steps -------------------------------------------------------------------------------------------
 
@@ -341,6 +345,19 @@ class Store:
     def version(self, chunk: int) -> int:
         """Updates applied to a chunk; UNKNOWN before its first parameters are here."""
         return self._find(chunk).version
+
+    def to_publish(self, chunks: Sequence[int]) -> bool:
+        """Would `publish_bucket` choose anything? What it chooses depends on when it does; a lossless codec leaves out
+        nothing, and so has nothing to choose."""
+        return not self.codec.lossless and any(
+            held.published != held.version for held in map(self._find, chunks)
+        )
+
+    def publish_bucket(self, chunks: Sequence[int]) -> None:
+        """Bring the published parameters of these chunks to their newest version."""
+        for held in map(self._find, chunks):
+            if held.published != held.version:
+                self._publish(held)
 
     def pull(self, chunk: int, have: int) -> tuple[int, list[bytes]]:
         """A chunk's newest version, and the frames that lead there from `have` (UNKNOWN: from nothing)."""

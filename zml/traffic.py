@@ -19,7 +19,7 @@ import torch
 
 from .auto import Auto, Link
 from .binding import Binding
-from .client import REPLY_S, Client
+from .client import REPLY_S, Client, Progress
 from .codec import UNKNOWN, Codec
 from .errors import LOST, ZmlError
 from .iothread import IoThread
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 class Watch(Protocol):
     """Who wants to know which steps count."""
 
-    def leaving(self) -> None:
-        """What was computed up to now is on its way."""
+    def leaving(self) -> Progress:
+        """What was computed up to now is on its way; how far in which epoch that is."""
         ...
 
     def counted(self) -> None:
@@ -135,11 +135,12 @@ class Traffic:
         """Every bucket has left: count the step, and ask for the parameters of a later clock."""
         if self.plan.overlap:
             self.drain()  # the versions held are known only then
-        self.watch.leaving()
+        progress = self.watch.leaving()
         self.due = len(self.buckets)
         ahead = 2 if self.plan.overlap else 1
+        commit = (self.clock, hyper, self.buckets, progress)
         exchange = self._exchange(
-            self.clock, hyper, self._wanted(self.buckets), self.clock + ahead, self.timeline.open()
+            commit, self._wanted(self.buckets), self.clock + ahead, self.timeline.open()
         )
         self.io.post_task(exchange, self._exchange_ended)
 
@@ -167,11 +168,15 @@ class Traffic:
         self.watch.counted()
 
     async def _exchange(
-        self, clock: int, hyper: bytes, wanted: Sequence[tuple[Bucket, list[int]]], until: int, phases: Phases
+        self,
+        step: tuple[int, bytes, Sequence[Bucket], Progress],
+        wanted: Sequence[tuple[Bucket, list[int]]],
+        until: int,
+        phases: Phases,
     ) -> None:
         """In the I/O thread: commit, then ask for the parameters of `until`, first layers first."""
         began = time.perf_counter()
-        commit = asyncio.ensure_future(self.client.commit(clock, hyper, self.buckets))
+        commit = asyncio.ensure_future(self.client.commit(*step))
         pull = asyncio.ensure_future(self._pull_behind(commit, wanted, until))
         try:
             await commit

@@ -5,7 +5,10 @@ Only what needs processes is left out: agents do not start scripts, they are the
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +22,20 @@ from zml.events import EventLog
 from zml.hyper import OptimizerSpec, hyper_of, write_hyper
 from zml.layout import Bucket, Layout, Registration, buckets
 from zml.lease import COORDINATOR, join
-from zml.messages import AnyMessage, Delta, Exited, JobSpec, Launch, Message, Ok, Pulse, Stop, Taken, Wait
+from zml.messages import (
+    AnyMessage,
+    Delta,
+    Exited,
+    JobSpec,
+    Launch,
+    Message,
+    Moved,
+    Ok,
+    Pulse,
+    Stop,
+    Taken,
+    Wait,
+)
 from zml.outbox import Outbox
 from zml.plan import Plan
 from zml.ps import Ps
@@ -28,7 +44,7 @@ from zml.scheduler.ids import JobId
 from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
 from zml.seat import Seat
-from zml.transport import BULK
+from zml.transport import BULK, TransportError
 from zml.transport.memory import MemoryEndpoint, MemoryNetwork
 from zml.updates import outer_hyper, outer_spec
 
@@ -90,7 +106,7 @@ class Script:
         name = f"{order.member}.{order.incarnation}"
         self.script_name = name
         nothing = lambda peer, message, payload: None  # noqa: E731
-        control = self.cluster.network.endpoint(name, vocabulary=AnyMessage, handler=nothing)
+        control = self.cluster.network.endpoint(name, vocabulary=AnyMessage, handler=self._told)
         bulk = self.cluster.network.endpoint(name, vocabulary=AnyMessage, handler=nothing, limits=BULK)
         await control.start()
         await bulk.start()
@@ -106,8 +122,13 @@ class Script:
             await bulk.close()
             await control.close()
         exited = Exited(job=JOB, member=order.member, incarnation=order.incarnation, code=code)
-        await self.agent.request(COORDINATOR, exited, timeout_s=60)
+        with suppress(TransportError):  # the job is over, and nobody listens
+            await self.agent.request(COORDINATOR, exited, timeout_s=60)
         self.over.set()
+
+    def _told(self, peer: str, message: Any, payload: memoryview | None) -> None:
+        if isinstance(message, Moved):
+            self.client.moved(message)
 
     async def _epochs(self) -> None:
         client = self.client
@@ -144,6 +165,7 @@ class Script:
                 await client.advance(first)
                 self.clock = first
             rested: int | None = None
+            self.taken = 0
             done: list[int] = []
             while True:
                 reply = await client.take(epoch, self.clock, 2, done, hold=True)
@@ -200,7 +222,8 @@ class Script:
         for outbox in outboxes:
             payload = outbox.pack(self.plan.density(self.clock, 0), self.plan.decay)
             self.client.push(outbox.bucket, self.clock, payload, [])
-        await self.client.commit(self.clock, write_hyper(hyper), cut)
+        self.taken += 1
+        await self.client.commit(self.clock, write_hyper(hyper), cut, (epoch, self.taken))
         self.trained.append((epoch, batch))
         for outbox in outboxes:
             outbox.next_step()
@@ -227,7 +250,10 @@ class Cluster:
         *,
         compute_s: Callable[[str], float] = lambda name: 0.05,
         lease_s: float = 1.5,
+        folder: Path | None = None,
     ) -> None:
+        """`folder`: where shards keep their push logs; without one their state dies with them."""
+        self.folder = folder
         self.network = network
         self.spec = spec
         self.compute_s = compute_s
@@ -240,25 +266,54 @@ class Cluster:
             JobId(JOB), spec, Machine(Rules(lease_s=lease_s)), listen, EventLog(None), heartbeat_s=0.15
         )
         self.scripts: dict[str, Script] = {}
-        self.shards: list[Ps] = []
+        self.shards: dict[int, Ps] = {}  # the newest process of each
+        # What comes to a shard from workers; a test may put itself between.
+        self.deliver: Callable[..., Any] = lambda ps, peer, message, payload: ps.bulk(peer, message, payload)
+        self.lives: Counter[int] = Counter()
+        self.shard_tasks: dict[int, asyncio.Task[int]] = {}
         self.tasks: list[asyncio.Task[Any]] = []
 
     async def start(self) -> None:
         await self.coordinator.start()
         for index in range(self.spec.shards):
-            self.tasks.append(asyncio.ensure_future(self._shard(index)))
+            self.start_shard(index)
+
+    def start_shard(self, index: int) -> None:
+        """A process of this shard, the first or the next."""
+        self.lives[index] += 1
+        task = self.shard_tasks[index] = asyncio.ensure_future(self._shard(index))
+        self.tasks.append(task)
+
+    def kill_shard(self, index: int) -> None:
+        """As kill -9."""
+        ps = self.shards[index]
+        self.shard_tasks[index].cancel()
+        self.network.crash(ps.endpoint.name)
+        self.network.crash(ps.name)
+        if ps.syncing is not None:
+            ps.syncing.cancel()
 
     async def _shard(self, index: int) -> int:
-        async def here(function: Callable[[], None]) -> None:
-            function()
+        async def here(function: Callable[[], Any]) -> Any:
+            return function()
 
         def control(name: str, handler: Any) -> MemoryEndpoint:
-            return self.network.endpoint(name, vocabulary=AnyMessage, handler=handler)
+            # Processes have names of their own; here they all live in one.
+            return self.network.endpoint(
+                f"{name}.{self.lives[index]}", vocabulary=AnyMessage, handler=handler
+            )
 
-        ps = Ps(index, self.settings, control, here)
-        self.shards.append(ps)
+        def state(run_dir: str) -> Path | None:
+            return self.folder / f"p{index}" if self.folder is not None else None
+
+        ps = Ps(index, self.settings, control, here, state)
+        self.shards[index] = ps
         listener = self.network.endpoint(
-            ps.name, vocabulary=AnyMessage, handler=ps.bulk, bind=["tcp://127.0.0.1:0"], limits=BULK
+            ps.name,
+            vocabulary=AnyMessage,
+            handler=lambda *message: self.deliver(ps, *message),
+            bind=["tcp://127.0.0.1:0"],
+            limits=BULK,
         )
         await listener.start()
         try:
@@ -279,6 +334,14 @@ class Cluster:
         if script.task is not None:
             script.task.cancel()
             self.network.crash(script.script_name)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let virtual time pass until something holds; the job must not end before."""
+        while not condition():
+            assert self.coordinator.finished is not None and not self.coordinator.finished.done(), (
+                "it is over"
+            )
+            await asyncio.sleep(0.01)
 
     async def finish(self) -> int:
         """Until the job is over; the exit code."""

@@ -1,6 +1,7 @@
 """Whole clusters in one thread: training that ends, whoever joins, is slow, is cut off or dies."""
 
 import asyncio
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -36,6 +37,7 @@ def run(
     staleness: int | None = 0,
     compress: str = "none",
     optimizer_on: Literal["auto", "shard", "worker"] = "auto",
+    folder: Path | None = None,
     **network: float,
 ) -> tuple[list[Script], Cluster]:
     async def main() -> tuple[list[Script], Cluster]:
@@ -50,6 +52,7 @@ def run(
             MemoryNetwork(seed, **network),  # type: ignore[arg-type]
             spec,
             compute_s=lambda name: 0.03 * (1 + int(name[1:])),
+            folder=folder,
         )
         await cluster.start()
         scripts = [cluster.script(f"w{index}") for index in range(workers)]
@@ -85,7 +88,7 @@ def test_a_network_that_loses_doubles_and_reorders_changes_no_count(seed: int, s
     print(f"seed {seed}")
     assert trained(scripts) == [(epoch, batch) for epoch in range(2) for batch in range(12)]
     same(scripts)
-    steps = [ps.core.steps for ps in cluster.shards if ps.core is not None]
+    steps = [ps.core.steps for ps in cluster.shards.values() if ps.core is not None]
     assert steps == ([8, 8] if staleness == 0 else [24, 24]), "a step counts once on each shard"
 
 
@@ -138,7 +141,9 @@ def test_the_one_batch_of_a_killed_worker_is_trained_while_the_others_rest(
     assert code == 0, [script.error for script in scripts]
     assert seconds < 20, "nobody waits for more than the lease and an answer"
     assert set(trained(scripts)) == {(epoch, batch) for epoch in range(2) for batch in range(4 * workers + 1)}
-    assert not any(ps.core.committed for ps in cluster.shards if ps.core), "every step is in the parameters"
+    assert not any(ps.core.committed for ps in cluster.shards.values() if ps.core), (
+        "every step is in the parameters"
+    )
     same(scripts[1:])
 
 

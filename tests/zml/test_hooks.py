@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from zml.binding import Binding
-from zml.client import Deliver
+from zml.client import Deliver, Progress
 from zml.codec import by_name
 from zml.errors import ZmlError
 from zml.hooks import Hooks
@@ -50,7 +50,9 @@ class Direct:
         self.told.append(f"push {bucket.index}")
         self.tell(Push(JOB, ME, 1, clock, bucket.index, absent), payload)
 
-    def commit(self, clock: int, hyper: bytes, cut: Sequence[Bucket]) -> Coroutine[Any, Any, None]:
+    def commit(
+        self, clock: int, hyper: bytes, cut: Sequence[Bucket], progress: Progress
+    ) -> Coroutine[Any, Any, None]:
         """Counts when it is called: a later clock's pushes come behind."""
         if self.broken:
             raise ZmlError("ZML-E205", self.broken)
@@ -108,8 +110,8 @@ class Twin:
     def stepped(self) -> None:
         self.steps += 1
 
-    def leaving(self) -> None:
-        pass
+    def leaving(self) -> tuple[int, int]:
+        return -1, 0
 
     def counted(self) -> None:
         pass

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zml import records
 from zml.records import HEAD_BYTES, Damaged, NoRoom, Records
 
 
@@ -122,10 +121,10 @@ def test_a_full_disk_leaves_nothing_of_the_record_and_the_next_one_fits(
             return real(file, [parts[0][:7]], at)  # some of it still fits
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(records.os, "pwritev", full)
+    monkeypatch.setattr(os, "pwritev", full)
     with pytest.raises(NoRoom, match="no room for 5 bytes"):
         log.append(b"large")
-    monkeypatch.setattr(records.os, "pwritev", real)
+    monkeypatch.setattr(os, "pwritev", real)
     assert log.append(b"small") == 1
     log.close()
     assert held(tmp_path) == [(0, b"before"), (1, b"small")]

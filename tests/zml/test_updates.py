@@ -65,8 +65,9 @@ class Twin:
         self.updates.install()
         self.x, self.y = torch.randn(16, 6), torch.randint(0, 3, (16,))
 
-    def leaving(self) -> None:
+    def leaving(self) -> tuple[int, int]:
         self.told.append("leaving")
+        return 0, 0
 
     def counted(self) -> None:
         self.told.append("counted")

@@ -1,0 +1,151 @@
+"""Shards that die and come back, workers that die between two commits: what was acknowledged counts, once."""
+
+import asyncio
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from tests.simulation import simulate
+from tests.zml.cluster import Cluster, Script
+from tests.zml.test_cluster import run, same, trained
+from zml.messages import Commit, JobSpec, Ok
+from zml.ps import Ps
+from zml.pushlog import PushLog
+from zml.scheduler.ids import JobId
+from zml.shard import Shard
+from zml.transport.memory import MemoryNetwork
+
+MODES = [0, 2, None]
+ALL = [(epoch, batch) for epoch in range(2) for batch in range(12)]
+
+
+def have_trained(scripts: list[Script], batches: int) -> bool:
+    return len(trained(scripts)) >= batches
+
+
+def replayed(folder: Path) -> Shard:
+    """A new shard, made from a log alone."""
+    shard, log = Shard(JobId("job"), folder.name), PushLog(folder)
+    shard.recover(log)
+    log.close()
+    return shard
+
+
+def bits(shard: Shard) -> dict[str, torch.Tensor]:
+    """All that a shard holds of its chunks: parameters, what was published, the optimizer's state."""
+    assert shard.store is not None
+    found: dict[str, torch.Tensor] = {}
+    for index, held in shard.store._held.items():
+        found[f"{index}/w"], found[f"{index}/p"] = held.w.clone(), held.p.clone()
+        lossless = shard.store.codec.lossless  # what is published is what is there
+        found[f"{index}/version"] = torch.tensor(
+            [held.version] if lossless else [held.version, held.published, held.budget]
+        )
+        if held.rule is not None:
+            found |= {f"{index}/{name}": value.clone() for name, value in held.rule.state().items()}
+    return found
+
+
+def same_bits(one: Shard, other: Shard) -> None:
+    ours, theirs = bits(one), bits(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert one.gate.active == other.gate.active and one.gate.low == other.gate.low
+    assert one.last == other.last and one.applied == other.applied
+
+
+@pytest.mark.parametrize("staleness", MODES)
+@pytest.mark.parametrize("compress", ["none", "bf16", "topk:10%"])
+@pytest.mark.parametrize("optimizer_on", ["shard", "worker"])
+def test_a_log_makes_the_same_shard_to_the_bit(
+    tmp_path: Path, staleness: int | None, compress: str, optimizer_on: Literal["shard", "worker"]
+) -> None:
+    scripts, cluster = run(
+        1, staleness=staleness, compress=compress, optimizer_on=optimizer_on, folder=tmp_path
+    )
+    assert trained(scripts) == ALL
+    for index, ps in cluster.shards.items():
+        assert ps.core is not None
+        same_bits(replayed(tmp_path / f"p{index}"), ps.core)
+
+
+@pytest.mark.parametrize("staleness", MODES)
+@pytest.mark.parametrize("compress", ["none", "topk:10%"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_killed_shard_comes_back_and_nothing_is_lost_or_doubled(
+    tmp_path: Path, seed: int, compress: str, staleness: int | None
+) -> None:
+    print(f"seed {seed}")
+
+    async def main() -> tuple[list[Script], Cluster]:
+        dice = random.Random(seed)
+        spec = JobSpec(workers=3, shards=2, staleness=staleness, compress=compress)
+        cluster = Cluster(MemoryNetwork(seed), spec, folder=tmp_path)
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}") for index in range(3)]
+        for _ in range(4):
+            more = len(trained(scripts)) + dice.randrange(4)
+            await cluster.until(partial(have_trained, scripts, more))
+            await asyncio.sleep(dice.uniform(0, 0.1))
+            shard = dice.randrange(2)
+            cluster.kill_shard(shard)
+            await asyncio.sleep(dice.uniform(0.8, 4.0))
+            cluster.start_shard(shard)
+        assert await cluster.finish() == 0, [script.error for script in scripts]
+        return scripts, cluster
+
+    scripts, cluster = simulate(main())
+    assert trained(scripts) == ALL
+    same(scripts)
+    steps = [ps.core.steps for ps in cluster.shards.values() if ps.core is not None]
+    assert steps == ([8, 8] if staleness == 0 else [24, 24]), "a step counts once on each shard"
+    for index, ps in cluster.shards.items():
+        assert ps.core is not None
+        same_bits(replayed(tmp_path / f"p{index}"), ps.core)
+    if staleness == 0 and compress == "none":
+        calm, _ = run(1)
+        same([*calm, *scripts])
+
+
+@pytest.mark.parametrize("staleness", MODES)
+@pytest.mark.parametrize("reached", [0, 1])
+def test_a_step_that_one_shard_has_counted_counts_on_all_when_its_worker_dies(
+    tmp_path: Path, staleness: int | None, reached: int
+) -> None:
+    """The worker is killed when one of its two commits has arrived, and the other has not."""
+
+    async def main() -> tuple[list[Script], Cluster, int]:
+        spec = JobSpec(workers=2, shards=2, staleness=staleness)
+        network = MemoryNetwork(5)
+        cluster = Cluster(network, spec, folder=tmp_path)
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}") for index in range(2)]
+        loop = asyncio.get_running_loop()
+        killed = loop.create_future()
+
+        def deliver(ps: Ps, peer: str, message: Any, payload: memoryview | None) -> Any:
+            dies = isinstance(message, Commit) and message.worker == "w1" and message.clock >= 3
+            if dies and (ps.name != f"p{reached}" or killed.done()):
+                return loop.create_future()  # it never arrives
+            answer = ps.bulk(peer, message, payload)
+            if dies:
+                assert answer == Ok()
+                killed.set_result(message.clock)
+                loop.call_soon(cluster.kill, "w1")
+            return answer
+
+        cluster.deliver = deliver
+        clock = await killed
+        assert await cluster.finish() == 0, scripts[0].error
+        return scripts, cluster, clock
+
+    scripts, cluster, clock = simulate(main())
+    steps = [ps.core.steps for ps in cluster.shards.values() if ps.core is not None]
+    assert steps[0] == steps[1], "both shards count the same steps"
+    if staleness != 0:
+        assert steps[0] == len(ALL), f"each batch is in the parameters once; w1 died at clock {clock}"
+    assert len(set(trained(scripts))) == len(trained(scripts)), "no batch was computed twice"
