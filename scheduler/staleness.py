@@ -13,7 +13,6 @@ In BSP the mean over clock t is complete when low > t. Each shard has a gate of 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import count
 from typing import Protocol, TypeVar
 
 from .ids import WorkerId
@@ -42,6 +41,18 @@ class Stand:
         return max(self.finished, self.rests_until)
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A gate in plain numbers and names, from which another like it is made."""
+
+    incarnations: dict[str, int]
+    active: dict[str, tuple[int, int]]  # finished, rests_until
+    former: dict[str, int]
+    ranks: dict[str, int]
+    next_rank: int
+    highest_low: int
+
+
 W = TypeVar("W", bound=str)
 
 
@@ -60,7 +71,7 @@ class Gate:
         self.active: dict[WorkerId, Stand] = {}  # those of the roster that are waited for
         self.former: dict[WorkerId, int] = {}  # who left: every clock below it is finished
         self.ranks: dict[WorkerId, int] = {}  # of all who ever were in a roster; the senior's is the lowest
-        self._ranks = count()
+        self._next_rank = 0
         self.low: int | None = None  # where the slowest active worker stands; None while nobody is active
         self.highest_low = 0  # the furthest that `low` ever was
 
@@ -79,7 +90,8 @@ class Gate:
         for seat in seats:
             worker = WorkerId(seat.worker)
             if self.incarnations.get(worker) != seat.incarnation:
-                self.ranks[worker] = next(self._ranks)
+                self.ranks[worker] = self._next_rank
+                self._next_rank += 1
             if seat.founder and worker not in self.active:
                 self.active[worker] = Stand(0)
         self.incarnations = named
@@ -143,6 +155,29 @@ class Gate:
         Also for workers that have left: a step that was acknowledged counts, whatever became of its worker.
         """
         return sorted(workers, key=lambda worker: self.ranks[WorkerId(worker)])
+
+    # -- coming back ---------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """All that it knows."""
+        active = {str(worker): (stand.finished, stand.rests_until) for worker, stand in self.active.items()}
+        return Account(
+            {str(worker): incarnation for worker, incarnation in self.incarnations.items()},
+            active,
+            {str(worker): clock for worker, clock in self.former.items()},
+            {str(worker): rank for worker, rank in self.ranks.items()},
+            self._next_rank,
+            self.highest_low,
+        )
+
+    def restore(self, account: Account) -> None:
+        """Become the gate that gave this account. Its bound is one's own."""
+        self.incarnations = {WorkerId(worker): n for worker, n in account.incarnations.items()}
+        self.active = {WorkerId(worker): Stand(*stand) for worker, stand in account.active.items()}
+        self.former = {WorkerId(worker): clock for worker, clock in account.former.items()}
+        self.ranks = {WorkerId(worker): rank for worker, rank in account.ranks.items()}
+        self._next_rank, self.highest_low = account.next_rank, account.highest_low
+        self._look()
 
     def _look(self) -> None:
         self.low = min((stand.clock for stand in self.active.values()), default=None)

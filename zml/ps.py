@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from msgspec import Struct
 
+from .base import state_of
 from .compression import parse
 from .errors import FENCED, LOG_DAMAGED, LOST, ZmlError
 from .iothread import IoThread
@@ -112,7 +113,7 @@ class Ps:
                     torn_bytes=pushes.records.torn_bytes,
                     seconds=round(time.monotonic() - began, 3),
                 )
-            self.syncing = asyncio.ensure_future(self._sync(pushes))
+            self.syncing = asyncio.ensure_future(self._sync(core, pushes))
         self.core = core
         joined = lease.joined
         here = Returned(joined.job, joined.member, joined.incarnation, core.layout_digest)
@@ -123,13 +124,16 @@ class Ps:
                 LOST, f"{self.name}: the coordinator was not told that it is here: {error}"
             ) from None
 
-    async def _sync(self, pushes: PushLog) -> None:
-        """Let what was pushed survive the machine. A disk that cannot is told of, once."""
+    async def _sync(self, core: Shard, pushes: PushLog) -> None:
+        """Let what was pushed survive the machine, and cut the log where it has become long. A disk that cannot is told
+        of, once."""
         told = False
         while True:
             await asyncio.sleep(SYNC_S)
             try:
                 await asyncio.to_thread(pushes.records.sync)
+                if core.store is not None and pushes.is_long(core.store.bytes):
+                    await self._rebase(core, pushes)
                 told = False
             except OSError as error:
                 if not told:
@@ -154,6 +158,20 @@ class Ps:
     async def _leave(self, lease: Lease, because: str, code: int) -> None:
         await lease.leave(because)
         self.finish(code)
+
+    async def _rebase(self, core: Shard, pushes: PushLog) -> None:
+        """The shard goes on as soon as it is copied; the copy is written beside it."""
+        began = time.monotonic()
+        number, state = await self.in_bulk(lambda: (pushes.cut(), state_of(core)))
+        copied_s = time.monotonic() - began
+        await asyncio.to_thread(pushes.rebase, number, state)
+        log.info(
+            "push log cut",
+            shard=self.name,
+            bytes=state.bytes,
+            copied_s=round(copied_s, 4),
+            seconds=round(time.monotonic() - began, 3),
+        )
 
     # -- messages ------------------------------------------------------------------------------------
 

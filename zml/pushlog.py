@@ -17,10 +17,14 @@ from typing import Protocol
 
 import msgspec
 
+from . import base
 from .messages import AnyMessage, Message, Published
 from .records import Buffer, Damaged, Records
 
 LENGTH = struct.Struct("<I")
+LOG = "log"
+LEAST_BYTES = 64 << 20  # a log that is smaller is not cut
+TIMES = 3  # nor one that is less than so many times what would have to be written instead
 
 
 class Log(Protocol):
@@ -39,16 +43,44 @@ class NoLog:
 
 
 class PushLog:
-    """The log in one folder, which no other process has open."""
+    """The log in one folder, which no other process has open, and the base from which it is read (`base`)."""
 
     def __init__(self, folder: Path) -> None:
         """Raises Damaged or OSError."""
-        self.records = Records(folder)
+        self.folder = folder
+        self.records = Records(folder / LOG)
+        self.bytes = self.records.bytes  # behind the newest base
         self._decoder = msgspec.msgpack.Decoder(AnyMessage | Published)
 
     def append(self, message: Message, payload: Buffer | None = None) -> None:
         head = msgspec.msgpack.encode(message)
-        self.records.append(LENGTH.pack(len(head)), head, payload if payload is not None else b"")
+        payload = payload if payload is not None else b""
+        self.records.append(LENGTH.pack(len(head)), head, payload)
+        self.bytes += len(head) + len(payload)
+
+    def is_long(self, state_bytes: int) -> bool:
+        """Is it worth while to write a new base of this size?"""
+        return self.bytes > max(LEAST_BYTES, TIMES * state_bytes)
+
+    def cut(self) -> int:
+        """From here on the log belongs to a new base, whose state is the shard's at this moment."""
+        self.bytes = 0
+        return self.records.begin_segment()
+
+    def rebase(self, number: int, state: base.State) -> None:
+        """Write the base for the cut at `number`, and drop the records before it. Raises OSError, and then the former
+        base and the whole log are still there. It may run in a thread of its own."""
+        base.write(self.folder, number, state)
+        self.records.drop_before(number)
+
+    def base(self) -> tuple[int, base.State] | None:
+        """The newest base, and the record that follows on it. Raises Damaged."""
+        found = base.read(self.folder)
+        if found is None and self.records.first > 0:
+            raise Damaged(
+                self.records.folder, 0, f"it begins with record {self.records.first}, and no base leads there"
+            )
+        return found
 
     def replay(self, start: int = 0) -> Iterator[tuple[Message, memoryview]]:
         """Every message from record `start` on with its payload. Raises Damaged."""

@@ -18,11 +18,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import structlog
 from msgspec import Struct
 
+from . import base
 from .codec import BadFrame, by_name, split
 from .compression import parse
 from .hyper import BadHyper, Hyper, read_hyper
@@ -70,8 +72,7 @@ class Step:
     pushes: dict[int, Staged] = field(default_factory=dict)  # by bucket
 
 
-@dataclass(frozen=True, slots=True)
-class Last:
+class Last(NamedTuple):
     """The newest step of one incarnation that counts, and how many batches of which epoch are in it and before it."""
 
     clock: int
@@ -130,6 +131,9 @@ class Shard:
         ] = {}  # the same, of what is in the parameters; also of former workers
         self.parked: list[Parked] = []
         self.hyper: list[Hyper] = []  # of the senior worker's last step
+        self.hyper_bytes = b""  # the same, as they came
+        self.assigned: Assign | None = None  # the order that brought the chunks
+        self.assignment = b""
         self.steps = 0
         self.refused = 0
 
@@ -143,6 +147,7 @@ class Shard:
                 if self.store is None:
                     self._note(message, payload)
                 self.assign(registration, placement, message.staleness, message.compress)
+                self.assigned, self.assignment = message, bytes(payload)
                 return Ok()
             case Roster():
                 try:
@@ -159,13 +164,17 @@ class Shard:
 
     def recover(self, log: PushLog) -> int:
         """Become what a former process was, from its log; returns how many messages that took. Raises Damaged."""
+        start = 0
+        if (found := log.base()) is not None:
+            start, state = found
+            base.become(self, state)
         count = 0
-        for message, payload in log.replay():
-            self._replay(message, payload)
+        for message, payload in log.replay(start):
+            self.replay(message, payload)
             count += 1
         return count
 
-    def _replay(self, message: Struct, payload: memoryview) -> None:
+    def replay(self, message: Struct, payload: memoryview) -> None:
         """One record of the log."""
         self.replaying = True
         try:
@@ -391,7 +400,7 @@ class Shard:
         staged = self.staged.get(worker, {})
         self.staged[worker] = {later: kept for later, kept in staged.items() if later > clock}
         if not self.hyper or worker == self.gate.senior():
-            self.hyper = hyper
+            self.hyper, self.hyper_bytes = hyper, last.hyper
         self.last[worker] = last
         self.gate.finish(worker, clock)
         if self.gate.bound == 0:

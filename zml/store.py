@@ -340,6 +340,64 @@ class Store:
             total.add_(one)
         return total
 
+    # -- coming back -----------------------------------------------------------------------------------------
+
+    @property
+    def bytes(self) -> int:
+        """Of parameters and optimizer state, about."""
+        state = sum(
+            tensor.nbytes
+            for held in self._trained[:1]
+            if held.rule is not None
+            for tensor in held.rule.state().values()
+        )
+        largest = max((held.chunk.size for held in self._trained[:1]), default=1)
+        per_element = 4 * (1 if self.codec.lossless else 2) + state / largest
+        return int(per_element * sum(held.chunk.size for held in self._held.values()))
+
+    def state(self) -> tuple[dict[int, tuple[int, int, int]], dict[str, Tensor]]:
+        """(version, published, budget) of each chunk, and its tensors, "CHUNK/w" and so on; copies.
+
+        "CHUNK/p" is there where it differs from w by more than a copy. The logs of deltas are not in it: whoever is
+        behind gets p.
+        """
+        versions: dict[int, tuple[int, int, int]] = {}
+        tensors: dict[str, Tensor] = {}
+        for index, held in self._held.items():
+            versions[index] = (held.version, held.published, held.budget)
+            tensors[f"{index}/w"] = held.w.clone()
+            if held.p is not held.w:
+                tensors[f"{index}/p"] = held.p.clone()
+            if held.rule is not None:
+                tensors |= {f"{index}/{name}": value.clone() for name, value in held.rule.state().items()}
+        return versions, tensors
+
+    def load_state(self, versions: Mapping[int, tuple[int, int, int]], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `state()` said, to the bit. ValueError if it does not fit these chunks."""
+        if versions.keys() != self._held.keys():
+            raise ValueError(
+                f"a state of {len(versions)} chunks, which are not the {len(self._held)} held here"
+            )
+        parts: dict[int, dict[str, Tensor]] = {index: {} for index in self._held}
+        for name, tensor in tensors.items():
+            chunk, _, what = name.partition("/")
+            parts[int(chunk)][what] = tensor
+        for index, held in self._held.items():
+            part = parts[index]
+            w = part.pop("w")
+            held.w.copy_(w)
+            p = part.pop("p", w)
+            if held.p is not held.w:
+                held.p.copy_(p)
+            held.version, held.published, held.budget = versions[index]
+            held.log.clear()
+            held.log_bytes = 0
+            if held.rule is not None:
+                held.rule.load_state(part)
+            self._head(held)
+        if self._sums is not None:
+            self._tables.clear()  # addresses of states that are gone
+
     # -- parameters for workers ------------------------------------------------------------------------------
 
     def version(self, chunk: int) -> int:

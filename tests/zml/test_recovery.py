@@ -12,9 +12,12 @@ import torch
 from tests.simulation import simulate
 from tests.zml.cluster import Cluster, Script
 from tests.zml.test_cluster import run, same, trained
+from zml import base
+from zml.base import state_of
 from zml.messages import Commit, JobSpec, Ok
 from zml.ps import Ps
 from zml.pushlog import PushLog
+from zml.records import Damaged
 from zml.scheduler.ids import JobId
 from zml.shard import Shard
 from zml.transport.memory import MemoryNetwork
@@ -27,9 +30,9 @@ def have_trained(scripts: list[Script], batches: int) -> bool:
     return len(trained(scripts)) >= batches
 
 
-def replayed(folder: Path) -> Shard:
+def replayed(folder: Path, name: str = "") -> Shard:
     """A new shard, made from a log alone."""
-    shard, log = Shard(JobId("job"), folder.name), PushLog(folder)
+    shard, log = Shard(JobId("job"), name or folder.name), PushLog(folder)
     shard.recover(log)
     log.close()
     return shard
@@ -149,3 +152,63 @@ def test_a_step_that_one_shard_has_counted_counts_on_all_when_its_worker_dies(
     if staleness != 0:
         assert steps[0] == len(ALL), f"each batch is in the parameters once; w1 died at clock {clock}"
     assert len(set(trained(scripts))) == len(trained(scripts)), "no batch was computed twice"
+
+
+@pytest.mark.parametrize("staleness", MODES)
+@pytest.mark.parametrize(
+    ("compress", "optimizer_on"), [("none", "shard"), ("bf16", "shard"), ("topk:10%", "worker")]
+)
+def test_a_base_at_any_message_and_the_log_behind_it_make_the_same_shard(
+    tmp_path: Path, staleness: int | None, compress: str, optimizer_on: Literal["shard", "worker"]
+) -> None:
+    scripts, cluster = run(
+        1, staleness=staleness, compress=compress, optimizer_on=optimizer_on, folder=tmp_path / "run"
+    )
+    assert trained(scripts) == ALL
+    live = cluster.shards[1].core
+    assert live is not None
+    log = PushLog(tmp_path / "run" / "p1")
+    messages = [(message, bytes(payload)) for message, payload in log.replay()]
+    log.close()
+    for cut in range(0, len(messages), 7):
+        folder = tmp_path / str(cut)
+        shard, again = Shard(JobId("job"), "p1"), PushLog(folder)
+        for place, (message, payload) in enumerate(messages):
+            if place == cut:
+                again.rebase(again.cut(), state_of(shard))
+            again.append(message, payload)
+            shard.replay(message, memoryview(payload))
+        again.close()
+        assert again.records.first == cut
+        same_bits(replayed(folder, "p1"), live)
+
+
+def test_a_base_that_was_not_written_to_its_end_is_passed_over(tmp_path: Path) -> None:
+    _, cluster = run(1, folder=tmp_path)
+    live = cluster.shards[0].core
+    assert live is not None
+    log = PushLog(tmp_path / "p0")
+    base.write(tmp_path / "p0", log.cut(), state_of(live))
+    (path,) = (tmp_path / "p0").glob("base-*/*.records")
+    log.close()
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 101):
+        path.write_bytes(whole[:size])
+        same_bits(replayed(tmp_path / "p0"), live)
+
+
+def test_every_changed_byte_of_a_base_is_noticed(tmp_path: Path) -> None:
+    _, cluster = run(1, folder=tmp_path)
+    live = cluster.shards[0].core
+    assert live is not None
+    log = PushLog(tmp_path / "p0")
+    log.rebase(log.cut(), state_of(live))
+    log.close()
+    (path,) = (tmp_path / "p0").glob("base-*/*.records")
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 13):
+        changed = bytearray(whole)
+        changed[at] ^= 0x10
+        path.write_bytes(changed)
+        with pytest.raises(Damaged):
+            replayed(tmp_path / "p0")
