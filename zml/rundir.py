@@ -7,6 +7,7 @@
         status.json         how it ended
         logs/               one file of JSON lines per process, and what scripts printed
         timeline/           where the time of each worker's steps went
+        checkpoints/        see zml/checkpoint/folder.py
 
 It can be read at any time, by people and by `zml status`; nothing in it is needed to run.
 """
@@ -34,6 +35,7 @@ EVENTS = "events.jsonl"
 STATUS = "status.json"
 LOGS = "logs"
 TIMELINE = "timeline"
+CHECKPOINTS = "checkpoints"
 
 
 class Listening(msgspec.Struct, frozen=True):
