@@ -49,20 +49,20 @@ def numbers(model: Registration, seed: int = 0) -> Chunks:
     return found
 
 
-def write_shard(path: Path, chunks: Chunks, held: Sequence[int], version: int = 6) -> tuple[int, str]:
+def write_shard(path: Path, chunks: Chunks, held: Sequence[int], disk: Disk = DISK) -> tuple[int, str]:
     tensors = {f"{index}/{part}": array for index in held for part, array in chunks[index].items()}
-    return write_shard_file(path, tensors, shard_metadata(dict.fromkeys(held, version)))
+    return write_shard_file(path, tensors, shard_metadata(dict.fromkeys(held, 6)), disk)
 
 
-def fill(writer: Writer, chunks: Chunks, shards: int = 2) -> None:
+def fill(writer: Writer, chunks: Chunks, shards: int = 2, disk: Disk = DISK) -> None:
     """Each shard writes its own file, which the writer adopts; but the last one's arrives in pieces."""
     for shard in range(shards):
         held = [index for index in chunks if index % shards == shard]
         name = shard_file(shard)
         if shard < shards - 1:
-            writer.adopt(name, *write_shard(writer.folder / name, chunks, held))
+            writer.adopt(name, *write_shard(writer.folder / name, chunks, held, disk))
             continue
-        elsewhere = writer.root / f".sent-{name}"
+        elsewhere = writer.root.parent / f"sent-{name}"
         size, digest = write_shard(elsewhere, chunks, held)
         data = elsewhere.read_bytes()
         elsewhere.unlink()
@@ -82,5 +82,5 @@ def make(
 ) -> Path:
     model = registration() if model is None else model
     with Writer(root, step, disk) as writer:
-        fill(writer, numbers(model, step) if chunks is None else chunks, shards)
+        fill(writer, numbers(model, step) if chunks is None else chunks, shards, disk)
         return writer.seal(model, ledger=LEDGER, job=JOB, epoch=1, because=f"at step {step}", now=NOW)

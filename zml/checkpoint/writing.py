@@ -262,6 +262,6 @@ def sweep(root: Path, disk: Disk = DISK) -> None:
     """Remove what other processes have begun here and will not end. What cannot be removed waits for the next time."""
     for name in disk.listdir(root):
         found = hidden(name)
-        if found is not None and found.process != PROCESS:
+        if (found is not None and found.process != PROCESS) or name.startswith(f".{LATEST}."):
             with suppress(OSError):
                 remove_tree(disk, root / name)
