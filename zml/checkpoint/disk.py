@@ -117,16 +117,14 @@ def replace_file(disk: Disk, path: Path, data: bytes) -> None:
     sync_folder(disk, path.parent)
 
 
-def remove_tree(disk: Disk, path: Path) -> None:
-    """A folder and all in it; it may be gone already. Links are removed, never followed."""
+def remove(disk: Disk, path: Path) -> None:
+    """A file, or a folder with all in it; it may be gone already. Links are removed, never followed."""
     with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            disk.unlink(path)
+            return
         for name in disk.listdir(path):
-            inner = path / name
-            with suppress(FileNotFoundError):
-                if stat.S_ISDIR(os.lstat(inner).st_mode):
-                    remove_tree(disk, inner)
-                else:
-                    disk.unlink(inner)
+            remove(disk, path / name)
         disk.rmdir(path)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from .disk import DISK, Disk, remove_tree, sync_folder
+from .disk import DISK, Disk, remove, sync_folder
 from .folder import Entry, entries, hidden, hidden_name
 from .reading import whole
 from .writing import PROCESS
@@ -69,7 +69,7 @@ def prune(
         if (found := hidden(name)) and found.kind == "dropped"
     ]
     for away in {*hiding, *left_over}:
-        remove_tree(disk, away)
+        remove(disk, away)
     return [each.name for each in drop]
 
 

@@ -23,7 +23,7 @@ import xxhash
 
 from ..layout import Registration
 from .description import describe
-from .disk import DISK, Buffer, Disk, Written, remove_tree, replace_file, sync_folder, write_all, write_file
+from .disk import DISK, Buffer, Disk, Written, remove, replace_file, sync_folder, write_all, write_file
 from .folder import (
     JOB,
     LATEST,
@@ -214,7 +214,7 @@ class Writer:
         with self._writing(self.folder / MANIFEST):
             for name in self._disk.listdir(self.folder):
                 if name not in self._files:  # half a file of a shard that began it twice
-                    self._disk.unlink(self.folder / name)
+                    remove(self._disk, self.folder / name)
             sync_folder(self._disk, self.folder)
             write_file(self._disk, self.folder / MANIFEST, [render(manifest)])
             sync_folder(self._disk, self.folder)
@@ -237,7 +237,7 @@ class Writer:
         with suppress(
             OSError
         ):  # what stays has a name that no reader looks at, and the next process sweeps it
-            remove_tree(self._disk, self.folder)
+            remove(self._disk, self.folder)
 
     def _check_name(self, name: str) -> None:
         assert not self.over, "sealed or abandoned"
@@ -264,4 +264,4 @@ def sweep(root: Path, disk: Disk = DISK) -> None:
         found = hidden(name)
         if (found is not None and found.process != PROCESS) or name.startswith(f".{LATEST}."):
             with suppress(OSError):
-                remove_tree(disk, root / name)
+                remove(disk, root / name)
