@@ -129,9 +129,9 @@ NOT_FORMED = page(
 BAD_CHECKPOINT = page(
     "ZML-E401",
     "a checkpoint is not usable",
-    """A checkpoint counts only if its manifest and every file that it lists verify, byte for byte. The message names the
-    file and what is wrong with it. Older checkpoints of the run may be whole: `zml ckpt list` shows them, `zml ckpt
-    verify` reads every byte of them.""",
+    """A checkpoint counts only if its manifest and every file that it lists verify, byte for byte. The message names
+    the file and what is wrong with it. Older checkpoints of the run may be whole: `zml ckpt verify` reads every byte of
+    them and says so.""",
     exit_code=5,
 )
 NO_CHECKPOINT = page(
@@ -143,14 +143,15 @@ NO_CHECKPOINT = page(
 DISK_FULL = page(
     "ZML-E403",
     "the disk is full",
-    """A checkpoint or an export needs more room than there is, and what was begun of it is removed again; the checkpoints
-    before it are as they were. `zml ckpt prune` deletes old ones, and never the last that verifies.""",
+    """A checkpoint or an export needs more room than there is, and what was begun of it is removed again; the
+    checkpoints before it are as they were. `zml ckpt prune` deletes old ones, and never the last that verifies.""",
     exit_code=5,
 )
 NOT_WRITTEN = page(
     "ZML-E404",
     "a checkpoint or an export could not be written",
-    "The file system refused it, for the reason given. What was begun is removed again; the checkpoints before it are whole.",
+    """The file system refused it, for the reason given. What was begun is removed again; the checkpoints before it are
+    as they were.""",
     exit_code=5,
 )
 NOT_JOINED = page(
