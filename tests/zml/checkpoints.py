@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zml.checkpoint import DISK, Disk, Writer, shard_file, shard_metadata, write_shard_file
-from zml.hyper import OptimizerSpec
+from zml.hyper import Hyper, OptimizerSpec
 from zml.layout import Layout, Registration
 
 Array = NDArray[np.float32]
 Chunks = dict[int, dict[str, Array]]
 
-ADAM = {"amsgrad": False, "decoupled_weight_decay": True}
+ADAM: Hyper = {"amsgrad": False, "decoupled_weight_decay": True}
 DESCRIBED = [
     ("embed.weight", (5, 3), 0),
     ("body.weight", (2, 4), 0),
@@ -30,7 +30,7 @@ def registration(chunk_elements: int = 8, described: Sequence[Any] = DESCRIBED) 
     """AdamW in two groups, and one frozen group that is empty."""
     groups = 2
     return Registration(
-        Layout.build(described, groups, chunk_elements), OptimizerSpec("AdamW", (dict(ADAM),) * groups)
+        Layout.build(described, groups, chunk_elements), OptimizerSpec("AdamW", (ADAM,) * groups)
     )
 
 

@@ -16,6 +16,7 @@ from tests.zml.checkpoints import (
     JOB,
     LEDGER,
     NOW,
+    Array,
     Chunks,
     fill,
     make,
@@ -52,6 +53,10 @@ SEAL: dict[str, Any] = {"ledger": LEDGER, "job": JOB, "epoch": 1, "because": "at
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
+
+
+def floats(of: Any) -> Array:
+    return np.array(of, np.float32)
 
 
 def same(checkpoint: Checkpoint, chunks: Chunks) -> bool:
@@ -93,10 +98,10 @@ def test_the_library_reads_what_is_written_here(tmp_path: Path) -> None:
 
     tensors: dict[str, Any] = {
         "0/w": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "0/step": np.float32([3.0]),
+        "0/step": floats([3.0]),
         "none": np.zeros((0, 4), np.float32),
         "point": np.array(2.5, np.float32),
-        "\u00fcber": np.float32([1, 2]).tobytes(),
+        "\u00fcber": floats([1, 2]).tobytes(),
     }
     path = tmp_path / "shard-0000.safetensors"
     written = write_shard_file(path, tensors, shard_metadata({0: 9}))
@@ -115,7 +120,7 @@ def test_the_library_reads_what_is_written_here(tmp_path: Path) -> None:
 def test_what_the_library_writes_is_read_here(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
-    tensors = {"b": np.float32([1, 2, 3]), "a": np.float32([[4], [5]])}
+    tensors = {"b": floats([1, 2, 3]), "a": floats([[4], [5]])}
     save_file(tensors, tmp_path / "some.safetensors", {"format": "np"})
     file = TensorFile(tmp_path / "some.safetensors")
     assert file.metadata == {"format": "np"}
@@ -180,7 +185,7 @@ def test_layout_json_says_a_registration_without_loss(data: st.DataObject) -> No
     described.append(("x" * 30, [3], 0))
     optimizer = data.draw(st.sampled_from(sorted(OPTIMIZERS)))
     fixed = [key for key in OPTIMIZERS[optimizer] if RULES[key].fixed]
-    numbers = st.fixed_dictionaries(
+    numbers: st.SearchStrategy[Any] = st.fixed_dictionaries(
         {key: st.booleans() if RULES[key].boolean else st.floats(0, 1e30) for key in fixed}
     )
     spec = OptimizerSpec(optimizer, tuple(data.draw(numbers) for _ in range(groups)))

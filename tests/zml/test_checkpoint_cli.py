@@ -176,13 +176,14 @@ def test_a_damaged_or_missing_one_is_told_in_two_lines_with_exit_code_1(call: Ca
 
 
 def test_a_question_that_makes_no_sense_ends_with_2(call: Call, root: Path, tmp_path: Path) -> None:
-    for args, text in [
+    questions: list[tuple[list[str | Path], str]] = [
         (["list", "nowhere"], "nowhere is neither a run nor a checkpoint"),
         (["diff", root], "Missing argument 'B'"),
         (["prune", root / "step-000000100"], "step-000000100 is one checkpoint"),
         (["export", root, "-o", "out", "--split", "much"], "'much' is no size"),
         (["prune", "--keep-last", "0"], "Invalid value for '--keep-last'"),
-    ]:
+    ]
+    for args, text in questions:
         found = call(*args)
         assert found.code == 2 and text in found.err, args
     (tmp_path / "empty").mkdir()

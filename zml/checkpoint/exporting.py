@@ -71,7 +71,7 @@ def _data(checkpoint: Checkpoint, group: Sequence[int]) -> Iterator[Buffer]:
     for index in group:
         values = checkpoint.parameter(index)
         assert values is not None
-        yield memoryview(values)
+        yield values.data
 
 
 def split(sizes: Sequence[int], limit: int) -> list[list[int]]:

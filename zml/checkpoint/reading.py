@@ -107,8 +107,8 @@ class Checkpoint:
 def read_manifest(path: Path) -> Manifest:
     """The manifest alone, and that each file has the size that it lists; their bytes are not looked at."""
     try:
-        with open(path / MANIFEST, "rb") as file:
-            manifest = parse(file.read(MOST_MANIFEST + 1))
+        with open(path / MANIFEST, "rb") as opened:
+            manifest = parse(opened.read(MOST_MANIFEST + 1))
     except BadManifest as error:
         raise BadCheckpoint(path, MANIFEST, str(error)) from None
     except OSError as error:

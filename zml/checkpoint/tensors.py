@@ -106,7 +106,10 @@ def write_shard_file(
     Hashed as it is written, synced, and renamed into its place: a shard may do it twice. Raises ZmlError if the disk
     does not take it; then there is no file.
     """
-    views = {name: memoryview(tensor) for name, tensor in tensors.items()}
+    views = {
+        name: memoryview(tensor) if isinstance(tensor, bytes | bytearray | memoryview) else tensor.data
+        for name, tensor in tensors.items()
+    }
     for name, view in views.items():
         if view.format not in ("f", "<f", "B", "b", "c") or not view.c_contiguous or view.nbytes % 4:
             raise ValueError(f"{name} is no C-contiguous float32")
