@@ -16,6 +16,7 @@ from tests.zml.checkpoints import (
     JOB,
     LEDGER,
     NOW,
+    QUICK,
     Array,
     Chunks,
     fill,
@@ -29,6 +30,7 @@ from zml.checkpoint import (
     BadCheckpoint,
     Checkpoint,
     Entry,
+    Manifest,
     Refused,
     Writer,
     entries,
@@ -42,11 +44,26 @@ from zml.checkpoint import (
 )
 from zml.checkpoint.description import describe, understand
 from zml.checkpoint.folder import entry
-from zml.checkpoint.manifest import BadManifest, parse, render
-from zml.checkpoint.tensors import TensorFile
+from zml.checkpoint.manifest import BadManifest, File, parse, render
+from zml.checkpoint.tensors import BadTensors, TensorFile, header, parse_header
 from zml.hyper import OPTIMIZERS, RULES, OptimizerSpec
 from zml.layout import BadLayout, Layout, Registration
 
+GOOD_HEADER = header([("0/w", (2, 3)), ("0/step", (1,)), ("1/w", ())], {"versions": "{}"})
+GOOD_HEADER = GOOD_HEADER[0][8:], GOOD_HEADER[1]
+GOOD_MANIFEST = render(
+    Manifest(
+        1,
+        "step-000000003",
+        3,
+        0,
+        "2026-02-02",
+        "at the end",
+        "00",
+        7,
+        {"job.json": File(3, "0123456789abcdef")},
+    )
+)
 SEAL: dict[str, Any] = {"ledger": LEDGER, "job": JOB, "epoch": 1, "because": "at the end", "now": NOW}
 
 
@@ -251,6 +268,24 @@ def test_every_truncation_and_every_lost_file_is_noticed(root: Path) -> None:
     read(path)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_bytes_are_a_header_and_a_manifest_or_refused(data: st.DataObject) -> None:
+    parse_header(*GOOD_HEADER)
+    for good, check in ((GOOD_HEADER[0], lambda b: parse_header(b, GOOD_HEADER[1])), (GOOD_MANIFEST, parse)):
+        bad = bytearray(good)
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, len(bad) - 1))
+            some = st.sampled_from(
+                [b"9", b"99999999999999999999", b"-", b"[", b"null", b'"', b"1e9"]
+            ) | st.binary(max_size=3)
+            bad[at : at + data.draw(st.integers(0, 3))] = data.draw(some)
+        try:
+            check(bytes(bad))
+        except (BadTensors, BadManifest):
+            pass
+
+
 def test_a_manifest_in_other_words_is_refused_though_it_says_the_same(root: Path) -> None:
     data = (make(root, 3) / "MANIFEST.json").read_bytes()
     said = json.loads(data)
@@ -304,7 +339,7 @@ def test_a_changed_tensor_is_found_by_reading_deep_only(root: Path) -> None:
 
 def chunk_file(writer: Writer, tensors: Any, versions: dict[int, int], shard: int = 0) -> None:
     name = f"shard-{shard:04}.safetensors"
-    writer.adopt(name, *write_shard_file(writer.folder / name, tensors, shard_metadata(versions)))
+    writer.adopt(name, *write_shard_file(writer.folder / name, tensors, shard_metadata(versions), QUICK))
 
 
 ONE = Registration(Layout.build([("p", (2, 3), 0), ("q", (1,), 0)], 1), OptimizerSpec("SGD", ({},)))
@@ -328,15 +363,24 @@ def test_what_could_not_be_loaded_is_not_sealed(
     root: Path, tensors: Any, versions: dict[int, int], what: str
 ) -> None:
     make(root, 1)
-    with Writer(root, 2) as writer:
+    with Writer(root, 2, QUICK) as writer:
         chunk_file(writer, tensors, versions)
         with pytest.raises(BadCheckpoint, match=what):
             writer.seal(ONE, **SEAL)
     assert sorted(os.listdir(root)) == ["LATEST", "step-000000001"]
 
 
+@pytest.mark.parametrize("wrong", [{"job": {"loss": float("nan")}}, {"because": "\ud800"}, {"epoch": -1}])
+def test_what_json_cannot_say_is_refused_before_anything_is_sealed(root: Path, wrong: dict[str, Any]) -> None:
+    with Writer(root, 1, QUICK) as writer:
+        fill(writer, numbers(registration()))
+        with pytest.raises(ValueError):
+            writer.seal(registration(), **SEAL | wrong)
+    assert os.listdir(root) == []
+
+
 def test_a_chunk_in_two_files_is_refused(root: Path) -> None:
-    with Writer(root, 2) as writer:
+    with Writer(root, 2, QUICK) as writer:
         chunk_file(writer, {"0/w": SEVEN}, {0: 1}, 0)
         chunk_file(writer, {"0/w": SEVEN}, {0: 1}, 1)
         with pytest.raises(
@@ -376,7 +420,7 @@ def test_only_its_own_names_are_checkpoints() -> None:
 
 def test_a_file_that_arrives_in_pieces_is_the_file_that_was_sent(root: Path) -> None:
     chunks = numbers(registration())
-    with Writer(root, 1) as writer:
+    with Writer(root, 1, QUICK) as writer:
         size, digest = write_shard(root / "sent", chunks, list(chunks))
         data = (root / "sent").read_bytes()
         (root / "sent").unlink()
@@ -399,7 +443,7 @@ def test_a_file_that_arrives_in_pieces_is_the_file_that_was_sent(root: Path) -> 
 
 def test_a_writer_refuses_what_is_not_so_and_goes_on(root: Path) -> None:
     chunks = numbers(registration())
-    with Writer(root, 1) as writer:
+    with Writer(root, 1, QUICK) as writer:
         for name in ("../x", ".x", "a/b", "", "MANIFEST.json", "x" * 101, "x\n"):
             with pytest.raises(Refused, match="cannot be called"):
                 writer.write(name, b"")
@@ -418,7 +462,7 @@ def test_a_writer_refuses_what_is_not_so_and_goes_on(root: Path) -> None:
 
 
 def test_a_file_whose_pieces_have_not_all_come_is_not_sealed(root: Path) -> None:
-    with Writer(root, 1) as writer:
+    with Writer(root, 1, QUICK) as writer:
         fill(writer, numbers(registration()))
         writer.piece("shard-0009.safetensors", 0, b"beginning")
         with pytest.raises(Refused, match=r"shard-0009.safetensors is not complete"):
@@ -427,7 +471,7 @@ def test_a_file_whose_pieces_have_not_all_come_is_not_sealed(root: Path) -> None
 
 
 def test_half_a_file_of_a_shard_that_began_twice_is_not_in_the_checkpoint(root: Path) -> None:
-    with Writer(root, 1) as writer:
+    with Writer(root, 1, QUICK) as writer:
         fill(writer, numbers(registration()))
         (writer.folder / ".shard-0000.safetensors.1234").write_bytes(b"half")
         path = writer.seal(registration(), **SEAL)
@@ -440,13 +484,13 @@ def test_a_writer_sweeps_what_the_dead_left_and_nothing_of_its_own_process(
     make(root, 1)
     with monkeypatch.context() as dead:
         dead.setattr("zml.checkpoint.writing.PROCESS", "deadbeef")
-        left = Writer(root, 2)
+        left = Writer(root, 2, QUICK)
         left.piece("shard-0000.safetensors", 0, b"some")
         (left.folder / "folder").mkdir()
     (root / ".step-000000001.deadbeef00.dropped").mkdir()
     (root / ".somebody-elses").mkdir()
-    alive = Writer(root, 3)
-    with Writer(root, 4):
+    alive = Writer(root, 3, QUICK)
+    with Writer(root, 4, QUICK):
         there = sorted(os.listdir(root))
     assert [name for name in there if "deadbeef" in name] == []
     assert {alive.folder.name, ".somebody-elses", "step-000000001"} <= set(there)
@@ -457,9 +501,9 @@ def test_a_writer_sweeps_what_the_dead_left_and_nothing_of_its_own_process(
 
 def test_a_shard_that_still_writes_for_an_abandoned_attempt_harms_no_other(root: Path) -> None:
     chunks = numbers(registration())
-    gone = Writer(root, 1)
+    gone = Writer(root, 1, QUICK)
     gone.abandon()
-    with Writer(root, 1) as writer:
+    with Writer(root, 1, QUICK) as writer:
         with pytest.raises(errors.ZmlError) as raised:
             write_shard(gone.folder / "shard-0000.safetensors", chunks, list(chunks))
         assert raised.value.code == errors.NOT_WRITTEN
@@ -503,7 +547,7 @@ def test_retention_never_drops_the_last_nor_the_last_that_verified(
     assert to_drop(stay, last, every, verified & set(stay)) == [], "asked again, nothing more goes"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(bad=st.sets(st.integers(0, 4)), last=st.integers(0, 3))
 def test_prune_leaves_the_newest_whole_one_whatever_is_damaged(
     tmp_path_factory: pytest.TempPathFactory, bad: set[int], last: int
@@ -514,7 +558,7 @@ def test_prune_leaves_the_newest_whole_one_whatever_is_damaged(
         if step in bad:
             os.truncate(root / Entry(step).name / "job.json", 3)
     before = newest(root)[0]
-    dropped = prune(root, last)
+    dropped = prune(root, last, disk=QUICK)
     after = newest(root)[0]
     assert (before is None) == (len(bad) == 5)
     if before is None:

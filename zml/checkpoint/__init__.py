@@ -12,7 +12,7 @@ when, is not decided here. Nothing here imports torch, and numpy only where numb
 from .comparing import Difference, diff
 from .disk import DISK, Disk, Written
 from .exporting import export
-from .folder import Entry, entries
+from .folder import Entry, entries, entry
 from .manifest import Manifest
 from .reading import BadCheckpoint, Checkpoint, Skipped, newest, read, read_manifest
 from .retention import prune, to_drop
@@ -33,6 +33,7 @@ __all__ = [
     "Written",
     "diff",
     "entries",
+    "entry",
     "export",
     "newest",
     "prune",

@@ -140,9 +140,10 @@ def not_written(error: OSError, path: Path, needed: int, at_least: bool = False)
     free = free_bytes(path.parent)
     left = "" if free is None else f"; {free:,} are free there now"
     least = "at least " if at_least else ""
+    wanted = f": {least}{needed:,} bytes were needed" if needed else ""
     return ZmlError(
         DISK_FULL,
-        f"no room for {path}: {least}{needed:,} bytes were needed{left}",
+        f"no room for {path}{wanted}{left}",
         "Free some space, or let `zml ckpt prune` delete old checkpoints; nothing that was there is touched.",
     )
 

@@ -37,7 +37,7 @@ from .folder import (
     hidden_name,
     is_file_name,
 )
-from .manifest import FORMAT, File, Manifest, render
+from .manifest import FORMAT, File, Manifest, parse, render
 from .reading import assemble
 from .tensors import not_written
 
@@ -174,8 +174,8 @@ class Writer:
     ) -> Path:
         """Make it a checkpoint, and return its folder when a crash can take it away no more. `now` is Unix time.
 
-        Raises BadCheckpoint if it could not be read again (a chunk is in no file, say), and Refused if a file is not
-        complete; both abandon it.
+        Raises BadCheckpoint if it could not be read again (a chunk is in no file, say), Refused if a file is not
+        complete, and ValueError if JSON cannot say what is given (NaN, say); all abandon it.
         """
         try:
             return self._seal(registration, ledger, job, epoch, because, now)
@@ -210,6 +210,7 @@ class Writer:
             parameters=registration.layout.size,
             files=dict(sorted(self._files.items())),
         )
+        manifest = parse(render(manifest))
         assemble(self.folder, manifest, deep=False)  # nothing is sealed that cannot be read
         with self._writing(self.folder / MANIFEST):
             for name in self._disk.listdir(self.folder):
