@@ -73,6 +73,7 @@ COORDINATES = {
     "zml.script",
     "zml.seat",
     "zml.status",
+    "zml.tables",
     "zml.timeline",
 }  # and zml.checkpoint.*, zml.launch.*
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

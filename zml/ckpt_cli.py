@@ -4,29 +4,23 @@ Exit codes, as of diff: 0 yes, 1 no (one is damaged, two differ, there is none),
 Only `prune` changes anything below a run. A job may be running all the while.
 """
 
-import functools
 import json
 import math
 import re
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import BAD_CHECKPOINT, NO_CHECKPOINT, NOT_WRITTEN, USAGE, ZmlError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from .checkpoint import Checkpoint, Difference, Manifest
-
-F = TypeVar("F", bound=Callable[..., Any])
+    from .checkpoint.finding import Place
 
 SHOWN = 40  # parameters, unless all are asked for
-PIPED = 200  # columns; nobody wants a table in a file to be folded at 80
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -64,106 +58,28 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="For machines.")
 RUN = click.argument("run", required=False)
 
 
-# -- which one is meant --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where RUN leads: a `checkpoints` folder, and which one in it, if one was named."""
-
-    root: Path
-    one: Path | None = None
-
-
-def find(run: str | None) -> Place:
-    """Raises ZmlError where there are no checkpoints."""
+def place(run: str | None) -> "Place":
+    """Where RUN leads; without it, the newest run below the folder of the settings. Raises ZmlError."""
     from . import rundir
-    from .checkpoint.folder import MANIFEST, entries, entry
+    from .checkpoint.finding import find
     from .cli import settle
 
-    if run is None:
-        runs = Path(settle({}).settings.runs)
-        newest = rundir.newest(runs)
-        if newest is None:
-            raise ZmlError(USAGE, f"there is no run below {runs}", "Name a run directory or a checkpoint.")
-        path = newest
-    else:
-        path = Path(run)
-    if (path / MANIFEST).is_file() or (entry(path.name) is not None and path.is_dir()):
-        return Place(path.parent, path)
-    for root in (path / rundir.CHECKPOINTS, path):
-        if root.is_dir() and (root.name == rundir.CHECKPOINTS or entries(root)):
-            return Place(root)
-    if (path / rundir.CONFIG).is_file():
-        raise ZmlError(
-            NO_CHECKPOINT, f"the run {path} has no checkpoint", "It takes them if it is told when."
-        )
-    raise ZmlError(
-        USAGE, f"{path} is neither a run nor a checkpoint", "`ls runs` lists the runs of this folder."
-    )
+    if run is not None:
+        return find(Path(run))
+    runs = Path(settle({}).settings.runs)
+    newest = rundir.newest(runs)
+    if newest is None:
+        raise ZmlError(USAGE, f"there is no run below {runs}", "Name a run directory or a checkpoint.")
+    return find(newest)
 
 
 def load(run: str | None, deep: bool) -> "Checkpoint":
     """The checkpoint that is named, or the newest of the run that verifies; what is skipped is said."""
-    from .checkpoint import Skipped, read
-    from .checkpoint.reading import whole
+    from .checkpoint.finding import load_from
 
-    place = find(run)
-    if place.one is not None:
-        return read(place.one, deep)
-    skipped: list[Skipped] = []
-    found = next(whole(place.root, skipped, deep), None)
-    for each in skipped:
-        click.echo(f"skipped {each.name}: {each.because}", err=True)
-    if found is None:
-        why = (
-            f"none of the {len(skipped)} checkpoints in {place.root} is whole"
-            if skipped
-            else f"{place.root} is empty"
-        )
-        raise ZmlError(NO_CHECKPOINT, why)
-    return found
-
-
-# -- how it is shown -----------------------------------------------------------------------------------------
-
-
-def console() -> "Console":
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else PIPED
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], folding: str = "") -> None:
-    """Columns whose name ends in > stand at the right; the one called `folding` takes more lines where it must."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from .console import printable
-
-    drawn = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, header_style="bold")
-    for column in columns:
-        name = column.removesuffix(">")
-        drawn.add_column(
-            name,
-            justify="right" if column.endswith(">") else "left",
-            no_wrap=name != folding,
-            overflow="fold" if name == folding else "ellipsis",
-        )
-    for row in rows:
-        drawn.add_row(*(Text(printable(cell)) for cell in row))
-    console().print(drawn)
-
-
-def size(count: float) -> str:
-    """1,234 B, 5.2 MB: of 1,000, as disks are sold and the limit of `export` is given."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
+    return load_from(
+        place(run), deep, lambda each: click.echo(f"skipped {each.name}: {each.because}", err=True)
+    )
 
 
 def about(path: Path, manifest: "Manifest | None", wrong: str | None) -> dict[str, Any]:
@@ -176,34 +92,36 @@ def about(path: Path, manifest: "Manifest | None", wrong: str | None) -> dict[st
     return found
 
 
-COLUMNS = ("checkpoint", "step>", "epoch>", "created", "because", "size>")
-
-
-def cells(each: dict[str, Any]) -> list[str]:
-    if "step" not in each:
-        return [each["name"], "", "", "", "", ""]
-    created = each["created"][:16].replace("T", " ") + " UTC"
-    return [
-        each["name"],
-        str(each["step"]),
-        str(each["epoch"]),
-        created,
-        each["because"],
-        size(each["bytes"]),
-    ]
-
-
-def examine(place: Place, check: Callable[[Path], "Manifest"]) -> list[dict[str, Any]]:
+def examine(where: "Place", check: Callable[[Path], "Manifest"]) -> list[dict[str, Any]]:
     """What `check` says of each, the oldest first."""
     from .checkpoint import BadCheckpoint, entries
 
     found = []
-    for path in [place.one] if place.one else [place.root / each.name for each in entries(place.root)]:
+    for path in [where.one] if where.one else [where.root / each.name for each in entries(where.root)]:
         try:
             found.append(about(path, check(path), None))
         except BadCheckpoint as error:
             found.append(about(path, None, error.because))
     return found
+
+
+def print_list(where: "Place", found: list[dict[str, Any]], good: str, as_json: bool) -> None:
+    from .tables import print_table, size
+
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        click.echo(f"no checkpoints in {where.root}")
+        return
+    rows = []
+    for each in found:
+        row = [""] * 5
+        if each["wrong"] is None:
+            created = each["created"][:16].replace("T", " ") + " UTC"
+            row = [str(each["step"]), str(each["epoch"]), created, each["because"], size(each["bytes"])]
+        rows.append([each["name"], *row, each["wrong"] or good])
+    print_table(("checkpoint", "step>", "epoch>", "created", "because", "size>", "state"), rows, "state")
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -219,16 +137,8 @@ def list_(run: str | None, as_json: bool) -> int:
     """
     from .checkpoint import read_manifest
 
-    place = find(run)
-    found = examine(place, read_manifest)
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-    elif not found:
-        click.echo(f"no checkpoints in {place.root}")
-    else:
-        table(
-            (*COLUMNS, "state"), [[*cells(each), each["wrong"] or "sizes right"] for each in found], "state"
-        )
+    where = place(run)
+    print_list(where, examine(where, read_manifest), "sizes right", as_json)
     return 0
 
 
@@ -242,15 +152,10 @@ def verify(run: str | None, as_json: bool) -> int:
     """
     from .checkpoint import read
 
-    place = find(run)
-    found = examine(place, lambda path: read(path).manifest)
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-    elif not found:
-        click.echo(f"no checkpoints in {place.root}")
-    else:
-        table((*COLUMNS, "state"), [[*cells(each), each["wrong"] or "whole"] for each in found], "state")
-    return 1 if not found or any(each["wrong"] for each in found) else 0
+    where = place(run)
+    found = examine(where, lambda path: read(path).manifest)
+    print_list(where, found, "whole", as_json)
+    return 0 if found and all(each["wrong"] is None for each in found) else 1
 
 
 @ckpt.command()
@@ -262,6 +167,9 @@ def show(run: str | None, everything: bool, as_json: bool) -> int:
 
     Step, files, optimizer, parameters, the job's settings. All but the tensors' bytes is checked.
     """
+    from .console import printable
+    from .tables import print_table, size
+
     checkpoint = load(run, deep=False)
     layout, optimizer = checkpoint.registration.layout, checkpoint.registration.optimizer
     manifest, versions = checkpoint.manifest, checkpoint.versions.values()
@@ -283,7 +191,6 @@ def show(run: str | None, everything: bool, as_json: bool) -> int:
         }
         click.echo(json.dumps(said, indent=2))
         return 0
-    out = functools.partial(console().print, soft_wrap=True)
     low, high = min(versions), max(versions)
     for key, text in (
         ("checkpoint", str(checkpoint.path)),
@@ -297,10 +204,12 @@ def show(run: str | None, everything: bool, as_json: bool) -> int:
         ("chunks", f"{len(layout.chunks):,}, version {low if low == high else f'{low} to {high}'}"),
         ("job", json.dumps(checkpoint.job)),
     ):
-        out(f"{key:<11} {text}")
-    out("")
-    table(("file", "size>", "xxh3"), [[name, size(f.bytes), f.xxh3] for name, f in manifest.files.items()])
-    out("")
+        click.echo(f"{key:<11} {printable(text)}")
+    click.echo()
+    print_table(
+        ("file", "size>", "xxh3"), [[name, size(f.bytes), f.xxh3] for name, f in manifest.files.items()]
+    )
+    click.echo()
     shown = layout.parameters if everything else layout.parameters[:SHOWN]
     rows = [
         [
@@ -310,9 +219,9 @@ def show(run: str | None, everything: bool, as_json: bool) -> int:
         ]
         for p in shown
     ]
-    table(("parameter", "shape", "group>"), rows)
+    print_table(("parameter", "shape", "group>"), rows)
     if len(shown) < len(layout.parameters):
-        out(f"and {len(layout.parameters) - len(shown):,} more; --all shows them")
+        click.echo(f"and {len(layout.parameters) - len(shown):,} more; --all shows them")
     return 0
 
 
@@ -327,6 +236,7 @@ def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
     Largest absolute difference, and the norm of the difference relative to A's. The exit code is 1 if a bit differs.
     """
     from . import checkpoint
+    from .tables import print_table
 
     first, second = load(a, deep=True), load(b, deep=True)
     found = list(checkpoint.diff(first, second))
@@ -339,7 +249,7 @@ def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
         return 0 if same else 1
     shown = [each for each in found if everything or not each.equal]
     if shown:
-        table(
+        print_table(
             ("parameter", "part", "elements>", "max |a-b|>", "relative>", ""), [_row(each) for each in shown]
         )
     if optimizers[0] != optimizers[1]:
@@ -393,6 +303,7 @@ def export(run: str | None, output: str, split: str, force: bool) -> int:
     hub. It has the model's parameters; buffers, such as running means, are not in a checkpoint.
     """
     from . import checkpoint
+    from .tables import size
 
     limit = _bytes(split)
     taken = load(run, deep=True)
@@ -429,24 +340,24 @@ def prune(run: str | None, keep_last: int, keep_every: int, dry_run: bool) -> in
     from . import checkpoint
     from .checkpoint.retention import newest_whole
 
-    place = find(run)
-    if place.one is not None:
-        raise ZmlError(USAGE, f"{place.one} is one checkpoint", "Name the run whose checkpoints may go.")
-    there = checkpoint.entries(place.root)
-    verified = newest_whole(place.root)
+    where = place(run)
+    if where.one is not None:
+        raise ZmlError(USAGE, f"{where.one} is one checkpoint", "Name the run whose checkpoints may go.")
+    there = checkpoint.entries(where.root)
+    verified = newest_whole(where.root)
     if there and not verified:
         raise ZmlError(
-            NO_CHECKPOINT, f"none of the {len(there)} checkpoints in {place.root} is whole; all of them stay"
+            NO_CHECKPOINT, f"none of the {len(there)} checkpoints in {where.root} is whole; all of them stay"
         )
     if dry_run:
         gone = [each.name for each in checkpoint.to_drop(there, keep_last, keep_every, verified)]
     else:
         try:
-            gone = checkpoint.prune(place.root, keep_last, keep_every, verified)
+            gone = checkpoint.prune(where.root, keep_last, keep_every, verified)
         except OSError as error:
-            raise ZmlError(NOT_WRITTEN, f"cannot delete below {place.root}: {error.strerror}") from None
+            raise ZmlError(NOT_WRITTEN, f"cannot delete below {where.root}: {error.strerror}") from None
     for name in gone:
         click.echo(f"{'would delete' if dry_run else 'deleted'} {name}")
     stay = len(there) - len(gone)
-    click.echo(f"{stay} {'checkpoint stays' if stay == 1 else 'checkpoints stay'} in {place.root}")
+    click.echo(f"{stay} {'checkpoint stays' if stay == 1 else 'checkpoints stay'} in {where.root}")
     return 0

@@ -334,6 +334,16 @@ def test_a_changed_tensor_is_found_by_reading_deep_only(root: Path) -> None:
     assert "step-000000003 is not usable: shard-0000.safetensors has changed" in raised.value.what
 
 
+def test_who_loads_some_chunks_checks_their_files_only(root: Path) -> None:
+    path = make(root, 3)
+    file = path / "shard-0001.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    checkpoint = read(path, deep=False)
+    checkpoint.check([0, 2])
+    with pytest.raises(BadCheckpoint, match=r"shard-0001.safetensors has changed"):
+        checkpoint.check([0, 1])
+
+
 # Damage that the hashes cover, because whoever wrote it meant it: the writer refuses to seal what no one could load.
 
 

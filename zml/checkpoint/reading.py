@@ -5,7 +5,7 @@ Chunks are read from whichever shard's file has them, so that any number of shar
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +19,7 @@ from .description import understand
 from .disk import AT_ONCE
 from .folder import JOB, LAYOUT, LEDGER, MANIFEST, SHARD, entries
 from .manifest import MOST_BYTES as MOST_MANIFEST
-from .manifest import BadManifest, Manifest, parse
+from .manifest import BadManifest, File, Manifest, parse
 from .tensors import BadTensors, TensorFile, by_chunk, versions
 
 if TYPE_CHECKING:
@@ -67,6 +67,14 @@ class Checkpoint:
     def chunk(self, index: int) -> dict[str, "NDArray[np.float32]"]:
         """`w` and the optimizer's state of one chunk: read-only arrays over the file."""
         return {kind: self.holders[index].array(f"{index}/{kind}") for kind in self.kinds[index]}
+
+    def check(self, chunks: Iterable[int]) -> None:
+        """After a reading that was not deep: hold the files with these chunks against the manifest, byte for byte.
+
+        Who loads a part need not read the whole. Raises BadCheckpoint.
+        """
+        for name in sorted({self.holders[index].path.name for index in chunks}):
+            _check(self.path, name, self.manifest.files[name])
 
     def file(self, name: str) -> Path | None:
         """Where a file of this checkpoint lies, `worker.safetensors` say; None if it has none of that name."""
@@ -131,16 +139,8 @@ def read(path: Path, deep: bool = True) -> Checkpoint:
 def assemble(path: Path, manifest: Manifest, deep: bool) -> Checkpoint:
     """The checkpoint in a folder, which this manifest describes. Raises BadCheckpoint."""
     for name, file in sorted(manifest.files.items()):
-        if not deep and name.endswith(".safetensors"):
-            continue
-        try:
-            size, found = hash_file(path / name)
-        except OSError as error:
-            raise BadCheckpoint(path, name, _unreadable(error)) from None
-        if (size, found) != (file.bytes, file.xxh3):
-            raise BadCheckpoint(
-                path, name, f"has changed: its xxh3 is {found}, the manifest lists {file.xxh3}"
-            )
+        if deep or not name.endswith(".safetensors"):
+            _check(path, name, file)
     description = _small(path, manifest, LAYOUT)
     try:
         registration = understand(description)
@@ -163,6 +163,17 @@ def assemble(path: Path, manifest: Manifest, deep: bool) -> Checkpoint:
         what = f"lists no file with chunk {missing[0]}" + (f" and {count - 1} more" if count > 1 else "")
         raise BadCheckpoint(path, MANIFEST, what)
     return checkpoint
+
+
+def _check(path: Path, name: str, listed: File) -> None:
+    try:
+        found = hash_file(path / name)
+    except OSError as error:
+        raise BadCheckpoint(path, name, _unreadable(error)) from None
+    if found != (listed.bytes, listed.xxh3):
+        raise BadCheckpoint(
+            path, name, f"has changed: its xxh3 is {found[1]}, the manifest lists {listed.xxh3}"
+        )
 
 
 def _take(checkpoint: Checkpoint, file: TensorFile) -> None:
