@@ -448,6 +448,7 @@ def test_a_file_that_arrives_in_pieces_is_the_file_that_was_sent(root: Path) -> 
         with pytest.raises(Refused, match="is complete with"):
             writer.piece(name, size, b"more")
         path = writer.seal(registration(), **SEAL)
+        assert writer.over
     assert (path / name).read_bytes() == data and same(read(path), chunks)
 
 
