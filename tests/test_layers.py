@@ -44,13 +44,14 @@ COMPUTES = {
     "zml.replica",
     "zml.store",
     "zml.timeline",
-}  # and zml.codec.*
+}  # and zml.checkpoint.*, zml.codec.*
 TALKS = ("asyncio", "uvloop", "zmq", "zml.transport")
 COORDINATES = {
     "zml",
     "zml.__main__",
     "zml.agent",
     "zml.board",
+    "zml.ckpt_cli",
     "zml.cli",
     "zml.compression",
     "zml.config",
@@ -72,8 +73,9 @@ COORDINATES = {
     "zml.script",
     "zml.seat",
     "zml.status",
+    "zml.tables",
     "zml.timeline",
-}  # and zml.launch.*
+}  # and zml.checkpoint.*, zml.launch.*
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("torch", "save")}
@@ -141,11 +143,13 @@ def where(module: Module, line: int) -> str:
 
 
 def coordinating() -> list[str]:
-    return sorted(n for n in modules() if n in COORDINATES or within(n, "zml.launch") or within(n, "zml.cli"))
+    packages = ("zml.checkpoint", "zml.cli", "zml.launch")
+    return sorted(n for n in modules() if n in COORDINATES or any(within(n, package) for package in packages))
 
 
 def computing() -> list[str]:
-    return sorted(n for n in modules() if n in COMPUTES or within(n, "zml.codec"))
+    packages = ("zml.checkpoint", "zml.codec")
+    return sorted(n for n in modules() if n in COMPUTES or any(within(n, package) for package in packages))
 
 
 def test_the_walk_sees_the_packages() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from . import __version__, errors
+from .ckpt_cli import ckpt
 from .config import ANY_PORT, COORDINATOR_ADDRESS, Resolved, resolve
 from .errors import USAGE, ZmlError
 
@@ -354,6 +355,9 @@ def timeline(run: str | None, worker: str | None, last: int, as_json: bool) -> i
         for line in times.table(file.stem, steps, last, min(shutil.get_terminal_size().columns, 120)):
             click.echo(line)
     return 0
+
+
+main.add_command(ckpt)
 
 
 @main.command(context_settings=CONTEXT)

@@ -134,6 +134,34 @@ LOG_DAMAGED = page(
     torn end, as a dying process leaves it, is no damage.""",
     exit_code=4,
 )
+BAD_CHECKPOINT = page(
+    "ZML-E401",
+    "a checkpoint is not usable",
+    """A checkpoint counts only if its manifest and every file that it lists verify, byte for byte. The message names
+    the file and what is wrong with it. Older checkpoints of the run may be whole: `zml ckpt verify` reads every byte of
+    them and says so.""",
+    exit_code=5,
+)
+NO_CHECKPOINT = page(
+    "ZML-E402",
+    "there is no usable checkpoint",
+    """None of the run's checkpoints verifies, or it has none. The message says what was skipped and why.""",
+    exit_code=5,
+)
+DISK_FULL = page(
+    "ZML-E403",
+    "the disk is full",
+    """A checkpoint or an export needs more room than there is, and what was begun of it is removed again; the
+    checkpoints before it are as they were. `zml ckpt prune` deletes old ones, and never the last that verifies.""",
+    exit_code=5,
+)
+NOT_WRITTEN = page(
+    "ZML-E404",
+    "a checkpoint or an export could not be written",
+    """The file system refused it, for the reason given. What was begun is removed again; the checkpoints before it are
+    as they were.""",
+    exit_code=5,
+)
 NOT_JOINED = page(
     "ZML-E501",
     "the script has not joined",

@@ -132,7 +132,7 @@ class Ps:
             await asyncio.sleep(SYNC_S)
             try:
                 await asyncio.to_thread(pushes.records.sync)
-                if core.store is not None and pushes.is_long(core.store.bytes):
+                if core.store is not None and pushes.is_long(core.store.state_bytes):
                     await self._rebase(core, pushes)
                 told = False
             except OSError as error:

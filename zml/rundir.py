@@ -8,8 +8,9 @@
         logs/               one file of JSON lines per process, and what scripts printed
         timeline/           where the time of each worker's steps went
         state/              what lets a process that dies go on: a push log per shard
+        checkpoints/        see zml/checkpoint/folder.py
 
-It can be read at any time, by people and by `zml status`. Only what is in `state` is needed to run.
+It can be read at any time, by people and by `zml status`. Only `state` is needed to run, and `checkpoints` to resume.
 """
 
 import json
@@ -36,6 +37,7 @@ STATUS = "status.json"
 LOGS = "logs"
 TIMELINE = "timeline"
 STATE = "state"
+CHECKPOINTS = "checkpoints"
 
 
 class Listening(msgspec.Struct, frozen=True):

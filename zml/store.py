@@ -343,7 +343,7 @@ class Store:
     # -- coming back -----------------------------------------------------------------------------------------
 
     @property
-    def bytes(self) -> int:
+    def state_bytes(self) -> int:
         """Of parameters and optimizer state, about."""
         state = sum(
             tensor.nbytes
