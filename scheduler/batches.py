@@ -14,7 +14,7 @@ importing its libraries.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -291,6 +291,36 @@ class Ledger:
                 current.to_go -= 1
                 del current.leases[batch]
         return None
+
+    # -- checkpoints ---------------------------------------------------------------------------------
+
+    def at_cut(self, applied: Mapping[WorkerId, tuple[int, int]]) -> Pass | None:
+        """The open epoch as it is in parameters that hold, of each worker, the first batches of an epoch: a copy.
+
+        `applied` is (epoch, done) by worker; what was committed before is in the parameters anyhow.
+        """
+        current = self.current
+        if current is None:
+            return None
+        committed = bytearray(current.committed)
+        for worker, (epoch, done) in applied.items():
+            if epoch == current.epoch:
+                for batch in current.given.get(worker, ())[:done]:
+                    committed[batch] = 1
+        to_go = current.batches - sum(committed)
+        return Pass(current.epoch, current.batches, 0, current.token, current.opener, committed, to_go)
+
+    def resume(self, epoch: int, batches: int, token: bytes, committed: Iterable[int]) -> None:
+        """Go on in an epoch of an earlier run, in which these batches are applied. Before anybody has opened one."""
+        assert self.current is None, "an epoch is open"
+        flags = bytearray(batches)
+        for batch in committed:
+            flags[batch] = 1
+        left = batches - sum(flags)
+        self.current = Pass(epoch, batches, 0, token, WorkerId("an earlier run"), flags, left)
+        self.current.undealt = [batch for batch, flag in enumerate(flags) if not flag]
+        self.current.deal(self.present)
+        self.epoch = epoch
 
     def settle(self, worker: WorkerId, epoch: int, done: int) -> Mismatch | None:
         """A worker is lost, and of the batches that it was given in this epoch the first `done` are applied.

@@ -12,12 +12,16 @@ from .ids import HIGHEST, JobId, MemberId, Role
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """Somebody wants a job to run. `staleness` is the bound s: 0 is BSP, None is asynchronous."""
+    """Somebody wants a job to run. `staleness` is the bound s: 0 is BSP, None is asynchronous.
+
+    `resumed`: the shards bring the first parameters themselves, from a checkpoint.
+    """
 
     job: JobId
     workers: int
     shards: int
     staleness: int | None
+    resumed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("workers", "shards"):

@@ -162,7 +162,7 @@ class Machine:
         if event.job in self.jobs or event.job in self.over:
             yield Ignored(event.job, f"job {event.job} was submitted before")
             return
-        self.jobs[event.job] = Job(event.job, event.workers, event.shards, event.staleness)
+        self.jobs[event.job] = Job(event.job, event.workers, event.shards, event.staleness, event.resumed)
 
     def _too_late(self, event: Event) -> Action:
         over = self.over.get(event.job)
@@ -292,6 +292,9 @@ class Machine:
         chunks = [ChunkKey(str(index)) for index in range(event.chunks)]
         yield Place(job.id, ring.place(chunks, self.shards(job.id)), because)
         layout = Layout(event.digest, event.chunks, WorkerId(event.worker))
+        if job.resumed:
+            job.phase = replace(job.phase, parameters=Ready(layout))
+            return
         yield from self._initialise(job, job.phase, layout, because)
 
     def _refuse_layout(self, job: Job, event: Registered, because: str, now: float) -> Actions:

@@ -165,6 +165,7 @@ class Job:
     workers: int  # asked for, as are the shards
     shards: int
     staleness: int | None
+    resumed: bool = False  # its first parameters are in a checkpoint, not with a worker
     phase: Phase = field(default_factory=Forming)
     members: Members = field(default_factory=Members)
     generation: int = 0  # 0 while FORMING, then + 1 at each change of the active workers

@@ -142,7 +142,8 @@ def become(shard: Shard, state: State) -> None:
         return found
 
     if account.assign is not None:
-        shard.replay(account.assign, memoryview(account.assignment))
+        # Whatever checkpoint it began with is in the tensors.
+        shard.replay(msgspec.structs.replace(account.assign, checkpoint=""), memoryview(account.assignment))
     shard.gate.restore(msgspec.convert(account.gate, GateAccount))
     shard.generation, shard.seats, shard.steps = account.generation, account.seats, account.steps
     shard.incarnations = {WorkerId(seat.worker): seat.incarnation for seat in account.seats}

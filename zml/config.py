@@ -58,6 +58,11 @@ class Settings:
     warm_up_steps: OrAuto = -1  # over which topk's density falls to what was asked for; -1: 5 % of the run
     residual_decay: Decay = 1.0  # topk keeps so much of what has waited, from one exchange to the next
     push_log: Literal["on", "off"] = "on"  # whether shards write down what they take, to be started again
+    resume: str = ""  # a run or checkpoint to go on from
+    checkpoint_steps: Bound = 0  # a checkpoint after so many steps; 0: none
+    checkpoint_minutes: Rate = 10.0  # and after so many minutes; 0: none. One at the end there is always
+    keep_last: AtLeastOne = 3  # checkpoints that stay, the newest
+    keep_every_steps: Bound = 0  # and the first of every so many steps; 0: none
     return_s: Seconds = 60.0  # how long the job waits for a shard that was lost to come back
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
     coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,18 @@ from msgspec import Struct
 
 from . import rundir
 from .board import Board, why
+from .checkpoint import Checkpoint
+from .checkpoint.finding import find, load_from
+from .checkpointer import Facts
+from .checkpoints import (
+    Checkpoints,
+    When,
+    applied_batches,
+    describe_job,
+    describe_ledger,
+    resume_ledger,
+    why_not_this_model,
+)
 from .events import EventLog
 from .lease import COORDINATOR
 from .link import LISTENER, control_endpoint, listen
@@ -28,6 +40,7 @@ from .messages import (
     Ask,
     Assign,
     Assignment,
+    Checkpointed,
     Claim,
     Claimed,
     Drain,
@@ -58,6 +71,7 @@ from .messages import (
     Status,
     Stop,
     Take,
+    TakeCheckpoint,
     Taken,
     Wait,
     Where,
@@ -67,6 +81,7 @@ from .scheduler import actions, batches, events
 from .scheduler.ids import JobId, ShardId, WorkerId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
+from .scheduler.state import Cause, Finishing
 from .status import JobStatus
 from .transport import Answer, Endpoint, Handler, Refusal, Refused, TransportError
 
@@ -77,6 +92,7 @@ ASSIGN_S = (
 ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
 EARLY_S = 0.02
 NAMED = 32  # of those who are waited for, in one answer
+LAST_CHECKPOINT_S = 120.0  # for shards to write what they hold when the job is over, and end
 GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
 
 if TYPE_CHECKING:
@@ -102,6 +118,7 @@ class Coordinator:
         *,
         heartbeat_s: float,
         run_dir: str = "",
+        resumed: Checkpoint | None = None,
     ) -> None:
         self.job = job
         self.spec = spec
@@ -127,6 +144,12 @@ class Coordinator:
             job, self.ledger, lambda: machine.shards(job), self.ask_settled, lambda *order: self.order(*order)
         )
         self.rosters.changed = self.wake
+        self.resumed = resumed
+        self.asked: set[asyncio.Task[Path | None]] = set()  # checkpoints
+        self.checkpoints: Checkpoints | None = None
+        if resumed is not None:
+            resume_ledger(self.ledger, resumed)
+            self.loaded = True
         self.changed = asyncio.Event()
         self.finished: asyncio.Future[int] | None = None
         self.interrupts = 0
@@ -138,9 +161,42 @@ class Coordinator:
         await listen(self.endpoint)
         self.dispatch(
             events.Submitted(
-                self.job, workers=self.spec.workers, shards=self.spec.shards, staleness=self.spec.staleness
+                self.job,
+                workers=self.spec.workers,
+                shards=self.spec.shards,
+                staleness=self.spec.staleness,
+                resumed=self.resumed is not None,
             )
         )
+
+    def keep_checkpoints(self, root: Path, when: When, keep_last: int = 3, keep_every_steps: int = 0) -> None:
+        """From now on, into this folder."""
+        self.checkpoints = Checkpoints(
+            self.job,
+            root,
+            when,
+            ask=self.ask,
+            shards=self.holding_shards,
+            facts=self.facts,
+            steps=lambda: self.board.steps(self.machine.workers(self.job)),
+            resumed=self.resumed,
+            keep_last=keep_last,
+            keep_every_steps=keep_every_steps,
+        )
+        self.checkpoints.start()
+
+    def holding_shards(self) -> list[str]:
+        """The shards with chunks; none where one of them cannot be asked, or has no parameters yet."""
+        shards = self.machine.shards(self.job)
+        holding = [str(shard) for number, shard in enumerate(shards) if number in set(self.placement)]
+        return holding if self.loaded and all(map(self.serves, holding)) else []
+
+    def facts(self, applied: Mapping[str, tuple[int, int, int]]) -> Facts:
+        """What a checkpoint holds beside the shards' parts, where they hold these steps."""
+        ledger = describe_ledger(self.ledger.at_cut(applied_batches(applied)))
+        steps = self.board.steps(self.machine.workers(self.job))
+        job = describe_job(self.spec, steps, self.ledger)
+        return Facts(self.registration, self.ledger.epoch, ledger, job, {})
 
     async def run(self) -> int:
         """Serve until the job is over and its members have gone; returns the job's exit code."""
@@ -160,10 +216,19 @@ class Coordinator:
             else events.Cancelled(self.job, because)
         )
 
+    def signalled(self) -> None:
+        """SIGUSR2: take a checkpoint now."""
+        if self.checkpoints is not None:
+            task = asyncio.ensure_future(self.checkpoints.take("SIGUSR2 at the coordinator"))
+            self.asked.add(task)
+            task.add_done_callback(self.asked.discard)
+
     async def close(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
         tasks = [*self.orders, *self.rosters.tasks()]
+        if self.checkpoints is not None:
+            tasks += self.checkpoints.tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -229,7 +294,7 @@ class Coordinator:
                 )
                 self.release(action.member)
             case actions.Stop():
-                self.order(action.member, Stop(self.job, action.because))
+                self.stop(action.member, action.because)
             case actions.Drain():
                 self.ledger.drain(action.because)
                 for peer in self.scripts.values():
@@ -238,6 +303,25 @@ class Coordinator:
                 log.info("job over", job=self.job, state=action.state.name, because=action.because)
                 if self.finished is not None and not self.finished.done():
                     self.finished.set_result(action.exit_code)
+
+    def stop(self, member: str, because: str) -> None:
+        """End this member; a shard when the last checkpoint has what it holds."""
+        message = Stop(self.job, because)
+        if self.checkpoints is None or not self.ends_well() or member not in self.machine.shards(self.job):
+            self.order(member, message)
+            return
+        last = asyncio.ensure_future(self.checkpoints.end("at the end"))
+        last.add_done_callback(lambda task: task.cancelled() or self.order(member, message))
+
+    def ends_well(self) -> bool:
+        """Are the parameters worth a checkpoint when the job stops?"""
+        job = self.machine.jobs.get(self.job)
+        return (
+            job is not None
+            and isinstance(job.phase, Finishing)
+            and job.phase.cause in (Cause.WORKERS_DONE, Cause.WORKERS_DRAINED, Cause.SCRIPT_FAILED)
+            and bool(self.holding_shards())
+        )
 
     def release(self, member: str) -> None:
         """This worker did not come to the end of its script: others may write the files that it was to write."""
@@ -289,7 +373,8 @@ class Coordinator:
     def assign(self, shard: str) -> None:
         """Give this shard the layout and the placement; when all have them, workers may go on."""
         payload = msgspec.msgpack.encode(Assignment(self.registration, list(self.placement)))
-        message = Assign(self.job, shard, self.spec.staleness, self.spec.compress)
+        begin = str(self.resumed.path) if self.resumed is not None else ""
+        message = Assign(self.job, shard, self.spec.staleness, self.spec.compress, begin)
         peer = self.peers[shard]
 
         def ended(order: asyncio.Task[bool]) -> None:
@@ -390,6 +475,8 @@ class Coordinator:
                 return Ok()
             case Where():
                 return self.where(message)
+            case TakeCheckpoint():
+                return self.take_checkpoint(message)
             case Report():
                 self.admit(message.worker, message.incarnation)
                 self.board.report(message, asyncio.get_running_loop().time())
@@ -435,6 +522,9 @@ class Coordinator:
         self.scripts[message.worker] = peer
         if digest_of(registration) != message.digest:
             raise Refusal("layout", "the layout's digest does not match its bytes")
+        if self.resumed is not None and not self.registration:
+            if because := why_not_this_model(self.resumed, registration):
+                raise Refusal("layout", f"the checkpoint {self.resumed.path} does not fit: {because}")
         self.registration = self.registration or registration
         self.dispatch(
             events.Registered(self.job, message.worker, message.incarnation, message.digest, message.chunks)
@@ -455,9 +545,16 @@ class Coordinator:
             compress=self.spec.compress,
             workers=self.spec.workers,
             epoch=self.ledger.epoch,
+            steps=self.resumed.manifest.step if self.resumed is not None else 0,
         )
         homes = Homes(list(shards), [self.addresses[shard] for shard in shards], list(self.placement))
         return reply, msgspec.msgpack.encode(homes)
+
+    async def take_checkpoint(self, message: TakeCheckpoint) -> Reply:
+        if self.checkpoints is None:
+            raise Refusal("checkpoint", f"job {self.job} keeps no checkpoints")
+        path = await self.checkpoints.take(message.because)
+        return Checkpointed(str(path or ""))
 
     async def until(self, condition: Callable[[], bool]) -> bool:
         """Wait for a condition, HOLD_S at most; whether it holds."""
@@ -563,6 +660,7 @@ def serve(settings: Settings, spec: JobSpec) -> int:
 async def _serve(settings: Settings, spec: JobSpec) -> int:
     loop = asyncio.get_running_loop()
     folder = Path(settings.run_dir)
+    resumed = load_from(find(Path(settings.resume))) if settings.resume else None
 
     def listening(handler: Handler) -> Endpoint:
         return control_endpoint(settings, COORDINATOR, handler, keys=(LISTENER,), bind=settings.bind)
@@ -575,17 +673,26 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
                 lease_s=settings.lease_s,
                 lease_most_s=max(5.0, 3 * settings.lease_s),
                 return_s=settings.return_s,
+                goodbye_s=LAST_CHECKPOINT_S,
             )
         ),
         listening,
         EventLog(folder / rundir.EVENTS),
         heartbeat_s=settings.heartbeat_s,
         run_dir=str(folder),
+        resumed=resumed,
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, coordinator.interrupt, signal.Signals(number).name)
     try:
         await coordinator.start()
+        coordinator.keep_checkpoints(
+            folder / rundir.CHECKPOINTS,
+            When(settings.checkpoint_steps, settings.checkpoint_minutes),
+            settings.keep_last,
+            settings.keep_every_steps,
+        )
+        loop.add_signal_handler(signal.SIGUSR2, coordinator.signalled)
         here = rundir.Listening(list(coordinator.endpoint.addresses), os.getpid(), settings.job)
         rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
         log.info("listening", addresses=here.addresses, job=settings.job)

@@ -113,7 +113,10 @@ class Member:
         self.model, self.hooks = model, kind(traffic, optimizer, self._stepped)
         self.staleness, self.first_epoch = registered.staleness, registered.epoch
         self.ledger_epoch = registered.epoch - 1
-        traffic.clock = traffic.exchanges = self.io.call(self.client.enter())  # who comes late has no warm-up
+        traffic.clock = self.io.call(self.client.enter())
+        traffic.exchanges = (
+            traffic.clock + registered.steps
+        )  # who comes late has no warm-up, nor has a resumed run
         traffic.warm_up = self.plan.warm_up(0)
         if registered.initialiser == self.seat.worker:
             traffic.load_shards()

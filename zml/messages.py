@@ -217,12 +217,79 @@ class Assignment(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Assign(Message):
-    """To every shard, once per job: layout and placement are in the payload, an `Assignment`."""
+    """To every shard, once per job: layout and placement are in the payload, an `Assignment`.
+
+    `checkpoint`: the folder whose parameters and optimizer state the chunks begin with.
+    """
 
     job: str
     shard: str
     staleness: int | None
     compress: str
+    checkpoint: str = ""
+
+
+# -- coordinator -> shard: a checkpoint (see `holding`) ----------------------------------------------------
+
+
+class Hold(Message):
+    """Let nothing more count for now. Answered by `Held`."""
+
+    job: str
+    checkpoint: int
+
+
+class Align(Message):
+    """Let count what counts elsewhere: the payload is `holding.furthest`. Answered by `Held`."""
+
+    job: str
+    checkpoint: int
+
+
+class Held(Message):
+    """The payload is a `Front`."""
+
+
+class Front(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a shard stands, by worker."""
+
+    generation: int
+    stands: dict[str, int]  # clock of each active worker
+    counted: dict[str, int]  # clock of the newest step that counts
+    applied: dict[str, tuple[int, int, int]]  # clock, epoch, done: of the newest that is in the parameters
+    orphans: bool  # a step of a worker that is gone counts, and is not in the parameters yet
+
+
+class Copy(Message):
+    """Copy what you have, and go on. Answered by `Copied`."""
+
+    job: str
+    checkpoint: int
+
+
+class Copied(Message):
+    bytes: int
+
+
+class Write(Message):
+    """Write the copy into this folder, under this name. Answered by `Written` when it is safe on disk."""
+
+    job: str
+    checkpoint: int
+    folder: str
+    name: str
+
+
+class Written(Message):
+    bytes: int
+    xxh3: str
+
+
+class Release(Message):
+    """Go on, whether there was a copy or not. Twice is the same as once."""
+
+    job: str
+    checkpoint: int
 
 
 # -- script -> coordinator ----------------------------------------------------------------------------------
@@ -248,6 +315,7 @@ class Registered(Message, kw_only=True):
     compress: str
     workers: int
     epoch: int  # the epoch that the job is in: a late worker starts there
+    steps: int = 0  # of the run that this one resumes
 
 
 class Homes(msgspec.Struct, frozen=True, array_like=True):
@@ -359,6 +427,19 @@ class Claim(Message):
     worker: str
     incarnation: int
     what: str
+
+
+class TakeCheckpoint(Message):
+    """Anybody may ask for one. Answered by `Checkpointed` when it is on disk."""
+
+    job: str
+    because: str
+
+
+class Checkpointed(Message):
+    """`path` is empty where none could be taken."""
+
+    path: str
 
 
 class Claimed(Message):
@@ -503,6 +584,14 @@ AnyMessage = (
     | Stands
     | Roster
     | Assign
+    | Hold
+    | Align
+    | Held
+    | Copy
+    | Copied
+    | Write
+    | Written
+    | Release
     | Register
     | Registered
     | OpenEpoch
@@ -515,6 +604,8 @@ AnyMessage = (
     | Report
     | Claim
     | Claimed
+    | TakeCheckpoint
+    | Checkpointed
     | Where
     | Moved
     | Loaded

@@ -25,7 +25,23 @@ from .errors import FENCED, LOG_DAMAGED, LOST, ZmlError
 from .iothread import IoThread
 from .lease import COORDINATOR, Lease, join
 from .link import LISTENER, bulk_endpoint, control_endpoint, listen
-from .messages import Assign, Fenced, Message, Ok, Pulse, Returned, Roster, Settle, Stop
+from .messages import (
+    Align,
+    Assign,
+    Copy,
+    Fenced,
+    Hold,
+    Message,
+    Ok,
+    Pulse,
+    Release,
+    Returned,
+    Roster,
+    Settle,
+    Stop,
+    Write,
+    Written,
+)
 from .pushlog import PushLog
 from .records import Damaged
 from .rundir import shard_state
@@ -192,8 +208,10 @@ class Ps:
                 if self.lease is not None:
                     self.lease.heard()
                 return None
-            case Assign() | Roster() | Settle():
+            case Assign() | Roster() | Settle() | Hold() | Align() | Copy() | Release():
                 return self._order(message, bytes(payload or b""))
+            case Write():
+                return self._write(message)
             case Stop():
                 if self.lease is not None and self.leaving is None:
                     self.leaving = asyncio.ensure_future(self._leave(self.lease, message.because, 0))
@@ -205,7 +223,29 @@ class Ps:
                 return None
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
 
-    async def _order(self, message: Assign | Roster | Settle, payload: bytes) -> Any:
+    async def _write(self, message: Write) -> Message:
+        """Write the newest copy, beside the training."""
+        from .checkpoint import shard_metadata, write_shard_file
+
+        copy = self.core.copy if self.core is not None else None
+        if copy is None or copy[0] != message.checkpoint:
+            raise Refusal("checkpoint", f"{self.name} has no copy for checkpoint {message.checkpoint}")
+        if not Path(message.folder).is_dir():
+            raise Refusal("checkpoint", f"{message.folder} cannot be seen from {self.name}'s machine")
+        _, versions, tensors = copy
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        metadata = shard_metadata({index: version for index, (version, _, _) in versions.items()})
+        try:
+            written = await asyncio.to_thread(
+                write_shard_file, Path(message.folder, message.name), arrays, metadata
+            )
+        except ZmlError as error:
+            raise Refusal("checkpoint", str(error)) from None
+        return Written(written.bytes, written.xxh3)
+
+    async def _order(
+        self, message: Assign | Roster | Settle | Hold | Align | Copy | Release, payload: bytes
+    ) -> Any:
         core = self.core
         if core is None:
             raise Refusal("early", f"{self.name} has not read its log yet")
@@ -213,6 +253,8 @@ class Ps:
             await asyncio.to_thread(compile_kernels)  # meanwhile the bulk thread takes rosters
         answer = await self.in_bulk(lambda: core.order(message, payload))
         if isinstance(message, Assign):
+            if message.checkpoint and self.pushes is not None and self.pushes.bytes:
+                await self._rebase(core, self.pushes)  # the log does not need that checkpoint any longer
             log.info("layout", shard=self.name, chunks=len(core.store.chunks) if core.store else 0)
         return answer
 

@@ -18,26 +18,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import structlog
 from msgspec import Struct
+from torch import Tensor
 
 from . import base
+from .checkpoint import read
+from .checkpoint.reading import BadCheckpoint
 from .codec import BadFrame, by_name, split
 from .compression import parse
+from .holding import Holding, Waiting, front_of
 from .hyper import BadHyper, Hyper, read_hyper
 from .layout import BadLayout, Bucket, Registration, buckets
 from .messages import (
     Advance,
+    Align,
     Assign,
     Assignment,
     Commit,
+    Copied,
+    Copy,
     Delta,
     Enter,
     Entered,
     Finished,
+    Held,
+    Hold,
     Load,
     Message,
     Muster,
@@ -45,6 +55,7 @@ from .messages import (
     Published,
     Pull,
     Push,
+    Release,
     Roster,
     Seat,
     Settle,
@@ -134,6 +145,10 @@ class Shard:
         self.hyper_bytes = b""  # the same, as they came
         self.assigned: Assign | None = None  # the order that brought the chunks
         self.assignment = b""
+        self.holding: Holding | None = None  # while a checkpoint is cut
+        self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = (
+            None  # the newest one
+        )
         self.steps = 0
         self.refused = 0
 
@@ -146,7 +161,10 @@ class Shard:
                 registration, placement = read_assignment(payload)
                 if self.store is None:
                     self._note(message, payload)
+                fresh = self.store is None
                 self.assign(registration, placement, message.staleness, message.compress)
+                if fresh and message.checkpoint:
+                    self._load_checkpoint(message.checkpoint)
                 self.assigned, self.assignment = message, bytes(payload)
                 return Ok()
             case Roster():
@@ -160,6 +178,25 @@ class Shard:
                 return Ok()
             case Settle():
                 return self._settle(message)
+            case Hold():
+                if self.holding is None or self.holding.checkpoint != message.checkpoint:
+                    self._release()
+                    self.holding = Holding(self, message.checkpoint, self._go)
+                return Held(), msgspec.msgpack.encode(front_of(self))
+            case Align():
+                counted, stands = msgspec.msgpack.decode(payload, type=tuple[dict[str, int], dict[str, int]])
+                self._held(message.checkpoint).align(counted, stands)
+                return Held(), msgspec.msgpack.encode(front_of(self))
+            case Copy():
+                self._held(message.checkpoint)
+                versions, tensors = self._store().state(published=False)
+                self.copy = (message.checkpoint, versions, tensors)
+                self._release()
+                return Copied(sum(tensor.nbytes for tensor in tensors.values()))
+            case Release():
+                if self.holding is not None and self.holding.checkpoint == message.checkpoint:
+                    self._release()
+                return Ok()
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
 
     def recover(self, log: PushLog) -> int:
@@ -190,6 +227,33 @@ class Shard:
                     raise AssertionError(f"{type(message).__name__} changes nothing, and is in the log")
         finally:
             self.replaying = False
+
+    def _held(self, checkpoint: int) -> Holding:
+        holding = self.holding
+        if holding is None or holding.over or holding.checkpoint != checkpoint:
+            raise Refusal("checkpoint", f"{self.name} goes on already: checkpoint {checkpoint} came too late")
+        return holding
+
+    def _release(self) -> None:
+        holding, self.holding = self.holding, None
+        if holding is not None:
+            holding.release()
+
+    def _go(self, waiting: Waiting) -> Reply:
+        """A message whose time has come: it may have lost its right to count meanwhile."""
+        worker = self._admit(waiting.peer, waiting.message)
+        return self._take(worker, waiting.message, waiting.payload)
+
+    def _load_checkpoint(self, folder: str) -> None:
+        """Begin with what a checkpoint has of these chunks, whoever wrote it. Raises Refusal."""
+        store = self._store()
+        try:
+            checkpoint = read(Path(folder), deep=False)
+            checkpoint.check(store.chunks)
+            store.begin_with({index: checkpoint.chunk(index) for index in store.chunks})
+        except (BadCheckpoint, ValueError, KeyError) as bad:
+            self.store, self.layout_digest = None, ""
+            raise Refusal("checkpoint", f"{self.name} cannot begin with {folder}: {bad}") from None
 
     def _note(self, message: Message, payload: bytes | memoryview | None = None) -> None:
         """To the log, before it is done. Refusal where there is no room: then it is not done."""
@@ -287,6 +351,9 @@ class Shard:
         match message:
             case Pull():
                 return self._pull(self._admit(peer, message), message)
+            case Enter() | Commit() | Advance() if self.holding is not None and not self.holding.over:
+                self._admit(peer, message)
+                return self.holding.wait(peer, message, payload)
             case Enter() | Push() | Commit() | Advance() | Load():
                 return self._take(self._admit(peer, message), message, payload)
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")

@@ -355,18 +355,32 @@ class Store:
         per_element = 4 * (1 if self.codec.lossless else 2) + state / largest
         return int(per_element * sum(held.chunk.size for held in self._held.values()))
 
-    def state(self) -> tuple[dict[int, tuple[int, int, int]], dict[str, Tensor]]:
+    def begin_with(self, chunks: Mapping[int, Mapping[str, NDArray[np.float32]]]) -> None:
+        """Version 0 of every chunk, w and optimizer state, from a checkpoint; copied. ValueError if it does not fit."""
+        tensors = {
+            f"{index}/{name}": torch.from_numpy(np.array(values))
+            for index, parts in chunks.items()
+            for name, values in parts.items()
+        }
+        for index, held in self._held.items():
+            if tensors[f"{index}/w"].shape != held.w.shape:
+                raise ValueError(
+                    f"chunk {index} has {tensors[f'{index}/w'].numel()} elements, not {held.chunk.size}"
+                )
+        self.load_state(dict.fromkeys(self._held, (0, 0, 0)), tensors)
+
+    def state(self, *, published: bool = True) -> tuple[dict[int, tuple[int, int, int]], dict[str, Tensor]]:
         """(version, published, budget) of each chunk, and its tensors, "CHUNK/w" and so on; copies.
 
-        "CHUNK/p" is there where it differs from w by more than a copy. The logs of deltas are not in it: whoever is
-        behind gets p.
+        "CHUNK/p" is there where it may differ from w, if `published` is wanted. The logs of deltas are not in it:
+        whoever is behind gets p.
         """
         versions: dict[int, tuple[int, int, int]] = {}
         tensors: dict[str, Tensor] = {}
         for index, held in self._held.items():
             versions[index] = (held.version, held.published, held.budget)
             tensors[f"{index}/w"] = held.w.clone()
-            if held.p is not held.w:
+            if published and held.p is not held.w:
                 tensors[f"{index}/p"] = held.p.clone()
             if held.rule is not None:
                 tensors |= {f"{index}/{name}": value.clone() for name, value in held.rule.state().items()}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from zml.binding import Binding
+from zml.checkpoint import Checkpoint
 from zml.client import Client
 from zml.codec import by_name
 from zml.config import Settings
@@ -251,6 +252,7 @@ class Cluster:
         compute_s: Callable[[str], float] = lambda name: 0.05,
         lease_s: float = 1.5,
         folder: Path | None = None,
+        resumed: Checkpoint | None = None,
     ) -> None:
         """`folder`: where shards keep their push logs; without one their state dies with them."""
         self.folder = folder
@@ -263,7 +265,13 @@ class Cluster:
             return network.endpoint(COORDINATOR, vocabulary=AnyMessage, handler=handler, bind=[ADDRESS])
 
         self.coordinator = Coordinator(
-            JobId(JOB), spec, Machine(Rules(lease_s=lease_s)), listen, EventLog(None), heartbeat_s=0.15
+            JobId(JOB),
+            spec,
+            Machine(Rules(lease_s=lease_s)),
+            listen,
+            EventLog(None),
+            heartbeat_s=0.15,
+            resumed=resumed,
         )
         self.scripts: dict[str, Script] = {}
         self.shards: dict[int, Ps] = {}  # the newest process of each

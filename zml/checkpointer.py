@@ -1,0 +1,195 @@
+"""A checkpoint of a running job: when, from whom, and in which order. `checkpoint` says what lies on disk.
+
+    every shard: Hold -> Align until all stand alike -> Copy     training stands still for this long
+    every shard: Write                                            beside the training
+    ledger, settings, manifest last; old ones are dropped
+
+Rules: the data ledger is taken at the same cut, from what the shards say they have applied. Whatever goes wrong
+leaves the job and the checkpoints before as they were, is logged, and is tried again at the next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from .checkpoint import Refused, Writer, entry, prune, shard_file
+from .errors import ZmlError
+from .holding import HOLD_MOST_S, alike, furthest
+from .layout import Registration
+from .messages import Align, Copied, Copy, Front, Held, Hold, Message, Release, Write, Written
+
+ALIGN_S = HOLD_MOST_S - 1.0
+AGAIN_S = 0.003
+WRITE_S = 600.0
+
+log = structlog.get_logger()
+
+
+class Facts(NamedTuple):
+    """What the coordinator knows when the shards stand alike."""
+
+    registration: bytes
+    epoch: int
+    ledger: dict[str, Any]
+    job: dict[str, Any]
+    files: Mapping[str, bytes]  # further files, if there are any
+
+
+class Answered(NamedTuple):
+    message: Struct
+    payload: bytes
+
+
+Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
+At = Callable[[Mapping[str, tuple[int, int, int]]], Facts]
+
+
+class NotTaken(Exception):
+    """Why there is no checkpoint this time, as a sentence."""
+
+
+class Checkpointer:
+    """One job's checkpoints. `take` runs once at a time."""
+
+    def __init__(
+        self,
+        job: str,
+        root: Path,
+        *,
+        ask: Ask,
+        shards: Callable[[], Sequence[str]],
+        at: At,
+        steps_before: int = 0,
+        keep_last: int = 3,
+        keep_every_steps: int = 0,
+    ) -> None:
+        """`shards` are those that hold chunks; none where they cannot all be asked. `at` takes the ledger."""
+        self.job = job
+        self.root = root
+        self.ask = ask
+        self.shards = shards
+        self.at = at
+        self.steps_before = steps_before
+        self.keep_last = keep_last
+        self.keep_every_steps = keep_every_steps
+        self.number = 0
+        self.newest: Path | None = None
+        self.lock = asyncio.Lock()
+        self.releases: set[asyncio.Future[Answered | None]] = set()
+
+    async def take(self, because: str) -> Path | None:
+        """Take one; its folder, or None where that was not possible, which is logged."""
+        async with self.lock:
+            self.number += 1
+            began = time.monotonic()
+            try:
+                path, held_s = await self._take(self.number, because)
+            except (NotTaken, Refused, ZmlError) as error:
+                log.warning("no checkpoint", because=str(error), wanted=because)
+                return None
+            log.info(
+                "checkpoint",
+                path=str(path),
+                because=because,
+                held_s=round(held_s, 4),
+                seconds=round(time.monotonic() - began, 3),
+            )
+            self.newest = path
+            return path
+
+    async def _take(self, number: int, because: str) -> tuple[Path, float]:
+        shards = self.shards()
+        if not shards:
+            raise NotTaken("a shard is away, or there are no parameters yet")
+        began = time.monotonic()
+        try:
+            front = await self._stand_alike(number, shards)
+            facts = self.at(front.applied)
+            await self._all(shards, Copy(self.job, number), None, ALIGN_S, Copied)
+        finally:
+            for shard in shards:  # also where some have let go already
+                task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))
+                self.releases.add(task)
+                task.add_done_callback(self.releases.discard)
+        held_s = time.monotonic() - began
+        step = self.steps_before + max((clock + 1 for clock, _, _ in front.applied.values()), default=0)
+        return await self._write(number, step, shards, facts, because), held_s
+
+    async def _stand_alike(self, number: int, shards: Sequence[str]) -> Front:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + ALIGN_S
+        fronts = await self._fronts(shards, Hold(self.job, number), None)
+        while not alike(fronts):
+            if loop.time() > until:
+                apart = [shard for shard, front in zip(shards, fronts, strict=True) if front != fronts[0]]
+                raise NotTaken(f"{', '.join(apart) or shards[0]} did not come to where the others stand")
+            await asyncio.sleep(AGAIN_S)
+            target = msgspec.msgpack.encode(furthest(fronts))
+            fronts = await self._fronts(shards, Align(self.job, number), target)
+        return fronts[0]
+
+    async def _fronts(self, shards: Sequence[str], message: Message, payload: bytes | None) -> list[Front]:
+        answers = await self._all(shards, message, payload, ALIGN_S, Held)
+        return [msgspec.msgpack.decode(answer.payload, type=Front) for answer in answers]
+
+    async def _write(self, number: int, step: int, shards: Sequence[str], facts: Facts, because: str) -> Path:
+        writer = await asyncio.to_thread(Writer, self.root, step)
+        try:
+            names = {shard: shard_file(int(shard[1:])) for shard in shards}
+            orders = [
+                self.ask(shard, Write(self.job, number, str(writer.folder), names[shard]), None, WRITE_S)
+                for shard in shards
+            ]
+            for shard, answer in zip(shards, await asyncio.gather(*orders), strict=True):
+                if answer is None or not isinstance(answer.message, Written):
+                    raise NotTaken(f"{shard} did not write its part; its log says why")
+                written = answer.message
+                await asyncio.to_thread(writer.adopt, names[shard], written.bytes, written.xxh3)
+            for name, data in facts.files.items():
+                await asyncio.to_thread(writer.write, name, data)
+            return await asyncio.to_thread(self._seal, writer, facts, because)
+        except BaseException:
+            await asyncio.to_thread(writer.abandon)
+            raise
+
+    def _seal(self, writer: Writer, facts: Facts, because: str) -> Path:
+        path = writer.seal(
+            Registration.from_bytes(facts.registration),
+            ledger=facts.ledger,
+            job=facts.job,
+            epoch=facts.epoch,
+            because=because,
+            now=time.time(),
+        )
+        for name in prune(
+            self.root,
+            self.keep_last,
+            self.keep_every_steps,
+            verified=[found] if (found := entry(path.name)) is not None else [],
+        ):
+            log.info("checkpoint dropped", name=name)
+        return path
+
+    async def _all(
+        self,
+        shards: Sequence[str],
+        message: Message,
+        payload: bytes | None,
+        within_s: float,
+        kind: type[Message],
+    ) -> list[Answered]:
+        answers = await asyncio.gather(*(self.ask(shard, message, payload, within_s) for shard in shards))
+        found = []
+        for shard, answer in zip(shards, answers, strict=True):
+            if answer is None or not isinstance(answer.message, kind):
+                raise NotTaken(f"{shard} did not answer {type(message).__name__}")
+            found.append(answer)
+        return found

@@ -1,0 +1,183 @@
+"""A job's checkpoints: when they are taken, what the coordinator adds to them, and how a job begins with one.
+
+`checkpointer` takes one, `checkpoint` says what lies on disk. Here is the job's side: its settings, its data ledger,
+and what of both an earlier run has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from .checkpoint import Checkpoint
+from .checkpointer import Answered, Checkpointer, Facts
+from .client import runs
+from .layout import BadLayout, Registration
+from .messages import JobSpec, Message
+from .scheduler.batches import Ledger, Pass
+from .scheduler.ids import WorkerId
+
+LOOK_EVERY_S = 0.25
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class When:
+    """Every so many steps, every so many minutes; 0: never."""
+
+    steps: int = 0
+    minutes: float = 0.0
+    last_steps: int = 0
+    last_at: float = 0.0
+
+    def begin(self, now: float) -> None:
+        self.last_at = now
+
+    def due(self, steps: int, now: float) -> str:
+        """Why a checkpoint is due now; empty where none is. `steps`: of the worker that has made the most."""
+        if steps <= self.last_steps:
+            return ""  # nothing has happened since
+        if self.steps and steps - self.last_steps >= self.steps:
+            return f"every {self.steps:,} steps"
+        if self.minutes and now - self.last_at >= 60 * self.minutes:
+            return f"every {self.minutes:g} minutes"
+        return ""
+
+    def taken(self, steps: int, now: float) -> None:
+        self.last_steps, self.last_at = steps, now
+
+
+class Checkpoints:
+    """One job's. `end` may be called any number of times, and takes one."""
+
+    def __init__(
+        self,
+        job: str,
+        root: Path,
+        when: When,
+        *,
+        ask: Callable[[str, Message, bytes | None, float], Any],
+        shards: Callable[[], list[str]],
+        facts: Callable[[Mapping[str, tuple[int, int, int]]], Facts],
+        steps: Callable[[], int],
+        resumed: Checkpoint | None = None,
+        keep_last: int = 3,
+        keep_every_steps: int = 0,
+    ) -> None:
+        self.when = when
+        self.steps = steps
+        self.last: asyncio.Task[Path | None] | None = None
+        self.looking: asyncio.Task[None] | None = None
+
+        async def answered(
+            shard: str, message: Message, payload: bytes | None, within_s: float
+        ) -> Answered | None:
+            answer = await ask(shard, message, payload, within_s)
+            return None if answer is None else Answered(answer.message, bytes(answer.payload or b""))
+
+        self.checkpointer = Checkpointer(
+            job,
+            root,
+            ask=answered,
+            shards=shards,
+            at=facts,
+            steps_before=resumed.manifest.step if resumed is not None else 0,
+            keep_last=keep_last,
+            keep_every_steps=keep_every_steps,
+        )
+
+    def start(self) -> None:
+        """Look from now on whether one is due."""
+        self.looking = asyncio.ensure_future(self._look())
+
+    async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.when.begin(loop.time())
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if because := self.when.due(self.steps(), loop.time()):
+                await self.take(because)
+
+    async def take(self, because: str) -> Path | None:
+        steps = self.steps()
+        path = await self.checkpointer.take(because)
+        self.when.taken(steps, asyncio.get_running_loop().time())  # also where it failed: not at once again
+        return path
+
+    async def end(self, because: str) -> None:
+        """The last one, when the last worker has gone."""
+        if self.last is None:
+            if self.looking is not None:
+                self.looking.cancel()
+            self.last = asyncio.ensure_future(self.take(because))
+        await asyncio.shield(self.last)
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        return [task for task in (self.looking, self.last) if task is not None]
+
+
+def describe_ledger(found: Pass | None) -> dict[str, Any]:
+    """ledger.json: the open epoch and which of its batches are in the parameters."""
+    if found is None:
+        return {}
+    committed = [batch for batch, flag in enumerate(found.committed) if flag]
+    return {
+        "epoch": found.epoch,
+        "batches": found.batches,
+        "token": found.token.hex(),
+        "committed": runs(committed),
+    }
+
+
+def describe_job(spec: JobSpec, steps: int, ledger: Ledger) -> dict[str, Any]:
+    """job.json: what the run was asked for, and how far it was."""
+    return {"steps": steps, "epoch": ledger.epoch, "spec": msgspec.to_builtins(spec)}
+
+
+def applied_batches(applied: Mapping[str, tuple[int, int, int]]) -> dict[WorkerId, tuple[int, int]]:
+    """(epoch, done) by worker, as `Ledger.at_cut` wants it."""
+    return {WorkerId(worker): (epoch, done) for worker, (_, epoch, done) in applied.items()}
+
+
+class LedgerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """ledger.json."""
+
+    epoch: int = 0
+    batches: int = 0
+    token: str = ""
+    committed: list[tuple[int, int]] = []
+
+
+def resume_ledger(ledger: Ledger, checkpoint: Checkpoint) -> None:
+    """Let the ledger go on where the checkpoint's was. ValueError if it cannot be read."""
+    if not checkpoint.ledger:
+        return
+    state = msgspec.convert(checkpoint.ledger, LedgerState)
+    committed = [batch for first, last in state.committed for batch in range(first, last + 1)]
+    if any(not 0 <= batch < state.batches for batch in committed):
+        raise ValueError(f"the ledger names batches beyond the {state.batches} of epoch {state.epoch}")
+    ledger.resume(state.epoch, state.batches, bytes.fromhex(state.token), committed)
+
+
+def why_not_this_model(checkpoint: Checkpoint, registration: bytes) -> str:
+    """What keeps a script's model from going on with a checkpoint's parameters; empty when nothing does."""
+    try:
+        shown = Registration.from_bytes(registration)
+    except BadLayout as bad:
+        return str(bad)
+    held = checkpoint.registration
+    if shown.optimizer.name != held.optimizer.name:
+        return f"it was made with {held.optimizer.name} on the shards, and the script shows {shown.optimizer.name}"
+    if shown.layout != held.layout:
+        ours = {(p.name, p.shape, p.group) for p in shown.layout.parameters}
+        theirs = {(p.name, p.shape, p.group) for p in held.layout.parameters}
+        different = sorted(name for name, _, _ in ours ^ theirs)
+        return f"the models differ in {', '.join(different[:4]) or 'the order of their parameters'}"
+    return ""
