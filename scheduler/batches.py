@@ -9,6 +9,10 @@ Rules: no batch is ever lost; it is leased to one worker at a time, and again to
 The ledger is deterministic: the same calls in the same order give the same deal. It knows no time; whoever must wait is
 told for whom, and asks again.
 
+A batch that kills: when a script crashes, every batch that its worker had in hand becomes a suspect, for it may have
+crashed over one that its loader had only begun to read. A suspect goes out alone from then on, and is cleared when it
+is committed. So the next crash over it convicts nobody else, and with enough of them it is condemned.
+
 A founder is present from the start, any other worker from its first `open`: nobody waits for a script that is still
 importing its libraries.
 """
@@ -18,8 +22,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from . import calls
 from .ids import Seat, WorkerId
 
+MOST_NAMED = 8  # of those who are waited for, with what each of them holds
 MOST_BATCHES = 10_000_000  # in one epoch: a peer names the number, and the ledger allocates by it
 
 
@@ -67,26 +73,54 @@ class Mismatch:
     because: str
 
 
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """In hand when `kills` scripts crashed, the last time alone. What becomes of it is the user's choice."""
+
+    epoch: int
+    batch: int
+    kills: int
+
+
 OpenAnswer: TypeAlias = Opened | Waiting | Drained | Mismatch
 TakeAnswer: TypeAlias = Taken | Waiting | Over | Drained | Mismatch
+Answer: TypeAlias = Opened | Taken | Waiting | Over | Drained | Mismatch | Condemned | None
+
+
+def changes_nothing(call: calls.Call, answer: Answer) -> bool:
+    """Need a call with this answer not be written down? A worker that waits asks again and again."""
+    if isinstance(answer, Mismatch):
+        return True
+    if isinstance(call, calls.Take):
+        return not isinstance(answer, Taken | Over)
+    return isinstance(call, calls.Commit) and not call.batches
+
+
+COMMITTED, SKIPPED = 1, 2  # how a batch is over
 
 
 @dataclass(slots=True)
 class Pass:
-    """The accounts of one epoch. Every batch is in exactly one of: `undealt`, one share, `leases`, committed."""
+    """The accounts of one epoch. Every batch is in exactly one of: `undealt`, one share, `leases`, over."""
 
     epoch: int
     batches: int
     first_clock: int
     token: bytes
     opener: WorkerId
-    committed: bytearray  # one byte per batch, 1 when its gradient is applied
-    to_go: int  # batches that are not committed
+    samples: int  # in all batches, and in each but the last; 0 where nobody has said
+    batch_size: int
+    state: bytearray  # one byte per batch, 0 or how it is over
+    to_go: int  # batches that are not over
     undealt: list[int] = field(default_factory=list)  # empty unless nobody is present
     shares: dict[WorkerId, deque[int]] = field(default_factory=dict)  # dealt and not taken; of those present
     leases: dict[int, WorkerId] = field(default_factory=dict)  # taken and not committed
     given: dict[WorkerId, list[int]] = field(default_factory=dict)  # all that those present took, in order
     returned: set[int] = field(default_factory=set)  # leased once, not committed, and back; they go out first
+    strikes: dict[int, int] = field(
+        default_factory=dict
+    )  # crashes with it in hand; of batches that are not over
+    skipped: int = 0
     dealt_again: bool = False
     given_again: int = 0  # batches leased after that
     furthest: int = 0  # the clock of the worker that was the furthest when it last asked
@@ -124,10 +158,40 @@ class Pass:
         leasing = set(self.leases.values())
         return [worker for worker, share in self.shares.items() if share or worker in leasing]
 
+    def held(self, worker: WorkerId) -> list[int]:
+        """What this worker has taken and not committed, in the order in which it took it."""
+        return [batch for batch in self.given.get(worker, ()) if self.leases.get(batch) == worker]
+
+    def end(self, batch: int, how: int) -> None:
+        """A leased batch is over."""
+        self.state[batch] = how
+        self.to_go -= 1
+        self.skipped += how == SKIPPED
+        del self.leases[batch]
+        self.strikes.pop(batch, None)
+
+    def who_holds(self) -> str:
+        """ "w0 has 3 from 12 on, w1 has 17": what those who are waited for hold and have not taken yet."""
+        out: dict[WorkerId, tuple[int, int]] = {}  # how many, and the first
+        for worker, share in self.shares.items():
+            out[worker] = (len(share), share[0] if share else self.batches)
+        for batch, worker in self.leases.items():
+            count, first = out[worker]
+            out[worker] = (count + 1, min(first, batch))
+        owing = [(worker, *out[worker]) for worker in out if out[worker][0]]
+        words = [
+            f"{worker} has {count:,} from {first} on" if count > 1 else f"{worker} has {first}"
+            for worker, count, first in owing[:MOST_NAMED]
+        ]
+        more = len(owing) - len(words)
+        return ", ".join([*words, f"{more} more workers"] if more else words)
+
     def check(self) -> None:
         """Every invariant, derived from scratch."""
         open_batches = [*self.undealt, *(b for share in self.shares.values() for b in share), *self.leases]
-        done = [batch for batch, flag in enumerate(self.committed) if flag]
+        done = [batch for batch, how in enumerate(self.state) if how]
+        assert self.skipped == self.state.count(SKIPPED)
+        assert not self.strikes.keys() & set(done), "a batch that is over is under suspicion"
         assert sorted([*open_batches, *done]) == list(range(self.batches)), "a batch is lost or doubled"
         assert self.to_go == len(open_batches), (self.to_go, len(open_batches))
         assert not (self.undealt and self.shares), "somebody is present, and batches are not dealt"
@@ -154,12 +218,46 @@ class Ledger:
     @property
     def committed(self) -> int:
         """How many of them are applied."""
-        return self.current.batches - self.current.to_go if self.current is not None else 0
+        current = self.current
+        return current.batches - current.to_go - current.skipped if current is not None else 0
+
+    @property
+    def skipped(self) -> int:
+        """How many of them are left out."""
+        return self.current.skipped if self.current is not None else 0
+
+    def suspects(self, batches: Iterable[int]) -> list[int]:
+        """Those of the open epoch's batches that were in hand when a script crashed, and are not over yet."""
+        return [batch for batch in batches if self.current is not None and batch in self.current.strikes]
 
     @property
     def dealt_again(self) -> bool:
         """Workers came or went in the open epoch: who has no batch may have to rest longer than it began to."""
         return self.current is not None and self.current.dealt_again
+
+    def perform(self, call: calls.Call) -> Answer:
+        """Do what a call says: the one way in for whoever writes down what was done."""
+        match call:
+            case calls.Members():
+                return self.members(call.seats)
+            case calls.Open():
+                return self.open(
+                    call.worker, call.epoch, call.batches, call.token, call.samples, call.batch_size
+                )
+            case calls.Take():
+                return self.take(call.worker, call.epoch, call.most, call.have)
+            case calls.Reached():
+                return self.reached(call.epoch, call.clock)
+            case calls.Commit():
+                return self.commit(call.worker, call.epoch, call.batches)
+            case calls.Settle():
+                return self.settle(call.worker, call.epoch, call.done)
+            case calls.Skip():
+                return self.skip(call.worker, call.epoch, call.batch)
+            case calls.Blame():
+                return self.blame(call.worker, call.kills)
+            case calls.Drain():
+                return self.drain(call.because)
 
     # -- who takes part ------------------------------------------------------------------------------
 
@@ -200,7 +298,9 @@ class Ledger:
 
     # -- what workers ask ----------------------------------------------------------------------------
 
-    def open(self, worker: WorkerId, epoch: int, batches: int, token: bytes) -> OpenAnswer:
+    def open(
+        self, worker: WorkerId, epoch: int, batches: int, token: bytes, samples: int = 0, batch_size: int = 0
+    ) -> OpenAnswer:
         """A worker is at the start of an epoch in which it sees `batches` batches. Twice is the same as once.
 
         `token` is what it would draw their order from; the answer holds the one that counts.
@@ -222,6 +322,10 @@ class Ledger:
                 return Mismatch(
                     f"{worker} sees {batches:,} batches in epoch {epoch}, and {current.opener} {current.batches:,}"
                 )
+            if 0 not in (samples, current.samples) and samples != current.samples:
+                return Mismatch(
+                    f"{worker} sees {samples:,} samples in epoch {epoch}, and {current.opener} {current.samples:,}"
+                )
             self._come(worker)
             return Opened(current.first_clock, current.token)
         if current is not None and not current.over:
@@ -231,7 +335,9 @@ class Ledger:
         if worker != senior:
             return Waiting((senior,), f"{senior} has not opened epoch {epoch} yet, and its order counts")
         first_clock = current.next_clock if current is not None else 0
-        self.current = Pass(epoch, batches, first_clock, token, worker, bytearray(batches), batches)
+        self.current = Pass(
+            epoch, batches, first_clock, token, worker, samples, batch_size, bytearray(batches), batches
+        )
         self.current.undealt = list(range(batches))
         self.current.deal(self.present)
         self.epoch = epoch
@@ -282,29 +388,97 @@ class Ledger:
         for batch in batches:
             if not 0 <= batch < current.batches:
                 return Mismatch(f"{worker} commits batch {batch}; epoch {epoch} has {current.batches:,}")
-            if not current.committed[batch] and current.leases.get(batch) != worker:
-                holder = current.leases.get(batch, "nobody")
-                return Mismatch(f"{worker} commits batch {batch} of epoch {epoch}, which {holder} holds")
+            if current.state[batch] != COMMITTED and current.leases.get(batch) != worker:
+                holder = (
+                    "was skipped" if current.state[batch] else f"{current.leases.get(batch, 'nobody')} holds"
+                )
+                return Mismatch(f"{worker} commits batch {batch} of epoch {epoch}, which {holder}")
         for batch in batches:
-            if not current.committed[batch]:
-                current.committed[batch] = 1
-                current.to_go -= 1
-                del current.leases[batch]
+            if not current.state[batch]:
+                current.end(batch, COMMITTED)
+        return None
+
+    def settle(self, worker: WorkerId, epoch: int, done: int) -> Mismatch | None:
+        """What is known of a worker that can no longer say it: the first `done` of what it was given are applied.
+
+        To be told before it is gone, and after `reached` with the clock that it got to. What it had skipped stays
+        skipped. Twice is the same as once.
+        """
+        assert worker in self.incarnations, f"{worker} is not a member"
+        current = self.current
+        if done < 0 or (current is None and done) or (current is not None and epoch > current.epoch):
+            return Mismatch(
+                f"{worker} is settled for {done} batches of epoch {epoch}, and the job is in {self.epoch}"
+            )
+        if current is None or epoch < current.epoch:
+            return None  # long over: every batch of it is accounted for
+        given = current.given.get(worker, [])
+        if done > len(given):
+            return Mismatch(
+                f"{worker} was given {len(given)} batches of epoch {epoch}, and {done} are to be applied"
+            )
+        for batch in given[:done]:
+            if current.leases.get(batch) == worker:
+                current.end(batch, COMMITTED)
+        return None
+
+    # -- batches that do harm ------------------------------------------------------------------------
+
+    def skip(self, worker: WorkerId, epoch: int, batch: int) -> Mismatch | None:
+        """Leave a batch out that this worker holds. Twice is the same as once; None when all is well."""
+        assert worker in self.incarnations, f"{worker} is not a member"
+        current = self.current
+        if current is not None and epoch < current.epoch:
+            return None
+        if current is None or epoch > current.epoch or not 0 <= batch < current.batches:
+            return Mismatch(f"{worker} skips batch {batch} of epoch {epoch}, and there is none")
+        if current.state[batch] == SKIPPED:
+            return None
+        if current.leases.get(batch) != worker:
+            holder = "is applied" if current.state[batch] else f"{current.leases.get(batch, 'nobody')} holds"
+            return Mismatch(f"{worker} skips batch {batch} of epoch {epoch}, which {holder}")
+        current.end(batch, SKIPPED)
+        return None
+
+    def blame(self, worker: WorkerId, kills: int) -> Condemned | None:
+        """The script of this worker crashed. To be told before the worker is gone, and after what it did is settled.
+
+        With `kills` crashes a batch is condemned, if it was alone in hand at the last of them.
+        """
+        assert worker in self.incarnations, f"{worker} is not a member"
+        current = self.current
+        if current is None:
+            return None
+        in_hand = current.held(worker)
+        for batch in in_hand:
+            current.strikes[batch] = current.strikes.get(batch, 0) + 1
+        if len(in_hand) == 1 and current.strikes[in_hand[0]] >= kills:
+            return Condemned(current.epoch, in_hand[0], current.strikes[in_hand[0]])
         return None
 
     def _lease(self, current: Pass, worker: WorkerId, most: int) -> None:
         share = current.shares[worker]
+        held = current.held(worker) if current.strikes else []
+        if any(batch in current.strikes for batch in held):
+            return  # a suspect stays alone
         for _ in range(min(most, len(share))):
+            if share[0] in current.strikes and held:
+                return
             batch = share.popleft()
             current.leases[batch] = worker
             current.given[worker].append(batch)
             current.returned.discard(batch)
             current.given_again += current.dealt_again
+            held.append(batch)
+            if batch in current.strikes:
+                return
 
     def _wait_for(self, current: Pass) -> Waiting:
         owing = tuple(current.owing())
         return Waiting(
-            owing, f"epoch {current.epoch} has {current.to_go:,} of {current.batches:,} batches to go"
+            owing,
+            f"epoch {current.epoch} has {current.to_go:,} of {current.batches:,} batches to go:"
+            f" {current.who_holds()}",
         )
 
     def check(self) -> None:

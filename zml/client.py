@@ -79,6 +79,7 @@ class Client:
         ] = {}  # by clock; two where a step is pushed before the last one counts
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
         self.push_slots: dict[str, asyncio.Semaphore] = {}  # by shard; first come, first served
+        self.reached = (-1, 0)  # an epoch, and how many batches of it have come
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
     @property
@@ -110,9 +111,11 @@ class Client:
                 raise self._lost(str(gone)) from gone
         return registered, homes.placement
 
-    async def open_epoch(self, epoch: int, batches: int, state: bytes) -> tuple[EpochOpened, bytes] | None:
+    async def open_epoch(
+        self, epoch: int, batches: int, state: bytes, samples: int = 0, batch_size: int = 0
+    ) -> tuple[EpochOpened, bytes] | None:
         """All workers begin the epoch; returns its first clock and the senior's generator state, None when draining."""
-        message = OpenEpoch(epoch=epoch, batches=batches, **self.me)
+        message = OpenEpoch(epoch=epoch, batches=batches, samples=samples, batch_size=batch_size, **self.me)
         answer = await self._settled(
             lambda: self._ask(message, state), EpochOpened, Drained, code=EPOCH_DIFFERS
         )
@@ -124,10 +127,13 @@ class Client:
         self, epoch: int, clock: int, most: int, done: Sequence[int], *, hold: bool
     ) -> Taken | Wait | EpochOver | Drained:
         """Ask once, standing at `clock`; `done` are the batches applied since the last call."""
-        message = Take(epoch=epoch, clock=clock, most=most, hold=hold, **self.me)
+        have = self.reached[1] if self.reached[0] == epoch else 0
+        message = Take(epoch=epoch, clock=clock, most=most, have=have, hold=hold, **self.me)
         payload = msgspec.msgpack.encode(runs(done)) if done else None
         reply = (await self._ask(message, payload)).message
         assert isinstance(reply, Taken | Wait | EpochOver | Drained), reply
+        if isinstance(reply, Taken):
+            self.reached = (epoch, have + len(reply.batches))
         return reply
 
     async def claim(self, what: str) -> Claimed:

@@ -59,7 +59,7 @@ from .messages import (
     Taken,
     Wait,
 )
-from .scheduler import actions, batches, events
+from .scheduler import actions, batches, calls, events
 from .scheduler.ids import JobId, WorkerId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
@@ -202,7 +202,7 @@ class Coordinator:
                 self.answers[action.peer] = Refusal("refused", action.because)
             case actions.Announce():
                 seats = [Seat(seat.worker, seat.incarnation, seat.founder) for seat in action.seats]
-                self.ledger.members(action.seats)
+                self.ledger.perform(calls.Members(tuple(action.seats)))
                 for shard in self.machine.shards(self.job):
                     self.order_roster(
                         shard, Roster(self.job, action.generation), msgspec.msgpack.encode(seats)
@@ -223,7 +223,7 @@ class Coordinator:
             case actions.Stop():
                 self.order(action.member, Stop(self.job, action.because))
             case actions.Drain():
-                self.ledger.drain(action.because)
+                self.ledger.perform(calls.Drain(action.because))
                 for peer in self.scripts.values():
                     self.endpoint.notify(peer, Drained(self.job, action.because))
             case actions.Finish():
@@ -428,7 +428,9 @@ class Coordinator:
         worker = WorkerId(message.worker)
         end = asyncio.get_running_loop().time() + HOLD_S
         while True:
-            opened = self.ledger.open(worker, message.epoch, message.batches, state)
+            opened = self.ledger.perform(
+                calls.Open(worker, message.epoch, message.batches, state, message.samples, message.batch_size)
+            )
             if not isinstance(opened, batches.Waiting):
                 self.wake()
                 break
@@ -442,36 +444,41 @@ class Coordinator:
                 return Drained(self.job, opened.because)
             case batches.Mismatch():
                 raise Refusal("epoch", opened.because)
+        assert isinstance(opened, batches.Waiting)
         return self.wait(opened.waiting_for, opened.because)
 
     async def take(self, message: Take, done: memoryview | None) -> Reply:
         self.admit(message.worker, message.incarnation)
         worker = WorkerId(message.worker)
-        self.ledger.reached(message.epoch, message.clock)
+        self.ledger.perform(calls.Reached(message.epoch, message.clock))
         if done is not None:
             try:
                 applied = msgspec.msgpack.decode(done, type=list[tuple[int, int]])
             except msgspec.MsgspecError as bad:
                 raise Refusal("ledger", f"the batches that are applied cannot be read: {bad}") from None
-            refused = self.ledger.commit(worker, message.epoch, spread(applied, self.ledger.batches))
-            if refused is not None:
+            numbers = tuple(spread(applied, self.ledger.batches))
+            refused = self.ledger.perform(calls.Commit(worker, message.epoch, numbers))
+            if isinstance(refused, batches.Mismatch):
                 raise Refusal("ledger", refused.because)
             self.wake()
         end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
         while True:
-            taken = self.ledger.take(worker, message.epoch, message.most)
+            taken = self.ledger.perform(calls.Take(worker, message.epoch, message.most, message.have))
             if not isinstance(taken, batches.Waiting) or not await self.pause(end):
                 break
             self.admit(message.worker, message.incarnation)
         match taken:
             case batches.Taken():
-                return Taken(self.job, message.epoch, list(taken.batches))
+                return Taken(
+                    self.job, message.epoch, list(taken.batches), self.ledger.suspects(taken.batches)
+                )
             case batches.Over():
                 return EpochOver(self.job, message.epoch, taken.next_clock)
             case batches.Drained():
                 return Drained(self.job, taken.because)
             case batches.Mismatch():
                 raise Refusal("ledger", taken.because)
+        assert isinstance(taken, batches.Waiting)
         return self.wait(taken.waiting_for, taken.because, dealt_again=self.ledger.dealt_again)
 
     def wait(self, whom: Sequence[str], because: str, *, dealt_again: bool = False) -> Wait:

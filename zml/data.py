@@ -8,7 +8,7 @@ would have drawn, in the same order, from the same generators.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any, Protocol, cast
 
 import torch
@@ -32,8 +32,11 @@ MOST_AT_ONCE = 256  # what fits into one header, asked for and reported
 class Ledger(Protocol):
     """The coordinator's ledger of batches, as one worker sees it. Each call may wait for other members."""
 
-    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
-        """Begin the worker's next epoch; returns the generator state from which all workers draw its order."""
+    def open_epoch(self, batches: int, generator_state: bytes, samples: int, batch_size: int) -> bytes:
+        """Begin the worker's next epoch; returns the generator state from which all workers draw its order.
+
+        `samples` are in all its batches, and `batch_size` in each but the last.
+        """
         ...
 
     def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
@@ -163,8 +166,10 @@ class DividedLoader:
         """Draw this epoch's batches, as lists of sample indices, from the senior worker's generator state."""
         generator = getattr(self.loader.sampler, "generator", None) or torch.default_generator
         own = generator.get_state()
-        shared = self.ledger.open_epoch(len(self.loader), own.numpy().tobytes())
         batches = cast(BatchSampler, self.loader.batch_sampler)  # `check` let in nothing else
+        samples, size = len(cast(Sized, self.loader.sampler)), batches.batch_size
+        samples = len(batches) * size if batches.drop_last else samples
+        shared = self.ledger.open_epoch(len(batches), own.numpy().tobytes(), samples, size)
         if shared != own.numpy().tobytes():
             generator.set_state(torch.frombuffer(bytearray(shared), dtype=torch.uint8))
             self.order = list(batches)

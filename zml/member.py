@@ -180,9 +180,11 @@ class Member:
 
     # -- the ledger, as data.DividedLoader asks for it -----------------------------------------------------
 
-    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
+    def open_epoch(self, batches: int, generator_state: bytes, samples: int, batch_size: int) -> bytes:
         self.ledger_epoch += 1
-        opened = self.io.call(self.client.open_epoch(self.ledger_epoch, batches, generator_state))
+        opened = self.io.call(
+            self.client.open_epoch(self.ledger_epoch, batches, generator_state, samples, batch_size)
+        )
         if opened is None:
             self.draining = self.draining or "the job is being drained"
             return generator_state

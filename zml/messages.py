@@ -220,6 +220,8 @@ class OpenEpoch(Message, kw_only=True):
     incarnation: int
     epoch: int
     batches: int
+    samples: int = 0  # in all of them, and in each but the last: for the accounts
+    batch_size: int = 0
 
 
 class EpochOpened(Message):
@@ -233,7 +235,8 @@ class EpochOpened(Message):
 class Take(Message, kw_only=True):
     """Give me up to `most` batches of this epoch. The payload, if any: [first, last] runs of batches that are applied.
 
-    With `hold` the answer may take a second, where there is nothing to give for now. The worker stands at `clock`.
+    With `hold` the answer may take a second, where there is nothing to give for now. The worker stands at `clock`, and
+    `have` batches of the epoch have reached it: what was in a lost answer comes again.
     """
 
     job: str
@@ -242,6 +245,7 @@ class Take(Message, kw_only=True):
     epoch: int
     clock: int
     most: int
+    have: int
     hold: bool
 
 
@@ -249,6 +253,7 @@ class Taken(Message):
     job: str
     epoch: int
     batches: list[int]
+    suspects: list[int] = []  # of these: scripts have crashed with them in hand
 
 
 class Wait(Message):

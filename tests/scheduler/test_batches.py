@@ -87,7 +87,9 @@ def test_a_number_of_batches_that_nobody_can_keep_account_of_allocates_nothing(b
 def test_the_next_epoch_waits_until_every_batch_of_this_one_is_committed() -> None:
     ledger = opened(4, W0, W1)
     ledger.commit(W0, 0, taken(ledger, W0))
-    assert ledger.open(W0, 1, 4, b"1") == Waiting((W1,), "epoch 0 has 2 of 4 batches to go")
+    assert ledger.open(W0, 1, 4, b"1") == Waiting(
+        (W1,), "epoch 0 has 2 of 4 batches to go: w1 has 2 from 1 on"
+    )
     ledger.commit(W1, 0, taken(ledger, W1))
     assert ledger.open(W0, 1, 4, b"1") == Opened(4, b"1")
     assert ledger.epoch == 1
@@ -133,7 +135,9 @@ def test_batches_are_dealt_like_cards_in_order_of_seniority() -> None:
 def test_who_has_nothing_left_waits_for_the_others_by_name() -> None:
     ledger = opened(4, W0, W1, W2)
     ledger.commit(W2, 0, taken(ledger, W2))
-    assert ledger.take(W2, 0, 1) == Waiting((W0, W1), "epoch 0 has 3 of 4 batches to go")
+    assert ledger.take(W2, 0, 1) == Waiting(
+        (W0, W1), "epoch 0 has 3 of 4 batches to go: w0 has 2 from 0 on, w1 has 1"
+    )
 
 
 def test_a_lost_workers_batches_go_out_first_and_the_rest_is_dealt_anew() -> None:

@@ -29,7 +29,7 @@ class Alone:
         self.late: list[list[int]] = []  # what comes back from lost workers, one list per asking
         self.samples = 0
 
-    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
+    def open_epoch(self, batches: int, generator_state: bytes, samples: int, batch_size: int) -> bytes:
         self.todo, self.done = list(range(batches)), []
         return generator_state
 
@@ -54,7 +54,7 @@ class Dealt:
         self.rank, self.world, self.state = rank, world, state
         self.todo: list[int] = []
 
-    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
+    def open_epoch(self, batches: int, generator_state: bytes, samples: int, batch_size: int) -> bytes:
         self.todo = list(range(self.rank, batches, self.world))
         return self.state or generator_state
 
