@@ -74,6 +74,14 @@ class Mismatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspected:
+    """A script crashed with these in hand. They go out one at a time."""
+
+    epoch: int
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Condemned:
     """In hand when `kills` scripts crashed, the last time alone. What becomes of it is the user's choice."""
 
@@ -84,7 +92,7 @@ class Condemned:
 
 OpenAnswer: TypeAlias = Opened | Waiting | Drained | Mismatch
 TakeAnswer: TypeAlias = Taken | Waiting | Over | Drained | Mismatch
-Answer: TypeAlias = Opened | Taken | Waiting | Over | Drained | Mismatch | Condemned | None
+Answer: TypeAlias = Opened | Taken | Waiting | Over | Drained | Mismatch | Suspected | Condemned | None
 
 
 def changes_nothing(call: calls.Call, answer: Answer) -> bool:
@@ -239,7 +247,7 @@ class Ledger:
         """Do what a call says: the one way in for whoever writes down what was done."""
         match call:
             case calls.Members():
-                return self.members(call.seats)
+                self.members(call.seats)
             case calls.Open():
                 return self.open(
                     call.worker, call.epoch, call.batches, call.token, call.samples, call.batch_size
@@ -247,7 +255,7 @@ class Ledger:
             case calls.Take():
                 return self.take(call.worker, call.epoch, call.most, call.have)
             case calls.Reached():
-                return self.reached(call.epoch, call.clock)
+                self.reached(call.epoch, call.clock)
             case calls.Commit():
                 return self.commit(call.worker, call.epoch, call.batches)
             case calls.Settle():
@@ -257,7 +265,8 @@ class Ledger:
             case calls.Blame():
                 return self.blame(call.worker, call.kills)
             case calls.Drain():
-                return self.drain(call.because)
+                self.drain(call.because)
+        return None
 
     # -- who takes part ------------------------------------------------------------------------------
 
@@ -440,10 +449,10 @@ class Ledger:
         current.end(batch, SKIPPED)
         return None
 
-    def blame(self, worker: WorkerId, kills: int) -> Condemned | None:
+    def blame(self, worker: WorkerId, kills: int) -> Suspected | Condemned | None:
         """The script of this worker crashed. To be told before the worker is gone, and after what it did is settled.
 
-        With `kills` crashes a batch is condemned, if it was alone in hand at the last of them.
+        With `kills` crashes a batch is condemned, if it was alone in hand at the last of them. None where no batch was.
         """
         assert worker in self.incarnations, f"{worker} is not a member"
         current = self.current
@@ -454,7 +463,7 @@ class Ledger:
             current.strikes[batch] = current.strikes.get(batch, 0) + 1
         if len(in_hand) == 1 and current.strikes[in_hand[0]] >= kills:
             return Condemned(current.epoch, in_hand[0], current.strikes[in_hand[0]])
-        return None
+        return Suspected(current.epoch, tuple(in_hand)) if in_hand else None
 
     def _lease(self, current: Pass, worker: WorkerId, most: int) -> None:
         share = current.shares[worker]

@@ -14,14 +14,14 @@ every few seconds and `save` writes plain safetensors. Importing this package im
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["__version__", "epochs", "join", "log", "save"]
+__all__ = ["__version__", "epochs", "evaluate", "join", "log", "save"]
 __version__ = "0.1.0"
 
 Loader = TypeVar("Loader")
@@ -44,6 +44,17 @@ def epochs(count: int) -> Iterator[int]:
     from .script import current
 
     return current().epochs(count)
+
+
+def evaluate(fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, float]:
+    """The sums over a whole DataLoader of what `fn(batch)` returns, a dict of floats or one-element tensors.
+
+    In a cluster the batches are divided over the workers, each is evaluated exactly once, and every worker gets the
+    same totals, exact to the last bit. After an epoch all workers hold the same parameters; call it there, on each.
+    """
+    from .script import current
+
+    return current().evaluate(fn, loader)
 
 
 def log(**values: Any) -> None:

@@ -73,6 +73,11 @@ JOB_FLAGS = flags(
     click.option(
         "--residual-decay", type=float, metavar="X", help="Topk keeps so much of what waits.  [default: 1]"
     ),
+    click.option(
+        "--on-bad-batch",
+        type=click.Choice(["stop", "skip"]),
+        help="When a batch crashes scripts, or its gradient is not finite.  [default: stop]",
+    ),
 )
 MEMBER_FLAGS = flags(
     click.option(
@@ -205,6 +210,8 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
         outer_momentum=settings.outer_momentum,
         residual_decay=settings.residual_decay,
         warm_up_steps=settings.warm_up_steps,
+        on_bad_batch=settings.on_bad_batch,
+        bad_batch_kills=settings.bad_batch_kills,
     )
     from .coordinator import serve
 

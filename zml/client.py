@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from .errors import EPOCH_DIFFERS, FENCED, LAYOUT_DIFFERS, LOST, REFUSED, ZmlError
+from .errors import EPOCH_DIFFERS, EVALUATION, FENCED, LAYOUT_DIFFERS, LOST, REFUSED, ZmlError
 from .layout import Bucket
 from .lease import COORDINATOR
 from .messages import (
@@ -21,12 +21,15 @@ from .messages import (
     Claim,
     Claimed,
     Commit,
+    Contents,
     Delta,
     Drained,
     Enter,
     Entered,
     EpochOpened,
     EpochOver,
+    Evaluate,
+    Evaluating,
     Homes,
     Load,
     Loaded,
@@ -37,15 +40,21 @@ from .messages import (
     Register,
     Registered,
     Report,
+    Result,
+    Skip,
     Take,
     Taken,
+    Totals,
     Wait,
 )
+from .scheduler.evaluation import Key
 from .seat import Seat
 from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
 
 REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
 RETRY_S = 0.1
+MOST_SAMPLES = 1_000  # of a bad batch that are told
+MOST_WORDS = 500  # characters, of why it is left out
 PULLS_AT_ONCE = 16
 PUSHES_AT_ONCE = (
     16  # per shard: a model of any size leaves within deadlines that count from each bucket's own start
@@ -135,6 +144,42 @@ class Client:
         if isinstance(reply, Taken):
             self.reached = (epoch, have + len(reply.batches))
         return reply
+
+    async def evaluate(
+        self, key: Key, batches: int, attempt: str, results: Sequence[Result], *, hold: bool
+    ) -> Evaluating | Wait | dict[str, float]:
+        """Hand in results and ask for batches; with `hold` until there are some, or the totals."""
+        until = asyncio.get_running_loop().time() + self.seat.patience_s
+        payload = msgspec.msgpack.encode(results) if results else None
+        message = Evaluate(
+            epoch=key.epoch, number=key.number, batches=batches, attempt=attempt, hold=hold, **self.me
+        )
+        while True:
+            try:
+                answer = await self._ask(message, payload)
+            except Refused as refused:
+                raise ZmlError(EVALUATION, f"{refused.peer} refused: {refused.because}") from refused
+            match answer.message:
+                case Totals():
+                    return msgspec.msgpack.decode(bytes(answer.payload or b""), type=dict[str, float])
+                case Wait() if hold:
+                    self._waiting(answer.message, until)
+                    payload = None
+                case Evaluating() | Wait():
+                    self.waits.clear()
+                    return answer.message
+                case other:
+                    raise AssertionError(other)
+
+    async def tell_contents(self, epoch: int, batch: int, samples: Sequence[int]) -> None:
+        """Say what is in a batch that scripts have crashed over, before this one does."""
+        payload = msgspec.msgpack.encode(list(samples[:MOST_SAMPLES]))
+        await self._ask(Contents(epoch=epoch, batch=batch, **self.me), payload)
+
+    async def skip(self, epoch: int, batch: int, because: str, samples: Sequence[int]) -> None:
+        payload = msgspec.msgpack.encode(list(samples[:MOST_SAMPLES]))
+        because = because[:MOST_WORDS]
+        await self._ask(Skip(epoch=epoch, batch=batch, because=because, **self.me), payload)
 
     async def claim(self, what: str) -> Claimed:
         reply = (await self._ask(Claim(what=what, **self.me))).message

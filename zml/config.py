@@ -30,6 +30,7 @@ COORDINATOR_ADDRESS = "tcp://127.0.0.1:7077"
 ANY_PORT = "tcp://127.0.0.1:0"
 
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+AtLeastTwo = Annotated[int, msgspec.Meta(ge=2)]
 Bound = Annotated[int, msgspec.Meta(ge=0)]
 PerBucket = Annotated[int, msgspec.Meta(ge=1, le=15)]  # more would not fit into a message of 4 MB
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -57,6 +58,8 @@ class Settings:
     outer_momentum: Fraction = 0.0  # and their Nesterov momentum
     warm_up_steps: OrAuto = -1  # over which topk's density falls to what was asked for; -1: 5 % of the run
     residual_decay: Decay = 1.0  # topk keeps so much of what has waited, from one exchange to the next
+    on_bad_batch: Literal["stop", "skip"] = "stop"  # that crashes scripts, or whose gradient is not finite
+    bad_batch_kills: AtLeastTwo = 2  # scripts that crash over a batch before it is condemned
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
     coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first
     keys: str = ""  # folder with CURVE keys; empty: none, and then nothing beyond this machine is let in

@@ -1,8 +1,8 @@
 """The coordinator: events in, the machine decides, actions out.
 
 It decides nothing itself: who is a member, who starts, who is fenced and how the job ends is `scheduler.machine`; which
-worker computes which batch is `scheduler.batches`. Rule: every action is written to the run's events before it is
-performed, with its reason.
+worker computes which batch is `scheduler.batches`, by way of `dealer`. Rule: every action is written to the run's
+events before it is performed, with its reason.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from msgspec import Struct
 
 from . import rundir
 from .board import Board, why
+from .dealer import HOLD_S, Dealer
+from .errors import BAD_BATCH, BOOK
 from .events import EventLog
 from .lease import COORDINATOR
 from .link import LISTENER, control_endpoint, listen
@@ -30,11 +33,12 @@ from .messages import (
     Assignment,
     Claim,
     Claimed,
+    Contents,
     Drain,
     Drained,
-    EpochOpened,
-    EpochOver,
+    Evaluate,
     Exited,
+    Failure,
     Fenced,
     Heartbeat,
     Homes,
@@ -53,26 +57,24 @@ from .messages import (
     Report,
     Roster,
     Seat,
+    Skip,
     Status,
     Stop,
     Take,
-    Taken,
-    Wait,
 )
-from .scheduler import actions, batches, calls, events
-from .scheduler.ids import JobId, WorkerId
+from .scheduler import actions, calls, events
+from .scheduler.batches import Ledger
+from .scheduler.ids import JobId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
 from .status import JobStatus
 from .transport import Endpoint, Handler, Refusal, Refused, TransportError
 
-HOLD_S = 1.0  # who must wait is answered after this long, with the names of who is waited for
 ASSIGN_S = (
     300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
 )
 ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
 EARLY_S = 0.02
-NAMED = 32  # of those who are waited for, in one answer
 GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class Coordinator:
         self.heartbeat_s = heartbeat_s
         self.run_dir = run_dir
         self.endpoint = endpoint(self.handle)
-        self.ledger = batches.Ledger()
+        self.dealer = Dealer(self)
         self.board = Board(spec)
         self.peers: dict[str, str] = {}  # member -> the endpoint that speaks for it
         self.addresses: dict[str, list[str]] = {}  # shard -> where it takes pushes
@@ -124,6 +126,10 @@ class Coordinator:
         self.finished: asyncio.Future[int] | None = None
         self.interrupts = 0
         self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.dealer.ledger
 
     async def start(self) -> None:
         """Listen, and take the job on."""
@@ -202,7 +208,7 @@ class Coordinator:
                 self.answers[action.peer] = Refusal("refused", action.because)
             case actions.Announce():
                 seats = [Seat(seat.worker, seat.incarnation, seat.founder) for seat in action.seats]
-                self.ledger.perform(calls.Members(tuple(action.seats)))
+                self.dealer.members(action.seats)
                 for shard in self.machine.shards(self.job):
                     self.order_roster(
                         shard, Roster(self.job, action.generation), msgspec.msgpack.encode(seats)
@@ -223,7 +229,7 @@ class Coordinator:
             case actions.Stop():
                 self.order(action.member, Stop(self.job, action.because))
             case actions.Drain():
-                self.ledger.perform(calls.Drain(action.because))
+                self.dealer.perform(calls.Drain(action.because))
                 for peer in self.scripts.values():
                     self.endpoint.notify(peer, Drained(self.job, action.because))
             case actions.Finish():
@@ -323,12 +329,20 @@ class Coordinator:
                     self.release(message.member)
                 if message.failure is not None:
                     self.board.failed(message.member, message.failure)
-                because = why(message)
-                self.dispatch(
-                    events.Exited(
-                        self.job, message.member, message.incarnation, message.code, message.signal, because
-                    )
+                event = events.Exited(
+                    self.job,
+                    message.member,
+                    message.incarnation,
+                    message.code,
+                    message.signal,
+                    why(message),
                 )
+                if (message.code or message.signal) and self.is_current(message):
+                    event = self.dealer.crashed(event)
+                    if event.code == BOOK[BAD_BATCH].exit_code and message.signal:
+                        told = Failure(kind=BAD_BATCH, text=event.because, at=time.time())
+                        self.board.failed(message.member, told)
+                self.dispatch(event)
                 return Ok()
             case Leave():
                 if self.is_current(message):
@@ -350,9 +364,15 @@ class Coordinator:
                 self.dispatch(events.Loaded(self.job, message.worker, message.incarnation))
                 return Ok()
             case OpenEpoch():
-                return self.open_epoch(message, bytes(payload or b""))
+                return self.dealer.open_epoch(message, bytes(payload or b""))
             case Take():
-                return self.take(message, payload)
+                return self.dealer.take(message, payload)
+            case Evaluate():
+                return self.dealer.evaluate(message, payload)
+            case Contents():
+                return self.dealer.know(message, bytes(payload or b""))
+            case Skip():
+                return self.dealer.skip(message, bytes(payload or b""))
             case Claim():
                 self.admit(message.worker, message.incarnation)
                 owner = self.claims.setdefault(message.what, message.worker)
@@ -392,9 +412,9 @@ class Coordinator:
         assert self.assigned is not None, "the machine places at the first registration"
         await asyncio.wait({self.assigned}, timeout=HOLD_S)
         if not self.assigned.done():  # the first sparse job of a machine compiles half a minute and more
-            return self.wait(self.machine.shards(self.job), "they take the layout")
+            return self.dealer.wait(self.machine.shards(self.job), "they take the layout")
         if not await self.until(lambda: self.loaded or self.initialiser == message.worker):
-            return self.wait([self.initialiser], f"{self.initialiser} brings the first parameters")
+            return self.dealer.wait([self.initialiser], f"{self.initialiser} brings the first parameters")
         shards = self.machine.shards(self.job)
         reply = Registered(
             job=self.job,
@@ -420,70 +440,6 @@ class Coordinator:
                 break
         return condition()
 
-    # -- data ------------------------------------------------------------------------------------------------
-
-    async def open_epoch(self, message: OpenEpoch, state: bytes) -> Reply:
-        """Answered once the senior worker has shown its generator state and the epoch before is over."""
-        self.admit(message.worker, message.incarnation)
-        worker = WorkerId(message.worker)
-        end = asyncio.get_running_loop().time() + HOLD_S
-        while True:
-            opened = self.ledger.perform(
-                calls.Open(worker, message.epoch, message.batches, state, message.samples, message.batch_size)
-            )
-            if not isinstance(opened, batches.Waiting):
-                self.wake()
-                break
-            if not await self.pause(end):
-                break
-            self.admit(message.worker, message.incarnation)
-        match opened:
-            case batches.Opened():
-                return EpochOpened(self.job, message.epoch, opened.first_clock), opened.token
-            case batches.Drained():
-                return Drained(self.job, opened.because)
-            case batches.Mismatch():
-                raise Refusal("epoch", opened.because)
-        assert isinstance(opened, batches.Waiting)
-        return self.wait(opened.waiting_for, opened.because)
-
-    async def take(self, message: Take, done: memoryview | None) -> Reply:
-        self.admit(message.worker, message.incarnation)
-        worker = WorkerId(message.worker)
-        self.ledger.perform(calls.Reached(message.epoch, message.clock))
-        if done is not None:
-            try:
-                applied = msgspec.msgpack.decode(done, type=list[tuple[int, int]])
-            except msgspec.MsgspecError as bad:
-                raise Refusal("ledger", f"the batches that are applied cannot be read: {bad}") from None
-            numbers = tuple(spread(applied, self.ledger.batches))
-            refused = self.ledger.perform(calls.Commit(worker, message.epoch, numbers))
-            if isinstance(refused, batches.Mismatch):
-                raise Refusal("ledger", refused.because)
-            self.wake()
-        end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
-        while True:
-            taken = self.ledger.perform(calls.Take(worker, message.epoch, message.most, message.have))
-            if not isinstance(taken, batches.Waiting) or not await self.pause(end):
-                break
-            self.admit(message.worker, message.incarnation)
-        match taken:
-            case batches.Taken():
-                return Taken(
-                    self.job, message.epoch, list(taken.batches), self.ledger.suspects(taken.batches)
-                )
-            case batches.Over():
-                return EpochOver(self.job, message.epoch, taken.next_clock)
-            case batches.Drained():
-                return Drained(self.job, taken.because)
-            case batches.Mismatch():
-                raise Refusal("ledger", taken.because)
-        assert isinstance(taken, batches.Waiting)
-        return self.wait(taken.waiting_for, taken.because, dealt_again=self.ledger.dealt_again)
-
-    def wait(self, whom: Sequence[str], because: str, *, dealt_again: bool = False) -> Wait:
-        return Wait(self.job, list(whom[:NAMED]), because, dealt_again)
-
     async def pause(self, end: float) -> bool:
         """Until something changes; False when `end` came first."""
         try:
@@ -497,16 +453,6 @@ class Coordinator:
 def digest_of(registration: bytes) -> str:
     """What two workers' layouts are compared by; `layout.Registration.digest` is the same."""
     return hashlib.blake2b(registration, digest_size=16).hexdigest()
-
-
-def spread(runs: Iterable[tuple[int, int]], most: int) -> list[int]:
-    """The numbers of [first, last] runs, `client.runs` the other way; Refusal if they are more than `most`."""
-    numbers: list[int] = []
-    for first, last in runs:
-        if not 0 <= first <= last or len(numbers) + last - first >= most:
-            raise Refusal("ledger", f"there are no batches {first} to {last} in an epoch of {most}")
-        numbers += range(first, last + 1)
-    return numbers
 
 
 def serve(settings: Settings, spec: JobSpec) -> int:

@@ -78,8 +78,8 @@ class DividedLoader:
     """Looks like the loader it was made from, and yields this worker's share of each epoch.
 
     Invariants, of the batches taken from the ledger: `leased` are not asked of the inner loader yet, `handed` are and
-    come out of it in this order, `open` were yielded, `on_their_way` are in steps to the shards, oldest step
-    first, `done` are applied, and not yet reported.
+    come out of it in this order, `open` were yielded, the first `before` of them to local steps that were made already,
+    `on_their_way` are in steps to the shards, oldest step first, `done` are applied, and not yet reported.
     """
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
@@ -88,6 +88,10 @@ class DividedLoader:
         self.leased: deque[int] = deque()
         self.handed: deque[tuple[int, int]] = deque()  # (batch, samples)
         self.open: list[int] = []
+        self.before = 0
+        self.position = (
+            0  # batches of this epoch that were yielded: the first so many of all that this worker was given
+        )
         self.on_their_way: deque[list[int]] = deque()  # one list per step that does not count yet
         self.done: list[int] = []
         self.order: list[list[int]] = []
@@ -103,7 +107,16 @@ class DividedLoader:
     def leaving(self) -> None:
         """A step has taken up every batch that was yielded so far, and is on its way to the shards."""
         self.on_their_way.append(self.open)
-        self.open = []
+        self.open, self.before = [], 0
+
+    def stepped(self) -> None:
+        """The optimizer has made a step of what was yielded so far, whether that has left or not."""
+        self.before = len(self.open)
+
+    def left_out(self) -> list[int]:
+        """The step that the script was about to make is not made: its batches, which are no longer ours to report."""
+        batches, self.open = self.open[self.before :], self.open[: self.before]
+        return batches
 
     def counted(self) -> None:
         """The oldest of the steps on their way is applied."""
@@ -113,16 +126,17 @@ class DividedLoader:
         """What the script has passed over without a step is not asked of anybody again."""
         self.ledger.flush()
         self.done += self.open
-        self.open = []
+        self.open, self.before = [], 0
 
     def __iter__(self) -> Iterator[Any]:
         self.finish()
-        self.under_way = True
+        self.under_way, self.position = True, 0
         source: Iterator[Any] = iter(self._divided())
         while True:
             for item in source:
                 batch, samples = self.handed.popleft()
                 self.open.append(batch)
+                self.position += 1
                 self.ledger.in_hand(batch, samples)
                 yield item
             self._pass_over()
@@ -136,13 +150,13 @@ class DividedLoader:
     def _divided(self) -> DataLoader[Any]:
         """The user's loader over this worker's batches; workers, collation and pinning are the user's own."""
         if self._inner is None:
-            self._inner = _like(self.loader, _Share(self))
+            self._inner = like(self.loader, _Share(self))
         return self._inner
 
     def _again(self) -> Iterator[Any]:
         """Batches that came back from a lost worker, outside of the generators' plain sequence."""
         state = torch.get_rng_state()
-        source = iter(_like(self.loader, _Returned(self)))
+        source = iter(like(self.loader, _Returned(self)))
         torch.set_rng_state(state)
         return source
 
@@ -217,7 +231,7 @@ class _Returned:
         return self.divided.hand_out()
 
 
-def _like(loader: DataLoader[Any], batch_sampler: Any) -> DataLoader[Any]:
+def like(loader: DataLoader[Any], batch_sampler: Any) -> DataLoader[Any]:
     """A loader with everything of `loader` but its batch sampler."""
     return DataLoader(
         loader.dataset,

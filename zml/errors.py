@@ -156,6 +156,22 @@ EPOCH_DIFFERS = page(
     "Every worker must see the same data set, batch size and drop_last, or batches have no common meaning.",
     exit_code=5,
 )
+BAD_BATCH = page(
+    "ZML-E303",
+    "a batch has crashed several scripts",
+    """The scripts of several workers ended by a signal or an exception while they had this batch in hand, the last one
+    with no other. The message names its samples, by their index in the data set. Look at them, or let such batches be
+    left out with --on-bad-batch skip; `zml data audit` then says which were.""",
+    exit_code=5,
+)
+EVALUATION = page(
+    "ZML-E304",
+    "this evaluation cannot be divided over workers",
+    """zml.evaluate divides the batches of a sequential DataLoader, and adds up what the function returns for each: a
+    dict of at most 32 names with floats or tensors of one element. Every worker must see the same data set and batch
+    size, and make the same evaluations after each epoch.""",
+    exit_code=5,
+)
 LAYOUT_DIFFERS = page(
     "ZML-E504",
     "the workers disagree about the model",

@@ -38,6 +38,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     outer_momentum: float = 0.0  # Nesterov
     residual_decay: float = 1.0  # of what topk has left waiting, from one exchange to the next
     warm_up_steps: int = -1  # over which the density falls to what was asked for; -1: what suits it
+    on_bad_batch: Literal["stop", "skip"] = "stop"  # that crashes scripts, or has no finite gradient
+    bad_batch_kills: int = 2  # crashes that condemn a batch
 
     @property
     def mode(self) -> str:
@@ -278,6 +280,64 @@ class Drained(Message):
     because: str
 
 
+class Contents(Message):
+    """The samples of a batch under suspicion, before a script computes it: the payload, a msgpack array of indices."""
+
+    job: str
+    worker: str
+    incarnation: int
+    epoch: int
+    batch: int
+
+
+class Skip(Message):
+    """This batch is left out, if the job allows it. The payload: its samples, as in a Contents."""
+
+    job: str
+    worker: str
+    incarnation: int
+    epoch: int
+    batch: int
+    because: str
+
+
+class Evaluate(Message, kw_only=True):
+    """Give me batches of this evaluation, the `number`th after `epoch`. The payload, if any: results that are done.
+
+    `attempt` is what the last answer said, empty in the first request.
+    """
+
+    job: str
+    worker: str
+    incarnation: int
+    epoch: int
+    number: int
+    batches: int
+    attempt: str
+    hold: bool
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True):
+    """In the payload of an Evaluate, a list of these: what the script's function returned for one batch."""
+
+    batch: int
+    numbers: dict[str, float]
+
+
+class Evaluating(Message):
+    """Compute these. With another `attempt` than before, forget everything and begin anew: no result is known."""
+
+    job: str
+    attempt: str
+    batches: list[int]
+
+
+class Totals(Message):
+    """Every result is in; the totals are the payload."""
+
+    job: str
+
+
 class Report(Message, kw_only=True):
     """A notice: what the script logged, the steps it has finished, and its samples since the last report."""
 
@@ -434,6 +494,11 @@ AnyMessage = (
     | Wait
     | EpochOver
     | Drained
+    | Contents
+    | Skip
+    | Evaluate
+    | Evaluating
+    | Totals
     | Report
     | Claim
     | Claimed
