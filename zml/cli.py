@@ -363,6 +363,36 @@ def timeline(run: str | None, worker: str | None, last: int, as_json: bool) -> i
     return 0
 
 
+@main.group(context_settings=CONTEXT)
+def data() -> None:
+    """What became of the samples."""
+
+
+@data.command("audit", context_settings=CONTEXT)
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.argument("run", required=False)
+def audit_(run: str | None, as_json: bool) -> int:
+    """Prove that every batch counted once.
+
+    Per epoch: batches, committed samples, batches that were given out again, skipped, doubled and missing ones, from
+    the run's record of all that its ledger was asked. The exit code is 1 if a batch is doubled or missing. RUN is a run
+    directory; without it, the newest below ./runs.
+    """
+    from . import audit, rundir
+    from .scheduler.audit import audit as prove
+
+    folder = Path(run) if run else rundir.newest(Path(settle({}).settings.runs))
+    if folder is None:
+        raise ZmlError(USAGE, "there is no run below ./runs", "Name a run directory.")
+    accounts = prove(audit.read_calls(folder))
+    if as_json:
+        click.echo(json.dumps(audit.rows(accounts), indent=2))
+    else:
+        for line in audit.lines(accounts):
+            click.echo(line)
+    return 0 if all(account.sound for account in accounts) else 1
+
+
 @main.command(context_settings=CONTEXT)
 @click.argument("folder")
 @click.option(

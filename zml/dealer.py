@@ -35,13 +35,13 @@ from .messages import (
     Wait,
 )
 from .scheduler import batches, calls, evaluation, events
+from .scheduler.explain import name_samples
 from .scheduler.ids import JobId, Seat, WorkerId
 from .transport import Refusal
 
 HOLD_S = 1.0  # who must wait is answered after this long, with the names of who is waited for
 NAMED = 32  # of those who are waited for, in one answer
 MOST_SAMPLES = 1_000  # of one batch, that are kept for whoever asks which they were
-SHOWN = 20  # of these, in a sentence
 ENDED_BY_SOMEBODY = frozenset(
     {1, 2, 3, 10, 12, 15}
 )  # SIGHUP, INT, QUIT, USR1, USR2, TERM: no batch does that
@@ -267,12 +267,3 @@ def read_samples(payload: bytes) -> tuple[int, ...]:
         return tuple(msgspec.msgpack.decode(payload, type=list[int])[:MOST_SAMPLES])
     except msgspec.MsgspecError as bad:
         raise Refusal("ledger", f"the samples cannot be read: {bad}") from None
-
-
-def name_samples(samples: Sequence[int]) -> str:
-    """ "samples 3, 17, 4" """
-    if not samples:
-        return "its samples are not known"
-    more = f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else ""
-    noun = "sample" if len(samples) == 1 else "samples"
-    return f"{noun} {', '.join(map(str, samples[:SHOWN]))}{more}"

@@ -126,6 +126,13 @@ NOT_FORMED = page(
     end of its log says why. The time allowed is the setting join_timeout_s.""",
     exit_code=4,
 )
+RUN_FILES = page(
+    "ZML-E405",
+    "a file of the run is damaged",
+    """What the run has written down cannot be read back: the disk was full, or the file was changed. The message names
+    the file and the place.""",
+    exit_code=5,
+)
 NOT_JOINED = page(
     "ZML-E501",
     "the script has not joined",

@@ -137,7 +137,7 @@ def test_whoever_dies_every_batch_counts_once_and_the_totals_are_those_of_one_wo
     incarnation = {W0: 1, W1: 1, W2: 1}
     evaluations = among(*incarnation)
     held: dict[WorkerId, list[int]] = {worker: [] for worker in incarnation}
-    seen = []
+    seen: list[dict[str, float]] = []
     while len(seen) < 3:
         worker = dice.choice(list(incarnation))
         if dice.random() < 0.15:

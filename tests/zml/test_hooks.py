@@ -316,7 +316,7 @@ def test_a_step_that_is_left_out_leaves_no_trace(io: IoThread, compress: str) ->
             loss = F.cross_entropy(twin.model(twin.x), twin.y)
             if bad:
                 # Only the first layer's gradient is bad: what the last one sent early is taken back.
-                loss = loss + (twin.model[0].weight * float("nan")).sum()
+                loss = loss + next(twin.model.parameters()).sum() * float("nan")
             loss.backward()  # type: ignore[no-untyped-call]
             twin.optimizer.step()
     assert left_out.traffic.clock == left_out.steps == undisturbed.steps == 3
