@@ -27,16 +27,29 @@ __version__ = "0.1.0"
 Loader = TypeVar("Loader")
 
 
-def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Loader | None = None) -> Loader:
+def join(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Loader | None = None,
+    *,
+    data: str = "exact",
+    batches: int | None = None,
+) -> Loader:
     """Make this script a worker; returns the loader, which from now on yields this worker's share.
 
     The model is not wrapped and `optimizer.step` is not replaced: gradients leave and parameters arrive through
     public hooks. Call it once, after model, optimizer and loader exist and before the first step.
+
+    `data="best effort"` takes a loader over an IterableDataset, of which each worker reads its own part, and an epoch
+    is `batches` of them (`zml.streams`); alone it changes nothing.
     Raises `zml.errors.ZmlError` for what cannot be trained this way, with the fix.
     """
-    from .script import current
+    from .errors import LOADER, ZmlError
+    from .script import BEST_EFFORT, EXACT, current
 
-    return current().join(model, optimizer, loader)  # type: ignore[no-any-return]
+    if data not in (EXACT, BEST_EFFORT):
+        raise ZmlError(LOADER, f"zml.join got data={data!r}", f"Choose one of: {EXACT}, {BEST_EFFORT}.")
+    return current().join(model, optimizer, loader, data, batches)  # type: ignore[no-any-return]
 
 
 def epochs(count: int) -> Iterator[int]:

@@ -8,7 +8,7 @@ would have drawn, in the same order, from the same generators.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Protocol, cast
 
 import torch
@@ -61,7 +61,9 @@ def check(loader: Any) -> DataLoader[Any]:
         )
     if isinstance(loader.dataset, IterableDataset):
         raise ZmlError(
-            LOADER, "an IterableDataset has no order that workers could share", "Use a map-style data set."
+            LOADER,
+            "an IterableDataset has no order that workers could share",
+            'Use a map-style data set, or zml.join(..., data="best effort") after reading Limits in the README.',
         )
     if type(loader.batch_sampler) is not BatchSampler:
         kind = type(loader.batch_sampler).__name__
@@ -82,8 +84,8 @@ class DividedLoader:
     `on_their_way` are in steps to the shards, oldest step first, `done` are applied, and not yet reported.
     """
 
-    def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
-        self.loader = check(loader)
+    def __init__(self, loader: DataLoader[Any], ledger: Ledger, *, checked: bool = False) -> None:
+        self.loader = loader if checked else check(loader)
         self.ledger = ledger
         self.leased: deque[int] = deque()
         self.handed: deque[tuple[int, int]] = deque()  # (batch, samples)
@@ -103,6 +105,10 @@ class DividedLoader:
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    def samples_of(self, batch: int) -> list[int]:
+        """Indices in the data set."""
+        return self.order[batch]
 
     def leaving(self) -> None:
         """A step has taken up every batch that was yielded so far, and is on its way to the shards."""
@@ -147,7 +153,7 @@ class DividedLoader:
             self.leased.extend(more)
             source = self._again()
 
-    def _divided(self) -> DataLoader[Any]:
+    def _divided(self) -> Iterable[Any]:
         """The user's loader over this worker's batches; workers, collation and pinning are the user's own."""
         if self._inner is None:
             self._inner = like(self.loader, _Share(self))

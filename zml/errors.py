@@ -155,7 +155,9 @@ LOADER = page(
     "ZML-E301",
     "this loader cannot be divided over workers",
     """zml divides map-style data sets by the order that their sampler draws. It knows torch's own samplers (sequential,
-    random, subset, weighted); for others the order would differ between workers, and samples be lost or doubled.""",
+    random, subset, weighted); for others the order would differ between workers, and samples be lost or doubled. A
+    stream (IterableDataset) is taken by best effort only: zml.join(..., data="best effort"), with a data set that has
+    a method zml_shard(index, count).""",
 )
 EPOCH_DIFFERS = page(
     "ZML-E302",

@@ -35,8 +35,9 @@ from .messages import Drained, EpochOver, Evaluating, Result, Taken, Wait
 from .plan import Plan
 from .rundir import TIMELINE
 from .scheduler.evaluation import Key
-from .script import number, write_model
+from .script import EXACT, number, write_model
 from .seat import Seat
+from .streams import StreamLoader
 from .timeline import Timeline
 from .traffic import Traffic
 from .updates import Updates, outer_spec
@@ -97,15 +98,24 @@ class Member:
 
     # -- the script's five calls ------------------------------------------------------------------------
 
-    def join(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Any:
+    def join(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Any,
+        data: str = EXACT,
+        batches: int | None = None,
+    ) -> Any:
         if self.hooks is not None:
             raise ZmlError(
                 NOT_JOINED, "zml.join was called twice", "Join once, with one model and one optimizer."
             )
-        if loader is not None:
-            self.loader = DividedLoader(
-                loader, self
-            )  # refuses what cannot be divided before anything is told
+        if loader is not None:  # what cannot be divided is refused before anything is told
+            if data == EXACT:
+                self.loader = DividedLoader(loader, self)
+            else:
+                count = self.plan.workers
+                self.loader = StreamLoader(loader, self, int(self.seat.worker[1:]) % count, count, batches)
         registration = self._registration(model, optimizer)
         layout = registration.layout
         registered, placement = self.io.call(
@@ -231,7 +241,7 @@ class Member:
                 case Taken():
                     self._return_to_gate()
                     for batch in reply.suspects:
-                        samples = self.loader.order[batch] if self.loader is not None else []
+                        samples = self.loader.samples_of(batch) if self.loader is not None else []
                         self.io.call(self.client.tell_contents(reply.epoch, batch, samples))
                     return reply.batches
                 case EpochOver():
@@ -325,7 +335,7 @@ class Member:
         if self.loader is None or not self.leaves_out or self.left_out_in_a_row > MOST_LEFT_OUT:
             return False
         for batch in self.loader.left_out():
-            samples = self.loader.order[batch]
+            samples = self.loader.samples_of(batch)
             self.io.call(self.client.skip(self.ledger_epoch, batch, because, samples))
             log.warning("batch skipped", worker=self.seat.worker, batch=batch, because=because)
         return True

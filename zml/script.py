@@ -21,10 +21,20 @@ if TYPE_CHECKING:
     import torch
 
 
+EXACT, BEST_EFFORT = "exact", "best effort"  # what zml.join promises about the data
+
+
 class Script(Protocol):
     """What `zml.join`, `zml.epochs`, `zml.evaluate`, `zml.log` and `zml.save` stand for."""
 
-    def join(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Any: ...
+    def join(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Any,
+        data: str = EXACT,
+        batches: int | None = None,
+    ) -> Any: ...
     def epochs(self, count: int) -> Iterator[int]: ...
     def evaluate(self, fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, float]: ...
     def log(self, values: dict[str, Any]) -> None: ...
@@ -41,7 +51,14 @@ class Standalone:
         self.printed_at = time.monotonic()
         self.printed_step = 0
 
-    def join(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Any:
+    def join(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Any,
+        data: str = EXACT,
+        batches: int | None = None,
+    ) -> Any:
         self.model = model
         return loader
 
