@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +22,6 @@ from msgspec import Struct
 from . import rundir
 from .board import Board, why
 from .dealer import HOLD_S, Dealer
-from .errors import BAD_BATCH, BOOK
 from .events import EventLog
 from .lease import COORDINATOR
 from .link import LISTENER, control_endpoint, listen
@@ -38,7 +36,6 @@ from .messages import (
     Drained,
     Evaluate,
     Exited,
-    Failure,
     Fenced,
     Heartbeat,
     Homes,
@@ -339,9 +336,8 @@ class Coordinator:
                 )
                 if (message.code or message.signal) and self.is_current(message):
                     event = self.dealer.crashed(event)
-                    if event.code == BOOK[BAD_BATCH].exit_code and message.signal:
-                        told = Failure(kind=BAD_BATCH, text=event.because, at=time.time())
-                        self.board.failed(message.member, told)
+                    if self.dealer.stopped_by is not None:
+                        self.board.failed_by(message, self.dealer.stopped_by)
                 self.dispatch(event)
                 return Ok()
             case Leave():

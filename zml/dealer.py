@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from .errors import BAD_BATCH, BOOK
+from .errors import BAD_BATCH, ZmlError
 from .messages import (
     Contents,
     Drained,
@@ -79,6 +79,7 @@ class Dealer:
         self.attempt = secrets.token_hex(
             4
         )  # evaluations are kept by this process, and begin anew with another
+        self.stopped_by: ZmlError | None = None  # a condemned batch, where that ends the job
         self.contents: dict[
             tuple[int, int], tuple[int, ...]
         ] = {}  # samples of suspects, of the open epoch only
@@ -214,7 +215,9 @@ class Dealer:
         if skips:
             self._skip(calls.Skip(worker, verdict.epoch, verdict.batch, because, samples))
             return replace(event, is_loss=True)
-        return replace(event, code=BOOK[BAD_BATCH].exit_code, signal=0, because=because)
+        fix = "Look at these samples, or leave such batches out with --on-bad-batch skip."
+        self.stopped_by = ZmlError(BAD_BATCH, because, fix)
+        return replace(event, code=self.stopped_by.exit_code, signal=0, because=because)
 
     # -- evaluations --------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Bad batches and evaluations with real processes."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -82,7 +83,7 @@ def test_a_batch_that_crashes_two_scripts_stops_the_job_and_its_samples_are_name
     code, text = place.run("run", "-w", "4", "-p", "1", "points.py", "crash", "37")
     words = " ".join(text.replace("│", " ").split())
     assert code == 5, text
-    assert "ZML-E303" in words or "in hand when 2 scripts ended so" in words, text
+    assert "ZML-E303" in words and "--on-bad-batch skip" in words, text
     named = re.search(r"batch \d+ of epoch 0 \(samples ([\d, ]+)\) was in hand when 2 scripts", words)
     assert named is not None, text
     assert "37" in named[1].split(", ") and len(named[1].split(", ")) == 8
@@ -117,7 +118,7 @@ def test_a_batch_without_a_finite_gradient_is_skipped_where_the_user_said_so(
         37 in event["samples"] for event in skipped
     )
     assert "is not finite" in skipped[0]["because"]
-    assert all(0 < found["loss"] < 192 for found in totals(place, "w0")), "the model stayed finite"
+    assert all(math.isfinite(found["loss"]) for found in totals(place, "w0")), "the model stayed finite"
 
 
 def test_every_worker_gets_the_same_totals_of_every_sample_though_one_dies_in_the_middle(
