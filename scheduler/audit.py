@@ -2,7 +2,7 @@
 
 The calls are performed on a fresh ledger, and only what it answers is looked at; none of its own accounts is. So a
 ledger that doubles or loses a batch is found by this, and not only a coordinator that misuses it. Nothing here is
-shared with `batches.Pass`.
+shared with `epoch.Pass`.
 
 A batch is accounted for when it was committed once, by a worker that held it, or skipped. An epoch is closed once a
 worker was told so, or the next one was opened.

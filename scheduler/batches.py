@@ -17,15 +17,14 @@ A founder is present from the start, any other worker from its first `open`: nob
 importing its libraries.
 """
 
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from . import calls
+from .epoch import COMMITTED, SKIPPED, Pass
 from .ids import Seat, WorkerId
 
-MOST_NAMED = 8  # of those who are waited for, with what each of them holds
 MOST_BATCHES = 10_000_000  # in one epoch: a peer names the number, and the ledger allocates by it
 
 
@@ -95,119 +94,6 @@ TakeAnswer: TypeAlias = Taken | Waiting | Over | Drained | Mismatch
 Answer: TypeAlias = Opened | Taken | Waiting | Over | Drained | Mismatch | Suspected | Condemned | None
 
 
-def changes_nothing(call: calls.Call, answer: Answer) -> bool:
-    """Need a call with this answer not be written down? A worker that waits asks again and again."""
-    if isinstance(answer, Mismatch):
-        return True
-    if isinstance(call, calls.Take):
-        return not isinstance(answer, Taken | Over)
-    return isinstance(call, calls.Commit) and not call.batches
-
-
-COMMITTED, SKIPPED = 1, 2  # how a batch is over
-
-
-@dataclass(slots=True)
-class Pass:
-    """The accounts of one epoch. Every batch is in exactly one of: `undealt`, one share, `leases`, over."""
-
-    epoch: int
-    batches: int
-    first_clock: int
-    token: bytes
-    opener: WorkerId
-    samples: int  # in all batches, and in each but the last; 0 where nobody has said
-    batch_size: int
-    state: bytearray  # one byte per batch, 0 or how it is over
-    to_go: int  # batches that are not over
-    undealt: list[int] = field(default_factory=list)  # empty unless nobody is present
-    shares: dict[WorkerId, deque[int]] = field(default_factory=dict)  # dealt and not taken; of those present
-    leases: dict[int, WorkerId] = field(default_factory=dict)  # taken and not committed
-    given: dict[WorkerId, list[int]] = field(default_factory=dict)  # all that those present took, in order
-    returned: set[int] = field(default_factory=set)  # leased once, not committed, and back; they go out first
-    strikes: dict[int, int] = field(
-        default_factory=dict
-    )  # crashes with it in hand; of batches that are not over
-    skipped: int = 0
-    dealt_again: bool = False
-    given_again: int = 0  # batches leased after that
-    furthest: int = 0  # the clock of the worker that was the furthest when it last asked
-
-    @property
-    def over(self) -> bool:
-        return self.to_go == 0
-
-    @property
-    def next_clock(self) -> int:
-        """No gradient of this epoch was applied at this clock or later. One batch is one clock of one worker, mostly,
-        and a worker without a batch rests until first_clock + batches; it goes on beyond that only with batches that
-        were dealt again, and then from where the others rest. Whoever commits a batch says which clock it reached."""
-        return max(self.first_clock + self.batches + self.given_again, self.furthest)
-
-    def deal(self, present: Sequence[WorkerId]) -> None:
-        """Deal all that is not taken, round robin, what came back from a lost worker first."""
-        cards = [*self.undealt, *(batch for share in self.shares.values() for batch in share)]
-        cards = sorted(self.returned.intersection(cards)) + sorted(set(cards) - self.returned)
-        self.undealt = [] if present else cards
-        self.shares = {worker: deque(cards[place :: len(present)]) for place, worker in enumerate(present)}
-        self.given = {worker: self.given.get(worker, []) for worker in present}
-
-    def take_back(self, worker: WorkerId) -> None:
-        """A worker is gone: what it held is to be dealt again."""
-        held = [batch for batch, owner in self.leases.items() if owner == worker]
-        for batch in held:
-            del self.leases[batch]
-        self.returned.update(held)
-        self.undealt += [*held, *self.shares.pop(worker, ())]
-        self.given.pop(worker, None)
-
-    def owing(self) -> list[WorkerId]:
-        """Who has batches that are not committed, in order of seniority."""
-        leasing = set(self.leases.values())
-        return [worker for worker, share in self.shares.items() if share or worker in leasing]
-
-    def held(self, worker: WorkerId) -> list[int]:
-        """What this worker has taken and not committed, in the order in which it took it."""
-        return [batch for batch in self.given.get(worker, ()) if self.leases.get(batch) == worker]
-
-    def end(self, batch: int, how: int) -> None:
-        """A leased batch is over."""
-        self.state[batch] = how
-        self.to_go -= 1
-        self.skipped += how == SKIPPED
-        del self.leases[batch]
-        self.strikes.pop(batch, None)
-
-    def who_holds(self) -> str:
-        """ "w0 has 3 from 12 on, w1 has 17": what those who are waited for hold and have not taken yet."""
-        out: dict[WorkerId, tuple[int, int]] = {}  # how many, and the first
-        for worker, share in self.shares.items():
-            out[worker] = (len(share), share[0] if share else self.batches)
-        for batch, worker in self.leases.items():
-            count, first = out[worker]
-            out[worker] = (count + 1, min(first, batch))
-        owing = [(worker, *out[worker]) for worker in out if out[worker][0]]
-        words = [
-            f"{worker} has {count:,} from {first} on" if count > 1 else f"{worker} has {first}"
-            for worker, count, first in owing[:MOST_NAMED]
-        ]
-        more = len(owing) - len(words)
-        return ", ".join([*words, f"{more} more workers"] if more else words)
-
-    def check(self) -> None:
-        """Every invariant, derived from scratch."""
-        open_batches = [*self.undealt, *(b for share in self.shares.values() for b in share), *self.leases]
-        done = [batch for batch, how in enumerate(self.state) if how]
-        assert self.skipped == self.state.count(SKIPPED)
-        assert not self.strikes.keys() & set(done), "a batch that is over is under suspicion"
-        assert sorted([*open_batches, *done]) == list(range(self.batches)), "a batch is lost or doubled"
-        assert self.to_go == len(open_batches), (self.to_go, len(open_batches))
-        assert not (self.undealt and self.shares), "somebody is present, and batches are not dealt"
-        assert self.shares.keys() == self.given.keys(), (self.shares.keys(), self.given.keys())
-        assert all(batch in self.given[worker] for batch, worker in self.leases.items())
-        assert not self.returned & {*done, *self.leases}, "a batch that came back is out again"
-
-
 class Ledger:
     """One job's account of its data. `members` is told of every generation; the other calls come from workers."""
 
@@ -217,6 +103,7 @@ class Ledger:
         self.present: list[WorkerId] = []  # members that batches are dealt to, in order of seniority
         self.current: Pass | None = None  # None before the first epoch
         self.draining: str | None = None
+        self.news = False  # the last call has changed something, or told that an epoch is over: write it down
 
     @property
     def batches(self) -> int:
@@ -244,7 +131,12 @@ class Ledger:
         return self.current is not None and self.current.dealt_again
 
     def perform(self, call: calls.Call) -> Answer:
-        """Do what a call says: the one way in for whoever writes down what was done."""
+        """Do what a call says: the one way in for whoever writes down what was done.
+
+        Afterwards `news` says whether there is anything to write: whoever waits asks again and again. Calls without
+        news may be left out, and a replay of the others gives the same ledger.
+        """
+        self.news = False
         match call:
             case calls.Members():
                 self.members(call.seats)
@@ -277,6 +169,7 @@ class Ledger:
         """
         seats = list(seats)
         former, self.incarnations = self.incarnations, {seat.worker: seat.incarnation for seat in seats}
+        self.news = [*former.items()] != [*self.incarnations.items()]
         same = {worker for worker, number in self.incarnations.items() if former.get(worker) == number}
         gone = [worker for worker in self.present if worker not in same]
         present = [
@@ -294,6 +187,7 @@ class Ledger:
     def _deal_to(self, present: list[WorkerId], gone: list[WorkerId]) -> None:
         changed = gone or present != self.present
         self.present = present
+        self.news = self.news or bool(changed)
         if self.current is None or not changed:
             return
         for worker in gone:
@@ -303,6 +197,7 @@ class Ledger:
 
     def drain(self, because: str) -> None:
         """Give out nothing more. What is leased can still be committed."""
+        self.news = self.draining != because
         self.draining = because
 
     # -- what workers ask ----------------------------------------------------------------------------
@@ -350,6 +245,7 @@ class Ledger:
         self.current.undealt = list(range(batches))
         self.current.deal(self.present)
         self.epoch = epoch
+        self.news = True
         return Opened(first_clock, token)
 
     def take(self, worker: WorkerId, epoch: int, most: int, have: int | None = None) -> TakeAnswer:
@@ -362,6 +258,7 @@ class Ledger:
         assert worker in self.incarnations, f"{worker} is not a member"
         current = self.current
         if current is not None and (epoch < current.epoch or (epoch == current.epoch and current.over)):
+            self.news = True
             return Over(current.first_clock if epoch < current.epoch else current.next_clock)
         if self.draining is not None:
             return Drained(self.draining)
@@ -383,6 +280,7 @@ class Ledger:
         """A worker has got to this clock. To be told before its batches are committed."""
         current = self.current
         if current is not None and epoch == current.epoch and not current.over:
+            self.news = clock > current.furthest
             current.furthest = max(current.furthest, clock)
 
     def commit(self, worker: WorkerId, epoch: int, batches: Iterable[int]) -> Mismatch | None:
@@ -404,6 +302,7 @@ class Ledger:
                 return Mismatch(f"{worker} commits batch {batch} of epoch {epoch}, which {holder}")
         for batch in batches:
             if not current.state[batch]:
+                self.news = True
                 current.end(batch, COMMITTED)
         return None
 
@@ -428,6 +327,7 @@ class Ledger:
             )
         for batch in given[:done]:
             if current.leases.get(batch) == worker:
+                self.news = True
                 current.end(batch, COMMITTED)
         return None
 
@@ -446,6 +346,7 @@ class Ledger:
         if current.leases.get(batch) != worker:
             holder = "is applied" if current.state[batch] else f"{current.leases.get(batch, 'nobody')} holds"
             return Mismatch(f"{worker} skips batch {batch} of epoch {epoch}, which {holder}")
+        self.news = True
         current.end(batch, SKIPPED)
         return None
 
@@ -459,6 +360,7 @@ class Ledger:
         if current is None:
             return None
         in_hand = current.held(worker)
+        self.news = bool(in_hand)
         for batch in in_hand:
             current.strikes[batch] = current.strikes.get(batch, 0) + 1
         if len(in_hand) == 1 and current.strikes[in_hand[0]] >= kills:
@@ -474,6 +376,7 @@ class Ledger:
             if share[0] in current.strikes and held:
                 return
             batch = share.popleft()
+            self.news = True
             current.leases[batch] = worker
             current.given[worker].append(batch)
             current.returned.discard(batch)

@@ -85,6 +85,7 @@ class Dealer:
         ] = {}  # samples of suspects, of the open epoch only
 
     def perform(self, call: calls.Call) -> batches.Answer:
+        """Afterwards `ledger.news` says whether the call is worth keeping; nobody has been told of the answer yet."""
         return self.ledger.perform(call)
 
     def members(self, seats: Iterable[Seat]) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from zml.scheduler import calls
 from zml.scheduler.audit import EpochAccount, audit
-from zml.scheduler.batches import COMMITTED, Condemned, Ledger, Over, Taken
+from zml.scheduler.batches import Condemned, Ledger, Over, Taken
+from zml.scheduler.epoch import COMMITTED
 from zml.scheduler.ids import Seat, WorkerId
 
 W0, W1, W2 = (WorkerId(f"w{n}") for n in range(3))
@@ -169,12 +170,16 @@ def test_calls_travel_as_their_kind_and_their_fields() -> None:
 def test_whatever_happens_to_the_workers_the_audit_of_our_ledger_is_sound(seed: int) -> None:
     """Workers take, lose answers, commit, skip, crash and come again; every epoch ends; all of it is replayed."""
     dice, ledger, made = random.Random(seed), Ledger(), []
+    kept: list[calls.Call] = []
     incarnation = {W0: 1, W1: 1, W2: 1}
     sizes = [dice.randrange(1, 30) for _ in range(4)]
 
     def do(call: calls.Call) -> object:
         made.append(call)
-        return ledger.perform(call)
+        answer = ledger.perform(call)
+        if ledger.news:
+            kept.append(call)
+        return answer
 
     def tell() -> None:
         do(calls.Members(tuple(Seat(worker, number, False) for worker, number in incarnation.items())))
@@ -212,3 +217,9 @@ def test_whatever_happens_to_the_workers_the_audit_of_our_ledger_is_sound(seed: 
     for account in accounts:
         assert account.sound, f"seed {seed}: {account}"
         assert account.committed + len(account.skipped) == account.batches
+    replayed = Ledger()
+    for call in kept:
+        replayed.perform(call)
+    assert len(kept) < len(made) and audit(kept) == accounts, f"seed {seed}"
+    for name in ("epoch", "incarnations", "present", "current", "draining"):
+        assert getattr(replayed, name) == getattr(ledger, name), f"seed {seed}: {name}"
