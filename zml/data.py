@@ -97,6 +97,7 @@ class DividedLoader:
         self.on_their_way: deque[list[int]] = deque()  # one list per step that does not count yet
         self.done: list[int] = []
         self.order: list[list[int]] = []
+        self.fetching = False  # the inner loader is asked for the first of `handed`
         self.under_way = False  # an epoch was begun and is not over; after the loop: the script left it early
         self._inner: DataLoader[Any] | None = None
 
@@ -109,6 +110,11 @@ class DividedLoader:
     def samples_of(self, batch: int) -> list[int]:
         """Indices in the data set."""
         return self.order[batch]
+
+    @property
+    def in_hand(self) -> list[int]:
+        """What an exception that is raised now came from: the batch that is fetched, else those without a step."""
+        return [batch for batch, _ in self.handed][:1] if self.fetching else self.open
 
     def leaving(self) -> None:
         """A step has taken up every batch that was yielded so far, and is on its way to the shards."""
@@ -138,20 +144,24 @@ class DividedLoader:
         self.finish()
         self.under_way, self.position = True, 0
         source: Iterator[Any] = iter(self._divided())
+        self.fetching = True
         while True:
             for item in source:
+                self.fetching = False
                 batch, samples = self.handed.popleft()
                 self.open.append(batch)
                 self.position += 1
                 self.ledger.in_hand(batch, samples)
                 yield item
+                self.fetching = True
+            self.fetching = False
             self._pass_over()
             more = self.ledger.take(TAKE, self.take_done(), wait=True)
             if more is None:
                 self.under_way = False
                 return
             self.leased.extend(more)
-            source = self._again()
+            source, self.fetching = self._again(), True
 
     def _divided(self) -> Iterable[Any]:
         """The user's loader over this worker's batches; workers, collation and pinning are the user's own."""

@@ -35,6 +35,7 @@ from .messages import Drained, EpochOver, Evaluating, Result, Taken, Wait
 from .plan import Plan
 from .rundir import TIMELINE
 from .scheduler.evaluation import Key
+from .scheduler.explain import name_samples
 from .script import EXACT, number, write_model
 from .seat import Seat
 from .streams import StreamLoader
@@ -139,6 +140,7 @@ class Member:
         traffic.measure_link()
         self.hooks.install()
         runner.current_step = lambda: self.steps
+        runner.in_hand = self._in_hand
         if self.plan.optimizer_on == "worker" and any(p.dtype != torch.float32 for p in model.parameters()):
             log.warning("steps smaller than half a digit of a parameter vanish", worker=self.seat.worker)
         if any(buffer.is_floating_point() for buffer in model.buffers()):
@@ -341,6 +343,12 @@ class Member:
         return True
 
     # -- saying how it goes ----------------------------------------------------------------------------------
+
+    def _in_hand(self) -> str:
+        if self.loader is None:
+            return ""
+        known = [f"batch {b} ({name_samples(self.loader.samples_of(b))})" for b in self.loader.in_hand]
+        return f"{', '.join(known)} of epoch {self.ledger_epoch}" if known else ""
 
     def _stepped(self) -> None:
         self.steps += 1

@@ -98,6 +98,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     source: list[str] = []  # a few lines around `line`
     first_source_line: int = 0
     step: int = -1  # the worker's clock, -1 before the first step
+    batch: str = ""  # what was in hand, in words
     log: str = ""
     at: float = 0.0  # seconds since the Unix epoch, to find the first failure
 

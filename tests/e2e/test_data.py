@@ -89,6 +89,16 @@ def test_a_batch_that_crashes_two_scripts_stops_the_job_and_its_samples_are_name
     assert "37" in named[1].split(", ") and len(named[1].split(", ")) == 8
 
 
+@pytest.mark.parametrize("trouble", ["raise", "nan"])
+def test_an_exception_names_the_samples_that_were_in_hand(place: Playground, trouble: str) -> None:
+    write(place)
+    code, text = place.run("run", "-w", "2", "-p", "1", "points.py", trouble, "37")
+    words = " ".join(text.replace("│", " ").split())
+    assert code == 1, text
+    named = re.search(r"in hand: batch \d+ \(samples ([\d, ]+)\) of epoch 0", words)
+    assert named is not None and "37" in named[1].split(", "), text
+
+
 @pytest.mark.parametrize("trouble", ["crash", "raise"])
 def test_a_batch_that_crashes_two_scripts_is_skipped_where_the_user_said_so(
     place: Playground, trouble: str

@@ -185,6 +185,24 @@ def test_nothing_is_padded_and_the_tail_is_dropped_only_where_the_user_drops_it(
     assert [len(batch) for (batch,) in loader] == sizes
 
 
+def test_what_is_in_hand_is_the_batch_that_is_fetched_and_then_those_without_a_step() -> None:
+    seen: list[list[int]] = []
+
+    class Looks(TensorDataset):
+        def __getitem__(self, index: Any) -> Any:
+            seen.append(list(loader.in_hand))
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]
+
+    loader = DividedLoader(DataLoader(Looks(torch.arange(3)), batch_size=1), Alone())
+    for index, _ in enumerate(loader):
+        seen.append(list(loader.in_hand))
+        if index:
+            loader.leaving()
+            loader.counted()
+            seen.append(list(loader.in_hand))
+    assert seen == [[0], [0], [1], [0, 1], [], [2], [2], []] and loader.in_hand == []
+
+
 def test_a_step_that_is_left_out_takes_the_batches_since_the_last_one_and_no_other() -> None:
     ledger = Alone()
     loader = DividedLoader(DataLoader(numbers(6), batch_size=1), ledger)
