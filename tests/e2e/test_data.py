@@ -58,7 +58,11 @@ for epoch in zml.epochs(2):
         loss = F.cross_entropy(model(x), y)
         opt.zero_grad(); loss.backward(); opt.step()
     training = False
-    print("totals", epoch, json.dumps(zml.evaluate(score, valid)), flush=True)
+    found = zml.evaluate(score, valid)
+    if trouble == "nan":  # every worker holds the same parameters: it would find the same by itself
+        from zml.evaluation import alone
+        assert alone(score, valid) == found
+    print("totals", epoch, json.dumps(found), flush=True)
     training = True
 """
 

@@ -226,6 +226,29 @@ def test_whoever_is_killed_an_audit_of_what_the_ledger_was_asked_finds_every_bat
     assert sum(account.reissued for account in accounts) > 0, "the killed ones held something"
 
 
+def test_what_was_in_an_answer_that_got_lost_comes_again() -> None:
+    async def main() -> list[list[int]]:
+        cluster = Cluster(MemoryNetwork(7), JobSpec(workers=1, shards=1), compute_s=lambda name: 1e6)
+        await cluster.start()
+        script = cluster.script("w0", batches=20)
+        while ledger_of(cluster, "w0") == 0:
+            await cluster_pause()
+        client, answers = script.client, []
+        for lost in (True, False, False):
+            before = client.reached
+            reply = await client.take(0, 0, 3, [], hold=False)
+            assert isinstance(reply, Taken)
+            answers.append(reply.batches)
+            if lost:
+                client.reached = before
+        for _ in range(2):
+            cluster.coordinator.interrupt("SIGINT")
+        await cluster.finish()
+        return answers
+
+    assert simulate(main()) == [[2, 3, 4], [2, 3, 4], [5, 6, 7]]
+
+
 def test_any_number_of_batches_is_reported_at_once() -> None:
     async def main() -> tuple[int, int]:
         cluster = Cluster(MemoryNetwork(7), JobSpec(workers=2, shards=1), compute_s=lambda name: 1e6)
