@@ -174,12 +174,12 @@ class Client:
     async def tell_contents(self, epoch: int, batch: int, samples: Sequence[int]) -> None:
         """Say what is in a batch that scripts have crashed over, before this one does."""
         payload = msgspec.msgpack.encode(list(samples[:MOST_SAMPLES]))
-        await self._ask(Contents(epoch=epoch, batch=batch, **self.me), payload)
+        await self._say(Contents(epoch=epoch, batch=batch, **self.me), payload)
 
     async def skip(self, epoch: int, batch: int, because: str, samples: Sequence[int]) -> None:
         payload = msgspec.msgpack.encode(list(samples[:MOST_SAMPLES]))
         because = because[:MOST_WORDS]
-        await self._ask(Skip(epoch=epoch, batch=batch, because=because, **self.me), payload)
+        await self._say(Skip(epoch=epoch, batch=batch, because=because, **self.me), payload)
 
     async def claim(self, what: str) -> Claimed:
         reply = (await self._ask(Claim(what=what, **self.me))).message
@@ -306,6 +306,14 @@ class Client:
 
     async def _ask(self, message: Message, payload: Any = None) -> Answer:
         return await self._request(self.control, COORDINATOR, message, payload)
+
+    async def _say(self, message: Message, payload: bytes) -> None:
+        """To the coordinator, where no is an error."""
+        try:
+            await self._ask(message, payload)
+        except Refused as refused:
+            what = f"{refused.peer} refused {self.seat.worker}: {refused.because}"
+            raise ZmlError(REFUSED, what) from refused
 
     async def _tell(self, shard: str, message: Message, payload: Any = None) -> Answer:
         return await self._request(self.bulk, shard, message, payload)
