@@ -9,15 +9,20 @@ Rules: no batch is ever lost; it is leased to one worker at a time, and again to
 The ledger is deterministic: the same calls in the same order give the same deal. It knows no time; whoever must wait is
 told for whom, and asks again.
 
+A batch that kills: when a script crashes, every batch that its worker had in hand becomes a suspect, for it may have
+crashed over one that its loader had only begun to read. A suspect goes out alone from then on, and is cleared when it
+is committed. So the next crash over it convicts nobody else, and with enough of them it is condemned.
+
 A founder is present from the start, any other worker from its first `open`: nobody waits for a script that is still
 importing its libraries.
 """
 
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
+from . import calls
+from .epoch import COMMITTED, SKIPPED, Pass
 from .ids import Seat, WorkerId
 
 MOST_BATCHES = 10_000_000  # in one epoch: a peer names the number, and the ledger allocates by it
@@ -67,73 +72,26 @@ class Mismatch:
     because: str
 
 
-OpenAnswer: TypeAlias = Opened | Waiting | Drained | Mismatch
-TakeAnswer: TypeAlias = Taken | Waiting | Over | Drained | Mismatch
-
-
-@dataclass(slots=True)
-class Pass:
-    """The accounts of one epoch. Every batch is in exactly one of: `undealt`, one share, `leases`, committed."""
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """A script crashed with these in hand. They go out one at a time."""
 
     epoch: int
-    batches: int
-    first_clock: int
-    token: bytes
-    opener: WorkerId
-    committed: bytearray  # one byte per batch, 1 when its gradient is applied
-    to_go: int  # batches that are not committed
-    undealt: list[int] = field(default_factory=list)  # empty unless nobody is present
-    shares: dict[WorkerId, deque[int]] = field(default_factory=dict)  # dealt and not taken; of those present
-    leases: dict[int, WorkerId] = field(default_factory=dict)  # taken and not committed
-    given: dict[WorkerId, list[int]] = field(default_factory=dict)  # all that those present took, in order
-    returned: set[int] = field(default_factory=set)  # leased once, not committed, and back; they go out first
-    dealt_again: bool = False
-    given_again: int = 0  # batches leased after that
-    furthest: int = 0  # the clock of the worker that was the furthest when it last asked
+    batches: tuple[int, ...]
 
-    @property
-    def over(self) -> bool:
-        return self.to_go == 0
 
-    @property
-    def next_clock(self) -> int:
-        """No gradient of this epoch was applied at this clock or later. One batch is one clock of one worker, mostly,
-        and a worker without a batch rests until first_clock + batches; it goes on beyond that only with batches that
-        were dealt again, and then from where the others rest. Whoever commits a batch says which clock it reached."""
-        return max(self.first_clock + self.batches + self.given_again, self.furthest)
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """In hand when `kills` scripts crashed, the last time alone. What becomes of it is the user's choice."""
 
-    def deal(self, present: Sequence[WorkerId]) -> None:
-        """Deal all that is not taken, round robin, what came back from a lost worker first."""
-        cards = [*self.undealt, *(batch for share in self.shares.values() for batch in share)]
-        cards = sorted(self.returned.intersection(cards)) + sorted(set(cards) - self.returned)
-        self.undealt = [] if present else cards
-        self.shares = {worker: deque(cards[place :: len(present)]) for place, worker in enumerate(present)}
-        self.given = {worker: self.given.get(worker, []) for worker in present}
+    epoch: int
+    batch: int
+    kills: int
 
-    def take_back(self, worker: WorkerId) -> None:
-        """A worker is gone: what it held is to be dealt again."""
-        held = [batch for batch, owner in self.leases.items() if owner == worker]
-        for batch in held:
-            del self.leases[batch]
-        self.returned.update(held)
-        self.undealt += [*held, *self.shares.pop(worker, ())]
-        self.given.pop(worker, None)
 
-    def owing(self) -> list[WorkerId]:
-        """Who has batches that are not committed, in order of seniority."""
-        leasing = set(self.leases.values())
-        return [worker for worker, share in self.shares.items() if share or worker in leasing]
-
-    def check(self) -> None:
-        """Every invariant, derived from scratch."""
-        open_batches = [*self.undealt, *(b for share in self.shares.values() for b in share), *self.leases]
-        done = [batch for batch, flag in enumerate(self.committed) if flag]
-        assert sorted([*open_batches, *done]) == list(range(self.batches)), "a batch is lost or doubled"
-        assert self.to_go == len(open_batches), (self.to_go, len(open_batches))
-        assert not (self.undealt and self.shares), "somebody is present, and batches are not dealt"
-        assert self.shares.keys() == self.given.keys(), (self.shares.keys(), self.given.keys())
-        assert all(batch in self.given[worker] for batch, worker in self.leases.items())
-        assert not self.returned & {*done, *self.leases}, "a batch that came back is out again"
+OpenAnswer: TypeAlias = Opened | Waiting | Drained | Mismatch
+TakeAnswer: TypeAlias = Taken | Waiting | Over | Drained | Mismatch
+Answer: TypeAlias = Opened | Taken | Waiting | Over | Drained | Mismatch | Suspected | Condemned | None
 
 
 class Ledger:
@@ -145,6 +103,7 @@ class Ledger:
         self.present: list[WorkerId] = []  # members that batches are dealt to, in order of seniority
         self.current: Pass | None = None  # None before the first epoch
         self.draining: str | None = None
+        self.news = False  # the last call has changed something, or told that an epoch is over: write it down
 
     @property
     def batches(self) -> int:
@@ -154,12 +113,54 @@ class Ledger:
     @property
     def committed(self) -> int:
         """How many of them are applied."""
-        return self.current.batches - self.current.to_go if self.current is not None else 0
+        current = self.current
+        return current.batches - current.to_go - current.skipped if current is not None else 0
+
+    @property
+    def skipped(self) -> int:
+        """How many of them are left out."""
+        return self.current.skipped if self.current is not None else 0
+
+    def suspects(self, batches: Iterable[int]) -> list[int]:
+        """Those of the open epoch's batches that were in hand when a script crashed, and are not over yet."""
+        return [batch for batch in batches if self.current is not None and batch in self.current.strikes]
 
     @property
     def dealt_again(self) -> bool:
         """Workers came or went in the open epoch: who has no batch may have to rest longer than it began to."""
         return self.current is not None and self.current.dealt_again
+
+    def perform(self, call: calls.Call) -> Answer:
+        """Do what a call says: the one way in for whoever writes down what was done.
+
+        Afterwards `news` says whether there is anything to write: whoever waits asks again and again. Calls without
+        news may be left out, and a replay of the others gives the same ledger.
+        """
+        self.news = False
+        match call:
+            case calls.Members():
+                self.members(call.seats)
+            case calls.Resume():
+                self.resume(call)
+            case calls.Open():
+                return self.open(
+                    call.worker, call.epoch, call.batches, call.token, call.samples, call.batch_size
+                )
+            case calls.Take():
+                return self.take(call.worker, call.epoch, call.most, call.have)
+            case calls.Reached():
+                self.reached(call.epoch, call.clock)
+            case calls.Commit():
+                return self.commit(call.worker, call.epoch, call.batches)
+            case calls.Settle():
+                return self.settle(call.worker, call.epoch, call.done)
+            case calls.Skip():
+                return self.skip(call.worker, call.epoch, call.batch)
+            case calls.Blame():
+                return self.blame(call.worker, call.kills)
+            case calls.Drain():
+                self.drain(call.because)
+        return None
 
     # -- who takes part ------------------------------------------------------------------------------
 
@@ -170,6 +171,7 @@ class Ledger:
         """
         seats = list(seats)
         former, self.incarnations = self.incarnations, {seat.worker: seat.incarnation for seat in seats}
+        self.news = [*former.items()] != [*self.incarnations.items()]
         same = {worker for worker, number in self.incarnations.items() if former.get(worker) == number}
         gone = [worker for worker in self.present if worker not in same]
         present = [
@@ -187,6 +189,7 @@ class Ledger:
     def _deal_to(self, present: list[WorkerId], gone: list[WorkerId]) -> None:
         changed = gone or present != self.present
         self.present = present
+        self.news = self.news or bool(changed)
         if self.current is None or not changed:
             return
         for worker in gone:
@@ -196,11 +199,14 @@ class Ledger:
 
     def drain(self, because: str) -> None:
         """Give out nothing more. What is leased can still be committed."""
+        self.news = self.draining != because
         self.draining = because
 
     # -- what workers ask ----------------------------------------------------------------------------
 
-    def open(self, worker: WorkerId, epoch: int, batches: int, token: bytes) -> OpenAnswer:
+    def open(
+        self, worker: WorkerId, epoch: int, batches: int, token: bytes, samples: int = 0, batch_size: int = 0
+    ) -> OpenAnswer:
         """A worker is at the start of an epoch in which it sees `batches` batches. Twice is the same as once.
 
         `token` is what it would draw their order from; the answer holds the one that counts.
@@ -222,6 +228,10 @@ class Ledger:
                 return Mismatch(
                     f"{worker} sees {batches:,} batches in epoch {epoch}, and {current.opener} {current.batches:,}"
                 )
+            if 0 not in (samples, current.samples) and samples != current.samples:
+                return Mismatch(
+                    f"{worker} sees {samples:,} samples in epoch {epoch}, and {current.opener} {current.samples:,}"
+                )
             self._come(worker)
             return Opened(current.first_clock, current.token)
         if current is not None and not current.over:
@@ -231,10 +241,13 @@ class Ledger:
         if worker != senior:
             return Waiting((senior,), f"{senior} has not opened epoch {epoch} yet, and its order counts")
         first_clock = current.next_clock if current is not None else 0
-        self.current = Pass(epoch, batches, first_clock, token, worker, bytearray(batches), batches)
+        self.current = Pass(
+            epoch, batches, first_clock, token, worker, samples, batch_size, bytearray(batches), batches
+        )
         self.current.undealt = list(range(batches))
         self.current.deal(self.present)
         self.epoch = epoch
+        self.news = True
         return Opened(first_clock, token)
 
     def take(self, worker: WorkerId, epoch: int, most: int, have: int | None = None) -> TakeAnswer:
@@ -247,6 +260,7 @@ class Ledger:
         assert worker in self.incarnations, f"{worker} is not a member"
         current = self.current
         if current is not None and (epoch < current.epoch or (epoch == current.epoch and current.over)):
+            self.news = True
             return Over(current.first_clock if epoch < current.epoch else current.next_clock)
         if self.draining is not None:
             return Drained(self.draining)
@@ -268,6 +282,7 @@ class Ledger:
         """A worker has got to this clock. To be told before its batches are committed."""
         current = self.current
         if current is not None and epoch == current.epoch and not current.over:
+            self.news = clock > current.furthest
             current.furthest = max(current.furthest, clock)
 
     def commit(self, worker: WorkerId, epoch: int, batches: Iterable[int]) -> Mismatch | None:
@@ -282,14 +297,15 @@ class Ledger:
         for batch in batches:
             if not 0 <= batch < current.batches:
                 return Mismatch(f"{worker} commits batch {batch}; epoch {epoch} has {current.batches:,}")
-            if not current.committed[batch] and current.leases.get(batch) != worker:
-                holder = current.leases.get(batch, "nobody")
-                return Mismatch(f"{worker} commits batch {batch} of epoch {epoch}, which {holder} holds")
+            if current.state[batch] != COMMITTED and current.leases.get(batch) != worker:
+                holder = (
+                    "was skipped" if current.state[batch] else f"{current.leases.get(batch, 'nobody')} holds"
+                )
+                return Mismatch(f"{worker} commits batch {batch} of epoch {epoch}, which {holder}")
         for batch in batches:
-            if not current.committed[batch]:
-                current.committed[batch] = 1
-                current.to_go -= 1
-                del current.leases[batch]
+            if not current.state[batch]:
+                self.news = True
+                current.end(batch, COMMITTED)
         return None
 
     # -- checkpoints ---------------------------------------------------------------------------------
@@ -302,54 +318,121 @@ class Ledger:
         current = self.current
         if current is None:
             return None
-        committed = bytearray(current.committed)
+        state = bytearray(current.state)
         for worker, (epoch, done) in applied.items():
             if epoch == current.epoch:
                 for batch in current.given.get(worker, ())[:done]:
-                    committed[batch] = 1
-        to_go = current.batches - sum(committed)
-        return Pass(current.epoch, current.batches, 0, current.token, current.opener, committed, to_go)
+                    state[batch] = state[batch] or COMMITTED
+        return _begun(current, state, first_clock=0)
 
-    def resume(self, epoch: int, batches: int, token: bytes, committed: Iterable[int]) -> None:
-        """Go on in an epoch of an earlier run, in which these batches are applied. Before anybody has opened one."""
+    def resume(self, call: calls.Resume) -> None:
+        """Go on in an epoch of an earlier run. Before anybody has opened one."""
         assert self.current is None, "an epoch is open"
-        flags = bytearray(batches)
-        for batch in committed:
-            flags[batch] = 1
-        left = batches - sum(flags)
-        self.current = Pass(epoch, batches, 0, token, WorkerId("an earlier run"), flags, left)
-        self.current.undealt = [batch for batch, flag in enumerate(flags) if not flag]
+        state = bytearray(call.batches)
+        for how, batches in ((COMMITTED, call.committed), (SKIPPED, call.skipped)):
+            for batch in batches:
+                state[batch] = how
+        self.news = True
+        origin = Pass(
+            epoch=call.epoch,
+            batches=call.batches,
+            first_clock=0,
+            token=call.token,
+            opener=WorkerId("an earlier run"),
+            samples=call.samples,
+            batch_size=call.batch_size,
+            state=state,
+            to_go=call.batches,
+        )
+        self.current = _begun(origin, state, first_clock=0)
         self.current.deal(self.present)
-        self.epoch = epoch
+        self.epoch = call.epoch
 
     def settle(self, worker: WorkerId, epoch: int, done: int) -> Mismatch | None:
-        """A worker is lost, and of the batches that it was given in this epoch the first `done` are applied.
+        """What is known of a worker that can no longer say it: the first `done` of what it was given are applied.
 
-        To be told before `members` takes it out. Twice is the same as once; None when all is well.
+        To be told before it is gone, and after `reached` with the clock that it got to. What it had skipped stays
+        skipped. Twice is the same as once.
         """
+        assert worker in self.incarnations, f"{worker} is not a member"
         current = self.current
-        if current is None or epoch != current.epoch or worker not in current.given:
-            return None  # an epoch that is over: all of it was committed
-        given = current.given[worker]
+        if done < 0 or (current is None and done) or (current is not None and epoch > current.epoch):
+            return Mismatch(
+                f"{worker} is settled for {done} batches of epoch {epoch}, and the job is in {self.epoch}"
+            )
+        if current is None or epoch < current.epoch:
+            return None  # long over: every batch of it is accounted for
+        given = current.given.get(worker, [])
         if done > len(given):
             return Mismatch(
-                f"{worker} has applied {done} batches of epoch {epoch}, and was given {len(given)}"
+                f"{worker} was given {len(given)} batches of epoch {epoch}, and {done} are to be applied"
             )
-        return self.commit(worker, epoch, given[:done])
+        for batch in given[:done]:
+            if current.leases.get(batch) == worker:
+                self.news = True
+                current.end(batch, COMMITTED)
+        return None
+
+    # -- batches that do harm ------------------------------------------------------------------------
+
+    def skip(self, worker: WorkerId, epoch: int, batch: int) -> Mismatch | None:
+        """Leave a batch out that this worker holds. Twice is the same as once; None when all is well."""
+        assert worker in self.incarnations, f"{worker} is not a member"
+        current = self.current
+        if current is not None and epoch < current.epoch:
+            return None
+        if current is None or epoch > current.epoch or not 0 <= batch < current.batches:
+            return Mismatch(f"{worker} skips batch {batch} of epoch {epoch}, and there is none")
+        if current.state[batch] == SKIPPED:
+            return None
+        if current.leases.get(batch) != worker:
+            holder = "is applied" if current.state[batch] else f"{current.leases.get(batch, 'nobody')} holds"
+            return Mismatch(f"{worker} skips batch {batch} of epoch {epoch}, which {holder}")
+        self.news = True
+        current.end(batch, SKIPPED)
+        return None
+
+    def blame(self, worker: WorkerId, kills: int) -> Suspected | Condemned | None:
+        """The script of this worker crashed. To be told before the worker is gone, and after what it did is settled.
+
+        With `kills` crashes a batch is condemned, if it was alone in hand at the last of them. None where no batch was.
+        """
+        assert worker in self.incarnations, f"{worker} is not a member"
+        current = self.current
+        if current is None:
+            return None
+        in_hand = current.held(worker)
+        self.news = bool(in_hand)
+        for batch in in_hand:
+            current.strikes[batch] = current.strikes.get(batch, 0) + 1
+        if len(in_hand) == 1 and current.strikes[in_hand[0]] >= kills:
+            return Condemned(current.epoch, in_hand[0], current.strikes[in_hand[0]])
+        return Suspected(current.epoch, tuple(in_hand)) if in_hand else None
 
     def _lease(self, current: Pass, worker: WorkerId, most: int) -> None:
         share = current.shares[worker]
+        held = current.held(worker) if current.strikes else []
+        if any(batch in current.strikes for batch in held):
+            return  # a suspect stays alone
         for _ in range(min(most, len(share))):
+            if share[0] in current.strikes and held:
+                return
             batch = share.popleft()
+            self.news = True
             current.leases[batch] = worker
             current.given[worker].append(batch)
             current.returned.discard(batch)
             current.given_again += current.dealt_again
+            held.append(batch)
+            if batch in current.strikes:
+                return
 
     def _wait_for(self, current: Pass) -> Waiting:
         owing = tuple(current.owing())
         return Waiting(
-            owing, f"epoch {current.epoch} has {current.to_go:,} of {current.batches:,} batches to go"
+            owing,
+            f"epoch {current.epoch} has {current.to_go:,} of {current.batches:,} batches to go:"
+            f" {current.who_holds()}",
         )
 
     def check(self) -> None:
@@ -359,3 +442,20 @@ class Ledger:
             self.current.check()
             assert self.current.epoch == self.epoch
             assert [*self.current.shares] == self.present
+
+
+def _begun(origin: Pass, state: bytearray, first_clock: int) -> Pass:
+    """An epoch in which these batches are over, and nobody has taken any other."""
+    return Pass(
+        epoch=origin.epoch,
+        batches=origin.batches,
+        first_clock=first_clock,
+        token=origin.token,
+        opener=origin.opener,
+        samples=origin.samples,
+        batch_size=origin.batch_size,
+        state=state,
+        to_go=state.count(0),
+        undealt=[batch for batch, how in enumerate(state) if not how],
+        skipped=state.count(SKIPPED),
+    )

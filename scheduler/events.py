@@ -82,7 +82,10 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A script ended, by a signal where `signal` is not 0. `because` follows on the worker's name: "its script ..."."""
+    """A script ended, by a signal where `signal` is not 0. `because` follows on the worker's name: "its script ...".
+
+    `is_loss`: whatever it ended with is the loss of a worker, and no failure of the script.
+    """
 
     job: JobId
     worker: str
@@ -90,6 +93,7 @@ class Exited:
     code: int
     signal: int
     because: str
+    is_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)

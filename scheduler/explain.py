@@ -24,6 +24,7 @@ from .state import (
 )
 
 NAMED = 8  # at most this many members are told of in one sentence
+MOST_SAMPLES = 20  # and this many samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +136,12 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return ["    " + line.rstrip() for line in lines]
+
+
+def name_samples(samples: Sequence[int]) -> str:
+    """ "samples 3, 17, 4" """
+    if not samples:
+        return "its samples are not known"
+    more = f" and {len(samples) - MOST_SAMPLES} more" if len(samples) > MOST_SAMPLES else ""
+    noun = "sample" if len(samples) == 1 else "samples"
+    return f"{noun} {', '.join(map(str, samples[:MOST_SAMPLES]))}{more}"

@@ -345,8 +345,9 @@ class Machine:
 
     def _script_ended(self, job: Job, event: Exited, now: float) -> Actions:
         worker = as_member(event.worker)
-        if event.signal:
-            gone = self._close(job, worker, Fate.LOST, event.because, 128 + event.signal)
+        if event.signal or event.is_loss:
+            exit_code = 128 + event.signal if event.signal else event.code
+            gone = self._close(job, worker, Fate.LOST, event.because, exit_code)
         elif event.code:
             gone = self._close(job, worker, Fate.FAILED, event.because, event.code)
         else:

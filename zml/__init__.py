@@ -14,29 +14,42 @@ every few seconds and `save` writes plain safetensors. Importing this package im
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["__version__", "epochs", "join", "log", "save"]
+__all__ = ["__version__", "epochs", "evaluate", "join", "log", "save"]
 __version__ = "0.1.0"
 
 Loader = TypeVar("Loader")
 
 
-def join(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Loader | None = None) -> Loader:
+def join(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Loader | None = None,
+    *,
+    data: str = "exact",
+    batches: int | None = None,
+) -> Loader:
     """Make this script a worker; returns the loader, which from now on yields this worker's share.
 
     The model is not wrapped and `optimizer.step` is not replaced: gradients leave and parameters arrive through
     public hooks. Call it once, after model, optimizer and loader exist and before the first step.
+
+    `data="best effort"` takes a loader over an IterableDataset, of which each worker reads its own part, and an epoch
+    is `batches` of them (`zml.streams`); alone it changes nothing.
     Raises `zml.errors.ZmlError` for what cannot be trained this way, with the fix.
     """
-    from .script import current
+    from .errors import LOADER, ZmlError
+    from .script import BEST_EFFORT, EXACT, current
 
-    return current().join(model, optimizer, loader)  # type: ignore[no-any-return]
+    if data not in (EXACT, BEST_EFFORT):
+        raise ZmlError(LOADER, f"zml.join got data={data!r}", f"Choose one of: {EXACT}, {BEST_EFFORT}.")
+    return current().join(model, optimizer, loader, data, batches)  # type: ignore[no-any-return]
 
 
 def epochs(count: int) -> Iterator[int]:
@@ -44,6 +57,17 @@ def epochs(count: int) -> Iterator[int]:
     from .script import current
 
     return current().epochs(count)
+
+
+def evaluate(fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, float]:
+    """The sums over a whole DataLoader of what `fn(batch)` returns, a dict of floats or one-element tensors.
+
+    In a cluster the batches are divided over the workers, each is evaluated exactly once, and every worker gets the
+    same totals, exact to the last bit. After an epoch all workers hold the same parameters; call it there, on each.
+    """
+    from .script import current
+
+    return current().evaluate(fn, loader)
 
 
 def log(**values: Any) -> None:

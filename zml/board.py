@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from .errors import ZmlError
 from .messages import Exited, Failure, JobSpec, Join, Joined, Report
 from .scheduler import explain
 from .scheduler.batches import Ledger
@@ -78,6 +79,12 @@ class Board:
     def failed(self, member: str, failure: Failure) -> None:
         self.failures.append(MemberFailure(member=member, failure=failure))
 
+    def failed_by(self, exited: Exited, error: ZmlError) -> None:
+        """The script ended as `exited` says, and this is what that means."""
+        told = exited.failure or Failure(kind="", at=time.time())
+        step = max(0, self.cards[exited.member].steps)
+        self.failed(exited.member, msgspec.structs.replace(told, kind="ZmlError", text=str(error), step=step))
+
     def status(self, record: Job | Over, ledger: Ledger, now: float) -> JobStatus:
         """The job as a whole. `now` is the loop's time."""
         views = [view for view in explain.members(record) if view.member in self.cards]
@@ -94,7 +101,7 @@ class Board:
             generation=record.generation,
             epoch=ledger.epoch,
             epochs=self.epochs,
-            epoch_progress=ledger.committed / ledger.batches if ledger.batches else 0.0,
+            epoch_progress=(ledger.committed + ledger.skipped) / ledger.batches if ledger.batches else 0.0,
             steps=self.steps(active),
             values=self.values(now),
             samples=self.samples,

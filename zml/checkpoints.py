@@ -20,7 +20,9 @@ from .checkpointer import Answered, Checkpointer, Facts
 from .client import runs
 from .layout import BadLayout, Registration
 from .messages import JobSpec, Message
-from .scheduler.batches import Ledger, Pass
+from .scheduler import calls
+from .scheduler.batches import MOST_BATCHES, Ledger
+from .scheduler.epoch import COMMITTED, SKIPPED, Pass
 from .scheduler.ids import WorkerId
 
 LOOK_EVERY_S = 0.25
@@ -127,12 +129,17 @@ def describe_ledger(found: Pass | None) -> dict[str, Any]:
     """ledger.json: the open epoch and which of its batches are in the parameters."""
     if found is None:
         return {}
-    committed = [batch for batch, flag in enumerate(found.committed) if flag]
+    over = {
+        how: [batch for batch, flag in enumerate(found.state) if flag == how] for how in (COMMITTED, SKIPPED)
+    }
     return {
         "epoch": found.epoch,
         "batches": found.batches,
+        "samples": found.samples,
+        "batch_size": found.batch_size,
         "token": found.token.hex(),
-        "committed": runs(committed),
+        "committed": runs(over[COMMITTED]),
+        "skipped": runs(over[SKIPPED]),
     }
 
 
@@ -151,19 +158,33 @@ class LedgerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     epoch: int = 0
     batches: int = 0
+    samples: int = 0
+    batch_size: int = 0
     token: str = ""
     committed: list[tuple[int, int]] = []
+    skipped: list[tuple[int, int]] = []
 
 
-def resume_ledger(ledger: Ledger, checkpoint: Checkpoint) -> None:
-    """Let the ledger go on where the checkpoint's was. ValueError if it cannot be read."""
+def resumed_ledger(checkpoint: Checkpoint) -> calls.Resume | None:
+    """What makes a new ledger go on where the checkpoint's was. ValueError if it cannot be read."""
     if not checkpoint.ledger:
-        return
+        return None
     state = msgspec.convert(checkpoint.ledger, LedgerState)
-    committed = [batch for first, last in state.committed for batch in range(first, last + 1)]
-    if any(not 0 <= batch < state.batches for batch in committed):
-        raise ValueError(f"the ledger names batches beyond the {state.batches} of epoch {state.epoch}")
-    ledger.resume(state.epoch, state.batches, bytes.fromhex(state.token), committed)
+    if not 0 <= state.batches <= MOST_BATCHES:
+        raise ValueError(f"an epoch of {state.batches} batches")
+
+    def spread(found: list[tuple[int, int]]) -> tuple[int, ...]:
+        return tuple(b for first, last in found for b in range(max(first, 0), min(last + 1, state.batches)))
+
+    return calls.Resume(
+        state.epoch,
+        state.batches,
+        bytes.fromhex(state.token),
+        spread(state.committed),
+        spread(state.skipped),
+        state.samples,
+        state.batch_size,
+    )
 
 
 def why_not_this_model(checkpoint: Checkpoint, registration: bytes) -> str:

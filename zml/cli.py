@@ -74,6 +74,11 @@ JOB_FLAGS = flags(
     click.option(
         "--residual-decay", type=float, metavar="X", help="Topk keeps so much of what waits.  [default: 1]"
     ),
+    click.option(
+        "--on-bad-batch",
+        type=click.Choice(["stop", "skip"]),
+        help="When a batch crashes scripts, or its gradient is not finite.  [default: stop]",
+    ),
 )
 MEMBER_FLAGS = flags(
     click.option(
@@ -206,6 +211,8 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
         outer_momentum=settings.outer_momentum,
         residual_decay=settings.residual_decay,
         warm_up_steps=settings.warm_up_steps,
+        on_bad_batch=settings.on_bad_batch,
+        bad_batch_kills=settings.bad_batch_kills,
     )
     from .coordinator import serve
 
@@ -358,6 +365,36 @@ def timeline(run: str | None, worker: str | None, last: int, as_json: bool) -> i
 
 
 main.add_command(ckpt)
+
+
+@main.group(context_settings=CONTEXT)
+def data() -> None:
+    """What became of the samples."""
+
+
+@data.command("audit", context_settings=CONTEXT)
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.argument("run", required=False)
+def audit_(run: str | None, as_json: bool) -> int:
+    """Prove that every batch counted once.
+
+    Per epoch: batches, committed samples, batches that were given out again, skipped, doubled and missing ones, from
+    the run's record of all that its ledger was asked. The exit code is 1 if a batch is doubled or missing. RUN is a run
+    directory; without it, the newest below ./runs.
+    """
+    from . import audit, rundir
+    from .scheduler.audit import audit as prove
+
+    folder = Path(run) if run else rundir.newest(Path(settle({}).settings.runs))
+    if folder is None:
+        raise ZmlError(USAGE, "there is no run below ./runs", "Name a run directory.")
+    accounts = prove(audit.read_calls(folder))
+    if as_json:
+        click.echo(json.dumps(audit.rows(accounts), indent=2))
+    else:
+        for line in audit.lines(accounts):
+            click.echo(line)
+    return 0 if all(account.sound for account in accounts) else 1
 
 
 @main.command(context_settings=CONTEXT)

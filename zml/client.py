@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from .errors import EPOCH_DIFFERS, FENCED, LAYOUT_DIFFERS, LOST, REFUSED, ZmlError
+from .errors import EPOCH_DIFFERS, EVALUATION, FENCED, LAYOUT_DIFFERS, LOST, REFUSED, ZmlError
 from .layout import Bucket
 from .lease import COORDINATOR
 from .messages import (
@@ -22,12 +22,15 @@ from .messages import (
     Claim,
     Claimed,
     Commit,
+    Contents,
     Delta,
     Drained,
     Enter,
     Entered,
     EpochOpened,
     EpochOver,
+    Evaluate,
+    Evaluating,
     Homes,
     Load,
     Loaded,
@@ -39,11 +42,15 @@ from .messages import (
     Register,
     Registered,
     Report,
+    Result,
+    Skip,
     Take,
     Taken,
+    Totals,
     Wait,
     Where,
 )
+from .scheduler.evaluation import Key
 from .seat import Seat
 from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
 
@@ -51,6 +58,8 @@ REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
 RETRY_S = 0.1
 LATER = ("early", "full")  # refusals that mean: ask again
 CONNECT_S = 5.0  # to a shard at an address that the coordinator has just given
+MOST_SAMPLES = 1_000  # of a bad batch that are told
+MOST_WORDS = 500  # characters, of why it is left out
 PULLS_AT_ONCE = 16
 PUSHES_AT_ONCE = (
     16  # per shard: a model of any size leaves within deadlines that count from each bucket's own start
@@ -90,6 +99,7 @@ class Client:
         self.lives: dict[str, int] = {}  # by shard: how often it was found again
         self.homes: dict[str, int] = {}  # by shard: the incarnation that was found, 0 before the first loss
         self.searches: dict[str, asyncio.Task[None]] = {}  # for shards that are lost
+        self.reached = (-1, 0)  # an epoch, and how many batches of it have come
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
     @property
@@ -123,9 +133,11 @@ class Client:
                 await self._find_again(shard, 0)
         return registered, homes.placement
 
-    async def open_epoch(self, epoch: int, batches: int, state: bytes) -> tuple[EpochOpened, bytes] | None:
+    async def open_epoch(
+        self, epoch: int, batches: int, state: bytes, samples: int = 0, batch_size: int = 0
+    ) -> tuple[EpochOpened, bytes] | None:
         """All workers begin the epoch; returns its first clock and the senior's generator state, None when draining."""
-        message = OpenEpoch(epoch=epoch, batches=batches, **self.me)
+        message = OpenEpoch(epoch=epoch, batches=batches, samples=samples, batch_size=batch_size, **self.me)
         answer = await self._settled(
             lambda: self._ask(message, state), EpochOpened, Drained, code=EPOCH_DIFFERS
         )
@@ -137,11 +149,50 @@ class Client:
         self, epoch: int, clock: int, most: int, done: Sequence[int], *, hold: bool
     ) -> Taken | Wait | EpochOver | Drained:
         """Ask once, standing at `clock`; `done` are the batches applied since the last call."""
-        message = Take(epoch=epoch, clock=clock, most=most, hold=hold, **self.me)
+        have = self.reached[1] if self.reached[0] == epoch else 0
+        message = Take(epoch=epoch, clock=clock, most=most, have=have, hold=hold, **self.me)
         payload = msgspec.msgpack.encode(runs(done)) if done else None
         reply = (await self._ask(message, payload)).message
         assert isinstance(reply, Taken | Wait | EpochOver | Drained), reply
+        if isinstance(reply, Taken):
+            self.reached = (epoch, have + len(reply.batches))
         return reply
+
+    async def evaluate(
+        self, key: Key, batches: int, attempt: str, results: Sequence[Result], *, hold: bool
+    ) -> Evaluating | Wait | dict[str, float]:
+        """Hand in results and ask for batches; with `hold` until there are some, or the totals."""
+        until = asyncio.get_running_loop().time() + self.seat.patience_s
+        payload = msgspec.msgpack.encode(results) if results else None
+        message = Evaluate(
+            epoch=key.epoch, number=key.number, batches=batches, attempt=attempt, hold=hold, **self.me
+        )
+        while True:
+            try:
+                answer = await self._ask(message, payload)
+            except Refused as refused:
+                raise ZmlError(EVALUATION, f"{refused.peer} refused: {refused.because}") from refused
+            match answer.message:
+                case Totals():
+                    return msgspec.msgpack.decode(bytes(answer.payload or b""), type=dict[str, float])
+                case Wait() if hold:
+                    self._waiting(answer.message, until)
+                    payload = None
+                case Evaluating() | Wait():
+                    self.waits.clear()
+                    return answer.message
+                case other:
+                    raise AssertionError(other)
+
+    async def tell_contents(self, epoch: int, batch: int, samples: Sequence[int]) -> None:
+        """Say what is in a batch that scripts have crashed over, before this one does."""
+        payload = msgspec.msgpack.encode(list(samples[:MOST_SAMPLES]))
+        await self._say(Contents(epoch=epoch, batch=batch, **self.me), payload)
+
+    async def skip(self, epoch: int, batch: int, because: str, samples: Sequence[int]) -> None:
+        payload = msgspec.msgpack.encode(list(samples[:MOST_SAMPLES]))
+        because = because[:MOST_WORDS]
+        await self._say(Skip(epoch=epoch, batch=batch, because=because, **self.me), payload)
 
     async def claim(self, what: str) -> Claimed:
         reply = (await self._ask(Claim(what=what, **self.me))).message
@@ -284,6 +335,14 @@ class Client:
 
     async def _ask(self, message: Message, payload: Any = None) -> Answer:
         return await self._request(self.control, COORDINATOR, message, payload)
+
+    async def _say(self, message: Message, payload: bytes) -> None:
+        """To the coordinator, where no is an error."""
+        try:
+            await self._ask(message, payload)
+        except Refused as refused:
+            what = f"{refused.peer} refused {self.seat.worker}: {refused.because}"
+            raise ZmlError(REFUSED, what) from refused
 
     async def _tell(self, shard: str, message: Message, payload: Any = None) -> Answer:
         """Until the shard has answered, over any number of its lives."""

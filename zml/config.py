@@ -30,6 +30,7 @@ COORDINATOR_ADDRESS = "tcp://127.0.0.1:7077"
 ANY_PORT = "tcp://127.0.0.1:0"
 
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+AtLeastTwo = Annotated[int, msgspec.Meta(ge=2)]
 Bound = Annotated[int, msgspec.Meta(ge=0)]
 PerBucket = Annotated[int, msgspec.Meta(ge=1, le=15)]  # more would not fit into a message of 4 MB
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -64,6 +65,8 @@ class Settings:
     keep_last: AtLeastOne = 3  # checkpoints that stay, the newest
     keep_every_steps: Bound = 0  # and the first of every so many steps; 0: none
     return_s: Seconds = 60.0  # how long the job waits for a shard that was lost to come back
+    on_bad_batch: Literal["stop", "skip"] = "stop"  # that crashes scripts, or whose gradient is not finite
+    bad_batch_kills: AtLeastTwo = 2  # scripts that crash over a batch before it is condemned
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
     coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first
     keys: str = ""  # folder with CURVE keys; empty: none, and then nothing beyond this machine is let in

@@ -1,8 +1,8 @@
 """The coordinator: events in, the machine decides, actions out.
 
 It decides nothing itself: who is a member, who starts, who is fenced and how the job ends is `scheduler.machine`; which
-worker computes which batch is `scheduler.batches`. Rule: every action is written to the run's events before it is
-performed, with its reason.
+worker computes which batch is `scheduler.batches`, by way of `dealer`. Rule: every action is written to the run's
+events before it is performed, with its reason.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +30,10 @@ from .checkpoints import (
     applied_batches,
     describe_job,
     describe_ledger,
-    resume_ledger,
+    resumed_ledger,
     why_not_this_model,
 )
+from .dealer import HOLD_S, Dealer
 from .events import EventLog
 from .lease import COORDINATOR
 from .link import LISTENER, control_endpoint, listen
@@ -43,10 +44,10 @@ from .messages import (
     Checkpointed,
     Claim,
     Claimed,
+    Contents,
     Drain,
     Drained,
-    EpochOpened,
-    EpochOver,
+    Evaluate,
     Exited,
     Fenced,
     Heartbeat,
@@ -67,32 +68,31 @@ from .messages import (
     Report,
     Returned,
     Settle,
+    Skip,
     Stands,
     Status,
     Stop,
     Take,
     TakeCheckpoint,
-    Taken,
-    Wait,
     Where,
 )
 from .rosters import Account, Rosters
-from .scheduler import actions, batches, events
-from .scheduler.ids import JobId, ShardId, WorkerId
+from .scheduler import actions, calls, events
+from .scheduler.batches import Ledger
+from .scheduler.ids import JobId, ShardId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
 from .scheduler.state import Cause, Finishing
 from .status import JobStatus
 from .transport import Answer, Endpoint, Handler, Refusal, Refused, TransportError
 
-HOLD_S = 1.0  # who must wait is answered after this long, with the names of who is waited for
 ASSIGN_S = (
     300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
 )
 ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
 EARLY_S = 0.02
-NAMED = 32  # of those who are waited for, in one answer
 LAST_CHECKPOINT_S = 120.0  # for shards to write what they hold when the job is over, and end
+SETTLE_S = 2.0  # for the shards to say what a crashed script has done
 GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Coordinator:
         self.heartbeat_s = heartbeat_s
         self.run_dir = run_dir
         self.endpoint = endpoint(self.handle)
-        self.ledger = batches.Ledger()
+        self.dealer = Dealer(self)
         self.board = Board(spec)
         self.peers: dict[str, str] = {}  # member -> the endpoint that speaks for it
         self.addresses: dict[str, list[str]] = {}  # shard -> where it takes pushes
@@ -141,19 +141,24 @@ class Coordinator:
         self.claims: dict[str, str] = {}  # what -> the worker that may write it
         self.orders: set[asyncio.Task[bool]] = set()
         self.rosters = Rosters(
-            job, self.ledger, lambda: machine.shards(job), self.ask_settled, lambda *order: self.order(*order)
+            job, self.dealer, lambda: machine.shards(job), self.ask_settled, lambda *order: self.order(*order)
         )
         self.rosters.changed = self.wake
         self.resumed = resumed
         self.asked: set[asyncio.Task[Path | None]] = set()  # checkpoints
         self.checkpoints: Checkpoints | None = None
         if resumed is not None:
-            resume_ledger(self.ledger, resumed)
+            if (call := resumed_ledger(resumed)) is not None:
+                self.dealer.perform(call)
             self.loaded = True
         self.changed = asyncio.Event()
         self.finished: asyncio.Future[int] | None = None
         self.interrupts = 0
         self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.dealer.ledger
 
     async def start(self) -> None:
         """Listen, and take the job on."""
@@ -296,7 +301,7 @@ class Coordinator:
             case actions.Stop():
                 self.stop(action.member, action.because)
             case actions.Drain():
-                self.ledger.drain(action.because)
+                self.dealer.perform(calls.Drain(action.because))
                 for peer in self.scripts.values():
                     self.endpoint.notify(peer, Drained(self.job, action.because))
             case actions.Finish():
@@ -408,7 +413,7 @@ class Coordinator:
         if message.shard not in self.machine.shards(self.job):
             raise Refusal("placement", f"there is no shard {message.shard}")
         if not self.serves(ShardId(message.shard)):
-            return self.wait([message.shard], "it is gone, and its chunks are only there")
+            return self.dealer.wait([message.shard], "it is gone, and its chunks are only there")
         incarnation = self.machine.jobs[self.job].members.alive("shard")[ShardId(message.shard)].incarnation
         return Moved(self.job, message.shard, incarnation, self.addresses[message.shard])
 
@@ -448,17 +453,7 @@ class Coordinator:
                 self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job)))
                 return None
             case Exited():
-                if message.signal and self.is_current(message):  # a script that fails ends the job
-                    self.release(message.member)
-                if message.failure is not None:
-                    self.board.failed(message.member, message.failure)
-                because = why(message)
-                self.dispatch(
-                    events.Exited(
-                        self.job, message.member, message.incarnation, message.code, message.signal, because
-                    )
-                )
-                return Ok()
+                return self.exited(message)
             case Leave():
                 if self.is_current(message):
                     self.release(message.member)
@@ -489,9 +484,15 @@ class Coordinator:
                 self.dispatch(events.Loaded(self.job, message.worker, message.incarnation))
                 return Ok()
             case OpenEpoch():
-                return self.open_epoch(message, bytes(payload or b""))
+                return self.dealer.open_epoch(message, bytes(payload or b""))
             case Take():
-                return self.take(message, payload)
+                return self.dealer.take(message, payload)
+            case Evaluate():
+                return self.dealer.evaluate(message, payload)
+            case Contents():
+                return self.dealer.know(message, bytes(payload or b""))
+            case Skip():
+                return self.dealer.skip(message, bytes(payload or b""))
             case Claim():
                 self.admit(message.worker, message.incarnation)
                 owner = self.claims.setdefault(message.what, message.worker)
@@ -534,9 +535,9 @@ class Coordinator:
         shards = self.machine.shards(self.job)
         if not await self.until(lambda: self.assigned.issuperset(shards)):
             # The first sparse job of a machine compiles half a minute and more.
-            return self.wait([s for s in shards if s not in self.assigned], "they take the layout")
+            return self.dealer.wait([s for s in shards if s not in self.assigned], "they take the layout")
         if not await self.until(lambda: self.loaded or self.initialiser == message.worker):
-            return self.wait([self.initialiser], f"{self.initialiser} brings the first parameters")
+            return self.dealer.wait([self.initialiser], f"{self.initialiser} brings the first parameters")
         reply = Registered(
             job=self.job,
             generation=self.machine.generation(self.job),
@@ -549,6 +550,29 @@ class Coordinator:
         )
         homes = Homes(list(shards), [self.addresses[shard] for shard in shards], list(self.placement))
         return reply, msgspec.msgpack.encode(homes)
+
+    async def exited(self, message: Exited) -> Reply:
+        """A script has ended. Where it crashed, what it did is settled first: only the rest can be to blame."""
+        crashed = bool(message.code or message.signal)
+        if crashed and self.is_current(message):
+            try:
+                async with asyncio.timeout(SETTLE_S):
+                    await self.rosters.settle_now(message.member, message.incarnation)
+            except TimeoutError:
+                pass  # a shard is away: more than one batch is suspected, and none condemned
+        if message.signal and self.is_current(message):  # a script that fails ends the job
+            self.release(message.member)
+        if message.failure is not None:
+            self.board.failed(message.member, message.failure)
+        event = events.Exited(
+            self.job, message.member, message.incarnation, message.code, message.signal, why(message)
+        )
+        if crashed and self.is_current(message):
+            event = self.dealer.crashed(event)
+            if self.dealer.stopped_by is not None:
+                self.board.failed_by(message, self.dealer.stopped_by)
+        self.dispatch(event)
+        return Ok()
 
     async def take_checkpoint(self, message: TakeCheckpoint) -> Reply:
         if self.checkpoints is None:
@@ -568,63 +592,6 @@ class Coordinator:
                 break
         return condition()
 
-    # -- data ------------------------------------------------------------------------------------------------
-
-    async def open_epoch(self, message: OpenEpoch, state: bytes) -> Reply:
-        """Answered once the senior worker has shown its generator state and the epoch before is over."""
-        self.admit(message.worker, message.incarnation)
-        worker = WorkerId(message.worker)
-        end = asyncio.get_running_loop().time() + HOLD_S
-        while True:
-            opened = self.ledger.open(worker, message.epoch, message.batches, state)
-            if not isinstance(opened, batches.Waiting):
-                self.wake()
-                break
-            if not await self.pause(end):
-                break
-            self.admit(message.worker, message.incarnation)
-        match opened:
-            case batches.Opened():
-                return EpochOpened(self.job, message.epoch, opened.first_clock), opened.token
-            case batches.Drained():
-                return Drained(self.job, opened.because)
-            case batches.Mismatch():
-                raise Refusal("epoch", opened.because)
-        return self.wait(opened.waiting_for, opened.because)
-
-    async def take(self, message: Take, done: memoryview | None) -> Reply:
-        self.admit(message.worker, message.incarnation)
-        worker = WorkerId(message.worker)
-        self.ledger.reached(message.epoch, message.clock)
-        if done is not None:
-            try:
-                applied = msgspec.msgpack.decode(done, type=list[tuple[int, int]])
-            except msgspec.MsgspecError as bad:
-                raise Refusal("ledger", f"the batches that are applied cannot be read: {bad}") from None
-            refused = self.ledger.commit(worker, message.epoch, spread(applied, self.ledger.batches))
-            if refused is not None:
-                raise Refusal("ledger", refused.because)
-            self.wake()
-        end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
-        while True:
-            taken = self.ledger.take(worker, message.epoch, message.most)
-            if not isinstance(taken, batches.Waiting) or not await self.pause(end):
-                break
-            self.admit(message.worker, message.incarnation)
-        match taken:
-            case batches.Taken():
-                return Taken(self.job, message.epoch, list(taken.batches))
-            case batches.Over():
-                return EpochOver(self.job, message.epoch, taken.next_clock)
-            case batches.Drained():
-                return Drained(self.job, taken.because)
-            case batches.Mismatch():
-                raise Refusal("ledger", taken.because)
-        return self.wait(taken.waiting_for, taken.because, dealt_again=self.ledger.dealt_again)
-
-    def wait(self, whom: Sequence[str], because: str, *, dealt_again: bool = False) -> Wait:
-        return Wait(self.job, list(whom[:NAMED]), because, dealt_again)
-
     async def pause(self, end: float) -> bool:
         """Until something changes; False when `end` came first."""
         try:
@@ -638,16 +605,6 @@ class Coordinator:
 def digest_of(registration: bytes) -> str:
     """What two workers' layouts are compared by; `layout.Registration.digest` is the same."""
     return hashlib.blake2b(registration, digest_size=16).hexdigest()
-
-
-def spread(runs: Iterable[tuple[int, int]], most: int) -> list[int]:
-    """The numbers of [first, last] runs, `client.runs` the other way; Refusal if they are more than `most`."""
-    numbers: list[int] = []
-    for first, last in runs:
-        if not 0 <= first <= last or len(numbers) + last - first >= most:
-            raise Refusal("ledger", f"there are no batches {first} to {last} in an epoch of {most}")
-        numbers += range(first, last + 1)
-    return numbers
 
 
 def serve(settings: Settings, spec: JobSpec) -> int:

@@ -8,7 +8,7 @@ would have drawn, in the same order, from the same generators.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Protocol, cast
 
 import torch
@@ -32,8 +32,11 @@ MOST_AT_ONCE = 256  # what fits into one header, asked for and reported
 class Ledger(Protocol):
     """The coordinator's ledger of batches, as one worker sees it. Each call may wait for other members."""
 
-    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
-        """Begin the worker's next epoch; returns the generator state from which all workers draw its order."""
+    def open_epoch(self, batches: int, generator_state: bytes, samples: int, batch_size: int) -> bytes:
+        """Begin the worker's next epoch; returns the generator state from which all workers draw its order.
+
+        `samples` are in all its batches, and `batch_size` in each but the last.
+        """
         ...
 
     def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
@@ -58,7 +61,9 @@ def check(loader: Any) -> DataLoader[Any]:
         )
     if isinstance(loader.dataset, IterableDataset):
         raise ZmlError(
-            LOADER, "an IterableDataset has no order that workers could share", "Use a map-style data set."
+            LOADER,
+            "an IterableDataset has no order that workers could share",
+            'Use a map-style data set, or zml.join(..., data="best effort") after reading Limits in the README.',
         )
     if type(loader.batch_sampler) is not BatchSampler:
         kind = type(loader.batch_sampler).__name__
@@ -75,20 +80,24 @@ class DividedLoader:
     """Looks like the loader it was made from, and yields this worker's share of each epoch.
 
     Invariants, of the batches taken from the ledger: `leased` are not asked of the inner loader yet, `handed` are and
-    come out of it in this order, `open` were yielded, `on_their_way` are in steps to the shards, oldest step
-    first, `done` are applied, and not yet reported.
+    come out of it in this order, `open` were yielded, the first `before` of them to local steps that were made already,
+    `on_their_way` are in steps to the shards, oldest step first, `done` are applied, and not yet reported.
     """
 
-    def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
-        self.loader = check(loader)
+    def __init__(self, loader: DataLoader[Any], ledger: Ledger, *, checked: bool = False) -> None:
+        self.loader = loader if checked else check(loader)
         self.ledger = ledger
         self.leased: deque[int] = deque()
         self.handed: deque[tuple[int, int]] = deque()  # (batch, samples)
         self.open: list[int] = []
+        self.before = 0
+        self.position = (
+            0  # batches of this epoch that were yielded: the first so many of all that this worker was given
+        )
         self.on_their_way: deque[list[int]] = deque()  # one list per step that does not count yet
         self.done: list[int] = []
-        self.yielded = 0  # batches of this epoch, in the order in which they were taken
         self.order: list[list[int]] = []
+        self.fetching = False  # the inner loader is asked for the first of `handed`
         self.under_way = False  # an epoch was begun and is not over; after the loop: the script left it early
         self._inner: DataLoader[Any] | None = None
 
@@ -98,11 +107,29 @@ class DividedLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
+    def samples_of(self, batch: int) -> list[int]:
+        """Indices in the data set."""
+        return self.order[batch]
+
+    @property
+    def in_hand(self) -> list[int]:
+        """What an exception that is raised now came from: the batch that is fetched, else those without a step."""
+        return [batch for batch, _ in self.handed][:1] if self.fetching else self.open
+
     def leaving(self) -> int:
-        """A step has taken up every batch that was yielded so far, and is on its way to the shards; how many were."""
+        """A step has taken up every batch that was yielded so far, and is on its way to the shards; `position`."""
         self.on_their_way.append(self.open)
-        self.open = []
-        return self.yielded
+        self.open, self.before = [], 0
+        return self.position
+
+    def stepped(self) -> None:
+        """The optimizer has made a step of what was yielded so far, whether that has left or not."""
+        self.before = len(self.open)
+
+    def left_out(self) -> list[int]:
+        """The step that the script was about to make is not made: its batches, which are no longer ours to report."""
+        batches, self.open = self.open[self.before :], self.open[: self.before]
+        return batches
 
     def counted(self) -> None:
         """The oldest of the steps on their way is applied."""
@@ -112,37 +139,41 @@ class DividedLoader:
         """What the script has passed over without a step is not asked of anybody again."""
         self.ledger.flush()
         self.done += self.open
-        self.open = []
+        self.open, self.before = [], 0
 
     def __iter__(self) -> Iterator[Any]:
         self.finish()
-        self.under_way, self.yielded = True, 0
+        self.under_way, self.position = True, 0
         source: Iterator[Any] = iter(self._divided())
+        self.fetching = True
         while True:
             for item in source:
+                self.fetching = False
                 batch, samples = self.handed.popleft()
                 self.open.append(batch)
-                self.yielded += 1
+                self.position += 1
                 self.ledger.in_hand(batch, samples)
                 yield item
+                self.fetching = True
+            self.fetching = False
             self._pass_over()
             more = self.ledger.take(TAKE, self.take_done(), wait=True)
             if more is None:
                 self.under_way = False
                 return
             self.leased.extend(more)
-            source = self._again()
+            source, self.fetching = self._again(), True
 
-    def _divided(self) -> DataLoader[Any]:
+    def _divided(self) -> Iterable[Any]:
         """The user's loader over this worker's batches; workers, collation and pinning are the user's own."""
         if self._inner is None:
-            self._inner = _like(self.loader, _Share(self))
+            self._inner = like(self.loader, _Share(self))
         return self._inner
 
     def _again(self) -> Iterator[Any]:
         """Batches that came back from a lost worker, outside of the generators' plain sequence."""
         state = torch.get_rng_state()
-        source = iter(_like(self.loader, _Returned(self)))
+        source = iter(like(self.loader, _Returned(self)))
         torch.set_rng_state(state)
         return source
 
@@ -166,8 +197,10 @@ class DividedLoader:
         """Draw this epoch's batches, as lists of sample indices, from the senior worker's generator state."""
         generator = getattr(self.loader.sampler, "generator", None) or torch.default_generator
         own = generator.get_state()
-        shared = self.ledger.open_epoch(len(self.loader), own.numpy().tobytes())
         batches = cast(BatchSampler, self.loader.batch_sampler)  # `check` let in nothing else
+        samples, size = len(cast(Sized, self.loader.sampler)), batches.batch_size
+        samples = len(batches) * size if batches.drop_last else samples
+        shared = self.ledger.open_epoch(len(batches), own.numpy().tobytes(), samples, size)
         if shared != own.numpy().tobytes():
             generator.set_state(torch.frombuffer(bytearray(shared), dtype=torch.uint8))
             self.order = list(batches)
@@ -215,7 +248,7 @@ class _Returned:
         return self.divided.hand_out()
 
 
-def _like(loader: DataLoader[Any], batch_sampler: Any) -> DataLoader[Any]:
+def like(loader: DataLoader[Any], batch_sampler: Any) -> DataLoader[Any]:
     """A loader with everything of `loader` but its batch sampler."""
     return DataLoader(
         loader.dataset,

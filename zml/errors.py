@@ -162,6 +162,13 @@ NOT_WRITTEN = page(
     as they were.""",
     exit_code=5,
 )
+RUN_FILES = page(
+    "ZML-E405",
+    "a file of the run is damaged",
+    """What the run has written down cannot be read back: the disk was full, or the file was changed. The message names
+    the file and the place.""",
+    exit_code=5,
+)
 NOT_JOINED = page(
     "ZML-E501",
     "the script has not joined",
@@ -184,12 +191,30 @@ LOADER = page(
     "ZML-E301",
     "this loader cannot be divided over workers",
     """zml divides map-style data sets by the order that their sampler draws. It knows torch's own samplers (sequential,
-    random, subset, weighted); for others the order would differ between workers, and samples be lost or doubled.""",
+    random, subset, weighted); for others the order would differ between workers, and samples be lost or doubled. A
+    stream (IterableDataset) is taken by best effort only: zml.join(..., data="best effort"), with a data set that has
+    a method zml_shard(index, count).""",
 )
 EPOCH_DIFFERS = page(
     "ZML-E302",
     "the workers disagree about an epoch",
     "Every worker must see the same data set, batch size and drop_last, or batches have no common meaning.",
+    exit_code=5,
+)
+BAD_BATCH = page(
+    "ZML-E303",
+    "a batch has crashed several scripts",
+    """The scripts of several workers ended by a signal or an exception while they had this batch in hand, the last one
+    with no other. The message names its samples, by their index in the data set. Look at them, or let such batches be
+    left out with --on-bad-batch skip; `zml data audit` then says which were.""",
+    exit_code=5,
+)
+EVALUATION = page(
+    "ZML-E304",
+    "this evaluation cannot be divided over workers",
+    """zml.evaluate divides the batches of a sequential DataLoader, and adds up what the function returns for each: a
+    dict of at most 32 names with floats or tensors of one element. Every worker must see the same data set and batch
+    size, and make the same evaluations after each epoch.""",
     exit_code=5,
 )
 LAYOUT_DIFFERS = page(

@@ -43,7 +43,7 @@ class Hooks:
                 self.touching[parameter].append(outbox)
         self.copied: dict[int, Seen | None] = {}  # parameter -> its gradient when it was copied in this step
         self.kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-        self.dropped = False  # a GradScaler has found that this step is not to be made
+        self.dropped = False  # this step is not to be made: a GradScaler has found so, or it is left out
 
     def install(self) -> None:
         """From now on every backward pass and every optimizer step of the script goes through here."""
@@ -120,8 +120,20 @@ class Hooks:
                 try:
                     self.traffic.leave(outbox)
                 except NonFinite as bad:
-                    raise not_finite(self.traffic, bad) from None
+                    self._leave_out(not_finite(self.traffic, bad))
+                    return
         self.traffic.begin(write_hyper(hyper_of(self.optimizer)))
+        self._put_aside()
+
+    def _leave_out(self, error: ZmlError) -> None:
+        """This step is not made, if the user wants that. Nothing of it was committed; residuals are as before it."""
+        if not self.traffic.watch.left_out(error.what):
+            raise error from None
+        for outbox in self.traffic.outboxes.values():
+            outbox.take_back()
+            outbox.missing = set(outbox.bucket.parameters)
+        self.copied.clear()
+        self.dropped = True
         self._put_aside()
 
     def _as_scaler_says(self, optimizer: torch.optim.Optimizer) -> None:

@@ -1,14 +1,15 @@
-"""The script as a worker: `zml.join`, `zml.epochs`, `zml.log` and `zml.save` inside a cluster.
+"""The script as a worker: `zml.join`, `zml.epochs`, `zml.evaluate`, `zml.log` and `zml.save` inside a cluster.
 
 The training thread computes and copies; everything that waits for others happens in one I/O thread. The training
-thread blocks in three places only: for parameters at the end of a step, for batches, and for an epoch to be over.
+thread blocks in a few places only: for parameters at the end of a step, for batches, for an epoch and for an evaluation
+to be over, and while it tells of a bad batch.
 """
 
 from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,27 @@ from .client import Client, Progress
 from .codec import by_name
 from .data import DividedLoader
 from .errors import NOT_JOINED, ZmlError
+from .evaluation import Anew, Evaluator
+from .evaluation import Result as Outcome
 from .hooks import Hooks
 from .iothread import IoThread
 from .layout import Layout, Registration, buckets
 from .lease import COORDINATOR
 from .link import script_endpoints
-from .messages import Drained, EpochOver, Moved, Taken, Wait
+from .messages import Drained, EpochOver, Evaluating, Moved, Result, Taken, Wait
 from .plan import Plan
 from .rundir import TIMELINE
-from .script import number, write_model
+from .scheduler.evaluation import Key
+from .scheduler.explain import name_samples
+from .script import EXACT, number, write_model
 from .seat import Seat
+from .streams import StreamLoader
 from .timeline import Timeline
 from .traffic import Traffic
 from .updates import Updates, outer_spec
 
 REPORT_S = 0.5
+MOST_LEFT_OUT = 10  # steps in a row: then it is not the batches
 
 log = structlog.get_logger()
 
@@ -63,12 +70,16 @@ class Member:
         self.batches = 0  # of that epoch
         self.next_clock = 0  # the first clock of the epoch after it, unless a worker is lost
         self.rested_at: int | None = None  # the clock at which this worker ran out of batches, while it rests
+        self.begun = False  # an epoch was opened
+        self.evaluated: dict[int, int] = {}  # evaluations, by the epoch that they follow
+        self.evaluators: dict[Any, Evaluator] = {}  # of loaders that keep their worker processes
         self.epochs_wanted = 0
         self.ended = False  # the loop over `epochs` is
         self.draining = ""
         self.steps = (
             0  # that this script has finished; clocks also count the steps of an epoch that others made
         )
+        self.left_out_in_a_row = 0  # steps whose gradient was not finite
         self.samples = 0  # since the last report
         self.values: dict[str, Any] = {}
         self.reported_at = time.monotonic()
@@ -88,17 +99,26 @@ class Member:
         elif isinstance(message, Moved):
             self.client.moved(message)
 
-    # -- the script's four calls ------------------------------------------------------------------------
+    # -- the script's five calls ------------------------------------------------------------------------
 
-    def join(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Any:
+    def join(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Any,
+        data: str = EXACT,
+        batches: int | None = None,
+    ) -> Any:
         if self.hooks is not None:
             raise ZmlError(
                 NOT_JOINED, "zml.join was called twice", "Join once, with one model and one optimizer."
             )
-        if loader is not None:
-            self.loader = DividedLoader(
-                loader, self
-            )  # refuses what cannot be divided before anything is told
+        if loader is not None:  # what cannot be divided is refused before anything is told
+            if data == EXACT:
+                self.loader = DividedLoader(loader, self)
+            else:
+                count = self.plan.workers
+                self.loader = StreamLoader(loader, self, int(self.seat.worker[1:]) % count, count, batches)
         registration = self._registration(model, optimizer)
         layout = registration.layout
         registered, placement = self.io.call(
@@ -125,6 +145,7 @@ class Member:
         traffic.measure_link()
         self.hooks.install()
         runner.current_step = lambda: self.steps
+        runner.in_hand = self._in_hand
         if self.plan.optimizer_on == "worker" and any(p.dtype != torch.float32 for p in model.parameters()):
             log.warning("steps smaller than half a digit of a parameter vanish", worker=self.seat.worker)
         if any(buffer.is_floating_point() for buffer in model.buffers()):
@@ -165,6 +186,18 @@ class Member:
         if self.draining:
             self.save(Path(self.seat.run_dir, "drained.safetensors"))
 
+    def evaluate(self, fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, float]:
+        evaluator = self.evaluators.get(loader) or Evaluator(loader)
+        if getattr(loader, "persistent_workers", False):
+            self.evaluators[loader] = evaluator
+        if self.ended and self.hooks is not None:
+            self.hooks.finish()
+        self.flush()
+        # A script that has not begun an epoch yet makes its evaluations before all of them, also where it comes late.
+        epoch = self.ledger_epoch if self.begun else -1
+        self.evaluated[epoch] = self.evaluated.get(epoch, 0) + 1
+        return evaluator.run(fn, Desk(self, Key(epoch, self.evaluated[epoch])))
+
     def log(self, values: dict[str, Any]) -> None:
         self.values = values
         if time.monotonic() - self.reported_at >= REPORT_S:
@@ -185,9 +218,12 @@ class Member:
 
     # -- the ledger, as data.DividedLoader asks for it -----------------------------------------------------
 
-    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
+    def open_epoch(self, batches: int, generator_state: bytes, samples: int, batch_size: int) -> bytes:
         self.ledger_epoch += 1
-        opened = self.io.call(self.client.open_epoch(self.ledger_epoch, batches, generator_state))
+        self.begun = True
+        opened = self.io.call(
+            self.client.open_epoch(self.ledger_epoch, batches, generator_state, samples, batch_size)
+        )
         if opened is None:
             self.draining = self.draining or "the job is being drained"
             return generator_state
@@ -211,6 +247,9 @@ class Member:
             match reply:
                 case Taken():
                     self._return_to_gate()
+                    for batch in reply.suspects:
+                        samples = self.loader.samples_of(batch) if self.loader is not None else []
+                        self.io.call(self.client.tell_contents(reply.epoch, batch, samples))
                     return reply.batches
                 case EpochOver():
                     self._settle(reply.next_clock)
@@ -295,10 +334,33 @@ class Member:
         if self.loader is not None:
             self.loader.counted()
 
+    @property
+    def leaves_out(self) -> bool:
+        return self.seat.spec.on_bad_batch == "skip" and self.loader is not None
+
+    def left_out(self, because: str) -> bool:
+        self.left_out_in_a_row += 1
+        if self.loader is None or not self.leaves_out or self.left_out_in_a_row > MOST_LEFT_OUT:
+            return False
+        for batch in self.loader.left_out():
+            samples = self.loader.samples_of(batch)
+            self.io.call(self.client.skip(self.ledger_epoch, batch, because, samples))
+            log.warning("batch skipped", worker=self.seat.worker, batch=batch, because=because)
+        return True
+
     # -- saying how it goes ----------------------------------------------------------------------------------
+
+    def _in_hand(self) -> str:
+        if self.loader is None:
+            return ""
+        known = [f"batch {b} ({name_samples(self.loader.samples_of(b))})" for b in self.loader.in_hand]
+        return f"{', '.join(known)} of epoch {self.ledger_epoch}" if known else ""
 
     def _stepped(self) -> None:
         self.steps += 1
+        self.left_out_in_a_row = 0
+        if self.loader is not None:
+            self.loader.stepped()
         if time.monotonic() - self.reported_at >= REPORT_S:
             self._report()
 
@@ -325,3 +387,21 @@ class Member:
     async def _disconnect(self) -> None:
         await self.client.bulk.close()
         await self.client.control.close()
+
+
+class Desk:
+    """One evaluation, as `evaluation.Evaluator` asks for it."""
+
+    def __init__(self, member: Member, key: Key) -> None:
+        self.member = member
+        self.key = key
+        self.attempt = ""
+
+    def ask(self, batches: int, results: list[Outcome], *, wait: bool) -> list[int] | dict[str, float] | Anew:
+        client = self.member.client
+        told = [Result(batch, numbers) for batch, numbers in results]
+        answer = self.member.io.call(client.evaluate(self.key, batches, self.attempt, told, hold=wait))
+        if not isinstance(answer, Evaluating):
+            return [] if isinstance(answer, Wait) else answer
+        former, self.attempt = self.attempt, answer.attempt
+        return answer.batches if former in ("", answer.attempt) else Anew()

@@ -38,6 +38,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     outer_momentum: float = 0.0  # Nesterov
     residual_decay: float = 1.0  # of what topk has left waiting, from one exchange to the next
     warm_up_steps: int = -1  # over which the density falls to what was asked for; -1: what suits it
+    on_bad_batch: Literal["stop", "skip"] = "stop"  # that crashes scripts, or has no finite gradient
+    bad_batch_kills: int = 2  # crashes that condemn a batch
 
     @property
     def mode(self) -> str:
@@ -105,6 +107,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     source: list[str] = []  # a few lines around `line`
     first_source_line: int = 0
     step: int = -1  # the worker's clock, -1 before the first step
+    batch: str = ""  # what was in hand, in words
     log: str = ""
     at: float = 0.0  # seconds since the Unix epoch, to find the first failure
 
@@ -334,6 +337,8 @@ class OpenEpoch(Message, kw_only=True):
     incarnation: int
     epoch: int
     batches: int
+    samples: int = 0  # in all of them, and in each but the last: for the accounts
+    batch_size: int = 0
 
 
 class EpochOpened(Message):
@@ -347,7 +352,8 @@ class EpochOpened(Message):
 class Take(Message, kw_only=True):
     """Give me up to `most` batches of this epoch. The payload, if any: [first, last] runs of batches that are applied.
 
-    With `hold` the answer may take a second, where there is nothing to give for now. The worker stands at `clock`.
+    With `hold` the answer may take a second, where there is nothing to give for now. The worker stands at `clock`, and
+    `have` batches of the epoch have reached it: what was in a lost answer comes again.
     """
 
     job: str
@@ -356,6 +362,7 @@ class Take(Message, kw_only=True):
     epoch: int
     clock: int
     most: int
+    have: int
     hold: bool
 
 
@@ -363,6 +370,7 @@ class Taken(Message):
     job: str
     epoch: int
     batches: list[int]
+    suspects: list[int] = []  # of these: scripts have crashed with them in hand
 
 
 class Wait(Message):
@@ -385,6 +393,64 @@ class Drained(Message):
 
     job: str
     because: str
+
+
+class Contents(Message):
+    """The samples of a batch under suspicion, before a script computes it: the payload, a msgpack array of indices."""
+
+    job: str
+    worker: str
+    incarnation: int
+    epoch: int
+    batch: int
+
+
+class Skip(Message):
+    """This batch is left out, if the job allows it. The payload: its samples, as in a Contents."""
+
+    job: str
+    worker: str
+    incarnation: int
+    epoch: int
+    batch: int
+    because: str
+
+
+class Evaluate(Message, kw_only=True):
+    """Give me batches of this evaluation, the `number`th after `epoch`. The payload, if any: results that are done.
+
+    `attempt` is what the last answer said, empty in the first request.
+    """
+
+    job: str
+    worker: str
+    incarnation: int
+    epoch: int
+    number: int
+    batches: int
+    attempt: str
+    hold: bool
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True):
+    """In the payload of an Evaluate, a list of these: what the script's function returned for one batch."""
+
+    batch: int
+    numbers: dict[str, float]
+
+
+class Evaluating(Message):
+    """Compute these. With another `attempt` than before, forget everything and begin anew: no result is known."""
+
+    job: str
+    attempt: str
+    batches: list[int]
+
+
+class Totals(Message):
+    """Every result is in; the totals are the payload."""
+
+    job: str
 
 
 class Report(Message, kw_only=True):
@@ -601,6 +667,11 @@ AnyMessage = (
     | Wait
     | EpochOver
     | Drained
+    | Contents
+    | Skip
+    | Evaluate
+    | Evaluating
+    | Totals
     | Report
     | Claim
     | Claimed

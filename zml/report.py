@@ -67,6 +67,8 @@ def failure_box(status: JobStatus, width: int) -> Panel | None:
     if first.failure.file and first.failure.line:
         text.append("\n\n")
         text.append(source(first.failure))
+    if first.failure.batch:
+        text.append(f"\n\nin hand: {printable(first.failure.batch)}")
     others = [m.member for m in status.of("worker") if m.member != first.member and m.state in STOPPED]
     if others:
         text.append(f"\n\n{names(others)} stopped because of {first.member}")

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 import structlog
 
 from .messages import Finished, Muster, Roster, Seat, Settle, Stands
-from .scheduler.batches import Ledger
 from .scheduler.ids import JobId, WorkerId
 from .scheduler.ids import Seat as Place
 
@@ -32,6 +31,18 @@ class Account(NamedTuple):
 
     stands: Stands
     hyper: bytes
+
+
+class Desk(Protocol):
+    """Where the data ledger is kept (`dealer`)."""
+
+    def members(self, seats: Iterable[Place]) -> None:
+        """These are the workers now."""
+        ...
+
+    def settle(self, worker: WorkerId, clock: int, epoch: int, done: int) -> None:
+        """This worker is lost, and got so far."""
+        ...
 
 
 Ask = Callable[[str, Settle], Awaitable[Account | None]]  # None: no answer
@@ -50,10 +61,10 @@ class Rosters:
     """One job's. `announce` and `again` may be called at any time; what they begin is done in tasks."""
 
     def __init__(
-        self, job: JobId, ledger: Ledger, shards: Callable[[], Sequence[str]], ask: Ask, bring: Bring
+        self, job: JobId, desk: Desk, shards: Callable[[], Sequence[str]], ask: Ask, bring: Bring
     ) -> None:
         self.job = job
-        self.ledger = ledger
+        self.desk = desk
         self.shards = shards
         self.ask = ask
         self.bring = bring
@@ -77,6 +88,12 @@ class Rosters:
         if self.settled[0]:
             self._send(shard)
 
+    async def settle_now(self, worker: str, incarnation: int) -> None:
+        """Before this worker is taken out: what it did is to be known. Twice is the same as once."""
+        for place in self.settled[1]:
+            if (place.worker, place.incarnation) == (worker, incarnation):
+                await self._settle(place)
+
     def tasks(self) -> list[asyncio.Task[None]]:
         """What is under way."""
         return [*self.couriers.values(), *([self.settling] if self.settling is not None else [])]
@@ -88,7 +105,7 @@ class Rosters:
             gone = [place for place in self.settled[1] if (place.worker, place.incarnation) not in here]
             for place in gone:
                 await self._settle(place)
-            self.ledger.members(seats)
+            self.desk.members(seats)
             self.settled = (generation, seats)
             self.changed()
             for shard in self.shards():
@@ -104,14 +121,13 @@ class Rosters:
         for shard, account in zip(shards, accounts, strict=True):
             if account.stands.clock < last.clock:
                 self.owed.setdefault(shard, []).append(last)
-        refused = self.ledger.settle(WorkerId(place.worker), last.epoch, last.done)
+        self.desk.settle(WorkerId(place.worker), last.clock, last.epoch, last.done)
         log.info(
             "settled",
             worker=place.worker,
             incarnation=place.incarnation,
             clock=last.clock,
             behind=[shard for shard, a in zip(shards, accounts, strict=True) if a.stands.clock < last.clock],
-            refused=refused.because if refused is not None else "",
         )
 
     async def _account(self, shard: str, message: Settle) -> Account:

@@ -37,6 +37,8 @@ AROUND = 2  # source lines before and after the one that failed
 
 # The runtime of a script that has joined puts its clock here.
 current_step: Callable[[], int] = lambda: -1  # noqa: E731
+# And here what it is computing, in words.
+in_hand: Callable[[], str] = lambda: ""  # noqa: E731
 
 
 def command(script: str, args: Sequence[str]) -> list[str]:
@@ -152,9 +154,9 @@ def describe(error: BaseException, folder: str) -> Failure:
     while source and not source[-1]:
         source.pop()  # the file ended
     try:
-        step = current_step()
+        step, batch = current_step(), in_hand()
     except Exception:  # it is the script that failed; that the clock cannot be read adds nothing
-        step = -1
+        step, batch = -1, ""
     text = (
         "".join(traceback.format_exception_only(error)[-1:])
         if isinstance(error, SyntaxError)
@@ -168,6 +170,7 @@ def describe(error: BaseException, folder: str) -> Failure:
         source=[cut(text.rstrip(), LINE_BYTES) for text in source],
         first_source_line=first if source else 0,
         step=step,
+        batch=cut(batch, PATH_BYTES),
         at=time.time(),
     )
 

@@ -1,4 +1,4 @@
-"""The script's side of zml: the same four calls alone and in a cluster.
+"""The script's side of zml: the same five calls alone and in a cluster.
 
 Alone they do what a reader of the script would expect and nothing else, so that `python train.py` is plain PyTorch.
 """
@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,11 +21,22 @@ if TYPE_CHECKING:
     import torch
 
 
-class Script(Protocol):
-    """What `zml.join`, `zml.epochs`, `zml.log` and `zml.save` stand for."""
+EXACT, BEST_EFFORT = "exact", "best effort"  # what zml.join promises about the data
 
-    def join(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Any: ...
+
+class Script(Protocol):
+    """What `zml.join`, `zml.epochs`, `zml.evaluate`, `zml.log` and `zml.save` stand for."""
+
+    def join(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Any,
+        data: str = EXACT,
+        batches: int | None = None,
+    ) -> Any: ...
     def epochs(self, count: int) -> Iterator[int]: ...
+    def evaluate(self, fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, float]: ...
     def log(self, values: dict[str, Any]) -> None: ...
     def save(self, path: str | PathLike[str]) -> None: ...
 
@@ -40,12 +51,24 @@ class Standalone:
         self.printed_at = time.monotonic()
         self.printed_step = 0
 
-    def join(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Any) -> Any:
+    def join(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Any,
+        data: str = EXACT,
+        batches: int | None = None,
+    ) -> Any:
         self.model = model
         return loader
 
     def epochs(self, count: int) -> Iterator[int]:
         return iter(range(count))
+
+    def evaluate(self, fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, float]:
+        from .evaluation import alone
+
+        return alone(fn, loader)
 
     def log(self, values: dict[str, Any]) -> None:
         self.step += 1

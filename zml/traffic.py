@@ -46,6 +46,15 @@ class Watch(Protocol):
         """The oldest of what was on its way counts, and is applied."""
         ...
 
+    @property
+    def leaves_out(self) -> bool:
+        """Are steps that cannot count left out, and their batches skipped?"""
+        ...
+
+    def left_out(self, because: str) -> bool:
+        """The step that was about to be made is not made. False if that is not wanted, or no longer."""
+        ...
+
 
 PROBE_BYTES = 16 << 20
 

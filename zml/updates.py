@@ -77,6 +77,7 @@ class Updates:
         self.stepped = stepped
         self.inner = 0
         self.waiting = False  # steps were made since everything left
+        self.kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []  # gradients of a step that is left out
         self.residual: dict[int, torch.Tensor] = {}
         for outbox in traffic.outboxes.values():
             for chunk in outbox.bucket.chunks:
@@ -100,8 +101,28 @@ class Updates:
             gradient = self.binding.parameters[index].grad
             if gradient is not None and gradient.numel():
                 raise thawed(self.traffic, index)
+        if self.traffic.watch.leaves_out:
+            self._leave_out_unless_finite()
+
+    def _leave_out_unless_finite(self) -> None:
+        """Before the optimizer's own state has taken it up: afterwards there would be no way back."""
+        for index, parameter in enumerate(self.binding.parameters):
+            if parameter.grad is None or bool(parameter.grad.isfinite().all()):
+                continue
+            error = not_finite(self.traffic, NonFinite(index))
+            if not self.traffic.watch.left_out(error.what):
+                raise error
+            self.kept = [(p, p.grad) for p in self.binding.parameters if p.grad is not None]
+            for each, _ in self.kept:
+                each.grad = None  # so the optimizer passes over it
+            return
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self.kept:
+            for parameter, gradient in self.kept:
+                parameter.grad = gradient
+            self.kept = []
+            return
         self.inner += 1
         self.waiting = True
         if self.inner >= self.traffic.plan.local_steps:

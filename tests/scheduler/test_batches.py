@@ -9,11 +9,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from zml.scheduler.batches import (
     MOST_BATCHES,
+    Condemned,
     Drained,
     Ledger,
     Mismatch,
     Opened,
     Over,
+    Suspected,
     Taken,
     Waiting,
 )
@@ -87,7 +89,9 @@ def test_a_number_of_batches_that_nobody_can_keep_account_of_allocates_nothing(b
 def test_the_next_epoch_waits_until_every_batch_of_this_one_is_committed() -> None:
     ledger = opened(4, W0, W1)
     ledger.commit(W0, 0, taken(ledger, W0))
-    assert ledger.open(W0, 1, 4, b"1") == Waiting((W1,), "epoch 0 has 2 of 4 batches to go")
+    assert ledger.open(W0, 1, 4, b"1") == Waiting(
+        (W1,), "epoch 0 has 2 of 4 batches to go: w1 has 2 from 1 on"
+    )
     ledger.commit(W1, 0, taken(ledger, W1))
     assert ledger.open(W0, 1, 4, b"1") == Opened(4, b"1")
     assert ledger.epoch == 1
@@ -133,7 +137,9 @@ def test_batches_are_dealt_like_cards_in_order_of_seniority() -> None:
 def test_who_has_nothing_left_waits_for_the_others_by_name() -> None:
     ledger = opened(4, W0, W1, W2)
     ledger.commit(W2, 0, taken(ledger, W2))
-    assert ledger.take(W2, 0, 1) == Waiting((W0, W1), "epoch 0 has 3 of 4 batches to go")
+    assert ledger.take(W2, 0, 1) == Waiting(
+        (W0, W1), "epoch 0 has 3 of 4 batches to go: w0 has 2 from 0 on, w1 has 1"
+    )
 
 
 def test_a_lost_workers_batches_go_out_first_and_the_rest_is_dealt_anew() -> None:
@@ -277,6 +283,148 @@ def test_the_next_clock_is_beyond_the_clocks_that_workers_have_told() -> None:
     ledger.commit(W0, 0, batches)
     ledger.reached(0, 20)
     assert ledger.take(W0, 0, 1) == Over(9), "the answer does not change once the epoch is over"
+
+
+# -- what a lost worker cannot say any more ---------------------------------------------------------------
+
+
+def test_what_the_shards_know_of_a_lost_worker_is_committed_and_the_rest_goes_out_again() -> None:
+    ledger = opened(6, W0, W1)
+    assert taken(ledger, W0) == [0, 2, 4]
+    ledger.commit(W0, 0, [0])
+    for _ in range(2):  # twice is the same as once
+        assert ledger.settle(W0, 0, 2) is None
+    assert ledger.committed == 2
+    ledger.members(founders(W1))
+    assert taken(ledger, W1) == [4, 1, 3, 5]
+    ledger.check()
+
+
+def test_what_was_skipped_stays_skipped_when_a_worker_is_settled() -> None:
+    ledger = opened(4, W0)
+    taken(ledger, W0)
+    assert ledger.skip(W0, 0, 1) is None
+    assert ledger.settle(W0, 0, 3) is None
+    assert (ledger.committed, ledger.skipped) == (2, 1)
+    ledger.check()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "done", "because"),
+    [
+        (0, 4, "w0 was given 3 batches of epoch 0, and 4 are to be applied"),
+        (0, -1, "w0 is settled for -1 batches of epoch 0, and the job is in 0"),
+        (1, 1, "w0 is settled for 1 batches of epoch 1, and the job is in 0"),
+    ],
+)
+def test_a_worker_is_not_settled_for_what_it_never_had(epoch: int, done: int, because: str) -> None:
+    ledger = opened(6, W0, W1)
+    taken(ledger, W0)
+    assert ledger.settle(W0, epoch, done) == Mismatch(because)
+    assert ledger.committed == 0
+
+
+def test_a_worker_that_is_settled_for_an_epoch_that_is_over_says_nothing_new() -> None:
+    ledger = opened(1, W0)
+    ledger.commit(W0, 0, taken(ledger, W0))
+    ledger.open(W0, 1, 1, b"")
+    assert ledger.settle(W0, 0, 1) is None and ledger.committed == 0
+
+
+def test_workers_that_see_different_samples_in_the_same_number_of_batches_are_told_so() -> None:
+    ledger = Ledger()
+    ledger.members(founders(W0, W1))
+    ledger.open(W0, 0, 4, b"", 31, 8)
+    assert ledger.open(W1, 0, 4, b"", 32, 8) == Mismatch("w1 sees 32 samples in epoch 0, and w0 31")
+
+
+# -- batches that do harm -----------------------------------------------------------------------------------
+
+
+def test_after_a_crash_what_was_in_hand_goes_out_one_at_a_time_and_is_cleared_when_it_is_committed() -> None:
+    ledger = opened(8, W0, W1)
+    assert taken(ledger, W0, 3) == [0, 2, 4]
+    ledger.commit(W0, 0, [0])
+    assert ledger.blame(W0, 2) == Suspected(0, (2, 4))
+    ledger.members(founders(W1))
+    assert taken(ledger, W1) == [2] and ledger.suspects([2, 4, 1]) == [2, 4]
+    because = "epoch 0 has 7 of 8 batches to go: w1 has 7 from 2 on"
+    assert ledger.take(W1, 0, 5) == Waiting((W1,), because), "a suspect stays alone in hand"
+    ledger.commit(W1, 0, [2])
+    assert taken(ledger, W1) == [4]
+    ledger.commit(W1, 0, [4])
+    assert ledger.suspects(range(8)) == []
+    assert taken(ledger, W1) == [1, 3, 5, 6, 7]
+
+
+def test_a_suspect_waits_until_everything_else_is_committed() -> None:
+    ledger = opened(6, W0, W1)
+    assert taken(ledger, W0, 1) == [0] and taken(ledger, W1, 1) == [1]
+    ledger.blame(W0, 2)
+    ledger.members(founders(W1))
+    assert isinstance(ledger.take(W1, 0, 5), Waiting)
+    ledger.commit(W1, 0, [1])
+    assert taken(ledger, W1) == [0]
+
+
+def test_the_batch_that_crashes_twice_is_condemned_and_no_other() -> None:
+    ledger = opened(6, W0, W1, W2)
+    assert taken(ledger, W0) == [0, 3]
+    assert ledger.blame(W0, 2) == Suspected(0, (0, 3))
+    ledger.members(founders(W1, W2))
+    assert taken(ledger, W1) == [0] and taken(ledger, W2) == [3]
+    ledger.commit(W1, 0, [0])
+    assert ledger.blame(W2, 2) == Condemned(0, 3, 2)
+    assert ledger.skip(W2, 0, 3) is None and ledger.skip(W2, 0, 3) is None
+    ledger.members(founders(W1))
+    ledger.commit(W1, 0, taken(ledger, W1))
+    assert isinstance(ledger.take(W1, 0, 1), Over)
+    assert (ledger.committed, ledger.skipped) == (5, 1)
+    ledger.check()
+
+
+def test_nobody_is_condemned_together_with_others_however_many_crashes() -> None:
+    ledger = opened(4, W0)
+    taken(ledger, W0)
+    for _ in range(9):
+        assert ledger.blame(W0, 2) == Suspected(0, (0, 1, 2, 3))
+
+
+def test_a_crash_without_a_batch_in_hand_accuses_nobody() -> None:
+    ledger = opened(2, W0, W1)
+    assert ledger.blame(W0, 2) is None
+    ledger.commit(W0, 0, taken(ledger, W0))
+    assert ledger.blame(W0, 2) is None
+    ledger = Ledger()
+    ledger.members(founders(W0))
+    assert ledger.blame(W0, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("worker", "epoch", "batch", "because"),
+    [
+        (W0, 0, 1, "w0 skips batch 1 of epoch 0, which w1 holds"),
+        (W0, 0, 2, "w0 skips batch 2 of epoch 0, which nobody holds"),
+        (W0, 0, 3, "w0 skips batch 3 of epoch 0, which is applied"),
+        (W0, 0, 4, "w0 skips batch 4 of epoch 0, and there is none"),
+        (W0, 1, 0, "w0 skips batch 0 of epoch 1, and there is none"),
+    ],
+)
+def test_nobody_skips_what_it_does_not_hold(worker: WorkerId, epoch: int, batch: int, because: str) -> None:
+    ledger = opened(4, W0, W1)
+    taken(ledger, W0, 1)
+    taken(ledger, W1)
+    ledger.commit(W1, 0, [3])
+    assert ledger.skip(worker, epoch, batch) == Mismatch(because)
+    assert ledger.skipped == 0
+
+
+def test_a_skipped_batch_cannot_be_committed() -> None:
+    ledger = opened(2, W0)
+    taken(ledger, W0)
+    ledger.skip(W0, 0, 0)
+    assert ledger.commit(W0, 0, [0, 1]) == Mismatch("w0 commits batch 0 of epoch 0, which was skipped")
+    assert ledger.committed == 0
 
 
 # -- draining --------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from tests.scheduler.play import JOB, Play, running
 from zml.scheduler.events import Cancelled, DrainAsked, Exited, Loaded
-from zml.scheduler.explain import MemberView, counted, listed
+from zml.scheduler.explain import MemberView, counted, listed, name_samples
 from zml.scheduler.ids import ShardId, WorkerId
 
 
@@ -69,3 +69,9 @@ def test_one_worker_that_finished_is_told_of_as_one() -> None:
     play = running(1, 1)
     play.tell(Exited(JOB, "w0", 1, 0, 0, "its script finished"))
     assert play.machine.because(JOB) == "the worker finished"
+
+
+def test_samples_are_named_as_far_as_a_sentence_can_hold_them() -> None:
+    assert name_samples([]) == "its samples are not known"
+    assert name_samples([7]) == "sample 7"
+    assert name_samples(range(22)).endswith("18, 19 and 2 more")

@@ -12,6 +12,8 @@ from tests.zml.cluster import Cluster, Script, parameters
 from zml.errors import ZmlError
 from zml.lease import COORDINATOR
 from zml.messages import Exited, JobSpec, Taken
+from zml.scheduler import calls
+from zml.scheduler.audit import audit
 from zml.scheduler.ids import WorkerId
 from zml.transport.memory import MemoryNetwork
 
@@ -200,6 +202,56 @@ def test_a_file_is_written_by_another_when_its_writer_did_not_come_to_its_end(co
         return first.granted, other.granted, again
 
     assert simulate(main()) == (True, False, signal != 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_is_killed_an_audit_of_what_the_ledger_was_asked_finds_every_batch_once(seed: int) -> None:
+    async def main() -> tuple[list[calls.Call], list[Script]]:
+        cluster = Cluster(MemoryNetwork(seed), JobSpec(workers=3, shards=2, staleness=2))
+        made: list[calls.Call] = []
+        perform = cluster.coordinator.dealer.perform
+        cluster.coordinator.dealer.perform = lambda call: [made.append(call), perform(call)][1]  # type: ignore
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}", batches=30, epochs=3) for index in range(3)]
+        for victim, after in ((1, 4), (2, 9)):
+            while len(scripts[victim].trained) < after:
+                await cluster_pause()
+            cluster.kill(f"w{victim}")
+        assert await cluster.finish() == 0, [script.error for script in scripts]
+        return made, scripts
+
+    made, scripts = simulate(main())
+    accounts = audit(made)
+    assert {pair for script in scripts for pair in script.trained} == {
+        (e, b) for e in range(3) for b in range(30)
+    }
+    assert [(a.epoch, a.committed, a.closed, a.sound) for a in accounts] == [
+        (n, 30, True, True) for n in range(3)
+    ]
+    assert sum(account.reissued for account in accounts) > 0, "the killed ones held something"
+
+
+def test_what_was_in_an_answer_that_got_lost_comes_again() -> None:
+    async def main() -> list[list[int]]:
+        cluster = Cluster(MemoryNetwork(7), JobSpec(workers=1, shards=1), compute_s=lambda name: 1e6)
+        await cluster.start()
+        script = cluster.script("w0", batches=20)
+        while ledger_of(cluster, "w0") == 0:
+            await cluster_pause()
+        client, answers = script.client, []
+        for lost in (True, False, False):
+            before = client.reached
+            reply = await client.take(0, 0, 3, [], hold=False)
+            assert isinstance(reply, Taken)
+            answers.append(reply.batches)
+            if lost:
+                client.reached = before
+        for _ in range(2):
+            cluster.coordinator.interrupt("SIGINT")
+        await cluster.finish()
+        return answers
+
+    assert simulate(main()) == [[2, 3, 4], [2, 3, 4], [5, 6, 7]]
 
 
 def test_any_number_of_batches_is_reported_at_once() -> None:

@@ -1,6 +1,7 @@
 """A loader divided: one worker sees what plain Python would have seen, several see every batch once."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,7 @@ class Alone:
         self.late: list[list[int]] = []  # what comes back from lost workers, one list per asking
         self.samples = 0
 
-    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
+    def open_epoch(self, batches: int, generator_state: bytes, samples: int, batch_size: int) -> bytes:
         self.todo, self.done = list(range(batches)), []
         return generator_state
 
@@ -54,7 +55,7 @@ class Dealt:
         self.rank, self.world, self.state = rank, world, state
         self.todo: list[int] = []
 
-    def open_epoch(self, batches: int, generator_state: bytes) -> bytes:
+    def open_epoch(self, batches: int, generator_state: bytes, samples: int, batch_size: int) -> bytes:
         self.todo = list(range(self.rank, batches, self.world))
         return self.state or generator_state
 
@@ -107,6 +108,115 @@ def test_one_worker_sees_what_plain_python_sees_and_leaves_the_generator_where_i
 def test_worker_processes_of_the_loader_change_nothing() -> None:
     plain = DataLoader(numbers(53), batch_size=4, shuffle=True, num_workers=1)
     assert two_epochs(DividedLoader(plain, Alone()), seed=3) == two_epochs(plain, seed=3)
+
+
+def collate(samples: list[Any]) -> Any:
+    """The batch, and which process collated it."""
+    return (
+        torch.stack([sample for (sample,) in samples]),
+        os.getpid(),
+        int(os.environ.get("SET_BY_INIT", "-1")),
+    )
+
+
+def set_up(worker: int) -> None:
+    os.environ["SET_BY_INIT"] = str(worker)
+
+
+def in_worker_processes(**options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        numbers(53), batch_size=4, num_workers=2, collate_fn=collate, worker_init_fn=set_up, **options
+    )
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["new", "persistent"])
+def test_the_users_worker_processes_collation_and_set_up_are_used(persistent: bool) -> None:
+    plain = in_worker_processes(persistent_workers=persistent, prefetch_factor=3, timeout=60)
+    divided = DividedLoader(plain, Alone())
+    epochs = [list(divided) for _ in range(2)]
+    for items in epochs:
+        assert sorted(n for batch, _, _ in items for n in batch.tolist()) == list(range(53))
+        assert {worker for _, _, worker in items} == {0, 1} and os.getpid() not in {
+            pid for _, pid, _ in items
+        }
+    first, second = ({pid for _, pid, _ in items} for items in epochs)
+    assert (first == second) == persistent
+
+
+def test_every_option_of_the_users_loader_is_that_of_the_divided_one() -> None:
+    generator = torch.Generator().manual_seed(2)
+    plain = in_worker_processes(
+        persistent_workers=True,
+        prefetch_factor=5,
+        timeout=7,
+        pin_memory=True,
+        generator=generator,
+        multiprocessing_context="fork",
+        drop_last=True,
+        shuffle=True,
+    )
+    inner = DividedLoader(plain, Alone())._divided()
+    assert isinstance(inner, DataLoader) and len(inner) == len(plain) == 13
+    for name in (
+        "dataset",
+        "num_workers",
+        "collate_fn",
+        "pin_memory",
+        "timeout",
+        "worker_init_fn",
+        "multiprocessing_context",
+        "generator",
+        "prefetch_factor",
+        "persistent_workers",
+    ):
+        assert getattr(inner, name) == getattr(plain, name), name
+
+
+@pytest.mark.parametrize(("drop_last", "sizes"), [(False, [8] * 6 + [5]), (True, [8] * 6)])
+def test_nothing_is_padded_and_the_tail_is_dropped_only_where_the_user_drops_it(
+    drop_last: bool, sizes: list[int]
+) -> None:
+    class Told(Alone):
+        def open_epoch(self, batches: int, generator_state: bytes, samples: int, batch_size: int) -> bytes:
+            assert (batches, samples, batch_size) == (len(sizes), sum(sizes), 8)
+            return super().open_epoch(batches, generator_state, samples, batch_size)
+
+    loader = DividedLoader(DataLoader(numbers(53), batch_size=8, drop_last=drop_last), Told())
+    assert [len(batch) for (batch,) in loader] == sizes
+
+
+def test_what_is_in_hand_is_the_batch_that_is_fetched_and_then_those_without_a_step() -> None:
+    seen: list[list[int]] = []
+
+    class Looks(TensorDataset):
+        def __getitem__(self, index: Any) -> Any:
+            seen.append(list(loader.in_hand))
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]
+
+    loader = DividedLoader(DataLoader(Looks(torch.arange(3)), batch_size=1), Alone())
+    for index, _ in enumerate(loader):
+        seen.append(list(loader.in_hand))
+        if index:
+            loader.leaving()
+            loader.counted()
+            seen.append(list(loader.in_hand))
+    assert seen == [[0], [0], [1], [0, 1], [], [2], [2], []] and loader.in_hand == []
+
+
+def test_a_step_that_is_left_out_takes_the_batches_since_the_last_one_and_no_other() -> None:
+    ledger = Alone()
+    loader = DividedLoader(DataLoader(numbers(6), batch_size=1), ledger)
+    for index, _ in enumerate(loader):
+        if index == 1:
+            loader.stepped()  # a local step with two batches, which has not left yet
+        if index == 3:
+            assert loader.left_out() == [2, 3]
+        if index == 4:
+            loader.leaving()
+            loader.counted()
+            assert loader.done == [0, 1, 4]
+    assert loader.position == 6
+    assert sorted(ledger.done) == [0, 1, 4, 5] and loader.samples_of(3) == [3]
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])

@@ -98,6 +98,8 @@ class Twin:
         self.direct = Direct(shard)
         cut = buckets(layout, placement, 1)
         self.steps = 0
+        self.leaves_out = False
+        self.left: list[str] = []  # out
         binding = Binding(layout, self.model)
         codec, plan = by_name(compress), Plan.of(JobSpec(compress=compress))
         self.traffic = Traffic(binding, cut, codec, self.direct, io, plan, self)  # type: ignore[arg-type]
@@ -115,6 +117,10 @@ class Twin:
 
     def counted(self) -> None:
         pass
+
+    def left_out(self, because: str) -> bool:
+        self.left.append(because)
+        return self.leaves_out
 
     def both(self) -> Iterator[tuple[torch.nn.Module, torch.optim.Optimizer]]:
         yield self.model, self.optimizer
@@ -299,6 +305,29 @@ def test_a_gradient_that_is_not_finite_stops_the_script_before_the_step_counts(i
         twin.optimizer.step()
     assert stopped.value.code == "ZML-E502"
     assert "commit 0" not in twin.direct.told
+
+
+@pytest.mark.parametrize("compress", ["none", "bf16", "topk:20%"])
+def test_a_step_that_is_left_out_leaves_no_trace(io: IoThread, compress: str) -> None:
+    """One run meets a step without a finite gradient in the middle, the other never did."""
+    left_out, undisturbed = Twin(io, compress=compress), Twin(io, compress=compress)
+    left_out.leaves_out = True
+    for bad in (False, True, True, False, False):
+        for twin in (left_out,) if bad else (left_out, undisturbed):
+            twin.optimizer.zero_grad()
+            loss = F.cross_entropy(twin.model(twin.x), twin.y)
+            if bad:
+                # Only the first layer's gradient is bad: what the last one sent early is taken back.
+                loss = loss + next(twin.model.parameters()).sum() * float("nan")
+            loss.backward()  # type: ignore[no-untyped-call]
+            twin.optimizer.step()
+    assert left_out.traffic.clock == left_out.steps == undisturbed.steps == 3
+    assert len(left_out.left) == 2 and "0.weight is not finite at step 1 of w0" in left_out.left[0]
+    for ours, others in zip(left_out.model.parameters(), undisturbed.model.parameters(), strict=True):
+        torch.testing.assert_close(
+            ours, others, rtol=1e-6, atol=1e-7
+        )  # residuals are restored up to rounding
+        assert ours.grad is not None and others.grad is not None
 
 
 def test_a_closure_is_refused(io: IoThread) -> None:

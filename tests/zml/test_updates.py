@@ -69,6 +69,12 @@ class Twin:
         self.told.append("leaving")
         return 0, 0
 
+    leaves_out = False
+
+    def left_out(self, because: str) -> bool:
+        self.told.append("left out")
+        return self.leaves_out
+
     def counted(self) -> None:
         self.told.append("counted")
 
@@ -296,3 +302,30 @@ def test_with_an_exchange_in_flight_parameters_of_one_clock_more_are_asked_for(i
         twin.train(3)
         twin.traffic.drain()
         assert set(twin.direct.asked) == clocks, "so that nobody computes beyond the bound with what is older"
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_step_without_a_finite_gradient_is_left_out_before_the_optimizer_takes_it_up(
+    io: IoThread, kind: str
+) -> None:
+    left_out, undisturbed = (Twin(io, kind, local_steps=2) for _ in range(2))
+    left_out.leaves_out = True
+    for bad in (False, True, False, True, False, False):
+        for twin in (left_out,) if bad else (left_out, undisturbed):
+            twin.optimizer.zero_grad()
+            loss = F.cross_entropy(twin.model(twin.x), twin.y)
+            (loss * float("inf") if bad else loss).backward()  # type: ignore[no-untyped-call]
+            twin.optimizer.step()
+    assert left_out.told == ["step", "left out", "leaving", "counted", "step", "left out", "step", "leaving",
+                             "counted", "step"]  # fmt: skip
+    assert all(
+        torch.equal(ours, others)
+        for ours, others in zip(left_out.model.parameters(), undisturbed.model.parameters(), strict=True)
+    )
+
+
+def test_without_leave_to_skip_it_a_step_without_a_finite_gradient_stops_the_script(io: IoThread) -> None:
+    twin = Twin(io)
+    (F.cross_entropy(twin.model(twin.x), twin.y) * float("nan")).backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(ZmlError, match="is not finite"):
+        twin.optimizer.step()

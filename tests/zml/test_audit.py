@@ -1,0 +1,91 @@
+"""`zml data audit`: calls go to disk and come back, and the command says what they prove."""
+
+import json
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from zml import cli
+from zml.audit import CALLS, call_of, record
+from zml.scheduler import calls
+from zml.scheduler.ids import Seat, WorkerId
+
+W0, W1 = WorkerId("w0"), WorkerId("w1")
+
+GOOD: list[calls.Call] = [
+    calls.Members((Seat(W0, 1, True), Seat(W1, 1, True))),
+    calls.Open(W0, 0, 3, b"\x00\xff", 20, 8),
+    calls.Open(W1, 0, 3, b"", 20, 8),
+    calls.Take(W0, 0, 16, 0),
+    calls.Take(W1, 0, 16, 0),
+    calls.Reached(0, 1),
+    calls.Settle(W0, 0, 1),
+    calls.Blame(W0, 2),
+    calls.Members((Seat(W1, 1, True),)),
+    calls.Commit(W1, 0, (1,)),
+    calls.Take(W1, 0, 16, 1),
+]
+CLOSED: list[calls.Call] = [
+    *GOOD,
+    calls.Skip(W1, 0, 2, "a gradient is not finite", (7, 3)),
+    calls.Take(W1, 0, 16, 2),
+]
+
+
+def written(folder: Path, made: list[calls.Call], extra: bytes = b"") -> Path:
+    (folder / CALLS).write_bytes(b"".join(msgpack.packb(record(call)) for call in made) + extra)
+    return folder
+
+
+def test_every_call_comes_back_from_its_record() -> None:
+    for call in [*CLOSED, calls.Drain("Ctrl-C")]:
+        kind, fields = msgpack.unpackb(msgpack.packb(record(call)))
+        assert call_of(kind, fields) == call
+
+
+def test_a_run_that_went_well_is_proved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "audit", str(written(tmp_path, CLOSED))]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch  batches  samples  committed  reissued  skipped  duplicates  missing",
+        "    0        3       16          2         1        1           0        0",
+        "epoch 0: w1 skipped batch 2 (samples 7, 3): a gradient is not finite",
+        "every batch counted once, but for those that were skipped",
+    ]
+
+
+def test_an_epoch_that_is_not_over_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "audit", str(written(tmp_path, GOOD))]) == 0
+    assert "epoch 0 is not over: 1 batches to go" in capsys.readouterr().out
+
+
+def test_machines_get_the_same_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "audit", "--json", str(written(tmp_path, CLOSED))]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["committed"], row["missing"], row["duplicates"], row["sound"]) == (2, 0, 0, True)
+    assert row["left_out"][0]["samples"] == [7, 3]
+
+
+def test_a_batch_that_another_worker_commits_once_more_is_a_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["data", "audit", str(written(tmp_path, [*GOOD, calls.Commit(W1, 0, (0,))]))]) == 1
+    said = capsys.readouterr().out
+    assert (
+        "epoch 0: batch 0 was committed by w1 after it was over" in said and "1 of 1 epochs are wrong" in said
+    )
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [b"\xc1", b"\x05", msgpack.packb(("Nothing", {})), msgpack.packb(("Take", {"worker": 3}))],
+    ids=["no msgpack", "no pair", "no such call", "wrong fields"],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: bytes) -> None:
+    assert cli.run(["data", "audit", str(written(tmp_path, GOOD, extra))]) == 5
+    assert "calls.msgpack cannot be read" in capsys.readouterr().err
+
+
+def test_a_run_without_a_record_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "audit", str(tmp_path)]) == 2
+    assert "has no record of its data" in capsys.readouterr().err
