@@ -150,6 +150,7 @@ def test_a_broken_ledger_is_found(kind: type[Ledger], wrong: Callable[[EpochAcco
 def test_calls_travel_as_their_kind_and_their_fields() -> None:
     made: list[calls.Call] = [
         members(W0, W1),
+        calls.Resume(2, 2, b"t", (0,), (1,), 9, 5),
         *opening(3, 2, W0, samples=9, size=5),
         calls.Take(W0, 3, 16),
         calls.Take(W0, 3, 16, 0),
@@ -223,3 +224,18 @@ def test_whatever_happens_to_the_workers_the_audit_of_our_ledger_is_sound(seed: 
     assert len(kept) < len(made) and audit(kept) == accounts, f"seed {seed}"
     for name in ("epoch", "incarnations", "present", "current", "draining"):
         assert getattr(replayed, name) == getattr(ledger, name), f"seed {seed}: {name}"
+
+
+def test_an_epoch_of_an_earlier_run_is_whole_with_what_it_had_done() -> None:
+    (account,) = audit(
+        [
+            calls.Resume(4, 3, b"t", committed=(0,), skipped=(2,)),
+            members(W0),
+            *opening(4, 3, W0),
+            calls.Take(W0, 4, 16),
+            calls.Commit(W0, 4, (1,)),
+            calls.Take(W0, 4, 16),
+        ]
+    )
+    assert account.sound and account.closed
+    assert (account.epoch, account.committed, account.missing, account.duplicates) == (4, 2, 0, 0)
