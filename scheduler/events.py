@@ -29,12 +29,16 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A process asks to be a member. `member` is the id it wants, or empty. `peer` names one process, never two."""
+    """A process asks to be a member. `member` is the id it wants, or empty. `peer` names one process, never two.
+
+    `former` is the incarnation of that id which this very process was before; 0 if it was none.
+    """
 
     job: JobId
     role: Role
     member: str
     peer: str
+    former: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A script ended, by a signal where `signal` is not 0. `because` follows on the worker's name: "its script ..."."""
+    """A script ended, by a signal where `signal` is not 0. `because` follows on the worker's name: "its script ...".
+
+    `returns`: its agent will start it again, and asks to be a member for that.
+    """
 
     job: JobId
     worker: str
@@ -76,6 +83,7 @@ class Exited:
     code: int
     signal: int
     because: str
+    returns: bool = False
 
 
 @dataclass(frozen=True, slots=True)

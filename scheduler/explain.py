@@ -59,6 +59,9 @@ def waiting_for(job: Job) -> str:
             if shards := job.missing_shards:
                 missing.append(f"{'shard' if len(shards) == 1 else 'shards'} {listed(shards)}")
             return f"waiting for {listed(missing)}"
+        case Running() if not job.members.workers():
+            gone = job.members.gone("worker")
+            return f"waiting for {listed([w for w, end in gone if end.back_by is not None])} to come back"
         case Running(parameters=Unknown()):
             return "waiting for the first script to show its model"
         case Running(parameters=Loading(initialiser=worker)):

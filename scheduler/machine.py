@@ -15,19 +15,20 @@ FINISHING, is in the tables of `state`. Both, as `table()` prints them:
     Loaded      -        load          load          -
     Exited      -        script ended  script ended  goodbye
 
-                                 FORMING    RUNNING    DRAINING
-    everybody asked for is here  RUNNING    -          -
-    a drain was asked for        -          DRAINING   -
-    an end was asked for         CANCELLED  CANCELLED  CANCELLED
-    a script failed              -          FAILED     FAILED
-    a layout is not acceptable   -          FAILED     FAILED
-    a shard is gone              -          FAILED     FAILED
-    workers gone, some finished  -          SUCCEEDED  -
-    workers gone, as asked       -          -          CANCELLED
-    workers gone, none finished  -          FAILED     FAILED
+                                        FORMING    RUNNING    DRAINING
+    everybody asked for is here         RUNNING    -          -
+    a drain was asked for               -          DRAINING   -
+    an end was asked for                CANCELLED  CANCELLED  CANCELLED
+    a script failed                     -          FAILED     FAILED
+    a layout is not acceptable          -          FAILED     FAILED
+    a shard is gone                     -          FAILED     FAILED
+    workers gone, some finished         -          SUCCEEDED  -
+    workers gone, in order              -          CANCELLED  CANCELLED
+    workers gone, and nobody came back  -          FAILED     FAILED
 
 Rules: a job begins when all workers and shards asked for are members, and then waits for nobody who is gone: the
-generation goes up, the shards are told, the others go on. The first script that fails ends the job with its exit code.
+generation goes up, the shards are told, the others go on. Only if nobody else is left it waits, `return_s` at most, for
+a worker that was lost to come back. The first script that fails ends the job with its exit code.
 A shard that is gone ends it too, for nobody else has its chunks.
 """
 
@@ -109,6 +110,8 @@ class Machine:
         self.over: dict[JobId, Over] = {}  # the latest `remembered_jobs`, the oldest first
         self.leases = Leases(rules)  # one of every member that is alive
         self.goodbyes: dict[JobId, float] = {}  # exactly the jobs that are FINISHING: until when
+        # Exactly the jobs that are RUNNING without a worker: until when, and how they end if none comes back.
+        self.returns: dict[JobId, tuple[float, Cause, int]] = {}
 
     # -- in and out ----------------------------------------------------------------------------------
 
@@ -121,7 +124,7 @@ class Machine:
 
     def next_deadline(self) -> float | None:
         """When to come with `Ticked`, if nothing happens before: the earliest end of a lease or of a patience."""
-        ends = [*self.goodbyes.values()]
+        ends = [*self.goodbyes.values(), *(until for until, _, _ in self.returns.values())]
         if (lease := self.leases.next_deadline()) is not None:
             ends.append(lease)
         return min(ends, default=None)
@@ -134,6 +137,10 @@ class Machine:
             yield from EVENTS[job.state][Lost](self, job, lost, now)
         for job_id in [job_id for job_id, until in self.goodbyes.items() if until <= now]:
             yield from self._end(self.jobs[job_id], f"it did not stop within {self.rules.goodbye_s:g} s")
+        for job_id, (until, cause, exit_code) in list(self.returns.items()):
+            if until <= now:
+                job = self.jobs[job_id]
+                yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
 
     def _take(self, event: Event, now: float) -> Actions:
         """Look the event up in the table."""
@@ -191,6 +198,7 @@ class Machine:
         if not isinstance(name, Name):
             yield name
             return
+        self.returns.pop(job.id, None)
         job.generation += 1
         yield from self._admit(job, name, event.peer)
         seat = job.members.seats()[-1]
@@ -277,7 +285,8 @@ class Machine:
         """A lease has ended."""
         record = job.members.records[event.member]
         yield Fence(job.id, event.member, record.incarnation, event.because)
-        gone = self._close(job, event.member, Fate.LOST, event.because, EXIT_LOST)
+        back_by = now + self.rules.return_s
+        gone = self._close(job, event.member, Fate.LOST, event.because, EXIT_LOST, back_by)
         yield from self._go_on(job, event.member, gone, now)
 
     def _leave(self, job: Job, event: Left, now: float) -> Actions:
@@ -287,8 +296,13 @@ class Machine:
 
     def _script_ended(self, job: Job, event: Exited, now: float) -> Actions:
         worker = as_member(event.worker)
+        exit_code = 128 + event.signal if event.signal else event.code
+        if event.returns:  # its agent lives on, and needs no order to stop
+            gone = self._close(job, worker, Fate.LOST, event.because, exit_code, now + self.rules.return_s)
+            yield from self._go_on(job, worker, gone, now)
+            return
         if event.signal:
-            gone = self._close(job, worker, Fate.LOST, event.because, 128 + event.signal)
+            gone = self._close(job, worker, Fate.LOST, event.because, exit_code)
         elif event.code:
             gone = self._close(job, worker, Fate.FAILED, event.because, event.code)
         else:
@@ -307,19 +321,33 @@ class Machine:
         elif gone.fate is Fate.FAILED:
             yield from self._finish(job, Cause.SCRIPT_FAILED, gone.exit_code, because, now)
         elif not job.members.workers():
-            cause, exit_code = self._no_worker_left(job)
-            yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
+            yield from self._without_workers(job, gone, because, now)
         else:
             job.generation += 1
             yield Announce(job.id, job.generation, job.members.seats(), because)
             yield from self._initialise_again(job, because)
 
-    def _no_worker_left(self, job: Job) -> tuple[Cause, int]:
+    def _without_workers(self, job: Job, last: Gone, because: str, now: float) -> Actions:
+        """Nobody computes: wait for who may come back, or end."""
+        cause, exit_code = self._no_worker_left(job, last)
+        back_by = max((gone.back_by or now for _, gone in job.members.gone("worker")), default=now)
+        if back_by <= now or cause is Cause.WORKERS_DONE or not isinstance(job.phase, Running):
+            yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
+            return
+        self.returns[job.id] = (back_by, cause, exit_code)
+        job.generation += (
+            1  # the shards are to take nothing from a former self, though nobody takes its place yet
+        )
+        yield Announce(job.id, job.generation, (), because)
+
+    def _no_worker_left(self, job: Job, last: Gone) -> tuple[Cause, int]:
         fates = {gone.fate for _, gone in job.members.gone("worker")}
         if isinstance(job.phase, Draining) and fates & {Fate.DONE, Fate.LEFT}:
             return Cause.WORKERS_DRAINED, EXIT_DRAINED
         if Fate.DONE in fates:
             return Cause.WORKERS_DONE, 0
+        if isinstance(job.phase, Running) and last.fate is Fate.LEFT:
+            return Cause.WORKERS_DRAINED, EXIT_DRAINED
         loss = job.members.first_loss
         return Cause.WORKERS_LOST, loss.exit_code if loss is not None else EXIT_LOST
 
@@ -327,6 +355,9 @@ class Machine:
 
     def _drain(self, job: Job, event: DrainAsked, now: float) -> Actions:
         assert isinstance(job.phase, Running)
+        if job.id in self.returns:  # there is nobody to finish a step
+            yield from self._finish(job, Cause.WORKERS_DRAINED, EXIT_DRAINED, event.because, now)
+            return
         self._move(job, Cause.DRAIN_ASKED, Draining(job.phase.parameters, event.because))
         yield Drain(job.id, event.because)
 
@@ -337,6 +368,7 @@ class Machine:
         """Everybody is to stop; the job is over when all have, or have had their time."""
         until = now + self.rules.goodbye_s
         self._move(job, cause, Finishing(cause, exit_code, because, until))
+        self.returns.pop(job.id, None)
         self.goodbyes[job.id] = until
         for member in job.members.everybody():
             yield Stop(job.id, member, because)
@@ -374,11 +406,19 @@ class Machine:
         assert NEXT[job.state].get(cause) is phase.state, f"{job.state} -> {phase.state} by {cause}"
         job.phase = phase
 
-    def _close(self, job: Job, member: MemberId, fate: Fate, because: str, exit_code: int = 0) -> Gone:
+    def _close(
+        self,
+        job: Job,
+        member: MemberId,
+        fate: Fate,
+        because: str,
+        exit_code: int = 0,
+        back_by: float | None = None,
+    ) -> Gone:
         """A member ends, and its lease with it."""
         if (job.id, member) in self.leases:
             self.leases.drop((job.id, member))
-        return job.members.end(member, fate, because, exit_code)
+        return job.members.end(member, fate, because, exit_code, back_by)
 
     # -- looking -------------------------------------------------------------------------------------
 
@@ -435,6 +475,12 @@ class Machine:
         assert alive == set(self.leases), "leases and members differ"
         finishing = {job.id for job in self.jobs.values() if isinstance(job.phase, Finishing)}
         assert finishing == self.goodbyes.keys(), (finishing, self.goodbyes)
+        idle = {
+            job.id
+            for job in self.jobs.values()
+            if isinstance(job.phase, Running) and not job.members.workers()
+        }
+        assert idle == self.returns.keys(), (idle, self.returns)
         assert not self.jobs.keys() & self.over.keys()
         assert len(self.over) <= self.rules.remembered_jobs
 

@@ -22,6 +22,9 @@ class Rules:
     goodbye_s: float = 10.0
     """How long members may take to stop before the job is over without them."""
 
+    return_s: float = 60.0
+    """How long a job that has lost its last worker waits for a lost one to come back."""
+
     remembered_jobs: int = 1_000
     """How many jobs that are over are kept for whoever asks; older ones are forgotten."""
 
@@ -30,7 +33,7 @@ class Rules:
             raise ValueError(
                 f"lease_s must be above 0 and at most {self.lease_most_s:g}, not {self.lease_s:g}"
             )
-        for name in ("jitter_factor", "lag_s", "goodbye_s", "remembered_jobs"):
+        for name in ("jitter_factor", "lag_s", "goodbye_s", "return_s", "remembered_jobs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name):g}")
 
