@@ -68,7 +68,7 @@ from .events import (
     Ticked,
 )
 from .explain import MemberView, counted
-from .ids import ChunkKey, JobId, MemberId, Name, ShardId, WorkerId, as_member, member_id, shard_id
+from .ids import ChunkKey, JobId, MemberId, Name, Seat, ShardId, WorkerId, as_member, member_id, shard_id
 from .leases import Leases
 from .membership import Alive, Fate, Gone, how_it_ended, role_of
 from .rules import Rules
@@ -451,6 +451,11 @@ class Machine:
         """The active workers in order of seniority."""
         found = self._find(job)
         return found.members.workers() if isinstance(found, Job) else []
+
+    def seats(self, job: JobId) -> tuple[Seat, ...]:
+        """The active workers with their incarnations, in order of seniority."""
+        found = self._find(job)
+        return found.members.seats() if isinstance(found, Job) else ()
 
     def shards(self, job: JobId) -> list[ShardId]:
         """The shards asked for: what a placement's numbers point into."""

@@ -22,6 +22,8 @@ from .messages import (
     Claimed,
     Commit,
     Delta,
+    Depart,
+    Departed,
     Drained,
     Enter,
     Entered,
@@ -53,6 +55,11 @@ PUSHES_AT_ONCE = (
 
 log = structlog.get_logger()
 Deliver = Callable[[Bucket, Delta, memoryview | None], None]
+Enough = Callable[[], object]  # true once there is no sense in waiting any longer
+
+
+def never() -> bool:
+    return False
 
 
 class Leaving:
@@ -87,13 +94,21 @@ class Client:
 
     # -- coordinator -------------------------------------------------------------------------------------
 
-    async def register(self, registration: bytes, digest: str, chunks: int) -> tuple[Registered, list[int]]:
-        """Show the layout; returns where each chunk lives (index of its shard) once every shard has the layout."""
+    async def register(
+        self, registration: bytes, digest: str, chunks: int, enough: Enough = never
+    ) -> tuple[Registered, list[int]] | None:
+        """Show the layout; returns where each chunk lives (index of its shard) once every shard has the layout.
+
+        None if `enough` came to hold before.
+        """
         answer = await self._settled(
             lambda: self._ask(Register(digest=digest, chunks=chunks, **self.me), registration),
             Registered,
             code=LAYOUT_DIFFERS,
+            enough=enough,
         )
+        if answer is None:
+            return None
         registered = answer.message
         assert isinstance(registered, Registered)
         homes = msgspec.msgpack.decode(bytes(answer.payload or b""), type=Homes)
@@ -110,13 +125,18 @@ class Client:
                 raise self._lost(str(gone)) from gone
         return registered, homes.placement
 
-    async def open_epoch(self, epoch: int, batches: int, state: bytes) -> tuple[EpochOpened, bytes] | None:
-        """All workers begin the epoch; returns its first clock and the senior's generator state, None when draining."""
+    async def open_epoch(
+        self, epoch: int, batches: int, state: bytes, enough: Enough = never
+    ) -> tuple[EpochOpened, bytes] | None:
+        """All workers begin the epoch; returns its first clock and the senior's generator state.
+
+        None when the job is drained, or if `enough` came to hold before.
+        """
         message = OpenEpoch(epoch=epoch, batches=batches, **self.me)
         answer = await self._settled(
-            lambda: self._ask(message, state), EpochOpened, Drained, code=EPOCH_DIFFERS
+            lambda: self._ask(message, state), EpochOpened, Drained, code=EPOCH_DIFFERS, enough=enough
         )
-        if isinstance(answer.message, EpochOpened):
+        if answer is not None and isinstance(answer.message, EpochOpened):
             return answer.message, bytes(answer.payload or b"")
         return None
 
@@ -134,6 +154,12 @@ class Client:
         reply = (await self._ask(Claim(what=what, **self.me))).message
         assert isinstance(reply, Claimed), reply
         return reply
+
+    async def depart(self) -> bool:
+        """The last word of a worker that leaves; whether it is the last of them."""
+        reply = (await self._ask(Depart(**self.me))).message
+        assert isinstance(reply, Departed), reply
+        return reply.last
 
     async def loaded(self) -> None:
         await self._ask(Loaded(**self.me))
@@ -157,7 +183,7 @@ class Client:
 
     async def _enter_at(self, shard: str) -> int:
         answer = await self._settled(lambda: self._tell(shard, Enter(**self.me)), Entered)
-        assert isinstance(answer.message, Entered)
+        assert answer is not None and isinstance(answer.message, Entered)
         return answer.message.clock
 
     async def advance(self, clock: int) -> None:
@@ -269,11 +295,16 @@ class Client:
         except (DeadlineExceeded, PeerLost) as gone:
             raise self._lost(str(gone)) from gone
 
-    async def _settled(self, ask: Callable[[], Any], *kinds: type[Message], code: str = REFUSED) -> Answer:
-        """Ask until the answer is one of `kinds`: `Wait` and "early" mean later, any other refusal is an error."""
+    async def _settled(
+        self, ask: Callable[[], Any], *kinds: type[Message], code: str = REFUSED, enough: Enough = never
+    ) -> Answer | None:
+        """Ask until the answer is one of `kinds`: `Wait` and "early" mean later, any other refusal is an error.
+
+        None if `enough` came to hold before.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + self.seat.patience_s
-        while True:
+        while not enough():
             try:
                 answer: Answer = await ask()
             except Refused as refused:
@@ -288,6 +319,7 @@ class Client:
                 return answer
             assert isinstance(answer.message, Wait), answer.message
             self._waiting(answer.message, until)
+        return None
 
     def _waiting(self, wait: Wait, until: float) -> None:
         """Wait on, if there is time left."""

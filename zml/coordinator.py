@@ -30,6 +30,8 @@ from .messages import (
     Assignment,
     Claim,
     Claimed,
+    Depart,
+    Departed,
     Drain,
     Drained,
     EpochOpened,
@@ -117,6 +119,7 @@ class Coordinator:
         self.initialiser = ""
         self.loaded = False
         self.scripts: dict[str, str] = {}  # worker -> the endpoint of its script
+        self.departed: set[tuple[str, int]] = set()  # workers, by incarnation, that have made their last step
         self.claims: dict[str, str] = {}  # what -> the worker that may write it
         self.orders: set[asyncio.Task[bool]] = set()
         self.roster_orders: dict[str, asyncio.Task[bool]] = {}  # shard -> the newest roster under way
@@ -319,14 +322,22 @@ class Coordinator:
                 self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job)))
                 return None
             case Exited():
-                if (message.code or message.signal) and self.is_current(message):
+                if not self.is_current(message):  # its agent may come again
+                    raise Refusal("fenced", f"{message.member}#{message.incarnation} was over before")
+                if message.code or message.signal:
                     self.release(message.member)
                 if message.failure is not None:
                     self.board.failed(message.member, message.failure)
                 because = why(message)
                 self.dispatch(
                     events.Exited(
-                        self.job, message.member, message.incarnation, message.code, message.signal, because
+                        self.job,
+                        message.member,
+                        message.incarnation,
+                        message.code,
+                        message.signal,
+                        because,
+                        message.returns,
                     )
                 )
                 return Ok()
@@ -353,6 +364,11 @@ class Coordinator:
                 return self.open_epoch(message, bytes(payload or b""))
             case Take():
                 return self.take(message, payload)
+            case Depart():
+                self.admit(message.worker, message.incarnation)
+                self.departed.add((message.worker, message.incarnation))
+                here = {(seat.worker, seat.incarnation) for seat in self.machine.seats(self.job)}
+                return Departed(self.job, last=here <= self.departed)
             case Claim():
                 self.admit(message.worker, message.incarnation)
                 owner = self.claims.setdefault(message.what, message.worker)
@@ -360,7 +376,7 @@ class Coordinator:
         raise Refusal("unexpected", f"a coordinator does not take {type(message).__name__}")
 
     def join(self, peer: str, message: Join) -> Reply:
-        self.dispatch(events.Joined(self.job, message.role, message.member, peer))
+        self.dispatch(events.Joined(self.job, message.role, message.member, peer, message.former))
         answer = self.answers.pop(peer)
         if isinstance(answer, Refusal):
             raise answer
@@ -457,6 +473,8 @@ class Coordinator:
             if refused is not None:
                 raise Refusal("ledger", refused.because)
             self.wake()
+        if message.most == 0:
+            return Taken(self.job, message.epoch, [])
         end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
         while True:
             taken = self.ledger.take(worker, message.epoch, message.most)
@@ -519,7 +537,13 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     coordinator = Coordinator(
         JobId(settings.job),
         spec,
-        Machine(Rules(lease_s=settings.lease_s, lease_most_s=max(5.0, 3 * settings.lease_s))),
+        Machine(
+            Rules(
+                lease_s=settings.lease_s,
+                lease_most_s=max(5.0, 3 * settings.lease_s),
+                return_s=settings.return_s,
+            )
+        ),
         listening,
         EventLog(folder / rundir.EVENTS),
         heartbeat_s=settings.heartbeat_s,

@@ -48,6 +48,14 @@ class Ledger(Protocol):
         """Every step that the script has made counts, when this returns."""
         ...
 
+    def stopping(self) -> str:
+        """Why the script is to take no more batches; empty while it is."""
+        ...
+
+    def depart(self) -> None:
+        """It takes no more: every step that it has made counts, and the batches in them are told."""
+        ...
+
 
 def check(loader: Any) -> DataLoader[Any]:
     """The loader, if it can be divided; else a ZmlError that says what to change."""
@@ -116,19 +124,31 @@ class DividedLoader:
         self.finish()
         self.under_way = True
         source: Iterator[Any] = iter(self._divided())
-        while True:
+        while not self.ledger.stopping():
             for item in source:
                 batch, samples = self.handed.popleft()
                 self.open.append(batch)
                 self.ledger.in_hand(batch, samples)
                 yield item
-            self._pass_over()
-            more = self.ledger.take(TAKE, self.take_done(), wait=True)
-            if more is None:
-                self.under_way = False
-                return
-            self.leased.extend(more)
-            source = self._again()
+                if self.ledger.stopping():
+                    break
+            else:
+                self._pass_over()
+                more = self.ledger.take(TAKE, self.take_done(), wait=True)
+                if more is not None:
+                    self.leased.extend(more)
+                    source = self._again()
+                elif not self.ledger.stopping():
+                    self.under_way = False
+                    return
+        self._stop()
+
+    def _stop(self) -> None:
+        """What was taken and has not come into a step is left to others."""
+        self.under_way = False
+        self.ledger.depart()
+        for taken in (self.open, self.handed, self.leased):
+            taken.clear()
 
     def _divided(self) -> DataLoader[Any]:
         """The user's loader over this worker's batches; workers, collation and pinning are the user's own."""
@@ -147,6 +167,9 @@ class DividedLoader:
         """Where the script left the loop of an epoch early: give up the rest of its share, and see the epoch over."""
         if not self.under_way:
             return
+        if self.ledger.stopping():
+            self._stop()
+            return
         self.under_way = False
         self._pass_over()
         self.done += [*(batch for batch, _ in self.handed), *self.leased]
@@ -154,6 +177,8 @@ class DividedLoader:
         self.leased.clear()
         while (batches := self.ledger.take(MOST_AT_ONCE, self.take_done(), wait=True)) is not None:
             self.done += batches
+        if self.ledger.stopping():
+            self.ledger.depart()
 
     def take_done(self) -> list[int]:
         done, self.done = self.done, []

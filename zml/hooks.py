@@ -155,6 +155,15 @@ class Hooks:
         """The script has made its last step."""
         self.flush()
 
+    def depart(self) -> None:
+        """The same, where the other workers go on."""
+        self.flush()
+
+    @property
+    def owes(self) -> bool:
+        """Is there something that has not left yet, though its step was made?"""
+        return False
+
     def flush(self) -> None:
         """Every step that the script has made counts, and the model holds what followed from it."""
         self.traffic.drain()

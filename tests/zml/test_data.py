@@ -46,6 +46,12 @@ class Alone:
     def flush(self) -> None:
         pass
 
+    def stopping(self) -> str:
+        return ""
+
+    def depart(self) -> None:
+        raise AssertionError("nobody is to leave")
+
 
 class Dealt:
     """Workers of one job in turn: worker `rank` of `world` gets every `world`-th batch, all share one order."""
@@ -67,6 +73,12 @@ class Dealt:
 
     def flush(self) -> None:
         pass
+
+    def stopping(self) -> str:
+        return ""
+
+    def depart(self) -> None:
+        raise AssertionError("nobody is to leave")
 
 
 def numbers(count: int) -> TensorDataset:
