@@ -84,6 +84,7 @@ class ScriptEnd:
     def __init__(self, asked: Callable[[str], None], environ: MutableMapping[str, str] | None = None) -> None:
         environ = os.environ if environ is None else environ
         self.asked = asked
+        self.pid = os.getpid()
         self.signals = 0
         self.rest = b""
         number = environ.pop(VARIABLE, "")  # it is for nobody whom the script starts
@@ -132,7 +133,8 @@ class ScriptEnd:
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         self.signals += 1
-        if self.signals > 1:  # the second time it means what it always did
+        # The second time it means what it always did; and so it does in a process that was forked just now.
+        if self.signals > 1 or os.getpid() != self.pid:
             restore([number], self._signalled)
             os.kill(os.getpid(), number)
         self.asked(signal.Signals(number).name)
