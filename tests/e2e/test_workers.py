@@ -1,4 +1,4 @@
-"""The life of a worker: it leaves in order, comes back after it was killed or frozen, and never seems dead while it is busy."""
+"""The life of a worker: it leaves in order, comes back after it was killed or frozen, and is not dead while it is busy."""
 
 import json
 import os
@@ -193,8 +193,8 @@ def freeze(job: ByHand, worker: int, seconds: float) -> None:
 @pytest.mark.parametrize("mode", ["--sync", "--async"])
 def test_a_worker_that_is_frozen_for_half_a_lease_keeps_its_place(place: Playground, mode: str) -> None:
     job = ByHand(place, 2, 1, mode, script=LONG)
-    job.until_epoch(1, 0)
-    for _ in range(3):
+    for epoch in range(3):
+        job.until_epoch(1, epoch)  # and it was heard after the last time
         freeze(job, 1, 0.75)
     code, status = job.end()
     assert (code, states(status)) == (0, {"w0": ("done", 1), "w1": ("done", 1)}), job.coordinator.text
@@ -217,7 +217,8 @@ def test_a_worker_that_is_frozen_for_longer_is_fenced_and_comes_back(place: Play
 def test_nobody_seems_dead_while_all_cores_are_busy_for_a_minute(place: Playground) -> None:
     job = ByHand(place, 3, 2, "--async", script=["--epochs", "4000", "--pause", "0.01"])
     job.until_epoch(0, 0)
-    busy = "import numpy as np, time\nend = time.time() + 60\na = np.random.rand(600, 600)\nwhile time.time() < end: a @ a"
+    busy = "import numpy as np, time\nend = time.time() + 60\na = np.random.rand(600, 600)\n"
+    busy += "while time.time() < end: a @ a"
     hogs = [
         Process(place.folder, f"hog{k}", [sys.executable, "-c", busy], dict(os.environ))
         for k in range(2 * len(os.sched_getaffinity(0)))
