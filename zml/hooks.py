@@ -43,6 +43,7 @@ class Hooks:
                 self.touching[parameter].append(outbox)
         self.copied: dict[int, Seen | None] = {}  # parameter -> its gradient when it was copied in this step
         self.kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self.gone = False  # the worker has left the job: what the script still computes is no step of it
         self.dropped = False  # a GradScaler has found that this step is not to be made
 
     def install(self) -> None:
@@ -93,7 +94,7 @@ class Hooks:
                 "Call loss.backward() and then optimizer.step().",
             )
         self._as_scaler_says(optimizer)
-        if self.dropped:
+        if self.dropped or self.gone:
             self._put_aside()
             return
         for index, boxes in enumerate(self.touching):
@@ -145,7 +146,7 @@ class Hooks:
         for parameter, gradient in self.kept:
             parameter.grad = gradient
         self.kept = []
-        if self.dropped:
+        if self.dropped or self.gone:
             return
         self.copied.clear()
         self.traffic.end()
@@ -158,6 +159,7 @@ class Hooks:
     def depart(self) -> None:
         """The same, where the other workers go on."""
         self.flush()
+        self.early, self.gone = False, True
 
     @property
     def owes(self) -> bool:

@@ -86,6 +86,7 @@ class Updates:
         self.less = self.residual
         if traffic.plan.overlap:
             self.less = {chunk: residual.clone() for chunk, residual in self.residual.items()}
+        self.gone = False  # the worker has left the job: what the script still computes is no step of it
         self.at_home = False  # the model is p less `less`, and not p
         frozen = {p for bucket in traffic.all_buckets if bucket.frozen for p in bucket.parameters}
         self.frozen = sorted(frozen)
@@ -102,6 +103,8 @@ class Updates:
                 raise thawed(self.traffic, index)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self.gone:
+            return
         self.inner += 1
         self.waiting = True
         if self.inner >= self.traffic.plan.local_steps:
@@ -180,6 +183,7 @@ class Updates:
             self._exchange(parting=True)
             self.traffic.everything = self.waiting = False
         self.flush()
+        self.gone = True
 
     @property
     def owes(self) -> bool:

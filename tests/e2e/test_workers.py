@@ -1,4 +1,4 @@
-"""The life of a worker: it leaves in order, comes back after it was killed or frozen, and is not dead while it is busy."""
+"""The life of a worker: it leaves in order, comes back when it was killed or frozen, and is not dead while busy."""
 
 import json
 import os
