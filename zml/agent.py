@@ -83,6 +83,8 @@ class Agent:
         await self.endpoint.start()
         try:
             while isinstance(end := await self._live(), Again):
+                if self.leaving:  # told so between two lives
+                    return self.code
                 log.warning(
                     "joining again", member=self.name, because=end.because, restarts=str(self.restarts)
                 )
@@ -166,6 +168,7 @@ class Agent:
     def leave(self, name: str, code: int) -> None:
         """A signal to the agent itself: the script leaves in order. Once more: it is stopped. Again: at once."""
         if self.lease is None or (self.stopping and self.leaving):
+            self.leaving, self.code = name, code
             self._finish(code)
         elif self.leaving or self.stopping:
             self._stop(f"{name}, again", STOP_S, self.code)
