@@ -7,7 +7,7 @@ number; once its former process is gone another may take the place, and then has
 from .actions import Admit, Refuse
 from .events import Exited, FromMember, Joined, Left, Loaded, Registered, Renewed, Returned
 from .explain import counted
-from .ids import Name, Role, ShardId, read_id, shard_id
+from .ids import Name, Role, ShardId, as_member, read_id, shard_id
 from .leases import Leases
 from .membership import Alive, role_of
 from .state import Job
@@ -32,6 +32,8 @@ def place_for(job: Job, event: Joined, leases: Leases) -> Name | Admit | Refuse:
     elif event.member and (wish is None or wish.role != event.role):
         letter = LETTERS[event.role]
         why_not = f"{event.member[:20]!r} names no {event.role}: they are {letter}0, {letter}1, ..."
+    elif event.role == "worker" and (why_not := _why_not_again(job, event)):
+        pass
     elif event.role == "worker":
         if name := wish or job.members.free_worker():
             return name
@@ -47,6 +49,15 @@ def place_for(job: Job, event: Joined, leases: Leases) -> Name | Admit | Refuse:
         if not why_not:
             return wish
     return Refuse(job.id, event.peer, why_not)
+
+
+def _why_not_again(job: Job, event: Joined) -> str:
+    """A process that was this worker before does not fence the one that took its place meanwhile."""
+    member = as_member(event.member)
+    record = job.members.records.get(member)
+    if not event.former or not isinstance(record, Alive) or record.incarnation <= event.former:
+        return ""
+    return f"{member}#{event.former} is over: another process is {member}#{record.incarnation}"
 
 
 def _why_not_shard(job: Job, shard: ShardId, leases: Leases) -> str:

@@ -33,12 +33,16 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A process asks to be a member. `member` is the id it wants, or empty. `peer` names one process, never two."""
+    """A process asks to be a member. `member` is the id it wants, or empty. `peer` names one process, never two.
+
+    `former` is the incarnation of that id which this very process was before; 0 if it was none.
+    """
 
     job: JobId
     role: Role
     member: str
     peer: str
+    former: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class Exited:
     """A script ended, by a signal where `signal` is not 0. `because` follows on the worker's name: "its script ...".
 
     `is_loss`: whatever it ended with is the loss of a worker, and no failure of the script.
+    `returns`: its agent will start it again, and asks to be a member for that.
     """
 
     job: JobId
@@ -93,6 +98,7 @@ class Exited:
     code: int
     signal: int
     because: str
+    returns: bool = False
     is_loss: bool = False
 
 

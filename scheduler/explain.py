@@ -62,6 +62,9 @@ def waiting_for(job: Job) -> str:
             return f"waiting for {listed(missing)}"
         case Running() if job.away:
             return f"waiting for {'shard' if len(job.away) == 1 else 'shards'} {listed(list(job.away))} to come back"
+        case Running() if not job.members.workers():
+            gone = job.members.gone("worker")
+            return f"waiting for {listed([w for w, end in gone if end.back_by is not None])} to come back"
         case Running(parameters=Unknown()):
             return "waiting for the first script to show its model"
         case Running(parameters=Loading(initialiser=worker)):

@@ -16,19 +16,20 @@ FINISHING, is in the tables of `state`. Both, as `table()` prints them:
     Returned    -        resume        resume        -
     Exited      -        script ended  script ended  goodbye
 
-                                 FORMING    RUNNING    DRAINING
-    everybody asked for is here  RUNNING    -          -
-    a drain was asked for        -          DRAINING   -
-    an end was asked for         CANCELLED  CANCELLED  CANCELLED
-    a script failed              -          FAILED     FAILED
-    a layout is not acceptable   -          FAILED     FAILED
-    a shard does not come back   -          FAILED     FAILED
-    workers gone, some finished  -          SUCCEEDED  -
-    workers gone, as asked       -          -          CANCELLED
-    workers gone, none finished  -          FAILED     FAILED
+                                        FORMING    RUNNING    DRAINING
+    everybody asked for is here         RUNNING    -          -
+    a drain was asked for               -          DRAINING   -
+    an end was asked for                CANCELLED  CANCELLED  CANCELLED
+    a script failed                     -          FAILED     FAILED
+    a layout is not acceptable          -          FAILED     FAILED
+    a shard does not come back          -          FAILED     FAILED
+    workers gone, some finished         -          SUCCEEDED  -
+    workers gone, in order              -          CANCELLED  CANCELLED
+    workers gone, and nobody came back  -          FAILED     FAILED
 
 Rules: a job begins when all workers and shards asked for are members, and then waits for no worker that is gone: the
-generation goes up, the shards are told, the others go on. The first script that fails ends the job with its exit code.
+generation goes up, the shards are told, the others go on. Only if nobody else is left it waits, `return_s` at most, for
+a worker that was lost to come back. The first script that fails ends the job with its exit code.
 A shard that is gone is waited for, because nobody else has its chunks: its next incarnation must show that it has them.
 """
 
@@ -71,7 +72,7 @@ from .events import (
     Ticked,
 )
 from .explain import MemberView, counted
-from .ids import ChunkKey, JobId, MemberId, Name, ShardId, WorkerId, as_member, member_id, shard_id
+from .ids import ChunkKey, JobId, MemberId, Name, Seat, ShardId, WorkerId, as_member, member_id, shard_id
 from .leases import Leases
 from .membership import Alive, Fate, Gone, how_it_ended, role_of
 from .rules import Rules
@@ -113,6 +114,8 @@ class Machine:
         self.over: dict[JobId, Over] = {}  # the latest `remembered_jobs`, the oldest first
         self.leases = Leases(rules)  # one of every member that is alive
         self.goodbyes: dict[JobId, float] = {}  # exactly the jobs that are FINISHING: until when
+        # Exactly the jobs that are RUNNING without a worker: until when, and how they end if none comes back.
+        self.returns: dict[JobId, tuple[float, Cause, int]] = {}
 
     # -- in and out ----------------------------------------------------------------------------------
 
@@ -125,7 +128,11 @@ class Machine:
 
     def next_deadline(self) -> float | None:
         """When to come with `Ticked`, if nothing happens before: the earliest end of a lease or of a patience."""
-        ends = [*self.goodbyes.values(), *(until for job in self._awaiting for until in job.away.values())]
+        ends = [
+            *self.goodbyes.values(),
+            *(until for until, _, _ in self.returns.values()),
+            *(until for job in self._awaiting for until in job.away.values()),
+        ]
         if (lease := self.leases.next_deadline()) is not None:
             ends.append(lease)
         return min(ends, default=None)
@@ -141,6 +148,10 @@ class Machine:
                 yield from self._give_up_shard(job, shard, now)
         for job_id in [job_id for job_id, until in self.goodbyes.items() if until <= now]:
             yield from self._end(self.jobs[job_id], f"it did not stop within {self.rules.goodbye_s:g} s")
+        for job_id, (until, cause, exit_code) in list(self.returns.items()):
+            if until <= now:
+                job = self.jobs[job_id]
+                yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
 
     def _take(self, event: Event, now: float) -> Actions:
         """Look the event up in the table."""
@@ -201,6 +212,7 @@ class Machine:
         if name.role == "shard":
             yield from self._readmit(job, name, event.peer, now)
             return
+        self.returns.pop(job.id, None)
         job.generation += 1
         yield from self._admit(job, name, event.peer)
         seat = job.members.seats()[-1]
@@ -335,7 +347,8 @@ class Machine:
         """A lease has ended."""
         record = job.members.records[event.member]
         yield Fence(job.id, event.member, record.incarnation, event.because)
-        gone = self._close(job, event.member, Fate.LOST, event.because, EXIT_LOST)
+        back_by = now + self.rules.return_s
+        gone = self._close(job, event.member, Fate.LOST, event.because, EXIT_LOST, back_by)
         yield from self._go_on(job, event.member, gone, now)
 
     def _leave(self, job: Job, event: Left, now: float) -> Actions:
@@ -345,8 +358,12 @@ class Machine:
 
     def _script_ended(self, job: Job, event: Exited, now: float) -> Actions:
         worker = as_member(event.worker)
+        exit_code = 128 + event.signal if event.signal else event.code
+        if event.returns:  # its agent lives on, and needs no order to stop
+            gone = self._close(job, worker, Fate.LOST, event.because, exit_code, now + self.rules.return_s)
+            yield from self._go_on(job, worker, gone, now)
+            return
         if event.signal or event.is_loss:
-            exit_code = 128 + event.signal if event.signal else event.code
             gone = self._close(job, worker, Fate.LOST, event.because, exit_code)
         elif event.code:
             gone = self._close(job, worker, Fate.FAILED, event.because, event.code)
@@ -367,19 +384,33 @@ class Machine:
         elif gone.fate is Fate.FAILED:
             yield from self._finish(job, Cause.SCRIPT_FAILED, gone.exit_code, because, now)
         elif not job.members.workers():
-            cause, exit_code = self._no_worker_left(job)
-            yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
+            yield from self._without_workers(job, gone, because, now)
         else:
             job.generation += 1
             yield Announce(job.id, job.generation, job.members.seats(), because)
             yield from self._initialise_again(job, because)
 
-    def _no_worker_left(self, job: Job) -> tuple[Cause, int]:
+    def _without_workers(self, job: Job, last: Gone, because: str, now: float) -> Actions:
+        """Nobody computes: wait for who may come back, or end."""
+        cause, exit_code = self._no_worker_left(job, last)
+        back_by = max((gone.back_by or now for _, gone in job.members.gone("worker")), default=now)
+        if back_by <= now or cause is Cause.WORKERS_DONE or not isinstance(job.phase, Running):
+            yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
+            return
+        self.returns[job.id] = (back_by, cause, exit_code)
+        job.generation += (
+            1  # the shards are to take nothing from a former self, though nobody takes its place yet
+        )
+        yield Announce(job.id, job.generation, (), because)
+
+    def _no_worker_left(self, job: Job, last: Gone) -> tuple[Cause, int]:
         fates = {gone.fate for _, gone in job.members.gone("worker")}
         if isinstance(job.phase, Draining) and fates & {Fate.DONE, Fate.LEFT}:
             return Cause.WORKERS_DRAINED, EXIT_DRAINED
         if Fate.DONE in fates:
             return Cause.WORKERS_DONE, 0
+        if isinstance(job.phase, Running) and last.fate is Fate.LEFT:
+            return Cause.WORKERS_DRAINED, EXIT_DRAINED
         loss = job.members.first_loss
         return Cause.WORKERS_LOST, loss.exit_code if loss is not None else EXIT_LOST
 
@@ -387,6 +418,9 @@ class Machine:
 
     def _drain(self, job: Job, event: DrainAsked, now: float) -> Actions:
         assert isinstance(job.phase, Running)
+        if job.id in self.returns:  # there is nobody to finish a step
+            yield from self._finish(job, Cause.WORKERS_DRAINED, EXIT_DRAINED, event.because, now)
+            return
         self._move(job, Cause.DRAIN_ASKED, Draining(job.phase.parameters, event.because))
         yield Drain(job.id, event.because)
 
@@ -398,6 +432,7 @@ class Machine:
         until = now + self.rules.goodbye_s
         self._move(job, cause, Finishing(cause, exit_code, because, until))
         job.away.clear()
+        self.returns.pop(job.id, None)
         self.goodbyes[job.id] = until
         for member in job.members.everybody():
             yield Stop(job.id, member, because)
@@ -435,11 +470,19 @@ class Machine:
         assert NEXT[job.state].get(cause) is phase.state, f"{job.state} -> {phase.state} by {cause}"
         job.phase = phase
 
-    def _close(self, job: Job, member: MemberId, fate: Fate, because: str, exit_code: int = 0) -> Gone:
+    def _close(
+        self,
+        job: Job,
+        member: MemberId,
+        fate: Fate,
+        because: str,
+        exit_code: int = 0,
+        back_by: float | None = None,
+    ) -> Gone:
         """A member ends, and its lease with it."""
         if (job.id, member) in self.leases:
             self.leases.drop((job.id, member))
-        return job.members.end(member, fate, because, exit_code)
+        return job.members.end(member, fate, because, exit_code, back_by)
 
     # -- looking -------------------------------------------------------------------------------------
 
@@ -473,6 +516,11 @@ class Machine:
         found = self._find(job)
         return found.members.workers() if isinstance(found, Job) else []
 
+    def seats(self, job: JobId) -> tuple[Seat, ...]:
+        """The active workers with their incarnations, in order of seniority."""
+        found = self._find(job)
+        return found.members.seats() if isinstance(found, Job) else ()
+
     def shards(self, job: JobId) -> list[ShardId]:
         """The shards asked for: what a placement's numbers point into."""
         found = self._find(job)
@@ -496,6 +544,12 @@ class Machine:
         assert alive == set(self.leases), "leases and members differ"
         finishing = {job.id for job in self.jobs.values() if isinstance(job.phase, Finishing)}
         assert finishing == self.goodbyes.keys(), (finishing, self.goodbyes)
+        idle = {
+            job.id
+            for job in self.jobs.values()
+            if isinstance(job.phase, Running) and not job.members.workers()
+        }
+        assert idle == self.returns.keys(), (idle, self.returns)
         assert not self.jobs.keys() & self.over.keys()
         assert len(self.over) <= self.rules.remembered_jobs
 

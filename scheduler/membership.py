@@ -48,12 +48,16 @@ class Alive:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A former member. `exit_code` is what a shell would have been told."""
+    """A former member. `exit_code` is what a shell would have been told.
+
+    Who was lost may come back as the next incarnation; `back_by` is for how long a job waits that has nobody else.
+    """
 
     incarnation: int
     fate: Fate
     because: str
     exit_code: int = 0
+    back_by: float | None = None
 
 
 Record: TypeAlias = Alive | Gone
@@ -144,11 +148,13 @@ class Members:
             record = self._alive[role_of(member)][member]
             self._enter(member, replace(record, entry=next(self._entries), founder=True))
 
-    def end(self, member: MemberId, fate: Fate, because: str, exit_code: int = 0) -> Gone:
+    def end(
+        self, member: MemberId, fate: Fate, because: str, exit_code: int = 0, back_by: float | None = None
+    ) -> Gone:
         """A member is gone. Its id stays its own."""
         record = self._alive[role_of(member)].pop(member)
         del self._at[record.peer]
-        gone = self.records[member] = Gone(record.incarnation, fate, because, exit_code)
+        gone = self.records[member] = Gone(record.incarnation, fate, because, exit_code, back_by)
         if fate is Fate.LOST and role_of(member) == "worker":
             self.first_loss = self.first_loss or gone
         return gone

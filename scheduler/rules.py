@@ -20,7 +20,7 @@ class Rules:
     """The machine being asked this much after the deadline it gave means that the observer was held up."""
 
     return_s: float = 60.0
-    """How long the job waits for a shard that is gone to come back with its chunks."""
+    """How long the job waits for a shard that is gone to come back, or for its last worker that was lost."""
 
     goodbye_s: float = 10.0
     """How long members may take to stop before the job is over without them."""

@@ -41,8 +41,8 @@ class Cause(Enum):
     LAYOUT_REFUSED = "a layout is not acceptable"
     SHARD_LOST = "a shard does not come back"
     WORKERS_DONE = "workers gone, some finished"
-    WORKERS_DRAINED = "workers gone, as asked"
-    WORKERS_LOST = "workers gone, none finished"
+    WORKERS_DRAINED = "workers gone, in order"
+    WORKERS_LOST = "workers gone, and nobody came back"
 
 
 NEXT: dict[State, dict[Cause, State]] = {
@@ -57,6 +57,7 @@ NEXT: dict[State, dict[Cause, State]] = {
         Cause.LAYOUT_REFUSED: State.FINISHING,
         Cause.SHARD_LOST: State.FINISHING,
         Cause.WORKERS_DONE: State.FINISHING,
+        Cause.WORKERS_DRAINED: State.FINISHING,
         Cause.WORKERS_LOST: State.FINISHING,
     },
     State.DRAINING: {
@@ -128,7 +129,7 @@ class Forming:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The scripts compute."""
+    """The scripts compute; or there is no worker for now, and one that was lost may come back."""
 
     state: ClassVar[State] = State.RUNNING
     parameters: Parameters
@@ -197,12 +198,14 @@ class Job:
                 assert not any(record.founder for record in alive.values())
             case Running() | Draining():
                 assert self.generation >= 1
-                assert workers, "it runs without a worker"
+                lost = any(gone.back_by is not None for _, gone in self.members.gone("worker"))
+                may_wait = lost and isinstance(self.phase, Running)
+                assert workers or may_wait, "it runs without a worker, and none may come back"
                 assert set(self.missing_shards) <= self.away.keys(), (
                     "it runs without a shard, and does not know"
                 )
                 self._check_seniority(workers)
-                if isinstance(loading := self.phase.parameters, Loading):
+                if workers and isinstance(loading := self.phase.parameters, Loading):
                     record = alive[loading.initialiser]
                     assert loading.initialiser == workers[0], f"{workers[0]} is senior to the initialiser"
                     assert loading.incarnation == record.incarnation, "a former incarnation is to initialise"

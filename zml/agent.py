@@ -1,8 +1,10 @@
 """`zml worker`: the agent. It joins, starts the user's script in a child process, captures what that prints line by
 line, and keeps the lease while the child computes.
 
-Rule: the agent never imports torch and never computes, so that no training step can starve its heartbeats; and the
-child never outlives it.
+Rules: the agent never imports torch and never computes, so that no training step can starve its heartbeats; and the
+child never outlives it. A worker that is told to go (SIGTERM, SIGUSR1, Ctrl-C) leaves in order: nothing that its script
+has made is lost, and nobody waits for its lease. A script that a signal has killed, and a worker that was fenced while
+this machine was frozen, come back as the next incarnation, so many times within an hour.
 """
 
 from __future__ import annotations
@@ -12,73 +14,122 @@ import os
 import signal
 import socket
 import time
-from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 from msgspec import Struct
 
 from . import runner
+from .child import Child
 from .errors import FENCED, LOST, NO_SCRIPT, ZmlError
 from .launch import tether
 from .lease import COORDINATOR, Lease, join
 from .link import control_endpoint
 from .messages import Exited, Failure, Fenced, Launch, Message, Ok, Pulse, Stop
+from .restarts import Restarts
 from .seat import Seat
-from .transport import Refusal, TransportError
+from .transport import Refusal, Refused, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
 
 INTERRUPTED = 130
+LEFT = 75  # EX_TEMPFAIL: safe to run again
+SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: LEFT, signal.SIGUSR1: LEFT}
 REPORT_S = 30.0  # for the coordinator to take the report of how a script ended
-OUTPUT_S = 2.0  # for what a script has printed to arrive, once it has ended
-LAST_WORDS = 20  # lines of the script's output that a report may quote
+STOP_S = 5.0  # for a script that is stopped, and is no more asked to leave
 
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Again:
+    """This incarnation is over, and the next one is to follow."""
+
+    because: str
+
+
 class Agent:
-    """One worker's place on this machine. States: joining, idle, running the script, over."""
+    """One worker's place on this machine. States of a life: joining, idle, running the script, leaving, over."""
 
     def __init__(self, settings: Settings, name: str, device: str, script: str, args: list[str]) -> None:
         self.settings = settings
         self.name = name
+        self.incarnation = 0  # of the newest life
         self.device = device
         self.script = script
         self.args = args
-        self.lease: Lease | None = None
-        self.child: asyncio.subprocess.Process | None = None
+        self.restarts = Restarts(settings.worker_restarts)
+        self.lease: Lease | None = None  # of the life that goes on
+        self.keeping: asyncio.Task[ZmlError] | None = None
+        self.child: Child | None = None
         self.running: asyncio.Task[None] | None = None
-        self.stopping = ""  # why, once it is so
+        self.leaving = ""  # why the script was asked to leave
+        self.stopping = ""  # why this life ends, once it does
+        self.code = LEFT  # what the agent ends with when its worker has left
         self.ending: asyncio.Task[None] | None = None
-        self.over: asyncio.Future[int] | None = None
+        self.out_of_time: asyncio.TimerHandle | None = None
+        self.over: asyncio.Future[int | Again] | None = None
         self.endpoint = control_endpoint(settings, f"agent-{socket.gethostname()}-{os.getpid()}", self.handle)
 
     async def run(self) -> int:
-        """Join and serve until the job or this incarnation is over; returns the exit code."""
+        """Join and serve until the job is over, or no further incarnation is to follow; returns the exit code."""
         loop = asyncio.get_running_loop()
-        self.over = loop.create_future()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.leave, signal.Signals(number).name)
+        for number, code in SIGNALS.items():
+            loop.add_signal_handler(number, self.leave, number.name, code)
         await self.endpoint.start()
-        keeping: asyncio.Task[ZmlError] | None = None
         try:
-            self.lease = await join(self.endpoint, self.settings, "worker", self.name, device=self.device)
-            keeping = asyncio.ensure_future(self.lease.keep())
-            keeping.add_done_callback(lambda task: None if task.cancelled() else self._finish(task.result()))
+            while isinstance(end := await self._live(), Again):
+                if self.leaving:  # told so between two lives
+                    return self.code
+                log.warning(
+                    "joining again", member=self.name, because=end.because, restarts=str(self.restarts)
+                )
+            return end
+        finally:
+            await self.endpoint.close()
+
+    async def _live(self) -> int | Again:
+        """One incarnation, from its join to its end."""
+        self.over = asyncio.get_running_loop().create_future()
+        joining = asyncio.ensure_future(
+            join(
+                self.endpoint,
+                self.settings,
+                "worker",
+                self.name,
+                device=self.device,
+                former=self.incarnation,
+            )
+        )
+        try:
+            either: list[asyncio.Future[Any]] = [joining, self.over]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not joining.done():
+                return await self.over
+            self.lease = joining.result()
+            self.name, self.incarnation = self.lease.joined.member, self.lease.joined.incarnation
+            self.stopping = ""
+            self.keeping = asyncio.ensure_future(self.lease.keep())
+            self.keeping.add_done_callback(
+                lambda task: None if task.cancelled() else self._finish(task.result())
+            )
             return await self.over
         finally:
-            if keeping is not None:
-                keeping.cancel()
-            await self._end_child(grace_s=0.0)
+            joining.cancel()
+            if self.keeping is not None:
+                self.keeping.cancel()
+            if self.out_of_time is not None:
+                self.out_of_time.cancel()
+            self.stopping = self.stopping or "over"
+            if self.child is not None:
+                await self.child.end(grace_s=0.0)
             if self.running is not None:
                 await asyncio.wait([self.running], timeout=5)
-            await self.endpoint.close()
+            self.lease = self.keeping = self.child = self.running = None
 
     # -- the coordinator's orders ---------------------------------------------------------------------
 
@@ -89,40 +140,91 @@ class Agent:
                     self.lease.heard()
                 return None
             case Launch():
-                if self.running is None:
-                    self.running = asyncio.ensure_future(self._run(message))
+                if self.lease is None or message.incarnation != self.lease.joined.incarnation:
+                    raise Refusal("early", f"this agent is not {message.member}#{message.incarnation} yet")
+                if self.running is None and not self.stopping:
+                    self.running = asyncio.ensure_future(self._run(self.lease, message))
                 return Ok()
             case Stop():
                 self._stop(message.because, message.grace_s, 0)
                 return Ok()
             case Fenced():
                 if self.lease is not None and self.lease.is_mine(message) and not self.stopping:
-                    who = f"{message.member}#{message.incarnation}"
-                    self._finish(ZmlError(FENCED, f"{who} was fenced: {message.because}"))
+                    self._fenced(f"{message.member}#{message.incarnation} was fenced: {message.because}")
                 return None
         raise Refusal("unexpected", f"an agent does not take {type(message).__name__}")
 
-    def leave(self, name: str) -> None:
-        """Ctrl-C or SIGTERM on the agent itself: end the script, say goodbye. Twice: at once."""
-        if self.stopping or self.lease is None:
-            self._finish(INTERRUPTED)
+    def _fenced(self, because: str) -> None:
+        """This machine was frozen or cut off for longer than the lease: its batches are others' by now."""
+        if self.leaving:
+            self._finish(self.code)
+        elif self.restarts.take(time.monotonic()):
+            self._finish(Again(because))
         else:
-            self._stop(f"{name} on its machine", 5.0, INTERRUPTED)
+            self._finish(ZmlError(FENCED, because))
+
+    # -- going -----------------------------------------------------------------------------------------
+
+    def leave(self, name: str, code: int) -> None:
+        """A signal to the agent itself: the script leaves in order. Once more: it is stopped. Again: at once."""
+        if self.lease is None or (self.stopping and self.leaving):
+            self.leaving, self.code = name, code
+            self._finish(code)
+        elif self.leaving or self.stopping:
+            self._stop(f"{name}, again", STOP_S, self.code)
+            self.leaving = self.leaving or name
+        else:
+            self.leaving, self.code = f"{name} on its machine", code
+            if self.child is None:
+                self._stop(self.leaving, 0.0, code)
+                return
+            log.info("asking the script to leave", member=self.name, because=self.leaving)
+            self.child.line.ask(self.leaving)
+            self._allow(self.settings.drain_s)
+
+    def _allow(self, seconds: float) -> None:
+        """For the script to come to its end."""
+        because = f"{self.leaving}, and not gone after {seconds:g} s"
+        self.out_of_time = asyncio.get_running_loop().call_later(
+            seconds, self._stop, because, STOP_S, self.code
+        )
+
+    def _left(self) -> None:
+        """The script says: nothing of this worker is in flight. What it does from now on is its own affair."""
+        if self.stopping:
+            return
+        if self.out_of_time is None:  # a signal to the script itself
+            self.leaving = "a signal to its script"
+            self._allow(self.settings.drain_s)
+        self.stopping = self.leaving
+        assert self.lease is not None and self.keeping is not None, "only a member's script can leave"
+        self.keeping.cancel()
+        self.ending = asyncio.ensure_future(self._say_goodbye(self.lease))
+
+    async def _say_goodbye(self, lease: Lease) -> None:
+        await lease.leave(self.stopping)
+        if self.running is not None:
+            await asyncio.wait([self.running])
+        self._finish(self.code)
 
     def _stop(self, because: str, grace_s: float, code: int) -> None:
-        if not self.stopping:
+        if self.stopping and self.ending is not None and self.child is not None:
+            log.warning("stopping the script", member=self.name, because=because)
+            self.ending = asyncio.ensure_future(self.child.end(grace_s))  # it has said goodbye already
+        elif not self.stopping:
             self.stopping = because
             self.ending = asyncio.ensure_future(self._end(grace_s, code))
 
     async def _end(self, grace_s: float, code: int) -> None:
-        await self._end_child(grace_s)
+        if self.child is not None:
+            await self.child.end(grace_s)
         if self.running is not None:
             await asyncio.wait([self.running], timeout=5)
         if self.lease is not None:
             await self.lease.leave(self.stopping)
         self._finish(code)
 
-    def _finish(self, result: int | ZmlError) -> None:
+    def _finish(self, result: int | Again | ZmlError) -> None:
         if self.over is None or self.over.done():
             return
         if isinstance(result, ZmlError):
@@ -132,64 +234,46 @@ class Agent:
 
     # -- the script ------------------------------------------------------------------------------------
 
-    async def _run(self, order: Launch) -> None:
-        """Run the script; what keeps this machine from that is told as any failure of it would be."""
+    async def _run(self, lease: Lease, order: Launch) -> None:
+        """Run the script to its end; what keeps this machine from that is told as any failure of it would be."""
+        script = self.script or lease.spec.script
+        args = self.args if self.script else lease.spec.args
+        folder = None if self.script else (lease.spec.folder or None)
+        here = socket.gethostname()
+        if not script or not Path(folder or ".", script).is_file():
+            text = f"{Path(folder or '.', script)} is not a file on {here}"
+            log.error("no script", path=script, folder=folder)
+            await self._report(order, 2, Failure(kind=NO_SCRIPT, text=text, at=time.time()))
+            return
+        self.child = child = Child(self._left)
         try:
-            await self._run_script(order)
+            failure_file = self._log_path(lease, "failure.json")
+            failure_file.unlink(missing_ok=True)
+            environment = self._environment(lease, failure_file)
+            out = self._log_path(lease, "out")
+            code = await child.run(runner.command(script, args), folder, environment, out)
         except OSError as error:
             log.error("cannot run the script", because=str(error))
-            await self._end_child(grace_s=0.0)
-            text = f"{socket.gethostname()} cannot run it: {error}"
-            await self._report(
-                order, code=1, failure=Failure(kind=type(error).__name__, text=text, at=time.time())
-            )
-
-    async def _run_script(self, order: Launch) -> None:
-        """Run the script to its end and tell the coordinator how it ended."""
-        assert self.lease is not None, "only a member is told to launch"
-        spec = self.lease.spec
-        script = self.script or spec.script
-        args = self.args if self.script else spec.args
-        folder = None if self.script else (spec.folder or None)
-        failure_file = self._log_path(order.member, "failure.json")
-        if not script or not Path(folder or ".", script).is_file():
-            text = f"{Path(folder or '.', script)} is not a file on {socket.gethostname()}"
-            log.error("no script", path=script, folder=folder)
-            await self._report(order, code=2, failure=Failure(kind=NO_SCRIPT, text=text, at=time.time()))
+            await child.end(grace_s=0.0)
+            text = f"{here} cannot run it: {error}"
+            await self._report(order, 1, Failure(kind=type(error).__name__, text=text, at=time.time()))
             return
-        failure_file.unlink(missing_ok=True)
-        self.child = await asyncio.create_subprocess_exec(
-            *runner.command(script, args),
-            cwd=folder,
-            env=self._environment(order, failure_file),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            limit=1 << 20,
-            start_new_session=True,
-        )
-        tail: deque[str] = deque(maxlen=LAST_WORDS)
-        path = self._log_path(order.member, "out")
-        copying = asyncio.ensure_future(self._copy_output(self.child, path, tail))
-        code = await self.child.wait()
-        # Processes that the script has started may hold its output open, and must not outlive it.
-        await asyncio.wait([copying], timeout=OUTPUT_S)
-        _kill_group(self.child.pid)
-        copying.cancel()
-        failure = self._failure(order, code, failure_file, tail)
-        await self._report(order, code=max(code, 0), killed_by=max(-code, 0), failure=failure)
+        failure = failure_of(code, failure_file, child.tail[-1] if child.tail else "", out)
+        may_return = code < 0 or (code > 0 and self.settings.restart_on_error)
+        await self._report(order, code, failure, may_return=may_return and not self.leaving)
 
-    def _environment(self, order: Launch, failure_file: Path) -> dict[str, str]:
-        assert self.lease is not None, "only a member is told to launch"
+    def _environment(self, lease: Lease, failure_file: Path) -> dict[str, str]:
+        joined = lease.joined
         seat = Seat(
-            job=order.job,
-            worker=order.member,
-            incarnation=order.incarnation,
+            job=joined.job,
+            worker=joined.member,
+            incarnation=joined.incarnation,
             coordinator=list(self.settings.coordinator),
             keys=str(self.settings.keys or ""),
-            run_dir=str(self._run_dir()),
+            run_dir=str(self._run_dir(lease)),
             bucket_chunks=self.settings.bucket_chunks,
             patience_s=self.settings.patience_s,
-            spec=msgspec.structs.replace(self.lease.spec, args=[]),  # which may be too long for a variable
+            spec=msgspec.structs.replace(lease.spec, args=[]),  # which may be too long for a variable
         )
         environment = {**os.environ, **seat.to_environment(), **tether.environment()}
         environment |= {runner.FAILURE_FILE: str(failure_file), "PYTHONUNBUFFERED": "1"}
@@ -200,92 +284,56 @@ class Agent:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return environment
 
-    async def _copy_output(self, child: asyncio.subprocess.Process, path: Path, tail: deque[str]) -> None:
-        """Line by line to our own stdout, to the log, and the last lines into `tail`."""
-        assert child.stdout is not None
-        with path.open("a", buffering=1, errors="replace") as file:
-            while True:
-                try:
-                    raw = await child.stdout.readline()
-                except ValueError:  # a line beyond the limit: its rest follows as further lines
-                    continue
-                if not raw:
-                    return
-                # A progress bar rewrites its line with \r: keep what it shows in the end.
-                line = raw.decode(errors="replace").rstrip("\r\n").rsplit("\r", 1)[-1]
-                tail.append(line)
-                with suppress(OSError):  # a full disk, a closed terminal: the script goes on
-                    file.write(line + "\n")
-                    print(line, flush=True)
-
-    def _failure(self, order: Launch, code: int, path: Path, tail: Sequence[str]) -> Failure | None:
-        if code == 0 or self.stopping:
-            return None
-        log_path = str(self._log_path(order.member, "out"))
-        try:
-            told = msgspec.json.decode(path.read_bytes(), type=Failure)
-            return msgspec.structs.replace(told, log=log_path)
-        except (FileNotFoundError, msgspec.DecodeError):
-            pass  # it could not say why: killed, or ended by sys.exit
-        kind = _signal_name(-code) if code < 0 else f"exit code {code}"
-        last = runner.cut(tail[-1], runner.TEXT_BYTES) if tail else ""
-        return Failure(kind=kind, text=last, log=log_path, at=time.time())
-
     async def _report(
-        self, order: Launch, *, code: int, killed_by: int = 0, failure: Failure | None = None
+        self, order: Launch, code: int, failure: Failure | None, *, may_return: bool = False
     ) -> None:
+        """Tell the coordinator how the script ended, unless it was to end. `code` is minus n after signal n."""
         if self.stopping:
-            log.info("script stopped", member=order.member, because=self.stopping)
+            log.info("script ended", member=order.member, code=code, because=self.stopping)
             return
-        log.info("script ended", member=order.member, code=code, signal=killed_by)
+        returns = may_return and self.restarts.take(time.monotonic())
+        log.info("script ended", member=order.member, code=code, starts_again=returns)
         self.stopping = "its script ended"
         message = Exited(
             job=order.job,
             member=order.member,
             incarnation=order.incarnation,
-            code=code,
-            signal=killed_by,
+            code=max(code, 0),
+            signal=max(-code, 0),
             failure=failure,
+            returns=returns,
         )
         try:
             await self.endpoint.request(COORDINATOR, message, timeout_s=REPORT_S)
-            self._finish(128 + killed_by if killed_by else code)
+        except Refused as refused:
+            self._fenced(f"{order.member}#{order.incarnation}: {refused.because}")
         except TransportError as error:
             self._finish(ZmlError(LOST, f"{order.member}: could not report the script's end: {error}"))
+        else:
+            how = failure.kind if failure is not None else f"exit code {code}"
+            ends_with = 128 - code if code < 0 else code
+            self._finish(Again(f"its script ended: {how}") if returns else ends_with)
 
-    async def _end_child(self, grace_s: float) -> None:
-        """SIGTERM to the script and all it started, then SIGKILL after the grace."""
-        child = self.child
-        if child is None or child.returncode is not None:
-            return
-        for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
-            try:
-                os.killpg(child.pid, number)
-            except ProcessLookupError:
-                return
-            try:
-                async with asyncio.timeout(wait_s):
-                    await child.wait()
-                return
-            except TimeoutError:
-                continue
-
-    def _run_dir(self) -> Path:
-        assert self.lease is not None
-        wanted = Path(self.settings.run_dir or self.lease.joined.run_dir)
+    def _run_dir(self, lease: Lease) -> Path:
+        wanted = Path(self.settings.run_dir or lease.joined.run_dir)
         return wanted if wanted.is_dir() else Path.cwd()
 
-    def _log_path(self, member: str, suffix: str) -> Path:
-        folder = self._run_dir() / "logs"
+    def _log_path(self, lease: Lease, suffix: str) -> Path:
+        folder = self._run_dir(lease) / "logs"
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{member}.{suffix}"
+        return folder / f"{lease.joined.member}.{suffix}"
 
 
-def _kill_group(group: int) -> None:
+def failure_of(code: int, told: Path, last: str, out: Path) -> Failure | None:
+    """Why a script ended: as it has told itself, else by how it ended and its last line."""
+    if code == 0:
+        return None
     try:
-        os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass  # nobody is left
+        return msgspec.structs.replace(msgspec.json.decode(told.read_bytes(), type=Failure), log=str(out))
+    except (FileNotFoundError, msgspec.DecodeError):
+        pass  # it could not say why: killed, or ended by sys.exit
+    kind = _signal_name(-code) if code < 0 else f"exit code {code}"
+    return Failure(kind=kind, text=runner.cut(last, runner.TEXT_BYTES), log=str(out), at=time.time())
 
 
 def _signal_name(number: int) -> str:

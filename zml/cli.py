@@ -88,6 +88,15 @@ MEMBER_FLAGS = flags(
         help=f"Where the coordinator listens; may be repeated.  [default: {COORDINATOR_ADDRESS}]",
     ),
 )
+RESTART_FLAGS = flags(
+    click.option(
+        "--worker-restarts",
+        type=int,
+        metavar="N",
+        help="Start a script that was killed again, so often within an hour.  [default: 3]",
+    ),
+    click.option("--restart-on-error", is_flag=True, default=None, help="After an exception, too."),
+)
 KEY_FLAG = click.option("--keys", metavar="FOLDER", help="CURVE keys, made by `zml keys`.")
 BIND_FLAG = click.option("--bind", multiple=True, metavar="ADDR", help="Listen here; may be repeated.")
 PLACE_FLAGS = flags(
@@ -150,6 +159,7 @@ def main(context: click.Context) -> None:
     type=click.Choice(["first", "all", "none"]),
     help="Whose printed lines to show.  [default: first]",
 )
+@RESTART_FLAGS
 @PLACE_FLAGS
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -250,6 +260,7 @@ def ps(shard: int, **given: Any) -> int:
 @click.option(
     "--name", default="", metavar="wK", help="Which worker to be.  [default: the coordinator chooses]"
 )
+@RESTART_FLAGS
 @KEY_FLAG
 @PLACE_FLAGS
 @click.argument("script", required=False, default="")
@@ -260,6 +271,9 @@ def worker(
     """A worker: computes gradients.
 
     It runs the script that the coordinator names, or SCRIPT. The GPU is the only one that the script sees, as cuda:0.
+
+    SIGTERM, SIGUSR1: the script finishes its step, all that it has made counts, and the worker leaves; exit code 75,
+    safe to run again. Ctrl-C does the same with exit code 130. A second signal stops the script at once.
     """
     from . import gpu
 

@@ -24,6 +24,8 @@ from .messages import (
     Commit,
     Contents,
     Delta,
+    Depart,
+    Departed,
     Drained,
     Enter,
     Entered,
@@ -70,6 +72,11 @@ Deliver = Callable[[Bucket, Delta, memoryview | None], None]
 Progress = tuple[
     int, int
 ]  # an epoch, and how many of the batches given to this worker in it are in its steps
+Enough = Callable[[], object]  # true once there is no sense in waiting any longer
+
+
+def never() -> bool:
+    return False
 
 
 class Leaving:
@@ -108,13 +115,21 @@ class Client:
 
     # -- coordinator -------------------------------------------------------------------------------------
 
-    async def register(self, registration: bytes, digest: str, chunks: int) -> tuple[Registered, list[int]]:
-        """Show the layout; returns where each chunk lives (index of its shard) once every shard has the layout."""
+    async def register(
+        self, registration: bytes, digest: str, chunks: int, enough: Enough = never
+    ) -> tuple[Registered, list[int]] | None:
+        """Show the layout; returns where each chunk lives (index of its shard) once every shard has the layout.
+
+        None if `enough` came to hold before.
+        """
         answer = await self._settled(
             lambda: self._ask(Register(digest=digest, chunks=chunks, **self.me), registration),
             Registered,
             code=LAYOUT_DIFFERS,
+            enough=enough,
         )
+        if answer is None:
+            return None
         registered = answer.message
         assert isinstance(registered, Registered)
         homes = msgspec.msgpack.decode(bytes(answer.payload or b""), type=Homes)
@@ -134,14 +149,23 @@ class Client:
         return registered, homes.placement
 
     async def open_epoch(
-        self, epoch: int, batches: int, state: bytes, samples: int = 0, batch_size: int = 0
+        self,
+        epoch: int,
+        batches: int,
+        state: bytes,
+        samples: int = 0,
+        batch_size: int = 0,
+        enough: Enough = never,
     ) -> tuple[EpochOpened, bytes] | None:
-        """All workers begin the epoch; returns its first clock and the senior's generator state, None when draining."""
+        """All workers begin the epoch; returns its first clock and the senior's generator state.
+
+        None when the job is drained, or if `enough` came to hold before.
+        """
         message = OpenEpoch(epoch=epoch, batches=batches, samples=samples, batch_size=batch_size, **self.me)
         answer = await self._settled(
-            lambda: self._ask(message, state), EpochOpened, Drained, code=EPOCH_DIFFERS
+            lambda: self._ask(message, state), EpochOpened, Drained, code=EPOCH_DIFFERS, enough=enough
         )
-        if isinstance(answer.message, EpochOpened):
+        if answer is not None and isinstance(answer.message, EpochOpened):
             return answer.message, bytes(answer.payload or b"")
         return None
 
@@ -199,6 +223,12 @@ class Client:
         assert isinstance(reply, Claimed), reply
         return reply
 
+    async def depart(self) -> bool:
+        """The last word of a worker that leaves; whether it is the last of them."""
+        reply = (await self._ask(Depart(**self.me))).message
+        assert isinstance(reply, Departed), reply
+        return reply.last
+
     async def loaded(self) -> None:
         await self._ask(Loaded(**self.me))
 
@@ -221,7 +251,7 @@ class Client:
 
     async def _enter_at(self, shard: str) -> int:
         answer = await self._settled(lambda: self._tell(shard, Enter(**self.me)), Entered)
-        assert isinstance(answer.message, Entered)
+        assert answer is not None and isinstance(answer.message, Entered)
         return answer.message.clock
 
     async def advance(self, clock: int) -> None:
@@ -419,11 +449,16 @@ class Client:
         except (DeadlineExceeded, PeerLost) as gone:
             raise self._lost(str(gone)) from gone
 
-    async def _settled(self, ask: Callable[[], Any], *kinds: type[Message], code: str = REFUSED) -> Answer:
-        """Ask until the answer is one of `kinds`: `Wait` and "early" mean later, any other refusal is an error."""
+    async def _settled(
+        self, ask: Callable[[], Any], *kinds: type[Message], code: str = REFUSED, enough: Enough = never
+    ) -> Answer | None:
+        """Ask until the answer is one of `kinds`: `Wait` and "early" mean later, any other refusal is an error.
+
+        None if `enough` came to hold before.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + self.seat.patience_s
-        while True:
+        while not enough():
             try:
                 answer: Answer = await ask()
             except Refused as refused:
@@ -438,6 +473,7 @@ class Client:
                 return answer
             assert isinstance(answer.message, Wait), answer.message
             self._waiting(answer.message, until)
+        return None
 
     def _waiting(self, wait: Wait, until: float) -> None:
         """Wait on, if there is time left."""

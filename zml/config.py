@@ -25,7 +25,7 @@ COMPRESSIONS = (
     "Write none, bf16, topk:1% (or another density, with :int4 or another coding of values) or auto."
 )
 # Variables that are no settings: what processes of zml tell each other, and where the file is.
-NOT_SETTINGS = frozenset({"ZML_CONFIG", "ZML_FAILURE", "ZML_PARENT", "ZML_SEAT"})
+NOT_SETTINGS = frozenset({"ZML_CONFIG", "ZML_FAILURE", "ZML_LEAVE", "ZML_PARENT", "ZML_SEAT"})
 COORDINATOR_ADDRESS = "tcp://127.0.0.1:7077"
 ANY_PORT = "tcp://127.0.0.1:0"
 
@@ -34,6 +34,7 @@ AtLeastTwo = Annotated[int, msgspec.Meta(ge=2)]
 Bound = Annotated[int, msgspec.Meta(ge=0)]
 PerBucket = Annotated[int, msgspec.Meta(ge=1, le=15)]  # more would not fit into a message of 4 MB
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+SecondsOrNone = Annotated[float, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Decay = Annotated[float, msgspec.Meta(ge=1e-6, le=1)]
@@ -64,7 +65,6 @@ class Settings:
     checkpoint_minutes: Rate = 10.0  # and after so many minutes; 0: none. One at the end there is always
     keep_last: AtLeastOne = 3  # checkpoints that stay, the newest
     keep_every_steps: Bound = 0  # and the first of every so many steps; 0: none
-    return_s: Seconds = 60.0  # how long the job waits for a shard that was lost to come back
     on_bad_batch: Literal["stop", "skip"] = "stop"  # that crashes scripts, or whose gradient is not finite
     bad_batch_kills: AtLeastTwo = 2  # scripts that crash over a batch before it is condemned
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
@@ -75,7 +75,12 @@ class Settings:
     heartbeat_s: Seconds = 0.15
     lease_s: Seconds = 1.5
     join_timeout_s: Seconds = 60.0  # how long the asked-for members may take to appear
-    drain_s: Seconds = 60.0  # how long a drain may take before it becomes a stop
+    drain_s: Seconds = 60.0  # how long a drain, of a job or of one worker, may take before it becomes a stop
+    worker_restarts: Bound = (
+        3  # how often within an hour an agent starts its script again after a signal killed it
+    )
+    restart_on_error: bool = False  # and after an exception, too
+    return_s: SecondsOrNone = 60.0  # how long the job waits for a shard, or its last worker, to come back
     patience_s: Seconds = 600.0  # how long one step may wait for other members
     bucket_chunks: PerBucket = 8  # chunks of 65,536 elements in one message: 8 are 2 MB of fp32
     keep_output: KeepOutput = "first"  # which workers' printed lines `zml run` shows

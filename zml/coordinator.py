@@ -45,6 +45,8 @@ from .messages import (
     Claim,
     Claimed,
     Contents,
+    Depart,
+    Departed,
     Drain,
     Drained,
     Evaluate,
@@ -138,6 +140,7 @@ class Coordinator:
         self.initialiser = ""
         self.loaded = False
         self.scripts: dict[str, str] = {}  # worker -> the endpoint of its script
+        self.departed: set[tuple[str, int]] = set()  # workers, by incarnation, that have made their last step
         self.claims: dict[str, str] = {}  # what -> the worker that may write it
         self.orders: set[asyncio.Task[bool]] = set()
         self.rosters = Rosters(
@@ -487,6 +490,11 @@ class Coordinator:
                 return self.dealer.open_epoch(message, bytes(payload or b""))
             case Take():
                 return self.dealer.take(message, payload)
+            case Depart():
+                self.admit(message.worker, message.incarnation)
+                self.departed.add((message.worker, message.incarnation))
+                here = {(seat.worker, seat.incarnation) for seat in self.machine.seats(self.job)}
+                return Departed(self.job, last=here <= self.departed)
             case Evaluate():
                 return self.dealer.evaluate(message, payload)
             case Contents():
@@ -500,7 +508,7 @@ class Coordinator:
         raise Refusal("unexpected", f"a coordinator does not take {type(message).__name__}")
 
     def join(self, peer: str, message: Join) -> Reply:
-        self.dispatch(events.Joined(self.job, message.role, message.member, peer))
+        self.dispatch(events.Joined(self.job, message.role, message.member, peer, message.former))
         answer = self.answers.pop(peer)
         if isinstance(answer, Refusal):
             raise answer
@@ -553,6 +561,8 @@ class Coordinator:
 
     async def exited(self, message: Exited) -> Reply:
         """A script has ended. Where it crashed, what it did is settled first: only the rest can be to blame."""
+        if not self.is_current(message):  # its agent may come again
+            raise Refusal("fenced", f"{message.member}#{message.incarnation} was over before")
         crashed = bool(message.code or message.signal)
         if crashed and self.is_current(message):
             try:
@@ -565,7 +575,13 @@ class Coordinator:
         if message.failure is not None:
             self.board.failed(message.member, message.failure)
         event = events.Exited(
-            self.job, message.member, message.incarnation, message.code, message.signal, why(message)
+            self.job,
+            message.member,
+            message.incarnation,
+            message.code,
+            message.signal,
+            why(message),
+            returns=message.returns,
         )
         if crashed and self.is_current(message):
             event = self.dealer.crashed(event)

@@ -51,6 +51,14 @@ class Ledger(Protocol):
         """Every step that the script has made counts, when this returns."""
         ...
 
+    def stopping(self) -> str:
+        """Why the script is to take no more batches; empty while it is."""
+        ...
+
+    def depart(self) -> None:
+        """It takes no more: every step that it has made counts, and the batches in them are told."""
+        ...
+
 
 def check(loader: Any) -> DataLoader[Any]:
     """The loader, if it can be divided; else a ZmlError that says what to change."""
@@ -146,7 +154,7 @@ class DividedLoader:
         self.under_way, self.position = True, 0
         source: Iterator[Any] = iter(self._divided())
         self.fetching = True
-        while True:
+        while not self.ledger.stopping():
             for item in source:
                 self.fetching = False
                 batch, samples = self.handed.popleft()
@@ -154,15 +162,27 @@ class DividedLoader:
                 self.position += 1
                 self.ledger.in_hand(batch, samples)
                 yield item
+                if self.ledger.stopping():
+                    break
                 self.fetching = True
-            self.fetching = False
-            self._pass_over()
-            more = self.ledger.take(TAKE, self.take_done(), wait=True)
-            if more is None:
-                self.under_way = False
-                return
-            self.leased.extend(more)
-            source, self.fetching = self._again(), True
+            else:
+                self.fetching = False
+                self._pass_over()
+                more = self.ledger.take(TAKE, self.take_done(), wait=True)
+                if more is not None:
+                    self.leased.extend(more)
+                    source, self.fetching = self._again(), True
+                elif not self.ledger.stopping():
+                    self.under_way = False
+                    return
+        self._stop()
+
+    def _stop(self) -> None:
+        """What was taken and has not come into a step is left to others."""
+        self.under_way = self.fetching = False
+        self.ledger.depart()
+        for taken in (self.open, self.handed, self.leased):
+            taken.clear()
 
     def _divided(self) -> Iterable[Any]:
         """The user's loader over this worker's batches; workers, collation and pinning are the user's own."""
@@ -181,6 +201,9 @@ class DividedLoader:
         """Where the script left the loop of an epoch early: give up the rest of its share, and see the epoch over."""
         if not self.under_way:
             return
+        if self.ledger.stopping():
+            self._stop()
+            return
         self.under_way = False
         self._pass_over()
         self.done += [*(batch for batch, _ in self.handed), *self.leased]
@@ -188,6 +211,8 @@ class DividedLoader:
         self.leased.clear()
         while (batches := self.ledger.take(MOST_AT_ONCE, self.take_done(), wait=True)) is not None:
             self.done += batches
+        if self.ledger.stopping():
+            self.ledger.depart()
 
     def take_done(self) -> list[int]:
         done, self.done = self.done, []

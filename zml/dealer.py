@@ -150,6 +150,8 @@ class Dealer:
             if isinstance(refused, batches.Mismatch):
                 raise Refusal("ledger", refused.because)
             self.hall.wake()
+        if message.most == 0:  # it leaves, and only tells
+            return Taken(self.hall.job, message.epoch, [])
         end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
         while True:
             taken = self.perform(calls.Take(worker, message.epoch, message.most, message.have))
@@ -227,7 +229,7 @@ class Dealer:
             return replace(event, is_loss=True)
         fix = "Look at these samples, or leave such batches out with --on-bad-batch skip."
         self.stopped_by = ZmlError(BAD_BATCH, because, fix)
-        return replace(event, code=self.stopped_by.exit_code, signal=0, because=because)
+        return replace(event, code=self.stopped_by.exit_code, signal=0, because=because, returns=False)
 
     # -- evaluations --------------------------------------------------------------------------------------
 

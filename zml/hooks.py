@@ -43,6 +43,7 @@ class Hooks:
                 self.touching[parameter].append(outbox)
         self.copied: dict[int, Seen | None] = {}  # parameter -> its gradient when it was copied in this step
         self.kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self.gone = False  # the worker has left the job: what the script still computes is no step of it
         self.dropped = False  # this step is not to be made: a GradScaler has found so, or it is left out
 
     def install(self) -> None:
@@ -93,7 +94,7 @@ class Hooks:
                 "Call loss.backward() and then optimizer.step().",
             )
         self._as_scaler_says(optimizer)
-        if self.dropped:
+        if self.dropped or self.gone:
             self._put_aside()
             return
         for index, boxes in enumerate(self.touching):
@@ -157,7 +158,7 @@ class Hooks:
         for parameter, gradient in self.kept:
             parameter.grad = gradient
         self.kept = []
-        if self.dropped:
+        if self.dropped or self.gone:
             return
         self.copied.clear()
         self.traffic.end()
@@ -166,6 +167,16 @@ class Hooks:
     def finish(self) -> None:
         """The script has made its last step."""
         self.flush()
+
+    def depart(self) -> None:
+        """The same, where the other workers go on."""
+        self.flush()
+        self.early, self.gone = False, True
+
+    @property
+    def owes(self) -> bool:
+        """Is there something that has not left yet, though its step was made?"""
+        return False
 
     def flush(self) -> None:
         """Every step that the script has made counts, and the model holds what followed from it."""

@@ -43,10 +43,14 @@ class Lease:
     async def keep(self) -> ZmlError:
         """Send heartbeats; returns, with the reason, only when the coordinator has been silent for too long."""
         loop = asyncio.get_running_loop()
+        heartbeat_s = self.joined.heartbeat_s
         beat = Heartbeat(self.joined.job, self.joined.member, self.joined.incarnation)
         while loop.time() - self.heard_at < self.silence_s:
             self.endpoint.notify(COORDINATOR, beat)
-            await asyncio.sleep(self.joined.heartbeat_s)
+            due = loop.time() + heartbeat_s
+            await asyncio.sleep(heartbeat_s)
+            if (late_s := loop.time() - due) > heartbeat_s:
+                self.heard_at += late_s  # while this process was held up nobody could be heard
         return ZmlError(
             LOST, f"{self.joined.member}: the coordinator has been silent for {self.silence_s:g} s"
         )
@@ -67,6 +71,7 @@ async def join(
     member: str,
     *,
     device: str = "cpu",
+    former: int = 0,
     addresses: list[str] | None = None,
 ) -> Lease:
     """Reach the coordinator and become a member. Raises ZmlError that says who did not answer, or why it said no."""
@@ -78,6 +83,7 @@ async def join(
         node=socket.gethostname(),
         pid=os.getpid(),
         device=device,
+        former=former,
         addresses=addresses or [],
     )
     try:

@@ -3,6 +3,10 @@
 The training thread computes and copies; everything that waits for others happens in one I/O thread. The training
 thread blocks in a few places only: for parameters at the end of a step, for batches, for an epoch and for an evaluation
 to be over, and while it tells of a bad batch.
+
+A worker ends early in two ways: with the job, when that is drained, or alone, when its agent is told to leave. Either
+way the script gets no batch after the one that it computes, its loops end, and what comes behind them runs. Alone, all
+that it has made leaves first, and then it asks nothing of the job any more: others go on, and theirs is what is saved.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 import torch
@@ -30,6 +34,7 @@ from .hooks import Hooks
 from .iothread import IoThread
 from .layout import Layout, Registration, buckets
 from .lease import COORDINATOR
+from .leaving import ScriptEnd
 from .link import script_endpoints
 from .messages import Drained, EpochOver, Evaluating, Moved, Result, Taken, Wait
 from .plan import Plan
@@ -45,6 +50,8 @@ from .updates import Updates, outer_spec
 
 REPORT_S = 0.5
 MOST_LEFT_OUT = 10  # steps in a row: then it is not the batches
+DRAINED = "drained.safetensors"  # in the run directory
+EX_TEMPFAIL = 75  # safe to run again
 
 log = structlog.get_logger()
 
@@ -54,6 +61,9 @@ class Member:
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
+        self.told = ""  # why this worker is to leave the job, once its agent or a signal has said so
+        self.draining = ""  # why the whole job ends early
+        self.agent = ScriptEnd(self._told_to_leave)
         self.io = IoThread(f"zml-{seat.worker}")
         self.client: Client = self.io.call(self._connect())
         self.plan = Plan.of(seat.spec)
@@ -75,14 +85,18 @@ class Member:
         self.evaluators: dict[Any, Evaluator] = {}  # of loaders that keep their worker processes
         self.epochs_wanted = 0
         self.ended = False  # the loop over `epochs` is
-        self.draining = ""
+        self.departed = False  # it takes no more batches, and what it has made counts
+        self.alone = False  # and is no worker of this job any more
         self.steps = (
             0  # that this script has finished; clocks also count the steps of an epoch that others made
         )
         self.left_out_in_a_row = 0  # steps whose gradient was not finite
         self.samples = 0  # since the last report
+        self.untold: list[int] = []  # batches that are applied, while the worker comes to an early end
         self.values: dict[str, Any] = {}
         self.reported_at = time.monotonic()
+        self.io.post(self.agent.listen, self.io.loop)
+        self.agent.catch()
         atexit.register(self.close)
 
     async def _connect(self) -> Client:
@@ -98,6 +112,11 @@ class Member:
             self.draining = message.because
         elif isinstance(message, Moved):
             self.client.moved(message)
+
+    def _told_to_leave(self, because: str) -> None:
+        """In the I/O thread, or in a signal handler: the training thread looks when it can."""
+        if not self.told:
+            self.told = because
 
     # -- the script's five calls ------------------------------------------------------------------------
 
@@ -121,9 +140,14 @@ class Member:
                 self.loader = StreamLoader(loader, self, int(self.seat.worker[1:]) % count, count, batches)
         registration = self._registration(model, optimizer)
         layout = registration.layout
-        registered, placement = self.io.call(
-            self.client.register(registration.to_bytes(), registration.digest, len(layout.chunks))
+        shown = self.io.call(
+            self.client.register(
+                registration.to_bytes(), registration.digest, len(layout.chunks), lambda: self.told
+            )
         )
+        if shown is None or self.told:
+            self._never_joined()
+        registered, placement = shown
         codec = by_name(str(self.plan.compression))
         cut = buckets(layout, placement, registration.bucket_chunks)
         self.traffic = traffic = Traffic(
@@ -173,18 +197,21 @@ class Member:
             self.traffic.warm_up = self.plan.warm_up(int(steps))
         try:
             for epoch in range(self.first_epoch, count):
-                if self.draining:
+                if self.stopping():
+                    self.depart()
                     break
                 yield epoch
                 if self.loader is not None:
                     self.loader.finish()
         finally:
             self.ended = True  # also where the script leaves the loop early
+        if self.alone:
+            return
         if self.hooks is not None:
             self.hooks.finish()
         self._report()
         if self.draining:
-            self.save(Path(self.seat.run_dir, "drained.safetensors"))
+            self.save(Path(self.seat.run_dir, DRAINED))
 
     def evaluate(self, fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, float]:
         evaluator = self.evaluators.get(loader) or Evaluator(loader)
@@ -200,6 +227,8 @@ class Member:
 
     def log(self, values: dict[str, Any]) -> None:
         self.values = values
+        if self.alone:
+            return
         if time.monotonic() - self.reported_at >= REPORT_S:
             self._report()
 
@@ -208,6 +237,9 @@ class Member:
             raise ZmlError(
                 NOT_JOINED, "zml.save has no model yet", "Call zml.join(model, optimizer, loader) first."
             )
+        if self.alone:
+            log.info("not saved: this worker has left", worker=self.seat.worker, path=str(path))
+            return
         if self.ended and self.hooks is not None:
             self.hooks.finish()
         self.flush()
@@ -222,10 +254,13 @@ class Member:
         self.ledger_epoch += 1
         self.begun = True
         opened = self.io.call(
-            self.client.open_epoch(self.ledger_epoch, batches, generator_state, samples, batch_size)
+            self.client.open_epoch(
+                self.ledger_epoch, batches, generator_state, samples, batch_size, enough=self.stopping
+            )
         )
         if opened is None:
-            self.draining = self.draining or "the job is being drained"
+            if not self.stopping():
+                self.draining = "the job is being drained"
             return generator_state
         epoch, state = opened
         traffic = self._joined()
@@ -240,7 +275,7 @@ class Member:
         if wait and self.plan.overlap and self._in_last_epoch() and self.hooks is not None:
             # Before the last batches are told to be done: once the epoch is over nothing waits on any worker.
             self.hooks.finish()
-        while not self.draining:
+        while not self.stopping():
             clock = self._joined().clock
             reply = self.io.call(self.client.take(self.ledger_epoch, clock, most, done, hold=wait))
             done = []
@@ -261,9 +296,53 @@ class Member:
                         return []
                     self._rest(longer=reply.dealt_again)
                     self.io.post(self.client.note_wait, reply)
-        if wait:
-            self._rest(longer=False)  # drained: others may have a step to finish
+        self.untold += done
         return None
+
+    def stopping(self) -> str:
+        return self.told or self.draining
+
+    def depart(self) -> None:
+        if self.departed or self.hooks is None:
+            return
+        self.departed = True
+        alone = bool(self.told)
+        if alone:
+            if self.hooks.owes and self.rested_at is not None:
+                self._return_to_gate()  # from a rest ahead of the others it would count too late
+            self.hooks.depart()
+        else:
+            self.flush()
+        self._tell_done()
+        self._rest(longer=False)  # others may have a step to finish
+        if alone:
+            self._report()
+            self._leave()
+
+    def _tell_done(self) -> None:
+        """What is applied is not computed again by others."""
+        done = [*self.untold, *(self.loader.take_done() if self.loader is not None else ())]
+        self.untold = []
+        if done:
+            self.io.call(self.client.take(self.ledger_epoch, self._joined().clock, 0, done, hold=False))
+
+    def _leave(self) -> None:
+        """The last words to the job. If nobody goes on with it, the model is saved here."""
+        if self.io.call(self.client.depart()):
+            traffic = self._joined()
+            traffic.pull(traffic.clock)
+            assert self.model is not None
+            write_model(self.model, Path(self.seat.run_dir, DRAINED))
+        log.info("left the job", worker=self.seat.worker, because=self.told, steps=self.steps)
+        self.alone = True
+        self.agent.left()
+
+    def _never_joined(self) -> NoReturn:
+        """Told to leave before there was anything to lose."""
+        log.info("left before it was in the job", worker=self.seat.worker, because=self.told)
+        self.alone = True
+        self.agent.left()
+        raise SystemExit(EX_TEMPFAIL)
 
     def in_hand(self, batch: int, samples: int) -> None:
         self.samples += samples
@@ -380,7 +459,7 @@ class Member:
 
     def close(self) -> None:
         """At the end of the process: the last report, and a goodbye to every peer."""
-        if self.hooks is not None:
+        if self.hooks is not None and not self.alone:
             self._report()
         self.io.close(self._disconnect())
 

@@ -57,6 +57,7 @@ class Join(Message, kw_only=True):
     member: str = ""
     node: str
     pid: int
+    former: int = 0  # the incarnation of `member` that this process was before
     addresses: list[str] = []  # where a shard takes pushes
     device: str = "cpu"
 
@@ -121,6 +122,7 @@ class Exited(Message, kw_only=True):
     code: int = 0
     signal: int = 0
     failure: Failure | None = None
+    returns: bool = False  # its agent starts it again, as the next incarnation
 
 
 class Leave(Message):
@@ -353,7 +355,8 @@ class Take(Message, kw_only=True):
     """Give me up to `most` batches of this epoch. The payload, if any: [first, last] runs of batches that are applied.
 
     With `hold` the answer may take a second, where there is nothing to give for now. The worker stands at `clock`, and
-    `have` batches of the epoch have reached it: what was in a lost answer comes again.
+    `have` batches of the epoch have reached it: what was in a lost answer comes again. `most` is 0 where the worker
+    leaves and only tells.
     """
 
     job: str
@@ -512,6 +515,19 @@ class Claimed(Message):
     job: str
     granted: bool
     owner: str
+
+
+class Depart(Message):
+    """This worker's last step counts and its batches are told: it asks for nothing more, and its agent will leave."""
+
+    job: str
+    worker: str
+    incarnation: int
+
+
+class Departed(Message):
+    job: str
+    last: bool  # every other worker that is a member has departed, too: save what there is
 
 
 class Loaded(Message):
@@ -679,6 +695,8 @@ AnyMessage = (
     | Checkpointed
     | Where
     | Moved
+    | Depart
+    | Departed
     | Loaded
     | Enter
     | Entered

@@ -1,7 +1,9 @@
 """`zml ps`: the process around a shard. Control in the main loop, gradients and parameters in a thread of their own.
 
 Rules: heartbeats never wait for an optimizer step, and the shard's state is touched by the bulk thread alone. What a
-former process of the same shard has left in the push log is read before anything is served.
+former process of the same shard has left in the push log is read before anything is served. Both threads share
+Python's lock. Measured on two cores with a load of nine: the latest heartbeat came 0.13 s late while the codec's
+kernels were compiled, and 0.6 s at the first Adam step on 100 million parameters. A lease is 1.5 s.
 """
 
 from __future__ import annotations

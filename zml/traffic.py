@@ -118,6 +118,11 @@ class Traffic:
         """The part of the elements that leaves with this exchange; None for codecs that send all."""
         if self.everything and self.plan.compression.sparse:
             return 1.0
+        return self.usual_density
+
+    @property
+    def usual_density(self) -> float | None:
+        """The same where nothing special leaves: what the other workers send, too."""
         if self.auto is not None:
             return self.auto.setting.density
         return self.plan.density(self.exchanges, self.warm_up)
@@ -168,6 +173,20 @@ class Traffic:
             log.info("compress", as_=str(self.auto.setting), clock=self.clock, because=self.auto.because)
         self.clock += 1
         self.exchanges += 1
+
+    def part(self, hyper: bytes) -> None:
+        """Instead of `begin` and `end`, for a worker's very last exchange: it counts, and nothing is asked for."""
+        self.drain()
+        self.io.call(self._count(self.clock, hyper, self.watch.leaving()))
+        self.watch.counted()
+        for outbox in self.outboxes.values():
+            outbox.next_step()
+        self.clock += 1
+        self.exchanges += 1
+
+    async def _count(self, clock: int, hyper: bytes, progress: Progress) -> None:
+        # Called in the I/O thread, behind the pushes.
+        await self.client.commit(clock, hyper, self.buckets, progress)
 
     def drain(self) -> None:
         """Apply what is in flight. Afterwards every step that was begun counts."""

@@ -87,6 +87,7 @@ class Updates:
         self.less = self.residual
         if traffic.plan.overlap:
             self.less = {chunk: residual.clone() for chunk, residual in self.residual.items()}
+        self.gone = False  # the worker has left the job: what the script still computes is no step of it
         self.at_home = False  # the model is p less `less`, and not p
         frozen = {p for bucket in traffic.all_buckets if bucket.frozen for p in bucket.parameters}
         self.frozen = sorted(frozen)
@@ -123,13 +124,15 @@ class Updates:
                 parameter.grad = gradient
             self.kept = []
             return
+        if self.gone:
+            return
         self.inner += 1
         self.waiting = True
         if self.inner >= self.traffic.plan.local_steps:
             self._exchange()
         self.stepped()
 
-    def _exchange(self) -> None:
+    def _exchange(self, *, parting: bool = False) -> None:
         traffic = self.traffic
         for outbox in reversed(traffic.outboxes.values()):  # as they are pulled: the first layers first
             with traffic.timeline.measure("encode"):
@@ -142,8 +145,14 @@ class Updates:
             with traffic.timeline.measure("encode"):
                 self._mask(outbox)
         kept = [self._keeps(MOMENTUM), self._keeps(NORMALISED)]
-        traffic.begin(write_hyper(outer_hyper(traffic.plan, traffic.density, traffic.workers, *kept)))
-        traffic.end(lambda: traffic.replica.restore(self.less))
+        # Who parts sends all, and is merged with what the others send as usual.
+        density = traffic.usual_density if parting else traffic.density
+        hyper = write_hyper(outer_hyper(traffic.plan, density, traffic.workers, *kept))
+        if parting:
+            traffic.part(hyper)
+        else:
+            traffic.begin(hyper)
+            traffic.end(lambda: traffic.replica.restore(self.less))
         self.inner, self.at_home = 0, True
 
     def _keeps(self, names: Sequence[str]) -> bool:
@@ -187,6 +196,20 @@ class Updates:
             self._exchange()
             self.traffic.everything = self.waiting = False
         self.flush()
+
+    def depart(self) -> None:
+        """The same, where the other workers go on: it counts, and the model lacks what follows from it."""
+        if self.owes:
+            self.traffic.everything = True
+            self._exchange(parting=True)
+            self.traffic.everything = self.waiting = False
+        self.flush()
+        self.gone = True
+
+    @property
+    def owes(self) -> bool:
+        """Is there something that has not left yet, though its step was made?"""
+        return bool(self.inner or (self.residual and self.waiting))
 
     def flush(self) -> None:
         """Every step that the script has made counts, and the model holds what followed from it."""

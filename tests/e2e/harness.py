@@ -50,6 +50,11 @@ def trouble(step):
             return float("nan")
         if a.trouble == "kill":
             os.kill(os.getpid(), 9)
+        if a.trouble == "hang":
+            print("hanging", flush=True)
+            time.sleep(600)
+        if a.trouble == "raise once" and '"incarnation":1' in me:
+            raise ValueError("this once")
         if a.trouble == "exit":
             sys.exit(7)
     return 1.0

@@ -19,7 +19,7 @@ def steps_of(place: Playground, *workers: str) -> int:
 
 def test_the_others_finish_when_a_script_is_killed(place: Playground) -> None:
     args = ["--epochs", "2", "--trouble", "kill", "--at", "4", "--on", "w1"]
-    code, text = place.run("run", "-w", "3", "-p", "2", "train.py", *args)
+    code, text = place.run("run", "-w", "3", "-p", "2", "--worker-restarts", "0", "train.py", *args)
     assert code == 0, text
     assert "2 of 3 workers finished" in text and "w1 was lost" in text and "SIGKILL" in text
     # Two batches at most are computed again: what w1 had taken and not yet reported.

@@ -42,7 +42,7 @@ from zml.scheduler.events import (
     Submitted,
     Ticked,
 )
-from zml.scheduler.ids import JobId, Seat, ShardId, WorkerId
+from zml.scheduler.ids import JobId, Role, Seat, ShardId, WorkerId
 from zml.scheduler.machine import MOST_CHUNKS, Machine, table
 from zml.scheduler.rules import Rules
 from zml.scheduler.state import State
@@ -59,8 +59,8 @@ def failed(worker: WorkerId, code: int = 3) -> Exited:
     return Exited(JOB, worker, 1, code, 0, "its script raised ValueError: boom (train.py:12)")
 
 
-def killed(worker: WorkerId) -> Exited:
-    return Exited(JOB, worker, 1, 0, 9, "its script was killed by SIGKILL")
+def killed(worker: WorkerId, *, returns: bool = False) -> Exited:
+    return Exited(JOB, worker, 1, 0, 9, "its script was killed by SIGKILL", returns)
 
 
 def test_the_table_in_the_docstring_is_the_table() -> None:
@@ -291,6 +291,118 @@ def test_the_deadline_is_the_earliest_lease_end_and_then_the_patience_of_a_goodb
     assert play.machine.next_deadline() is None
 
 
+def give_up(play: Play) -> None:
+    """It is just the time at which a job does not wait any longer for a worker to come back."""
+    play.now += 0.5
+    (stop,) = play.tell(Ticked(JOB))
+    assert isinstance(stop, Stop) and stop.member == "p0"
+
+
+# -- coming back -----------------------------------------------------------------------------------------
+
+
+def test_a_script_that_its_agent_starts_again_is_lost_and_its_agent_not_stopped() -> None:
+    play = running(2, 1)
+    because = "its script was killed by SIGKILL"
+    assert play.tell(killed(W1, returns=True)) == [
+        Announce(JOB, 2, (Seat(W0, 1, True),), f"w1 was lost: {because}")
+    ]
+    assert play.tell(Joined(JOB, "worker", "w1", "agent-1", former=1)) == [
+        Admit(JOB, "agent-1", W1, 2, 3, "job j has a place for a worker"),
+        Announce(JOB, 3, (Seat(W0, 1, True), Seat(W1, 2, False)), "w1#2 joined"),
+        Launch(JOB, W1, 2, "w1#2 joined"),
+    ]
+
+
+def test_a_job_without_a_worker_waits_for_a_lost_one_to_come_back() -> None:
+    play = running(1, 1)
+    play.register("w0")
+    play.tell(Loaded(JOB, "w0", 1))
+    assert play.fall_silent("w0") == [
+        Fence(JOB, W0, 1, "silent for 1.0 s"),
+        Announce(JOB, 2, (), "w0 was lost: silent for 1.0 s"),
+    ]
+    assert (play.state(), play.machine.waiting_for(JOB)) == ("RUNNING", "waiting for w0 to come back")
+    assert play.wait(55.0) == []
+    assert play.join("worker", "new", "w0")[1:] == [
+        Announce(JOB, 3, (Seat(W0, 2, False),), "w0#2 joined"),
+        Launch(JOB, W0, 2, "w0#2 joined"),
+    ]
+    assert play.machine.waiting_for(JOB) == ""
+    assert play.wait(3600.0) == [], "it is waited for no more"
+
+
+def test_the_first_worker_to_come_back_brings_the_first_parameters_that_a_lost_one_did_not() -> None:
+    play = running(2, 1)
+    play.register("w0")
+    play.fall_silent("w0", "w1")
+    actions = play.join("worker", "new", "w1")
+    assert Initialise(JOB, W1, "w1#2 joined") in actions
+
+
+def test_if_nobody_comes_back_in_time_the_job_ends_as_it_would_have_at_once() -> None:
+    play = running(1, 1)
+    play.tell(killed(W0, returns=True))
+    assert play.wait(59.5) == []
+    assert play.machine.next_deadline() == pytest.approx(play.now + 0.5)
+    play.now += 0.5
+    because = "0 of 1 worker finished; w0 was lost: its script was killed by SIGKILL"
+    assert play.tell(Ticked(JOB)) == [Stop(JOB, P0, because)]
+    assert play.tell(Left(JOB, "p0", 1, "")) == [Finish(JOB, State.FAILED, 128 + 9, because)]
+
+
+def test_a_worker_that_leaves_last_ends_the_job_in_order_and_it_is_safe_to_run_again() -> None:
+    play = running(2, 1)
+    play.tell(killed(W0))
+    because = "0 of 2 workers finished; w0 was lost: its script was killed by SIGKILL; w1 left: SIGTERM"
+    assert play.tell(Left(JOB, "w1", 1, "SIGTERM")) == [Stop(JOB, P0, because)]
+    assert play.tell(Left(JOB, "p0", 1, "")) == [Finish(JOB, State.CANCELLED, 75, because)]
+
+
+def test_when_the_last_worker_leaves_one_that_was_just_lost_is_still_waited_for() -> None:
+    play = running(2, 1)
+    play.tell(killed(W0, returns=True))
+    play.wait(20.0)
+    assert play.tell(Left(JOB, "w1", 1, "SIGTERM")) == [Announce(JOB, 3, (), "w1 left: SIGTERM")]
+    assert play.machine.waiting_for(JOB) == "waiting for w0 to come back"
+    play.wait(39.5)
+    give_up(play)
+    play.tell(Left(JOB, "p0", 1, ""))
+    assert (play.state(), play.machine.exit_code(JOB)) == ("CANCELLED", 75), "the last one left in order"
+
+
+def test_whoever_has_finished_has_seen_the_job_to_its_end() -> None:
+    play = running(2, 1)
+    play.tell(finished(W0))
+    play.fall_silent("w1")
+    assert play.state() == "FINISHING", "nothing is left to do for w1"
+
+
+def test_nobody_is_waited_for_in_a_job_that_is_drained() -> None:
+    play = running(1, 1)
+    play.tell(DrainAsked(JOB, "Ctrl-C"))
+    play.fall_silent("w0")
+    assert play.state() == "FINISHING"
+
+
+def test_a_job_that_waits_for_a_worker_ends_when_a_drain_or_an_end_is_asked_for() -> None:
+    for event, code in ((DrainAsked(JOB, "Ctrl-C"), 75), (Cancelled(JOB, "Ctrl-C"), 130)):
+        play = running(1, 1)
+        play.fall_silent("w0")
+        assert play.tell(event) == [Stop(JOB, P0, "Ctrl-C")]
+        assert play.tell(Left(JOB, "p0", 1, "")) == [Finish(JOB, State.CANCELLED, code, "Ctrl-C")]
+
+
+def test_a_process_that_wakes_up_does_not_fence_the_one_that_took_its_place() -> None:
+    play = running(2, 1)
+    play.fall_silent("w0")
+    play.join("worker", "new", "w0")
+    assert play.tell(Joined(JOB, "worker", "w0", "agent-0", former=1)) == [
+        Refuse(JOB, "agent-0", "w0#1 is over: another process is w0#2")
+    ]
+    assert play.machine.is_current(JOB, "w0", 2)
+
+
 # -- ending ----------------------------------------------------------------------------------------------
 
 
@@ -332,6 +444,9 @@ def test_the_first_script_that_fails_ends_the_job_with_its_exit_code() -> None:
 def test_when_all_workers_are_lost_the_job_has_failed() -> None:
     play = running(2, 1)
     play.fall_silent("w0", "w1")
+    play.wait(59.0)
+    assert play.state() == "RUNNING", "until a minute after the last of them was lost"
+    give_up(play)
     play.tell(Left(JOB, "p0", 1, ""))
     assert (play.state(), play.machine.exit_code(JOB)) == ("FAILED", 4)
     lost = "was lost: silent for 1.0 s"
@@ -459,11 +574,13 @@ def test_members_that_just_end_when_told_to_stop_are_not_waited_for_longer_than_
     assert play.fall_silent("p0") == [Finish(JOB, State.SUCCEEDED, 0, "the worker finished")]
 
 
-def test_all_who_fall_silent_at_once_are_lost_at_once() -> None:
+def test_all_who_fall_silent_at_once_are_lost_at_once_and_waited_for() -> None:
     play = running(2, 2)
     actions = play.fall_silent("w0", "w1", "p0", "p1")
     assert {action.member for action in actions if isinstance(action, Fence)} == {W0, W1, P0, P1}
-    assert isinstance(actions[-1], Finish) and play.state() == "FAILED"
+    assert play.machine.waiting_for(JOB) == "waiting for shards p0 and p1 to come back"
+    play.now += 61
+    assert isinstance(play.tell(Ticked(JOB))[-1], Finish) and play.state() == "FAILED"
 
 
 def test_members_that_do_not_stop_are_not_waited_for_for_ever() -> None:
@@ -540,7 +657,7 @@ class World(RuleBasedStateMachine):
     def snapshot(self) -> str:
         jobs = [(repr(job), repr(job.members.records)) for job in self.machine.jobs.values()]
         jobs = [(re.sub(r"<.*?Members object at 0x\w+>", "", text), records) for text, records in jobs]
-        return repr((jobs, self.machine.over, self.machine.goodbyes))
+        return repr((jobs, self.machine.over, self.machine.goodbyes, self.machine.returns))
 
     def tell(self, event: Event) -> list[Action]:
         deadline = self.machine.next_deadline()
@@ -579,7 +696,7 @@ class World(RuleBasedStateMachine):
             case Announce():
                 self.generation[job] += 1
                 assert action.generation == self.generation[job], "a generation was left out"
-                assert action.seats, "nobody is left, and it is announced"
+                assert action.seats or not self.machine.workers(job), "somebody is left, and not announced"
                 for seat in action.seats:
                     assert self.admitted[job, seat.worker] == seat.incarnation
                     assert (job, seat.worker, seat.incarnation) not in self.fenced
@@ -591,15 +708,24 @@ class World(RuleBasedStateMachine):
             case Rehome():
                 assert self.admitted[job, action.shard] == action.incarnation
                 assert (job, action.shard, action.incarnation) not in self.fenced
+            case Drain():
+                assert self.seats[job], "there is nobody to drain"
             case Stop():
                 assert (job, action.member) in self.admitted
             case Finish():
                 self.over.add(job)
 
-    @rule(job=st.integers(0, 1), shard=st.booleans(), wish=st.integers(-3, 3), peer=st.integers(0, 12))
-    def joins(self, job: int, shard: bool, wish: int, peer: int) -> None:
+    @rule(
+        job=st.integers(0, 1),
+        shard=st.booleans(),
+        wish=st.integers(-3, 3),
+        peer=st.integers(0, 12),
+        former=st.sampled_from([0, 0, 0, 1, 2]),
+    )
+    def joins(self, job: int, shard: bool, wish: int, peer: int, former: int) -> None:
         member = f"{'p' if shard else 'w'}{wish}" if wish >= 0 else ""
-        self.tell(Joined(self.jobs[job], "shard" if shard else "worker", member, f"process {peer} of {job}"))
+        role: Role = "shard" if shard else "worker"
+        self.tell(Joined(self.jobs[job], role, member, f"process {peer} of {job}", former))
 
     @rule(
         job=st.integers(0, 1),
@@ -614,6 +740,7 @@ class World(RuleBasedStateMachine):
                 "code": st.sampled_from([0] * 8 + [1]),
                 "signal": st.sampled_from([0] * 8 + [9]),
                 "because": st.just("it said so"),
+                "returns": st.booleans(),
             }
         ),
     )

@@ -12,6 +12,7 @@ from zml.scheduler.rules import Rules
     [
         ({"lease_s": 0.0}, "lease_s must be above 0 and at most 5, not 0"),
         ({"lease_s": 9.0}, "lease_s must be above 0 and at most 5, not 9"),
+        ({"return_s": -1.0}, "return_s must not be negative, not -1"),
         ({"goodbye_s": -1.0}, "goodbye_s must not be negative, not -1"),
         ({"jitter_factor": -0.5}, "jitter_factor must not be negative, not -0.5"),
     ],

@@ -139,9 +139,9 @@ class Script:
         layout = Layout.of(self.model, self.optimizer, chunk_elements=64, any_optimizer=here)
         spec = outer_spec() if here else OptimizerSpec.of(self.optimizer)
         registration = Registration(layout, spec, bucket_chunks=1)
-        registered, placement = await client.register(
-            registration.to_bytes(), registration.digest, len(layout.chunks)
-        )
+        shown = await client.register(registration.to_bytes(), registration.digest, len(layout.chunks))
+        assert shown is not None, "it was not told to leave meanwhile"
+        registered, placement = shown
         cut = buckets(layout, placement, 1)
         codec = by_name(str(self.plan.compression))
         binding = Binding(layout, self.model)

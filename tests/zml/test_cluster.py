@@ -15,6 +15,7 @@ from zml.messages import Exited, JobSpec, Taken
 from zml.scheduler import calls
 from zml.scheduler.audit import audit
 from zml.scheduler.ids import WorkerId
+from zml.transport import Refused
 from zml.transport.memory import MemoryNetwork
 
 MODES = [0, 2, None]
@@ -252,6 +253,49 @@ def test_what_was_in_an_answer_that_got_lost_comes_again() -> None:
         return answers
 
     assert simulate(main()) == [[2, 3, 4], [2, 3, 4], [5, 6, 7]]
+
+
+def test_of_workers_that_depart_the_last_one_is_told_so() -> None:
+    async def main() -> tuple[list[bool], int, int]:
+        cluster = Cluster(MemoryNetwork(8), JobSpec(workers=3, shards=1), compute_s=lambda name: 1e6)
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}") for index in range(3)]
+        while any(ledger_of(cluster, script.name) == 0 for script in scripts):
+            await cluster_pause()
+        one, two, three = (script.client for script in scripts)
+        await one.take(0, 0, 0, [0], hold=False)  # it leaves: it only tells what is done
+        last = [await one.depart(), await one.depart(), await two.depart()]
+        await scripts[0].lease.leave("SIGTERM")
+        last.append(await three.depart())
+        committed, taken = cluster.coordinator.ledger.committed, ledger_of(cluster, "w0")
+        for _ in range(2):
+            cluster.coordinator.interrupt("SIGINT")
+        await cluster.finish()
+        return last, committed, taken
+
+    assert simulate(main()) == ([False, False, False, True], 1, 0)
+
+
+def test_the_report_of_a_former_self_is_refused_so_that_its_agent_knows() -> None:
+    async def main() -> str:
+        cluster = Cluster(MemoryNetwork(9), JobSpec(workers=2, shards=1))
+        await cluster.start()
+        one, two = (cluster.script(f"w{index}", epochs=50) for index in range(2))
+        while not (one.trained and two.trained):
+            await cluster_pause()
+        exited = Exited(job="job", member="w0", incarnation=1, signal=9, returns=True)
+        await one.agent.request(COORDINATOR, exited, timeout_s=5)
+        try:
+            await one.agent.request(COORDINATOR, exited, timeout_s=5)
+        except Refused as refused:
+            return refused.code
+        finally:
+            for _ in range(2):
+                cluster.coordinator.interrupt("SIGINT")
+            await cluster.finish()
+        return ""
+
+    assert simulate(main()) == "fenced"
 
 
 def test_any_number_of_batches_is_reported_at_once() -> None:

@@ -47,6 +47,12 @@ class Alone:
     def flush(self) -> None:
         pass
 
+    def stopping(self) -> str:
+        return ""
+
+    def depart(self) -> None:
+        raise AssertionError("nobody is to leave")
+
 
 class Dealt:
     """Workers of one job in turn: worker `rank` of `world` gets every `world`-th batch, all share one order."""
@@ -68,6 +74,12 @@ class Dealt:
 
     def flush(self) -> None:
         pass
+
+    def stopping(self) -> str:
+        return ""
+
+    def depart(self) -> None:
+        raise AssertionError("nobody is to leave")
 
 
 def numbers(count: int) -> TensorDataset:
@@ -308,3 +320,60 @@ def test_what_cannot_be_divided_is_refused_with_the_fix(loader: Any, named: str)
         DividedLoader(loader, Alone())
     assert refused.value.code == "ZML-E301"
     assert refused.value.fix
+
+
+class Leaving(Alone):
+    """Told to leave while its `at`-th batch is computed."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+        self.loader: DividedLoader | None = None
+        self.seen = 0
+        self.departures = 0
+
+    def in_hand(self, batch: int, samples: int) -> None:
+        self.seen += 1
+
+    def stopping(self) -> str:
+        return "SIGTERM" if self.seen >= self.at else ""
+
+    def depart(self) -> None:
+        assert self.loader is not None
+        self.departures += 1
+        self.done += self.loader.take_done()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "stepped", [True, False], ids=["with a step each", "with the last step still to come"]
+)
+def test_a_worker_that_is_to_leave_gets_no_further_batch_and_tells_just_what_is_in_steps(
+    workers: int, stepped: bool
+) -> None:
+    ledger = Leaving(at=3)
+    loader = DataLoader(TensorDataset(torch.arange(40.0)), batch_size=2, num_workers=workers)
+    divided = ledger.loader = DividedLoader(loader, ledger)
+    batches = 0
+    for _ in divided:
+        batches += 1
+        if stepped or batches < 3:
+            divided.leaving()
+            divided.counted()
+    assert (batches, ledger.departures) == (3, 1)
+    assert ledger.done == ([0, 1, 2] if stepped else [0, 1]), "the others go back to the ledger"
+    assert not divided.open and not divided.leased and not divided.handed and not divided.under_way
+    assert list(divided) == [], "and there is nothing more, however often the script asks"
+
+
+def test_a_script_that_leaves_its_loop_when_it_is_told_to_leave_gives_up_no_share_of_others() -> None:
+    ledger = Leaving(at=2)
+    loader = DataLoader(TensorDataset(torch.arange(40.0)), batch_size=2)
+    divided = ledger.loader = DividedLoader(loader, ledger)
+    for _ in divided:
+        divided.leaving()
+        divided.counted()
+        if ledger.seen == 2:
+            break
+    divided.finish()
+    assert ledger.done == [0, 1] and ledger.departures == 1

@@ -154,6 +154,19 @@ def test_buckets_leave_during_backward_the_last_layers_first(io: IoThread) -> No
     assert twin.steps == 1
 
 
+def test_a_worker_that_has_departed_makes_no_steps_any_more(io: IoThread) -> None:
+    twin = Twin(io)
+    twin.backward(twin.model)
+    twin.optimizer.step()
+    twin.hooks.depart()
+    told, before = list(twin.direct.told), [p.detach().clone() for p in twin.model.parameters()]
+    twin.backward(twin.model)
+    twin.optimizer.step()
+    io.call(nothing())
+    assert twin.direct.told == told and twin.steps == 1
+    assert all(torch.equal(p, was) for p, was in zip(twin.model.parameters(), before, strict=True))
+
+
 def test_steps_give_the_bits_of_torch(io: IoThread) -> None:
     twin = Twin(io, weight_decay=0.01)
     for step in range(6):

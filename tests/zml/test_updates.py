@@ -276,6 +276,53 @@ def test_every_update_arrives_once_whenever_it_leaves(io: IoThread, asked: dict[
         )
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"compress": "topk:5%:fp32"},
+        {"local_steps": 3},
+        {"compress": "topk:5%:fp32", "staleness": None},
+        {"compress": "topk:5%:fp32", "staleness": 1, "local_steps": 3},
+    ],
+    ids=str,
+)
+def test_a_worker_that_departs_sends_all_of_what_waits_and_waits_for_nothing(
+    io: IoThread, asked: dict[str, Any]
+) -> None:
+    twin = Twin(io, momentum=0.0, **{"warm_up_steps": 0, **asked})
+    began = {
+        chunk.index: twin.traffic.replica.held(chunk.index).clone() for chunk in twin.traffic.layout.chunks
+    }
+    moved = [torch.zeros_like(parameter) for parameter in twin.model.parameters()]
+    for _ in range(7):
+        twin.train(1)
+        for total, parameter in zip(moved, twin.model.parameters(), strict=True):
+            assert parameter.grad is not None
+            total += 0.1 * parameter.grad  # plain SGD at this learning rate
+    assert twin.updates.owes == bool(asked)
+    asked_before = list(twin.direct.asked)
+    twin.updates.depart()
+    assert not twin.updates.owes and not twin.traffic.due
+    assert len(twin.direct.asked) <= len(asked_before) + bool(twin.traffic.plan.overlap), (
+        "it asks for nothing"
+    )
+    assert [twin.told.count(word) for word in ("leaving", "counted")] == [twin.traffic.exchanges] * 2
+    store = twin.direct.shard.store
+    assert store is not None
+    for chunk in twin.traffic.layout.chunks:
+        if chunk.group == VECTORS:
+            continue  # rounded to 16 bits on the way
+        for segment in chunk.segments:
+            there = store._held[chunk.index].w[segment.offset : segment.offset + segment.size]
+            before = began[chunk.index][segment.offset : segment.offset + segment.size]
+            total = moved[segment.parameter].view(-1)[segment.start : segment.start + segment.size]
+            assert (there - before + total).abs().max() < 1e-5, "every update is at the shard, once"
+    twin.updates.depart()
+    twin.train(1)
+    assert twin.told.count("leaving") == twin.traffic.exchanges, "and that was all that leaves"
+
+
 def test_with_an_exchange_in_flight_what_it_carries_acts_at_home_too(io: IoThread) -> None:
     twin = Twin(io, compress="topk:5%:fp32", warm_up_steps=0, staleness=1)
     twin.train(4)
