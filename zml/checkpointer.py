@@ -120,7 +120,7 @@ class Checkpointer:
                 self.releases.add(task)
                 task.add_done_callback(self.releases.discard)
         held_s = time.monotonic() - began
-        step = self.steps_before + max((clock + 1 for clock, _, _ in front.applied.values()), default=0)
+        step = self.steps_before + front.updates
         return await self._write(number, step, shards, facts, because), held_s
 
     async def _stand_alike(self, number: int, shards: Sequence[str]) -> Front:

@@ -97,6 +97,16 @@ RESTART_FLAGS = flags(
     ),
     click.option("--restart-on-error", is_flag=True, default=None, help="After an exception, too."),
 )
+CHECKPOINT_FLAGS = flags(
+    click.option(
+        "--resume", metavar="RUN", help="Begin with a run's newest checkpoint, or with the one that is named."
+    ),
+    click.option("--checkpoint-steps", type=int, metavar="N", help="A checkpoint after so many steps."),
+    click.option(
+        "--checkpoint-minutes", type=float, metavar="T", help="And after so many minutes.  [default: 10]"
+    ),
+    click.option("--keep-last", type=int, metavar="N", help="Checkpoints that stay.  [default: 3]"),
+)
 KEY_FLAG = click.option("--keys", metavar="FOLDER", help="CURVE keys, made by `zml keys`.")
 BIND_FLAG = click.option("--bind", multiple=True, metavar="ADDR", help="Listen here; may be repeated.")
 PLACE_FLAGS = flags(
@@ -123,6 +133,14 @@ def settle(given: Mapping[str, Any]) -> Resolved:
     if named.pop("asynchronous", False):
         named["staleness"] = "async"
     return resolve(named, os.environ, file)
+
+
+def devices(resolved: Resolved, cpu: bool) -> list[str]:
+    """One for each worker."""
+    from . import gpu
+
+    workers = resolved.settings.workers
+    return ["cpu"] * workers if cpu else gpu.share_out(workers, gpu.found(), os.environ)
 
 
 # -- commands --------------------------------------------------------------------------------------------
@@ -153,6 +171,7 @@ def main(context: click.Context) -> None:
 
 @main.command("run", context_settings=SCRIPT)
 @JOB_FLAGS
+@CHECKPOINT_FLAGS
 @click.option("--cpu", is_flag=True, help="No GPUs, even if there are some.")
 @click.option(
     "--keep-output",
@@ -171,18 +190,40 @@ def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
     Ctrl-C lets the workers finish their step and save; a second one ends everything at once. The exit code is
     the job's: 0, or that of the script that failed first; 130 after Ctrl-C.
     """
-    from . import gpu
     from .launch import local
 
     resolved = settle(given)
     must_exist(script)
-    workers = resolved.settings.workers
-    devices = ["cpu"] * workers if cpu else gpu.share_out(workers, gpu.found(), os.environ)
-    return local.run(resolved, script, list(args), devices)
+    return local.run(resolved, script, list(args), devices(resolved, cpu))
+
+
+@main.command(context_settings=CONTEXT)
+@JOB_FLAGS
+@click.option("--cpu", is_flag=True, help="No GPUs, even if there are some.")
+@PLACE_FLAGS
+@click.argument("run")
+def resume(run: str, cpu: bool, **given: Any) -> int:
+    """Go on with a run from its newest checkpoint that verifies.
+
+    RUN is a run directory or one checkpoint in it. The new run has the settings of the first and a directory of its
+    own; flags change them: another number of workers or shards, say. Finished epochs are skipped, and of the epoch
+    that was open the batches that are in the parameters.
+    """
+    from .launch import local
+    from .resume import again
+
+    named = settle(given)
+    flags = {key: getattr(named.settings, key) for key, origin in named.origins.items() if origin == "flag"}
+    found = again(Path(run), flags, os.environ)
+    os.chdir(found.folder)
+    must_exist(found.script)
+    click.echo(f"resuming {found.checkpoint}", err=True)
+    return local.run(found.resolved, found.script, found.args, devices(found.resolved, cpu))
 
 
 @main.command(context_settings=SCRIPT)
 @JOB_FLAGS
+@CHECKPOINT_FLAGS
 @BIND_FLAG
 @KEY_FLAG
 @PLACE_FLAGS

@@ -106,6 +106,7 @@ def front_of(shard: Shard) -> Front:
         stands={str(worker): stand.clock for worker, stand in gate.active.items()},
         counted={str(worker): last.clock for worker, last in shard.last.items()},
         applied={str(worker): (last.clock, last.epoch, last.done) for worker, last in shard.applied.items()},
+        updates=shard.steps,
         orphans=any(
             worker not in shard.incarnations for steps in shard.committed.values() for worker in steps
         ),

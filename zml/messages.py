@@ -262,6 +262,7 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     stands: dict[str, int]  # clock of each active worker
     counted: dict[str, int]  # clock of the newest step that counts
     applied: dict[str, tuple[int, int, int]]  # clock, epoch, done: of the newest that is in the parameters
+    updates: int  # made to the parameters
     orphans: bool  # a step of a worker that is gone counts, and is not in the parameters yet
 
 
