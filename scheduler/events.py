@@ -120,7 +120,15 @@ class Lost:
     because: str
 
 
+@dataclass(frozen=True, slots=True)
+class TimeUp:
+    """The machine's own finding too: those who were to stop have had their time."""
+
+    job: JobId
+
+
 FromMember: TypeAlias = Renewed | Registered | Loaded | Exited | Left
 Event: TypeAlias = (
     Submitted | Joined | Renewed | Registered | Loaded | Exited | Left | DrainAsked | Cancelled | Ticked
 )
+Finding: TypeAlias = Lost | TimeUp

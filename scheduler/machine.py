@@ -14,6 +14,7 @@ FINISHING, is in the tables of `state`. Both, as `table()` prints them:
     Registered  -        register      register      -
     Loaded      -        load          load          -
     Exited      -        script ended  script ended  goodbye
+    TimeUp      -        -             -             time up
 
                                  FORMING    RUNNING    DRAINING
     everybody asked for is here  RUNNING    -          -
@@ -29,10 +30,13 @@ FINISHING, is in the tables of `state`. Both, as `table()` prints them:
 Rules: a job begins when all workers and shards asked for are members, and then waits for nobody who is gone: the
 generation goes up, the shards are told, the others go on. The first script that fails ends the job with its exit code.
 A shard that is gone ends it too, for nobody else has its chunks.
+
+A machine can die and go on as another: what `tell` is told, told again in the same order to one that is `unwatched`,
+makes the same state, and `watch` gives everybody a lease again. Who was heard and when is in no journal.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from . import explain, ring
@@ -56,6 +60,7 @@ from .events import (
     DrainAsked,
     Event,
     Exited,
+    Finding,
     FromMember,
     Joined,
     Left,
@@ -65,10 +70,11 @@ from .events import (
     Renewed,
     Submitted,
     Ticked,
+    TimeUp,
 )
 from .explain import MemberView, counted
 from .ids import ChunkKey, JobId, MemberId, Name, ShardId, WorkerId, as_member, member_id, shard_id
-from .leases import Leases
+from .leases import Leases, Unwatched
 from .membership import Alive, Fate, Gone, how_it_ended, role_of
 from .rules import Rules
 from .state import (
@@ -100,6 +106,15 @@ EXIT_CANCELLED = 130
 Actions: TypeAlias = Iterator[Action]
 
 
+@dataclass(slots=True)
+class Kept:
+    """What a machine is, without the leases."""
+
+    jobs: dict[JobId, Job]
+    over: dict[JobId, Over]
+    goodbyes: dict[JobId, float]
+
+
 class Machine:
     """All jobs of one coordinator. Invariants: `check()`."""
 
@@ -115,9 +130,26 @@ class Machine:
     def handle(self, event: Event, now: float) -> list[Action]:
         """It is `now`, and this happened. Returns what to do, in this order. `now` never goes back."""
         self.leases.look(now)
-        if isinstance(event, Renewed):  # heard at last is heard: before its lease is looked at
-            return [*self._take(event, now), *self._look_around(now)]
-        return [*self._look_around(now), *self._take(event, now)]
+        heard = (
+            self.tell(event, now) if isinstance(event, Renewed) else []
+        )  # at last, before its lease is looked at
+        actions = [*heard]
+        while (finding := self.finding(now)) is not None:
+            actions += self.tell(finding, now)
+        return actions if isinstance(event, Renewed) else [*actions, *self.tell(event, now)]
+
+    def finding(self, now: float) -> Finding | None:
+        """What time alone has done and nobody has been told yet: to be told to `tell`, and then to be asked again."""
+        self.leases.look(now)
+        if (ended := self.leases.first_ended()) is not None:
+            job, member = ended.key
+            return Lost(job, member, f"silent for {ended.silent_s:.1f} s")
+        return next((TimeUp(job) for job, until in self.goodbyes.items() if until <= now), None)
+
+    def tell(self, event: Event | Finding, now: float) -> list[Action]:
+        """This alone happened; what time has done is asked for with `finding`."""
+        self.leases.look(now)
+        return [*self._take(event, now)]
 
     def next_deadline(self) -> float | None:
         """When to come with `Ticked`, if nothing happens before: the earliest end of a lease or of a patience."""
@@ -126,16 +158,7 @@ class Machine:
             ends.append(lease)
         return min(ends, default=None)
 
-    def _look_around(self, now: float) -> Actions:
-        """What time alone has done."""
-        for (job_id, member), silent_s in self.leases.ended():
-            job = self.jobs[job_id]
-            lost = Lost(job_id, member, f"silent for {silent_s:.1f} s")
-            yield from EVENTS[job.state][Lost](self, job, lost, now)
-        for job_id in [job_id for job_id, until in self.goodbyes.items() if until <= now]:
-            yield from self._end(self.jobs[job_id], f"it did not stop within {self.rules.goodbye_s:g} s")
-
-    def _take(self, event: Event, now: float) -> Actions:
+    def _take(self, event: Event | Finding, now: float) -> Actions:
         """Look the event up in the table."""
         if isinstance(event, Ticked):
             return
@@ -157,7 +180,7 @@ class Machine:
             return
         self.jobs[event.job] = Job(event.job, event.workers, event.shards, event.staleness)
 
-    def _too_late(self, event: Event) -> Action:
+    def _too_late(self, event: Event | Finding) -> Action:
         over = self.over.get(event.job)
         because = f"there is no job {event.job}"
         if over is not None:
@@ -354,6 +377,9 @@ class Machine:
         """FINISHING: asked once more, nobody is waited for any longer."""
         yield from self._end(job, event.because)
 
+    def _time_up(self, job: Job, event: TimeUp, now: float) -> Actions:
+        yield from self._end(job, f"it did not stop within {self.rules.goodbye_s:g} s")
+
     def _end(self, job: Job, because: str) -> Actions:
         """The last of a job: what is left of it is a record. `because` is why those still alive are not waited for."""
         assert isinstance(job.phase, Finishing)
@@ -379,6 +405,30 @@ class Machine:
         if (job.id, member) in self.leases:
             self.leases.drop((job.id, member))
         return job.members.end(member, fate, because, exit_code)
+
+    # -- dying and going on ----------------------------------------------------------------------------
+
+    def keep(self) -> Kept:
+        """All that another machine needs to go on as this one."""
+        return Kept(self.jobs, self.over, self.goodbyes)
+
+    def unwatched(self, kept: Kept | None = None) -> None:
+        """Become what another was, and wait to be told what happened to it then."""
+        if kept is not None:
+            self.jobs, self.over, self.goodbyes = kept.jobs, kept.over, kept.goodbyes
+        self.leases = Unwatched(self.rules)
+        self._grant_all(None)
+
+    def watch(self, now: float, grace_s: float) -> None:
+        """From now on time counts again; everybody who is alive is to be heard within `grace_s`."""
+        self.leases = Leases(self.rules)
+        self.leases.look(now)
+        self._grant_all(grace_s)
+
+    def _grant_all(self, lasts_s: float | None) -> None:
+        for job in self.jobs.values():
+            for member in job.members.everybody():
+                self.leases.grant((job.id, member), lasts_s)
 
     # -- looking -------------------------------------------------------------------------------------
 
@@ -439,6 +489,14 @@ class Machine:
         assert len(self.over) <= self.rules.remembered_jobs
 
 
+def changed(event: Event | Finding, actions: Sequence[Action]) -> bool:
+    """Must whoever tells the story again tell of this event too? These actions were the answer to it."""
+    if isinstance(event, Renewed | Ticked):
+        return False
+    no = Ignored | Refuse if isinstance(event, Joined) else Ignored
+    return not actions or not all(isinstance(action, no) for action in actions)
+
+
 Handler: TypeAlias = Callable[..., Actions]
 M = Machine
 
@@ -479,6 +537,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Left: M._goodbye,
         Lost: M._goodbye,
         Cancelled: M._give_up,
+        TimeUp: M._time_up,
     },
 }
 """Which event does what in which state. `Submitted` makes a job, `Ticked` only lets time be looked at."""
