@@ -1,8 +1,8 @@
 """State as plain data, and back: what a journal and a snapshot hold of the scheduler's dataclasses.
 
 `plain` makes dicts, lists, strings and numbers; `build` makes the objects again, led by the types that the fields
-declare, so that nothing outside of those types can come to be. A dataclass becomes a dict of its fields with the name of
-its class under `KIND`, by which a union is told apart. The order of dicts is kept, for seniority hangs on it.
+declare, so that nothing outside of those types can come to be. A dataclass becomes a dict of its fields with the name
+of its class under `KIND`, by which a union is told apart. The order of dicts is kept, for seniority hangs on it.
 """
 
 from collections import deque
@@ -113,7 +113,9 @@ def _of_type(kind: type) -> Callable[[Any, str], Any]:
 
 def _of_union(kinds: Iterable[Any]) -> Callable[[Any, str], Any]:
     """Dataclasses by name; of everything else at most one that is not None."""
-    classes = {kind.__name__: kind for kind in kinds if is_dataclass(kind)}
+    classes: dict[str, type] = {
+        kind.__name__: kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)
+    }
     others = {_bare(kind) for kind in kinds if not is_dataclass(kind)}
     optional = type(None) in others
     rest = [*others - {type(None)}]
@@ -125,8 +127,10 @@ def _of_union(kinds: Iterable[Any]) -> Callable[[Any, str], Any]:
         if rest and not (isinstance(data, dict) and KIND in data):
             return build(rest[0], data, where)
         name = data.get(KIND) if isinstance(data, dict) else None
-        _must(isinstance(name, str) and name in classes, name or data, " or ".join(classes), where)
-        return build_fields(classes[name], {key: each for key, each in data.items() if key != KIND}, where)
+        kind = classes.get(name) if isinstance(name, str) else None
+        if kind is None:
+            raise NotPlain(f"{where}: {str(name or data)[:60]!r} where {' or '.join(classes)} is meant")
+        return build_fields(kind, {key: each for key, each in data.items() if key != KIND}, where)
 
     return of_union
 

@@ -25,7 +25,7 @@ from msgspec import Struct
 from . import runner
 from .errors import FENCED, LOST, NO_SCRIPT, ZmlError
 from .launch import tether
-from .lease import COORDINATOR, Lease, join
+from .lease import Lease, ask, join
 from .link import control_endpoint
 from .messages import Exited, Failure, Fenced, Launch, Message, Ok, Pulse, Stop
 from .seat import Seat
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from .config import Settings
 
 INTERRUPTED = 130
-REPORT_S = 30.0  # for the coordinator to take the report of how a script ended
 OUTPUT_S = 2.0  # for what a script has printed to arrive, once it has ended
 LAST_WORDS = 20  # lines of the script's output that a report may quote
 
@@ -89,6 +88,8 @@ class Agent:
                     self.lease.heard()
                 return None
             case Launch():
+                if self.lease is None:
+                    raise Refusal("early", "this agent has not joined yet")
                 if self.running is None:
                     self.running = asyncio.ensure_future(self._run(message))
                 return Ok()
@@ -248,7 +249,7 @@ class Agent:
             failure=failure,
         )
         try:
-            await self.endpoint.request(COORDINATOR, message, timeout_s=REPORT_S)
+            await ask(self.endpoint, message, within_s=self.settings.coordinator_away_s)
             self._finish(128 + killed_by if killed_by else code)
         except TransportError as error:
             self._finish(ZmlError(LOST, f"{order.member}: could not report the script's end: {error}"))

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from .messages import Exited, Failure, JobSpec, Join, Joined, Report
+from .facts import Facts
+from .messages import Exited, JobSpec, Join, Joined, Report
 from .scheduler import explain
 from .scheduler.batches import Ledger
 from .scheduler.state import Job, Over
@@ -43,10 +44,11 @@ class Card:
 class Board:
     """Cards of all members that ever joined, and the job's own numbers. Times are the loop's seconds."""
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, spec: JobSpec, failures: list[MemberFailure]) -> None:
+        """`failures` grows as scripts fail."""
         self.spec = spec
+        self.failures = failures
         self.cards: dict[str, Card] = {}
-        self.failures: list[MemberFailure] = []
         self.epochs = 0
         self.started_at = time.time()
         self.training_since = math.inf  # when the first report came
@@ -57,6 +59,19 @@ class Board:
 
     def joined(self, join: Join, joined: Joined, now: float) -> None:
         self.cards[joined.member] = Card(join.role, join.node, join.device, joined.incarnation, now)
+
+    def recall(self, facts: Facts, now: float) -> None:
+        """What was known before the coordinator was started again; the rest comes with the next reports."""
+        for member, card in facts.entered.items():
+            self.cards[member] = Card(card.role, card.node, card.device, card.incarnation, now)
+        if facts.begun is not None:
+            self.started_at = facts.begun.at
+        if facts.progress is not None:
+            self.samples, self.epochs = facts.progress.samples, facts.progress.epochs
+            self.training_since = now - facts.progress.training_s
+
+    def training_s(self, now: float) -> float:
+        return now - self.training_since
 
     def heard(self, member: str, now: float) -> None:
         if member in self.cards:
@@ -74,9 +89,6 @@ class Board:
         self.counted.append((now, self.samples))
         while self.counted[0][0] < now - RATE_S:
             self.counted.popleft()
-
-    def failed(self, member: str, failure: Failure) -> None:
-        self.failures.append(MemberFailure(member=member, failure=failure))
 
     def status(self, record: Job | Over, ledger: Ledger, now: float) -> JobStatus:
         """The job as a whole. `now` is the loop's time."""

@@ -187,7 +187,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     folder = Path(settings.run_dir).absolute()
     if not settings.run_dir or not (folder / rundir.CONFIG).exists():
         folder = rundir.create(resolved, script, args)
-    settings = replace(settings, run_dir=str(folder), bind=settings.bind or (COORDINATOR_ADDRESS,))
+    settings = replace(settings, run_dir=str(folder))
     logs.configure(
         "coordinator", "coordinator", folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level
     )
@@ -206,7 +206,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
         residual_decay=settings.residual_decay,
         warm_up_steps=settings.warm_up_steps,
     )
-    from .coordinator import serve
+    from .coordinating import serve
 
     return serve(settings, spec)
 

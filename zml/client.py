@@ -15,7 +15,7 @@ import structlog
 
 from .errors import EPOCH_DIFFERS, FENCED, LAYOUT_DIFFERS, LOST, REFUSED, ZmlError
 from .layout import Bucket
-from .lease import COORDINATOR
+from .lease import COORDINATOR, worth_asking_again
 from .messages import (
     Advance,
     Claim,
@@ -45,6 +45,8 @@ from .seat import Seat
 from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
 
 REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
+ASK_S = 5.0  # for the coordinator; it is asked again then
+AWAY = "the coordinator"
 RETRY_S = 0.1
 PULLS_AT_ONCE = 16
 PUSHES_AT_ONCE = (
@@ -79,6 +81,8 @@ class Client:
         ] = {}  # by clock; two where a step is pushed before the last one counts
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
         self.push_slots: dict[str, asyncio.Semaphore] = {}  # by shard; first come, first served
+        self.untold = 0  # samples that no report has brought to the coordinator
+        self.reached = (-1, 0)  # an epoch, and how many batches of it have come
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
     @property
@@ -124,10 +128,13 @@ class Client:
         self, epoch: int, clock: int, most: int, done: Sequence[int], *, hold: bool
     ) -> Taken | Wait | EpochOver | Drained:
         """Ask once, standing at `clock`; `done` are the batches applied since the last call."""
-        message = Take(epoch=epoch, clock=clock, most=most, hold=hold, **self.me)
+        have = self.reached[1] if self.reached[0] == epoch else 0
+        message = Take(epoch=epoch, clock=clock, most=most, have=have, hold=hold, **self.me)
         payload = msgspec.msgpack.encode(runs(done)) if done else None
         reply = (await self._ask(message, payload)).message
         assert isinstance(reply, Taken | Wait | EpochOver | Drained), reply
+        if isinstance(reply, Taken):
+            self.reached = (epoch, have + len(reply.batches))
         return reply
 
     async def claim(self, what: str) -> Claimed:
@@ -138,9 +145,11 @@ class Client:
     async def loaded(self) -> None:
         await self._ask(Loaded(**self.me))
 
-    def report(self, **fields: Any) -> None:
-        """A notice: lost when the coordinator is away, and then not missed."""
-        self.control.notify(COORDINATOR, Report(**fields, **self.me))
+    def report(self, *, samples: int = 0, **fields: Any) -> None:
+        """A notice: lost when the coordinator is away, and then not missed; its samples are told with the next."""
+        self.untold += samples
+        if self.control.notify(COORDINATOR, Report(samples=self.untold, **fields, **self.me)):
+            self.untold = 0
 
     # -- shards ----------------------------------------------------------------------------------------------
 
@@ -254,7 +263,22 @@ class Client:
     # -- how a request ends -------------------------------------------------------------------------------------
 
     async def _ask(self, message: Message, payload: Any = None) -> Answer:
-        return await self._request(self.control, COORDINATOR, message, payload)
+        """Of the coordinator, which may be away: then again, for every request to it may be made twice."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.seat.patience_s
+        while True:
+            try:
+                answer = await self.control.request(COORDINATOR, message, payload, timeout_s=ASK_S)
+            except (Refused, PeerLost, DeadlineExceeded) as error:
+                if not worth_asking_again(error):
+                    raise self._meant(error) from error
+                because = error.because or str(error)
+            else:
+                self.waits.pop(AWAY, None)
+                self.waits.pop(f"{AWAY}: next", None)
+                return answer
+            self._waiting(Wait(self.seat.job, [AWAY], because), until)
+            await asyncio.sleep(RETRY_S)
 
     async def _tell(self, shard: str, message: Message, payload: Any = None) -> Answer:
         return await self._request(self.bulk, shard, message, payload)
@@ -262,12 +286,16 @@ class Client:
     async def _request(self, endpoint: Endpoint, peer: str, message: Message, payload: Any) -> Answer:
         try:
             return await endpoint.request(peer, message, payload, timeout_s=REPLY_S)
-        except Refused as refused:
-            if refused.code == "fenced":
-                raise ZmlError(FENCED, f"{self.seat.worker}: {refused.because}") from refused
-            raise
-        except (DeadlineExceeded, PeerLost) as gone:
-            raise self._lost(str(gone)) from gone
+        except (Refused, DeadlineExceeded, PeerLost) as error:
+            raise self._meant(error) from error
+
+    def _meant(self, error: Refused | DeadlineExceeded | PeerLost) -> Exception:
+        """What it means for this worker."""
+        if not isinstance(error, Refused):
+            return self._lost(str(error))
+        if error.code == "fenced":
+            return ZmlError(FENCED, f"{self.seat.worker}: {error.because}")
+        return error
 
     async def _settled(self, ask: Callable[[], Any], *kinds: type[Message], code: str = REFUSED) -> Answer:
         """Ask until the answer is one of `kinds`: `Wait` and "early" mean later, any other refusal is an error."""

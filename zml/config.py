@@ -66,6 +66,9 @@ class Settings:
     lease_s: Seconds = 1.5
     join_timeout_s: Seconds = 60.0  # how long the asked-for members may take to appear
     drain_s: Seconds = 60.0  # how long a drain may take before it becomes a stop
+    coordinator_away_s: Seconds = 600.0  # how long members go on without their coordinator
+    coordinator_restarts: Bound = 5  # times that `zml run` starts it again, with less than a minute between
+    worker_restarts: Bound = 3  # times that a worker which died is started again
     patience_s: Seconds = 600.0  # how long one step may wait for other members
     bucket_chunks: PerBucket = 8  # chunks of 65,536 elements in one message: 8 are 2 MB of fp32
     keep_output: KeepOutput = "first"  # which workers' printed lines `zml run` shows

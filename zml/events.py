@@ -47,6 +47,13 @@ class EventLog:
         if line is not None:
             self.recent.append(line)
 
+    def note(self, what: str, because: str) -> None:
+        """Something that no action says."""
+        at = time.time()
+        if self.file is not None:
+            self.file.write(json.dumps({"at": at, "event": what, "because": because}) + "\n")
+        self.recent.append(EventLine(at=at, what=what, because=because))
+
     def close(self) -> None:
         if self.file is not None:
             self.file.close()

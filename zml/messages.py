@@ -233,7 +233,8 @@ class EpochOpened(Message):
 class Take(Message, kw_only=True):
     """Give me up to `most` batches of this epoch. The payload, if any: [first, last] runs of batches that are applied.
 
-    With `hold` the answer may take a second, where there is nothing to give for now. The worker stands at `clock`.
+    With `hold` the answer may take a second, where there is nothing to give for now. The worker stands at `clock`, and
+    `have` batches of the epoch have reached it: what was in a lost answer comes again.
     """
 
     job: str
@@ -242,6 +243,7 @@ class Take(Message, kw_only=True):
     epoch: int
     clock: int
     most: int
+    have: int
     hold: bool
 
 
