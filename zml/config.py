@@ -68,6 +68,7 @@ class Settings:
     drain_s: Seconds = 60.0  # how long a drain may take before it becomes a stop
     coordinator_away_s: Seconds = 600.0  # how long members go on without their coordinator
     coordinator_restarts: Bound = 5  # times that `zml run` starts it again, with less than a minute between
+    shard_restarts: Bound = 5  # the same of each shard
     worker_restarts: Bound = 3  # times that a worker which died is started again
     patience_s: Seconds = 600.0  # how long one step may wait for other members
     bucket_chunks: PerBucket = 8  # chunks of 65,536 elements in one message: 8 are 2 MB of fp32

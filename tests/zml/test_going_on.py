@@ -51,7 +51,7 @@ class Mortal(Cluster):
                 self.die()
                 raise Refusal("dead", "nobody hears this")
 
-        journal.write = write_and_die  # type: ignore[method-assign]
+        journal.write = write_and_die  # type: ignore[method-assign, assignment]
 
     def after_message(self) -> None:
         if self.when != "records" and self.is_time():
