@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from .facts import Facts
+from .facts import Facts, Progressed
 from .messages import Exited, JobSpec, Join, Joined, Report
 from .scheduler import explain
 from .scheduler.batches import Ledger
@@ -36,7 +36,8 @@ class Card:
     steps: int = -1
     epoch: int = -1
     staleness: int = 0
-    samples: int = 0
+    samples: int = 0  # of all incarnations
+    before: int = 0  # of the former ones
     values: dict[str, float] = field(default_factory=dict)
     reported_at: float = -1.0
 
@@ -58,7 +59,11 @@ class Board:
         )  # (when, samples in all), oldest first, within RATE_S
 
     def joined(self, join: Join, joined: Joined, now: float) -> None:
-        self.cards[joined.member] = Card(join.role, join.node, join.device, joined.incarnation, now)
+        card = Card(join.role, join.node, join.device, joined.incarnation, now)
+        if (former := self.cards.get(joined.member)) is not None:
+            again = former.incarnation == joined.incarnation  # the same process, whose answer was lost
+            card.samples, card.before = former.samples, former.before if again else former.samples
+        self.cards[joined.member] = card
 
     def recall(self, facts: Facts, now: float) -> None:
         """What was known before the coordinator was started again; the rest comes with the next reports."""
@@ -67,11 +72,16 @@ class Board:
         if facts.begun is not None:
             self.started_at = facts.begun.at
         if facts.progress is not None:
-            self.samples, self.epochs = facts.progress.samples, facts.progress.epochs
+            self.epochs = facts.progress.epochs
+            for member, (samples, before) in facts.progress.samples.items():
+                self.cards[member].samples, self.cards[member].before = samples, before
+                self.samples += samples
             self.training_since = now - facts.progress.training_s
 
-    def training_s(self, now: float) -> float:
-        return now - self.training_since
+    def progress(self, now: float) -> Progressed:
+        """What `recall` needs of the members' reports; to be asked after the first of them."""
+        samples = {member: (card.samples, card.before) for member, card in self.cards.items() if card.samples}
+        return Progressed(samples, self.epochs, now - self.training_since)
 
     def heard(self, member: str, now: float) -> None:
         if member in self.cards:
@@ -81,11 +91,12 @@ class Board:
         self.training_since = min(self.training_since, now)
         card = self.cards[report.worker]
         card.steps, card.epoch, card.staleness = report.steps, report.epoch, report.staleness
-        card.samples += report.samples
+        more = max(0, card.before + report.samples - card.samples)
+        card.samples += more
         card.values = report.values or card.values
         card.reported_at = now
         self.epochs = max(self.epochs, report.epochs)
-        self.samples += report.samples
+        self.samples += more
         self.counted.append((now, self.samples))
         while self.counted[0][0] < now - RATE_S:
             self.counted.popleft()

@@ -81,7 +81,7 @@ class Client:
         ] = {}  # by clock; two where a step is pushed before the last one counts
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
         self.push_slots: dict[str, asyncio.Semaphore] = {}  # by shard; first come, first served
-        self.untold = 0  # samples that no report has brought to the coordinator
+        self.samples = 0  # of all reports
         self.reached = (-1, 0)  # an epoch, and how many batches of it have come
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
@@ -146,10 +146,9 @@ class Client:
         await self._ask(Loaded(**self.me))
 
     def report(self, *, samples: int = 0, **fields: Any) -> None:
-        """A notice: lost when the coordinator is away, and then not missed; its samples are told with the next."""
-        self.untold += samples
-        if self.control.notify(COORDINATOR, Report(samples=self.untold, **fields, **self.me)):
-            self.untold = 0
+        """A notice, of `samples` more than in the one before. Lost when the coordinator is away, and not missed."""
+        self.samples += samples
+        self.control.notify(COORDINATOR, Report(samples=self.samples, **fields, **self.me))
 
     # -- shards ----------------------------------------------------------------------------------------------
 

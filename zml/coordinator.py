@@ -24,7 +24,7 @@ from msgspec import Struct
 from .board import Board, why
 from .docket import Docket
 from .events import EventLog
-from .facts import Begun, Entered, Failed, Listening, Progressed, Shown
+from .facts import Begun, Entered, Failed, Listening, Shown
 from .journal import Journal
 from .lease import NO_ROOM
 from .link import listen
@@ -403,7 +403,7 @@ class Coordinator:
         self.board.report(message, now)
         if now - self.progress_at >= PROGRESS_S and self.docket.settled():
             self.progress_at = now
-            self.docket.fact(Progressed(self.board.samples, self.board.epochs, self.board.training_s(now)))
+            self.docket.fact(self.board.progress(now))
 
     def change(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
         """A message that may change something."""

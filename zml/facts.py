@@ -71,7 +71,7 @@ class Failed(Fact, frozen=True):
 class Progressed(Fact, frozen=True):
     """What the members' reports add up to. Written now and then: nothing is decided by it."""
 
-    samples: int
+    samples: dict[str, tuple[int, int]]  # of each member, and of its former incarnations
     epochs: int
     training_s: float
 

@@ -70,7 +70,7 @@ def live(docket: Docket) -> None:
     docket.commit(W0, 0, [0])
     assert docket.claim("model", "w1") == "w1"
     docket.fact(Failed(MemberFailure(member="w1", failure=Failure(kind="SIGKILL"))))
-    docket.fact(Progressed(9, 2, 1.5))
+    docket.fact(Progressed({"w0": (9, 0)}, 2, 1.5))
     docket.event(Exited(JOB, "w1", 1, 0, 9, "its script was killed"))
     docket.members(seats[:1])
 
@@ -127,7 +127,7 @@ CALLS: list[Callable[[Docket], object]] = [
     lambda d: d.drain("Ctrl-C"),
     lambda d: d.claim("model", "w0"),
     lambda d: d.spoke("w0", "w0.2"),
-    lambda d: d.fact(Progressed(3, 1, 0.5)),
+    lambda d: d.fact(Progressed({"w0": (12, 9)}, 1, 0.5)),
 ]
 
 

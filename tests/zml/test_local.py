@@ -319,10 +319,12 @@ def test_a_script_that_fails_is_not_started_again(tmp_path: Path) -> None:
 
 def test_ctrl_c_while_a_coordinator_is_started_again_ends_everything(tmp_path: Path) -> None:
     run = Run(tmp_path, "dies.py", coordinator_restarts=9)
-    run.screen.on["(3 of 9)"] = lambda: (
-        os.kill(os.getpid(), signal.SIGINT),
-        os.kill(os.getpid(), signal.SIGINT),
-    )
+
+    def interrupt_twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run.screen.on["(3 of 9)"] = interrupt_twice
     assert run.run() is None
     assert run.local is not None and run.local.killed
     assert nothing_is_left(run.folder)
