@@ -76,7 +76,7 @@ ASSIGN_S = (
     300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
 )
 NAMED = 32  # of those who are waited for, in one answer
-GRACE_S = 5.0  # for everybody to find a coordinator that was started again
+GRACE_S = 8.0  # for everybody to find a coordinator that was started again: they dial every 5 s at the latest
 LINGER_S = 3.0  # for those who do not know that the job is over to ask
 ROOM_S = 0.5  # how often it is tried to write what the journal had no room for
 TICK_S = 0.001
