@@ -31,7 +31,7 @@ import structlog
 from .errors import HELD, JOURNAL, ZmlError
 from .records import Damaged, Records
 
-SNAPSHOT_BYTES = 16 << 20  # of records, and the next snapshot is due
+SNAPSHOT_BYTES = 2 << 20  # of records, about a second of reading: then the next snapshot is due
 MAGIC = b"zml-snap"
 HEAD = struct.Struct("<8sQI")  # magic, bytes of the body, CRC-32 of the body
 SUFFIX = ".snapshot"

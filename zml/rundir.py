@@ -7,8 +7,9 @@
         status.json         how it ended
         logs/               one file of JSON lines per process, and what scripts printed
         timeline/           where the time of each worker's steps went
+        state/coordinator/  its journal, from which another one goes on
 
-It can be read at any time, by people and by `zml status`; nothing in it is needed to run.
+It can be read at any time, by people and by `zml status`; nothing but `state` is needed to run.
 """
 
 import json

@@ -43,7 +43,7 @@ from zml.scheduler.ids import JobId
 from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
 from zml.seat import Seat
-from zml.transport import BULK, Refusal
+from zml.transport import BULK, Refusal, TransportError
 from zml.transport.memory import MemoryEndpoint, MemoryNetwork
 from zml.updates import outer_hyper, outer_spec
 
@@ -125,7 +125,11 @@ class Script:
             await bulk.close()
             await control.close()
         exited = Exited(job=JOB, member=order.member, incarnation=order.incarnation, code=code)
-        await ask(self.agent, exited, within_s=60)
+        try:
+            await ask(self.agent, exited, within_s=60)
+        except TransportError:
+            if not self.over.is_set():  # an agent that was stopped has nobody to tell
+                raise
         self.over.set()
 
     async def _epochs(self) -> None:

@@ -15,6 +15,8 @@ from zml.errors import FENCED, ZmlError
 from zml.lease import COORDINATOR
 from zml.messages import JobSpec
 from zml.records import NoRoom
+from zml.scheduler.events import DrainAsked
+from zml.scheduler.ids import JobId
 from zml.transport import Refusal
 from zml.transport.memory import MemoryNetwork
 
@@ -230,3 +232,24 @@ def test_members_that_did_not_hear_of_the_end_are_told_by_the_next_coordinator(t
         return code, ended
 
     assert simulate(main()) == (0, True)
+
+
+def test_what_was_decided_and_not_yet_ordered_is_ordered_by_the_next_coordinator(tmp_path: Path) -> None:
+    """It dies between the record of a drain and everything that follows from it."""
+
+    async def main() -> tuple[str | None, str, int]:
+        cluster = Mortal(tmp_path, 1, JobSpec(workers=2, shards=1))
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}", batches=100, epochs=50) for index in range(2)]
+        while not all(script.trained for script in scripts):
+            await asyncio.sleep(0.01)
+        cluster.coordinator.docket.event(DrainAsked(JobId("job"), "a drill"))
+        assert cluster.coordinator.ledger.draining is None
+        cluster.kill_coordinator()
+        await cluster.restart_coordinator()
+        draining, state = cluster.coordinator.ledger.draining, cluster.coordinator.status().state
+        for _ in range(2):
+            cluster.coordinator.interrupt("SIGINT")
+        return draining, state, await cluster.finish()
+
+    assert simulate(main()) == ("a drill", "DRAINING", 130)
