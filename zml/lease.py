@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import Settings
 
 COORDINATOR = "coordinator"
-GOODBYE_S = 6.0  # longer than a coordinator that is started again takes to be found
+GOODBYE_S = 3.0  # a coordinator that was started again mostly answers within this time
 ASK_S = 5.0
 RETRY_S = 0.1
 SAY_S = 5.0  # of silence, before it is said
