@@ -144,6 +144,13 @@ class Lost:
     because: str
 
 
+@dataclass(frozen=True, slots=True)
+class TimeUp:
+    """The machine's own finding too: those who were to stop, or to come back, have had their time."""
+
+    job: JobId
+
+
 FromMember: TypeAlias = Renewed | Registered | Loaded | Returned | Exited | Left
 Event: TypeAlias = (
     Submitted
@@ -158,3 +165,4 @@ Event: TypeAlias = (
     | Cancelled
     | Ticked
 )
+Finding: TypeAlias = Lost | TimeUp

@@ -85,11 +85,12 @@ class Leases:
             self._excused = True
         self._looked = now
 
-    def grant(self, key: Key) -> None:
-        """A member came."""
+    def grant(self, key: Key, lasts_s: float | None = None) -> None:
+        """A member came, or is to be heard within `lasts_s` for a reason of the observer's own."""
         assert key not in self._leases, key
         here = self._here
-        lease = self._leases[key] = Lease(next(self._serials), here, here + self.rules.lease_s)
+        ends = here + (self.rules.lease_s if lasts_s is None else lasts_s)
+        lease = self._leases[key] = Lease(next(self._serials), here, ends)
         heappush(self._heap, (lease.ends, lease.serial, key))
 
     def renew(self, key: Key) -> None:
@@ -104,14 +105,21 @@ class Leases:
     def silent_s(self, key: Key) -> float:
         return self._here - self._leases[key].heard
 
+    def first_ended(self) -> Ended | None:
+        """The lease that ran out first and was not dropped yet."""
+        # In the caller's time, as in `next_deadline`: rounded otherwise, a lease would be due and not over.
+        deadline = self.next_deadline()
+        if deadline is None or deadline > self._looked:
+            return None
+        _, _, key = self._heap[0]
+        return Ended(key, self.silent_s(key))
+
     def ended(self) -> list[Ended]:
         """The leases that have run out, the earliest first; they are dropped."""
         found = []
-        # In the caller's time, as in `next_deadline`: rounded otherwise, a lease would be due and not over.
-        while (deadline := self.next_deadline()) is not None and deadline <= self._looked:
-            _, _, key = heappop(self._heap)
-            found.append(Ended(key, self.silent_s(key)))
-            self.drop(key)
+        while (first := self.first_ended()) is not None:
+            found.append(first)
+            self.drop(first.key)
         return found
 
     def next_deadline(self) -> float | None:
@@ -135,3 +143,16 @@ class Leases:
             else:
                 return self._heap[0]
         return None
+
+
+class Unwatched(Leases):
+    """The leases while a journal is read: who fell silent is written there, and nobody is heard.
+
+    A shard's place is given away when it was silent for long enough; that it was, where it happened, is settled too.
+    """
+
+    def look(self, now: float) -> None:
+        self._looked = now
+
+    def silent_s(self, key: Key) -> float:
+        return inf

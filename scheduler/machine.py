@@ -4,17 +4,18 @@ The machine is the only writer of the state. Which event does what in which stat
 an entry there, or from a former incarnation, is `Ignored` and changes nothing. Where a job goes from there, by way of
 FINISHING, is in the tables of `state`. Both, as `table()` prints them:
 
-                FORMING  RUNNING       DRAINING      FINISHING
-    Joined      found    welcome       turn away     turn away
-    Renewed     renew    renew         renew         renew
-    Left        leave    leave         leave         goodbye
-    Lost        lose     lose          lose          goodbye
-    DrainAsked  cancel   drain         -             -
-    Cancelled   cancel   cancel        cancel        give up
-    Registered  -        register      register      -
-    Loaded      -        load          load          -
-    Returned    -        resume        resume        -
-    Exited      -        script ended  script ended  goodbye
+                FORMING  RUNNING          DRAINING         FINISHING
+    Joined      found    welcome          turn away        turn away
+    Renewed     renew    renew            renew            renew
+    Left        leave    leave            leave            goodbye
+    Lost        lose     lose             lose             goodbye
+    DrainAsked  cancel   drain            -                -
+    Cancelled   cancel   cancel           cancel           give up
+    Registered  -        register         register         -
+    Loaded      -        load             load             -
+    Returned    -        resume           resume           -
+    Exited      -        script ended     script ended     goodbye
+    TimeUp      -        give up waiting  give up waiting  time up
 
                                         FORMING    RUNNING    DRAINING
     everybody asked for is here         RUNNING    -          -
@@ -31,10 +32,13 @@ Rules: a job begins when all workers and shards asked for are members, and then 
 generation goes up, the shards are told, the others go on. Only if nobody else is left it waits, `return_s` at most, for
 a worker that was lost to come back. The first script that fails ends the job with its exit code.
 A shard that is gone is waited for, because nobody else has its chunks: its next incarnation must show that it has them.
+
+A machine can die and go on as another: what `tell` is told, told again in the same order to one that is `unwatched`,
+makes the same state, and `watch` gives everybody a lease again. Who was heard and when is in no journal.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from . import explain, ring
@@ -60,6 +64,7 @@ from .events import (
     DrainAsked,
     Event,
     Exited,
+    Finding,
     FromMember,
     Joined,
     Left,
@@ -70,10 +75,11 @@ from .events import (
     Returned,
     Submitted,
     Ticked,
+    TimeUp,
 )
 from .explain import MemberView, counted
 from .ids import ChunkKey, JobId, MemberId, Name, Seat, ShardId, WorkerId, as_member, member_id, shard_id
-from .leases import Leases
+from .leases import Leases, Unwatched
 from .membership import Alive, Fate, Gone, how_it_ended, role_of
 from .rules import Rules
 from .state import (
@@ -105,6 +111,25 @@ EXIT_CANCELLED = 130
 Actions: TypeAlias = Iterator[Action]
 
 
+@dataclass(frozen=True, slots=True)
+class Return:
+    """A job without workers waits for one to come back, or ends so."""
+
+    by: float
+    cause: Cause
+    exit_code: int
+
+
+@dataclass(slots=True)
+class Kept:
+    """What a machine is, without the leases."""
+
+    jobs: dict[JobId, Job]
+    over: dict[JobId, Over]
+    goodbyes: dict[JobId, float]
+    returns: dict[JobId, Return]
+
+
 class Machine:
     """All jobs of one coordinator. Invariants: `check()`."""
 
@@ -115,45 +140,51 @@ class Machine:
         self.leases = Leases(rules)  # one of every member that is alive
         self.goodbyes: dict[JobId, float] = {}  # exactly the jobs that are FINISHING: until when
         # Exactly the jobs that are RUNNING without a worker: until when, and how they end if none comes back.
-        self.returns: dict[JobId, tuple[float, Cause, int]] = {}
+        self.returns: dict[JobId, Return] = {}
 
     # -- in and out ----------------------------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """It is `now`, and this happened. Returns what to do, in this order. `now` never goes back."""
         self.leases.look(now)
-        if isinstance(event, Renewed):  # heard at last is heard: before its lease is looked at
-            return [*self._take(event, now), *self._look_around(now)]
-        return [*self._look_around(now), *self._take(event, now)]
+        heard = (
+            self.tell(event, now) if isinstance(event, Renewed) else []
+        )  # at last, before its lease is looked at
+        actions = [*heard]
+        while (finding := self.finding(now)) is not None:
+            actions += self.tell(finding, now)
+        return actions if isinstance(event, Renewed) else [*actions, *self.tell(event, now)]
+
+    def finding(self, now: float) -> Finding | None:
+        """What time alone has done and nobody has been told yet: to be told to `tell`, and then to be asked again."""
+        self.leases.look(now)
+        if (ended := self.leases.first_ended()) is not None:
+            job, member = ended.key
+            return Lost(job, member, f"silent for {ended.silent_s:.1f} s")
+        waits = (
+            *self.goodbyes.items(),
+            *((job.id, min(job.away.values())) for job in self._awaiting),
+            *((job, back.by) for job, back in self.returns.items()),
+        )
+        return next((TimeUp(job) for job, until in waits if until <= now), None)
+
+    def tell(self, event: Event | Finding, now: float) -> list[Action]:
+        """This alone happened; what time has done is asked for with `finding`."""
+        self.leases.look(now)
+        return [*self._take(event, now)]
 
     def next_deadline(self) -> float | None:
         """When to come with `Ticked`, if nothing happens before: the earliest end of a lease or of a patience."""
         ends = [
             *self.goodbyes.values(),
-            *(until for until, _, _ in self.returns.values()),
+            *(back.by for back in self.returns.values()),
             *(until for job in self._awaiting for until in job.away.values()),
         ]
         if (lease := self.leases.next_deadline()) is not None:
             ends.append(lease)
         return min(ends, default=None)
 
-    def _look_around(self, now: float) -> Actions:
-        """What time alone has done."""
-        for (job_id, member), silent_s in self.leases.ended():
-            job = self.jobs[job_id]
-            lost = Lost(job_id, member, f"silent for {silent_s:.1f} s")
-            yield from EVENTS[job.state][Lost](self, job, lost, now)
-        for job in self._awaiting:
-            for shard in [shard for shard, until in job.away.items() if until <= now][:1]:
-                yield from self._give_up_shard(job, shard, now)
-        for job_id in [job_id for job_id, until in self.goodbyes.items() if until <= now]:
-            yield from self._end(self.jobs[job_id], f"it did not stop within {self.rules.goodbye_s:g} s")
-        for job_id, (until, cause, exit_code) in list(self.returns.items()):
-            if until <= now:
-                job = self.jobs[job_id]
-                yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
-
-    def _take(self, event: Event, now: float) -> Actions:
+    def _take(self, event: Event | Finding, now: float) -> Actions:
         """Look the event up in the table."""
         if isinstance(event, Ticked):
             return
@@ -175,7 +206,7 @@ class Machine:
             return
         self.jobs[event.job] = Job(event.job, event.workers, event.shards, event.staleness, event.resumed)
 
-    def _too_late(self, event: Event) -> Action:
+    def _too_late(self, event: Event | Finding) -> Action:
         over = self.over.get(event.job)
         because = f"there is no job {event.job}"
         if over is not None:
@@ -247,17 +278,19 @@ class Machine:
         del job.away[shard]
         yield Rehome(job.id, shard, event.incarnation, f"{shard} is back")
 
-    def _give_up_shard(self, job: Job, shard: ShardId, now: float) -> Actions:
-        record = job.members.records[shard]
-        how = (
-            how_it_ended(shard, record)
-            if isinstance(record, Gone)
-            else f"{shard} did not finish reading its log"
-        )
-        because = (
-            f"{how}; it did not come back within {self.rules.return_s:g} s, and nobody else has its chunks"
-        )
-        yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
+    def _give_up_waiting(self, job: Job, event: TimeUp, now: float) -> Actions:
+        """Whoever was to come back has had its time."""
+        shard = next((shard for shard, until in job.away.items() if until <= now), None)
+        if shard is not None:
+            record = job.members.records[shard]
+            how = f"{shard} did not finish reading its log"
+            if isinstance(record, Gone):
+                how = how_it_ended(shard, record)
+            because = f"{how}; it did not come back within {self.rules.return_s:g} s, and nobody else has its chunks"
+            yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
+        elif job.id in self.returns:
+            back = self.returns[job.id]
+            yield from self._finish(job, back.cause, back.exit_code, explain.outcome(job), now)
 
     @property
     def _awaiting(self) -> list[Job]:
@@ -397,7 +430,7 @@ class Machine:
         if back_by <= now or cause is Cause.WORKERS_DONE or not isinstance(job.phase, Running):
             yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
             return
-        self.returns[job.id] = (back_by, cause, exit_code)
+        self.returns[job.id] = Return(back_by, cause, exit_code)
         job.generation += (
             1  # the shards are to take nothing from a former self, though nobody takes its place yet
         )
@@ -450,6 +483,9 @@ class Machine:
         """FINISHING: asked once more, nobody is waited for any longer."""
         yield from self._end(job, event.because)
 
+    def _time_up(self, job: Job, event: TimeUp, now: float) -> Actions:
+        yield from self._end(job, f"it did not stop within {self.rules.goodbye_s:g} s")
+
     def _end(self, job: Job, because: str) -> Actions:
         """The last of a job: what is left of it is a record. `because` is why those still alive are not waited for."""
         assert isinstance(job.phase, Finishing)
@@ -483,6 +519,31 @@ class Machine:
         if (job.id, member) in self.leases:
             self.leases.drop((job.id, member))
         return job.members.end(member, fate, because, exit_code, back_by)
+
+    # -- dying and going on ----------------------------------------------------------------------------
+
+    def keep(self) -> Kept:
+        """All that another machine needs to go on as this one."""
+        return Kept(self.jobs, self.over, self.goodbyes, self.returns)
+
+    def unwatched(self, kept: Kept | None = None) -> None:
+        """Become what another was, and wait to be told what happened to it then."""
+        if kept is not None:
+            self.jobs, self.over = kept.jobs, kept.over
+            self.goodbyes, self.returns = kept.goodbyes, kept.returns
+        self.leases = Unwatched(self.rules)
+        self._grant_all(None)
+
+    def watch(self, now: float, grace_s: float) -> None:
+        """From now on time counts again; everybody who is alive is to be heard within `grace_s`."""
+        self.leases = Leases(self.rules)
+        self.leases.look(now)
+        self._grant_all(grace_s)
+
+    def _grant_all(self, lasts_s: float | None) -> None:
+        for job in self.jobs.values():
+            for member in job.members.everybody():
+                self.leases.grant((job.id, member), lasts_s)
 
     # -- looking -------------------------------------------------------------------------------------
 
@@ -554,6 +615,14 @@ class Machine:
         assert len(self.over) <= self.rules.remembered_jobs
 
 
+def changed(event: Event | Finding, actions: Sequence[Action]) -> bool:
+    """Must whoever tells the story again tell of this event too? These actions were the answer to it."""
+    if isinstance(event, Renewed | Ticked):
+        return False
+    no = Ignored | Refuse if isinstance(event, Joined) else Ignored
+    return not actions or not all(isinstance(action, no) for action in actions)
+
+
 Handler: TypeAlias = Callable[..., Actions]
 M = Machine
 
@@ -577,6 +646,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Lost: M._lose,
         DrainAsked: M._drain,
         Cancelled: M._cancel,
+        TimeUp: M._give_up_waiting,
     },
     State.DRAINING: {
         Joined: M._turn_away,
@@ -588,6 +658,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Left: M._leave,
         Lost: M._lose,
         Cancelled: M._cancel,
+        TimeUp: M._give_up_waiting,
     },
     State.FINISHING: {
         Joined: M._turn_away,
@@ -596,6 +667,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Left: M._goodbye,
         Lost: M._goodbye,
         Cancelled: M._give_up,
+        TimeUp: M._time_up,
     },
 }
 """Which event does what in which state. `Submitted` makes a job, `Ticked` only lets time be looked at."""

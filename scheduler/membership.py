@@ -6,9 +6,8 @@ the order of admission; the founders, who came in no order that matters, are sor
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from itertools import count
 from typing import TypeAlias
 
 from .ids import (
@@ -67,17 +66,24 @@ def how_it_ended(member: MemberId, gone: Gone) -> str:
     return f"{member} {gone.fate.value}: {gone.because}" if gone.because else f"{member} {gone.fate.value}"
 
 
+@dataclass(slots=True)
 class Members:
     """The records of one job, one for each id that ever ran."""
 
-    def __init__(self) -> None:
-        self.records: dict[MemberId, Record] = {}
-        self.first_loss: Gone | None = None  # of the workers, by time
-        # Both say again what `records` says, to be found at once: who is alive, and who lives at a peer.
-        self._alive: dict[Role, dict[MemberId, Alive]] = {"worker": {}, "shard": {}}
-        self._at: dict[str, MemberId] = {}
-        self._entries = count()
-        self._fresh = 0  # every worker's number below it has run
+    records: dict[MemberId, Record] = field(default_factory=dict)
+    first_loss: Gone | None = None  # of the workers, by time
+    entries: int = 0  # given out so far
+    # Both say again what `records` says, to be found at once: who is alive, and who lives at a peer.
+    _alive: dict[Role, dict[MemberId, Alive]] = field(init=False, repr=False)
+    _at: dict[str, MemberId] = field(init=False, repr=False)
+    _fresh: int = field(init=False, repr=False, default=0)  # every worker's number below it has run
+
+    def __post_init__(self) -> None:
+        self._alive, self._at = {"worker": {}, "shard": {}}, {}
+        for member, record in self.records.items():
+            if isinstance(record, Alive):
+                self._alive[role_of(member)][member] = record
+                self._at[record.peer] = member
 
     # -- asking --------------------------------------------------------------------------------------
 
@@ -140,13 +146,13 @@ class Members:
         assert not isinstance(former, Alive) and peer not in self._at, (member, peer)
         self._at[peer] = member
         incarnation = former.incarnation + 1 if former is not None else 1
-        return member, self._enter(member, Alive(incarnation, peer, next(self._entries)))
+        return member, self._enter(member, Alive(incarnation, peer, self._next_entry()))
 
     def found(self) -> None:
         """The job begins: everybody who is here is a founder."""
         for member in sorted(self.everybody(), key=number_of):
             record = self._alive[role_of(member)][member]
-            self._enter(member, replace(record, entry=next(self._entries), founder=True))
+            self._enter(member, replace(record, entry=self._next_entry(), founder=True))
 
     def end(
         self, member: MemberId, fate: Fate, because: str, exit_code: int = 0, back_by: float | None = None
@@ -158,6 +164,10 @@ class Members:
         if fate is Fate.LOST and role_of(member) == "worker":
             self.first_loss = self.first_loss or gone
         return gone
+
+    def _next_entry(self) -> int:
+        self.entries += 1
+        return self.entries - 1
 
     def _enter(self, member: MemberId, record: Alive) -> Alive:
         self.records[member] = self._alive[role_of(member)][member] = record

@@ -272,9 +272,10 @@ class Session:
         take = _TAKE.get(kind)
         if take is None:
             raise RemoteProtocolError("kind", f"a {kind.name} within a session")
-        floor = max(envelope.floor, self._incoming.floor)  # a later envelope may have overtaken this one
+        incoming = self._incoming  # a STRANGER puts a new one in its place, where ids begin at 1 again
+        floor = max(envelope.floor, incoming.floor)  # a later envelope may have overtaken this one
         events = take(self, envelope, floor, now)
-        self._incoming.forget_below(floor)
+        incoming.forget_below(floor)
         if self.state is State.SUSPENDED:
             self.state = State.OPEN
             self._liveness.resume(now)

@@ -26,7 +26,7 @@ from . import runner
 from .child import Child
 from .errors import FENCED, LOST, NO_SCRIPT, ZmlError
 from .launch import tether
-from .lease import COORDINATOR, Lease, join
+from .lease import Lease, ask, join
 from .link import control_endpoint
 from .messages import Exited, Failure, Fenced, Launch, Message, Ok, Pulse, Stop
 from .restarts import Restarts
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 LEFT = 75  # EX_TEMPFAIL: safe to run again
 SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: LEFT, signal.SIGUSR1: LEFT}
-REPORT_S = 30.0  # for the coordinator to take the report of how a script ended
 STOP_S = 5.0  # for a script that is stopped, and is no more asked to leave
 
 log = structlog.get_logger()
@@ -304,7 +303,7 @@ class Agent:
             returns=returns,
         )
         try:
-            await self.endpoint.request(COORDINATOR, message, timeout_s=REPORT_S)
+            await ask(self.endpoint, message, within_s=self.settings.coordinator_away_s)
         except Refused as refused:
             self._fenced(f"{order.member}#{order.incarnation}: {refused.because}")
         except TransportError as error:

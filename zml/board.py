@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from .errors import ZmlError
+from .facts import Facts, Progressed
 from .messages import Exited, Failure, JobSpec, Join, Joined, Report
 from .scheduler import explain
 from .scheduler.batches import Ledger
@@ -36,7 +37,8 @@ class Card:
     steps: int = -1
     epoch: int = -1
     staleness: int = 0
-    samples: int = 0
+    samples: int = 0  # of all incarnations
+    before: int = 0  # of the former ones
     values: dict[str, float] = field(default_factory=dict)
     reported_at: float = -1.0
 
@@ -44,10 +46,11 @@ class Card:
 class Board:
     """Cards of all members that ever joined, and the job's own numbers. Times are the loop's seconds."""
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, spec: JobSpec, failures: list[MemberFailure]) -> None:
+        """`failures` grows as scripts fail."""
         self.spec = spec
+        self.failures = failures
         self.cards: dict[str, Card] = {}
-        self.failures: list[MemberFailure] = []
         self.epochs = 0
         self.started_at = time.time()
         self.training_since = math.inf  # when the first report came
@@ -57,7 +60,29 @@ class Board:
         )  # (when, samples in all), oldest first, within RATE_S
 
     def joined(self, join: Join, joined: Joined, now: float) -> None:
-        self.cards[joined.member] = Card(join.role, join.node, join.device, joined.incarnation, now)
+        card = Card(join.role, join.node, join.device, joined.incarnation, now)
+        if (former := self.cards.get(joined.member)) is not None:
+            again = former.incarnation == joined.incarnation  # the same process, whose answer was lost
+            card.samples, card.before = former.samples, former.before if again else former.samples
+        self.cards[joined.member] = card
+
+    def recall(self, facts: Facts, now: float) -> None:
+        """What was known before the coordinator was started again; the rest comes with the next reports."""
+        for member, card in facts.entered.items():
+            self.cards[member] = Card(card.role, card.node, card.device, card.incarnation, now)
+        if facts.begun is not None:
+            self.started_at = facts.begun.at
+        if facts.progress is not None:
+            self.epochs = facts.progress.epochs
+            for member, (samples, before) in facts.progress.samples.items():
+                self.cards[member].samples, self.cards[member].before = samples, before
+                self.samples += samples
+            self.training_since = now - facts.progress.training_s
+
+    def progress(self, now: float) -> Progressed:
+        """What `recall` needs of the members' reports; to be asked after the first of them."""
+        samples = {member: (card.samples, card.before) for member, card in self.cards.items() if card.samples}
+        return Progressed(samples, self.epochs, now - self.training_since)
 
     def heard(self, member: str, now: float) -> None:
         if member in self.cards:
@@ -67,23 +92,22 @@ class Board:
         self.training_since = min(self.training_since, now)
         card = self.cards[report.worker]
         card.steps, card.epoch, card.staleness = report.steps, report.epoch, report.staleness
-        card.samples += report.samples
+        more = max(0, card.before + report.samples - card.samples)
+        card.samples += more
         card.values = report.values or card.values
         card.reported_at = now
         self.epochs = max(self.epochs, report.epochs)
-        self.samples += report.samples
+        self.samples += more
         self.counted.append((now, self.samples))
         while self.counted[0][0] < now - RATE_S:
             self.counted.popleft()
 
-    def failed(self, member: str, failure: Failure) -> None:
-        self.failures.append(MemberFailure(member=member, failure=failure))
-
-    def failed_by(self, exited: Exited, error: ZmlError) -> None:
+    def meant(self, exited: Exited, error: ZmlError) -> MemberFailure:
         """The script ended as `exited` says, and this is what that means."""
         told = exited.failure or Failure(kind="", at=time.time())
         step = max(0, self.cards[exited.member].steps)
-        self.failed(exited.member, msgspec.structs.replace(told, kind="ZmlError", text=str(error), step=step))
+        failure = msgspec.structs.replace(told, kind="ZmlError", text=str(error), step=step)
+        return MemberFailure(member=exited.member, failure=failure)
 
     def status(self, record: Job | Over, ledger: Ledger, now: float) -> JobStatus:
         """The job as a whole. `now` is the loop's time."""

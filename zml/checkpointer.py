@@ -33,8 +33,8 @@ WRITE_S = 600.0
 log = structlog.get_logger()
 
 
-class Facts(NamedTuple):
-    """What the coordinator knows when the shards stand alike."""
+class Cut(NamedTuple):
+    """What the coordinator adds, as it is when the shards stand alike."""
 
     registration: bytes
     epoch: int
@@ -49,7 +49,7 @@ class Answered(NamedTuple):
 
 
 Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
-At = Callable[[Mapping[str, tuple[int, int, int]]], Facts]
+At = Callable[[Mapping[str, tuple[int, int, int]]], Cut]
 
 
 class NotTaken(Exception):
@@ -112,7 +112,7 @@ class Checkpointer:
         began = time.monotonic()
         try:
             front = await self._stand_alike(number, shards)
-            facts = self.at(front.applied)
+            cut = self.at(front.applied)
             await self._all(shards, Copy(self.job, number), None, ALIGN_S, Copied)
         finally:
             for shard in shards:  # also where some have let go already
@@ -121,7 +121,7 @@ class Checkpointer:
                 task.add_done_callback(self.releases.discard)
         held_s = time.monotonic() - began
         step = self.steps_before + front.updates
-        return await self._write(number, step, shards, facts, because), held_s
+        return await self._write(number, step, shards, cut, because), held_s
 
     async def _stand_alike(self, number: int, shards: Sequence[str]) -> Front:
         loop = asyncio.get_running_loop()
@@ -140,7 +140,7 @@ class Checkpointer:
         answers = await self._all(shards, message, payload, ALIGN_S, Held)
         return [msgspec.msgpack.decode(answer.payload, type=Front) for answer in answers]
 
-    async def _write(self, number: int, step: int, shards: Sequence[str], facts: Facts, because: str) -> Path:
+    async def _write(self, number: int, step: int, shards: Sequence[str], cut: Cut, because: str) -> Path:
         writer = await asyncio.to_thread(Writer, self.root, step)
         try:
             names = {shard: shard_file(int(shard[1:])) for shard in shards}
@@ -153,19 +153,19 @@ class Checkpointer:
                     raise NotTaken(f"{shard} did not write its part; its log says why")
                 written = answer.message
                 await asyncio.to_thread(writer.adopt, names[shard], written.bytes, written.xxh3)
-            for name, data in facts.files.items():
+            for name, data in cut.files.items():
                 await asyncio.to_thread(writer.write, name, data)
-            return await asyncio.to_thread(self._seal, writer, facts, because)
+            return await asyncio.to_thread(self._seal, writer, cut, because)
         except BaseException:
             await asyncio.to_thread(writer.abandon)
             raise
 
-    def _seal(self, writer: Writer, facts: Facts, because: str) -> Path:
+    def _seal(self, writer: Writer, cut: Cut, because: str) -> Path:
         path = writer.seal(
-            Registration.from_bytes(facts.registration),
-            ledger=facts.ledger,
-            job=facts.job,
-            epoch=facts.epoch,
+            Registration.from_bytes(cut.registration),
+            ledger=cut.ledger,
+            job=cut.job,
+            epoch=cut.epoch,
             because=because,
             now=time.time(),
         )

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from .checkpoint import Checkpoint
-from .checkpointer import Answered, Checkpointer, Facts
+from .checkpointer import Answered, Checkpointer, Cut
 from .client import runs
 from .layout import BadLayout, Registration
 from .messages import JobSpec, Message
@@ -67,9 +67,9 @@ class Checkpoints:
         *,
         ask: Callable[[str, Message, bytes | None, float], Any],
         shards: Callable[[], list[str]],
-        facts: Callable[[Mapping[str, tuple[int, int, int]]], Facts],
+        facts: Callable[[Mapping[str, tuple[int, int, int]]], Cut],
         steps: Callable[[], int],
-        resumed: Checkpoint | None = None,
+        steps_before: int = 0,
         keep_last: int = 3,
         keep_every_steps: int = 0,
     ) -> None:
@@ -90,7 +90,7 @@ class Checkpoints:
             ask=answered,
             shards=shards,
             at=facts,
-            steps_before=resumed.manifest.step if resumed is not None else 0,
+            steps_before=steps_before,
             keep_last=keep_last,
             keep_every_steps=keep_every_steps,
         )

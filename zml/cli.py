@@ -244,7 +244,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     folder = Path(settings.run_dir).absolute()
     if not settings.run_dir or not (folder / rundir.CONFIG).exists():
         folder = rundir.create(resolved, script, args)
-    settings = replace(settings, run_dir=str(folder), bind=settings.bind or (COORDINATOR_ADDRESS,))
+    settings = replace(settings, run_dir=str(folder))
     logs.configure(
         "coordinator", "coordinator", folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level
     )
@@ -265,7 +265,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
         on_bad_batch=settings.on_bad_batch,
         bad_batch_kills=settings.bad_batch_kills,
     )
-    from .coordinator import serve
+    from .coordinating import serve
 
     return serve(settings, spec)
 

@@ -16,7 +16,7 @@ import structlog
 
 from .errors import EPOCH_DIFFERS, EVALUATION, FENCED, LAYOUT_DIFFERS, LOST, REFUSED, ZmlError
 from .layout import Bucket
-from .lease import COORDINATOR
+from .lease import COORDINATOR, worth_asking_again
 from .messages import (
     Advance,
     Claim,
@@ -57,6 +57,8 @@ from .seat import Seat
 from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
 
 REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
+ASK_S = 5.0  # for the coordinator; it is asked again then
+AWAY = "the coordinator"
 RETRY_S = 0.1
 LATER = ("early", "full")  # refusals that mean: ask again
 CONNECT_S = 5.0  # to a shard at an address that the coordinator has just given
@@ -106,6 +108,7 @@ class Client:
         self.lives: dict[str, int] = {}  # by shard: how often it was found again
         self.homes: dict[str, int] = {}  # by shard: the incarnation that was found, 0 before the first loss
         self.searches: dict[str, asyncio.Task[None]] = {}  # for shards that are lost
+        self.samples = 0  # of all reports
         self.reached = (-1, 0)  # an epoch, and how many batches of it have come
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
@@ -232,9 +235,10 @@ class Client:
     async def loaded(self) -> None:
         await self._ask(Loaded(**self.me))
 
-    def report(self, **fields: Any) -> None:
-        """A notice: lost when the coordinator is away, and then not missed."""
-        self.control.notify(COORDINATOR, Report(**fields, **self.me))
+    def report(self, *, samples: int = 0, **fields: Any) -> None:
+        """A notice, of `samples` more than in the one before. Lost when the coordinator is away, and not missed."""
+        self.samples += samples
+        self.control.notify(COORDINATOR, Report(samples=self.samples, **fields, **self.me))
 
     # -- shards ----------------------------------------------------------------------------------------------
 
@@ -364,7 +368,22 @@ class Client:
     # -- how a request ends -------------------------------------------------------------------------------------
 
     async def _ask(self, message: Message, payload: Any = None) -> Answer:
-        return await self._request(self.control, COORDINATOR, message, payload)
+        """Of the coordinator, which may be away: then again, for every request to it may be made twice."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.seat.patience_s
+        while True:
+            try:
+                answer = await self.control.request(COORDINATOR, message, payload, timeout_s=ASK_S)
+            except (Refused, PeerLost, DeadlineExceeded) as error:
+                if not worth_asking_again(error):
+                    raise self._meant(error) from error
+                because = error.because or str(error)
+            else:
+                self.waits.pop(AWAY, None)
+                self.waits.pop(f"{AWAY}: next", None)
+                return answer
+            self._waiting(Wait(self.seat.job, [AWAY], because), until)
+            await asyncio.sleep(RETRY_S)
 
     async def _say(self, message: Message, payload: bytes) -> None:
         """To the coordinator, where no is an error."""
@@ -442,12 +461,16 @@ class Client:
     async def _request(self, endpoint: Endpoint, peer: str, message: Message, payload: Any) -> Answer:
         try:
             return await endpoint.request(peer, message, payload, timeout_s=REPLY_S)
-        except Refused as refused:
-            if refused.code == "fenced":
-                raise ZmlError(FENCED, f"{self.seat.worker}: {refused.because}") from refused
-            raise
-        except (DeadlineExceeded, PeerLost) as gone:
-            raise self._lost(str(gone)) from gone
+        except (Refused, DeadlineExceeded, PeerLost) as error:
+            raise self._meant(error) from error
+
+    def _meant(self, error: Refused | DeadlineExceeded | PeerLost) -> Exception:
+        """What it means for this worker."""
+        if not isinstance(error, Refused):
+            return self._lost(str(error))
+        if error.code == "fenced":
+            return ZmlError(FENCED, f"{self.seat.worker}: {error.because}")
+        return error
 
     async def _settled(
         self, ask: Callable[[], Any], *kinds: type[Message], code: str = REFUSED, enough: Enough = never

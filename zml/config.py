@@ -76,9 +76,10 @@ class Settings:
     lease_s: Seconds = 1.5
     join_timeout_s: Seconds = 60.0  # how long the asked-for members may take to appear
     drain_s: Seconds = 60.0  # how long a drain, of a job or of one worker, may take before it becomes a stop
-    worker_restarts: Bound = (
-        3  # how often within an hour an agent starts its script again after a signal killed it
-    )
+    coordinator_away_s: Seconds = 600.0  # how long members go on without their coordinator
+    coordinator_restarts: Bound = 5  # times that `zml run` starts it again, with less than a minute between
+    shard_restarts: Bound = 5  # the same of each shard
+    worker_restarts: Bound = 3  # times within an hour that a worker which died is started again
     restart_on_error: bool = False  # and after an exception, too
     return_s: SecondsOrNone = 60.0  # how long the job waits for a shard, or its last worker, to come back
     patience_s: Seconds = 600.0  # how long one step may wait for other members

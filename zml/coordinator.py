@@ -1,29 +1,31 @@
 """The coordinator: events in, the machine decides, actions out.
 
 It decides nothing itself: who is a member, who starts, who is fenced and how the job ends is `scheduler.machine`; which
-worker computes which batch is `scheduler.batches`, by way of `dealer`. Rule: every action is written to the run's
-events before it is performed, with its reason.
+worker computes which batch is `scheduler.batches`. Rules: every action is written to the run's events before it is
+performed, with its reason; what has changed is in the journal before an order goes out or an answer is given, so that
+another process goes on from there when this one dies (`docket`). While the journal has no room, nothing is changed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
-import signal
+import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import msgspec
 import structlog
 from msgspec import Struct
 
-from . import rundir
 from .board import Board, why
 from .checkpoint import Checkpoint
-from .checkpoint.finding import find, load_from
-from .checkpointer import Facts
+from .checkpointer import Cut
 from .checkpoints import (
     Checkpoints,
     When,
@@ -34,13 +36,14 @@ from .checkpoints import (
     why_not_this_model,
 )
 from .dealer import HOLD_S, Dealer
+from .docket import Docket
 from .events import EventLog
-from .lease import COORDINATOR
-from .link import LISTENER, control_endpoint, listen
+from .facts import Begun, Entered, Failed, Listening, Shown
+from .journal import Journal
+from .lease import NO_ROOM
+from .link import listen
 from .messages import (
     Ask,
-    Assign,
-    Assignment,
     Checkpointed,
     Claim,
     Claimed,
@@ -61,7 +64,6 @@ from .messages import (
     Leave,
     Loaded,
     Message,
-    Moved,
     Ok,
     OpenEpoch,
     Pulse,
@@ -69,36 +71,32 @@ from .messages import (
     Registered,
     Report,
     Returned,
-    Settle,
     Skip,
-    Stands,
     Status,
     Stop,
     Take,
     TakeCheckpoint,
     Where,
 )
-from .rosters import Account, Rosters
+from .orders import Orders
+from .rosters import Rosters
 from .scheduler import actions, calls, events
 from .scheduler.batches import Ledger
-from .scheduler.ids import JobId, ShardId
+from .scheduler.ids import JobId, WorkerId
+from .scheduler.ids import Seat as Place
 from .scheduler.machine import Machine
-from .scheduler.rules import Rules
-from .scheduler.state import Cause, Finishing
-from .status import JobStatus
-from .transport import Answer, Endpoint, Handler, Refusal, Refused, TransportError
+from .scheduler.state import Cause, Draining, Finishing, Running
+from .shard_desk import ShardDesk
+from .status import JobStatus, MemberFailure
+from .transport import Endpoint, Handler, Refusal
 
-ASSIGN_S = (
-    300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
-)
-ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
-EARLY_S = 0.02
-LAST_CHECKPOINT_S = 120.0  # for shards to write what they hold when the job is over, and end
 SETTLE_S = 2.0  # for the shards to say what a crashed script has done
+GRACE_S = 8.0  # for everybody to find a coordinator that was started again: they dial every 5 s at the latest
+LINGER_S = 3.0  # for those who do not know that the job is over to ask
+ROOM_S = 0.5  # how often it is tried to write what the journal had no room for
+TICK_S = 0.001
+PROGRESS_S = 5.0
 GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
-
-if TYPE_CHECKING:
-    from .config import Settings
 
 log = structlog.get_logger()
 Reply = Message | tuple[Message, bytes | None]
@@ -120,99 +118,131 @@ class Coordinator:
         *,
         heartbeat_s: float,
         run_dir: str = "",
+        journal: Journal | None = None,
         resumed: Checkpoint | None = None,
     ) -> None:
-        self.job = job
-        self.spec = spec
+        """Where the journal holds a job, that one goes on, as it was asked for then. `resumed`: what a job that begins
+        begins with. Raises ZmlError."""
+        self.docket = docket = Docket(job, machine, journal, asyncio.get_running_loop().time)
+        begun = docket.facts.begun or Begun(
+            job,
+            spec,
+            machine.rules.lease_s,
+            heartbeat_s,
+            time.time(),
+            str(resumed.path) if resumed is not None else "",
+            resumed.manifest.step if resumed is not None else 0,
+        )
+        if begun.lease_s != machine.rules.lease_s:  # the members know the one that was set then
+            most_s = max(machine.rules.lease_most_s, begun.lease_s)
+            machine.rules = replace(machine.rules, lease_s=begun.lease_s, lease_most_s=most_s)
+        self.begun = begun
+        self.job = docket.job
+        self.spec = begun.spec
         self.machine = machine
+        self.facts = docket.facts
+        self.dealer = Dealer(self)
         self.events = event_log
-        self.heartbeat_s = heartbeat_s
         self.run_dir = run_dir
         self.endpoint = endpoint(self.handle)
-        self.dealer = Dealer(self)
-        self.board = Board(spec)
-        self.peers: dict[str, str] = {}  # member -> the endpoint that speaks for it
-        self.addresses: dict[str, list[str]] = {}  # shard -> where it takes pushes
+        self.board = Board(self.spec, self.facts.failures)
+        # member -> the endpoint that speaks for it, behind the docket's by the actions that are to be performed
+        self.peers = dict(self.facts.peers)
         self.answers: dict[str, Message | Refusal] = {}  # peer -> how its Join ends; filled by `perform`
-        self.registration: bytes = b""
-        self.placement: tuple[int, ...] = ()
-        self.assigned: set[str] = set()  # the shards that have taken the layout
-        self.initialiser = ""
-        self.loaded = False
-        self.scripts: dict[str, str] = {}  # worker -> the endpoint of its script
-        self.departed: set[tuple[str, int]] = set()  # workers, by incarnation, that have made their last step
-        self.claims: dict[str, str] = {}  # what -> the worker that may write it
-        self.orders: set[asyncio.Task[bool]] = set()
-        self.rosters = Rosters(
-            job, self.dealer, lambda: machine.shards(job), self.ask_settled, lambda *order: self.order(*order)
-        )
-        self.rosters.changed = self.wake
+        self.departed: set[tuple[str, int]] = set()  # workers that take no more batches
+        self.held: list[actions.Action] = []  # to be performed as soon as the journal has what led to them
+        self.orders = Orders(self.endpoint, self.peers, self.is_still_to_come)
         self.resumed = resumed
-        self.asked: set[asyncio.Task[Path | None]] = set()  # checkpoints
+        self.shard_desk = ShardDesk(self, begun.begin_with)
+        self.rosters = Rosters(
+            self.job,
+            self.dealer,
+            lambda: self.shard_desk.all,
+            self.shard_desk.ask_settled,
+            lambda *order: self.orders.send(*order),
+        )
+        self.rosters.changed, self.rosters.written = self.wake, docket.settled
         self.checkpoints: Checkpoints | None = None
-        if resumed is not None:
-            if (call := resumed_ledger(resumed)) is not None:
-                self.dealer.perform(call)
-            self.loaded = True
+        self.asked: set[asyncio.Task[Path | None]] = set()  # checkpoints
         self.changed = asyncio.Event()
         self.finished: asyncio.Future[int] | None = None
+        self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
         self.interrupts = 0
+        self.progress_at = -math.inf
         self.timer: asyncio.TimerHandle | None = None
 
     @property
     def ledger(self) -> Ledger:
-        return self.dealer.ledger
+        return self.docket.ledger
 
     async def start(self) -> None:
-        """Listen, and take the job on."""
+        """Listen, and take the job on, or go on with it."""
         self.finished = asyncio.get_running_loop().create_future()
+        if self.docket.resumed:
+            self.machine.watch(self.docket.now, max(GRACE_S, 3 * self.machine.rules.lease_s))
         await listen(self.endpoint)
-        self.dispatch(
-            events.Submitted(
-                self.job,
-                workers=self.spec.workers,
-                shards=self.spec.shards,
-                staleness=self.spec.staleness,
-                resumed=self.resumed is not None,
+        if self.facts.begun is None:
+            self.docket.fact(self.begun)
+        self.docket.fact(
+            Listening(list(self.endpoint.addresses), os.getpid(), socket.gethostname(), time.time())
+        )
+        if self.docket.resumed:
+            self.resume()
+        if not (self.job in self.machine.jobs or self.job in self.machine.over):
+            asked = self.spec
+            if self.resumed is not None and (call := resumed_ledger(self.resumed)) is not None:
+                self.dealer.perform(call)
+            self.dispatch(
+                events.Submitted(
+                    self.job,
+                    workers=asked.workers,
+                    shards=asked.shards,
+                    staleness=asked.staleness,
+                    resumed=self.resumed is not None,
+                )
             )
-        )
-
-    def keep_checkpoints(self, root: Path, when: When, keep_last: int = 3, keep_every_steps: int = 0) -> None:
-        """From now on, into this folder."""
-        self.checkpoints = Checkpoints(
-            self.job,
-            root,
-            when,
-            ask=self.ask,
-            shards=self.holding_shards,
-            facts=self.facts,
-            steps=lambda: self.board.steps(self.machine.workers(self.job)),
-            resumed=self.resumed,
-            keep_last=keep_last,
-            keep_every_steps=keep_every_steps,
-        )
-        self.checkpoints.start()
-
-    def holding_shards(self) -> list[str]:
-        """The shards with chunks; none where one of them cannot be asked, or has no parameters yet."""
-        shards = self.machine.shards(self.job)
-        holding = [str(shard) for number, shard in enumerate(shards) if number in set(self.placement)]
-        return holding if self.loaded and all(map(self.serves, holding)) else []
-
-    def facts(self, applied: Mapping[str, tuple[int, int, int]]) -> Facts:
-        """What a checkpoint holds beside the shards' parts, where they hold these steps."""
-        ledger = describe_ledger(self.ledger.at_cut(applied_batches(applied)))
-        steps = self.board.steps(self.machine.workers(self.job))
-        job = describe_job(self.spec, steps, self.ledger)
-        return Facts(self.registration, self.ledger.epoch, ledger, job, {})
 
     async def run(self) -> int:
         """Serve until the job is over and its members have gone; returns the job's exit code."""
         assert self.finished is not None, "start() comes first"
+        was_over = self.finished.done()
         code = await self.finished
-        if self.orders:
-            await asyncio.wait(self.orders, timeout=GOODBYE_S)
+        if was_over:  # they do not know yet
+            await asyncio.sleep(LINGER_S)
+        await self.orders.finish(GOODBYE_S)
         return code
+
+    def resume(self) -> None:
+        """Another process was the coordinator. Everybody is given time to be heard again, and told what it may have
+        missed: an order twice is the same as once."""
+        self.board.recall(self.facts, asyncio.get_running_loop().time())
+        over = self.machine.over.get(self.job)
+        if over is not None and self.finished is not None:
+            log.info("job was over", job=self.job, state=over.state.name, because=over.because)
+            self.finished.set_result(over.exit_code)
+        job = self.docket.running
+        if job is None:
+            return
+        log.info("job goes on", job=self.job, state=job.state.name, boots=self.facts.boots)
+        because = "the coordinator was started again"
+        self.events.note("the coordinator goes on", because)
+        match job.phase:
+            case Running() | Draining():
+                seats = job.members.seats()
+                gone = [(m, record.incarnation) for m, record in job.members.gone("worker")]
+                known = {*gone, *self.ledger.incarnations.items()}
+                self.rosters.recall([Place(WorkerId(m), n, False) for m, n in sorted(known)])
+                self.perform(actions.Announce(self.job, job.generation, seats, because))
+                for seat in seats:
+                    self.perform(actions.Launch(self.job, seat.worker, seat.incarnation, because))
+                if self.facts.placement:
+                    self.perform(actions.Place(self.job, self.facts.placement, because))
+                if isinstance(job.phase, Draining):
+                    self.perform(actions.Drain(self.job, job.phase.because))
+            case Finishing():
+                for member in job.members.everybody():
+                    self.perform(actions.Stop(self.job, member, job.phase.because))
+        self.look_again()
 
     def interrupt(self, name: str) -> None:
         """The first signal drains the job, the second ends it."""
@@ -224,42 +254,60 @@ class Coordinator:
             else events.Cancelled(self.job, because)
         )
 
-    def signalled(self) -> None:
-        """SIGUSR2: take a checkpoint now."""
-        if self.checkpoints is not None:
-            task = asyncio.ensure_future(self.checkpoints.take("SIGUSR2 at the coordinator"))
-            self.asked.add(task)
-            task.add_done_callback(self.asked.discard)
-
     async def close(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        tasks = [*self.orders, *self.rosters.tasks()]
-        if self.checkpoints is not None:
-            tasks += self.checkpoints.tasks()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self.abandon()
+        await asyncio.gather(*self.orders.tasks, *self.under_way(), return_exceptions=True)
         await self.endpoint.close()
         self.events.close()
+        if self.docket.journal is not None:
+            self.docket.journal.close()
+
+    def abandon(self) -> None:
+        """Decide and order nothing more."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.orders.cancel()
+        for task in self.under_way():
+            task.cancel()
+
+    def under_way(self) -> list[asyncio.Task[Any]]:
+        checkpoints = self.checkpoints.tasks() if self.checkpoints is not None else []
+        return [*self.rosters.tasks(), *self.asked, *checkpoints]
 
     # -- deciding and acting ---------------------------------------------------------------------------
 
     def dispatch(self, event: events.Event) -> None:
         """Hand an event to the machine and perform what it orders. The only place that does."""
+        decided: list[actions.Action] = []
+        if isinstance(event, events.Renewed):  # heard at last, before its lease is looked at
+            decided += self.docket.event(event)
+        # What time has done changes the state too: it has to wait while nothing can be written.
+        while self.docket.settled() and (finding := self.machine.finding(self.docket.now)) is not None:
+            decided += self.docket.event(finding)
+        if not isinstance(event, events.Renewed):
+            decided += self.docket.event(event)
+        self.held += decided
+        if self.docket.settled():
+            held, self.held = self.held, []
+            for action in held:
+                self.events.write(action)
+                self.perform(action)
+        self.look_again()
+        if not isinstance(event, events.Renewed) or decided:
+            self.wake()  # not at every heartbeat: each worker that waits would look again
+
+    def look_again(self) -> None:
+        """Come back when time will have done something, or when there may be room in the journal again."""
         loop = asyncio.get_running_loop()
-        performed = self.machine.handle(event, loop.time())
-        for action in performed:
-            self.events.write(action)
-            self.perform(action)
         if self.timer is not None:
             self.timer.cancel()
         deadline = self.machine.next_deadline()
-        self.timer = (
-            None if deadline is None else loop.call_at(deadline, self.dispatch, events.Ticked(self.job))
-        )
-        if not isinstance(event, events.Renewed) or performed:
-            self.wake()  # not at every heartbeat: each worker that waits would look again
+        at = None
+        if deadline is not None:  # rounded, it could be a little too early, and that again and again
+            at = max(self.docket.by_clock(deadline), loop.time() + TICK_S)
+        if not self.docket.settled():
+            at = loop.time() + ROOM_S
+        self.timer = None if at is None else loop.call_at(at, self.dispatch, events.Ticked(self.job))
 
     def wake(self) -> None:
         self.changed.set()
@@ -275,8 +323,8 @@ class Coordinator:
                     member=action.member,
                     incarnation=action.incarnation,
                     generation=action.generation,
-                    heartbeat_s=self.heartbeat_s,
-                    lease_s=self.machine.rules.lease_s,
+                    heartbeat_s=self.begun.heartbeat_s,
+                    lease_s=self.begun.lease_s,
                     run_dir=self.run_dir,
                 )
             case actions.Refuse():
@@ -284,141 +332,97 @@ class Coordinator:
             case actions.Announce():
                 self.rosters.announce(action.generation, action.seats)
             case actions.Launch():
-                self.order(action.worker, Launch(self.job, action.worker, action.incarnation))
+                self.orders.send(action.worker, Launch(self.job, action.worker, action.incarnation))
             case actions.Place():
-                self.placement = action.placement
-                for shard in self.machine.shards(self.job):
-                    self.assign(shard)
-            case actions.Initialise():
-                self.initialiser = action.worker
+                self.shard_desk.assign_all()
             case actions.Await():
                 log.warning("waiting for a shard", shard=action.shard, because=action.because)
             case actions.Rehome():
-                self.rehome(action.shard, action.incarnation)
+                self.shard_desk.rehome(action.shard, action.incarnation)
             case actions.Fence():
                 peer = self.peers.get(action.member, "")
                 self.endpoint.notify(
                     peer, Fenced(self.job, action.member, action.incarnation, action.because)
                 )
-                self.release(action.member)
             case actions.Stop():
                 self.stop(action.member, action.because)
             case actions.Drain():
                 self.dealer.perform(calls.Drain(action.because))
-                for peer in self.scripts.values():
+                for peer in self.facts.scripts.values():
                     self.endpoint.notify(peer, Drained(self.job, action.because))
             case actions.Finish():
                 log.info("job over", job=self.job, state=action.state.name, because=action.because)
                 if self.finished is not None and not self.finished.done():
                     self.finished.set_result(action.exit_code)
 
+    def is_current(self, member: str, incarnation: int) -> bool:
+        return self.machine.is_current(self.job, member, incarnation)
+
+    def is_member_at(self, member: str, peer: str) -> bool:
+        """Is this process that member, as far as is known?"""
+        job = self.docket.running
+        return job is not None and job.members.at_peer(peer) == member
+
+    def is_still_to_come(self, member: str, peer: str) -> bool:
+        """A member may not have found this process yet, if it took another's place."""
+        return self.docket.resumed and self.is_member_at(member, peer)
+
+    # -- checkpoints ---------------------------------------------------------------------------------
+
+    def keep_checkpoints(self, root: Path, when: When, keep_last: int = 3, keep_every_steps: int = 0) -> None:
+        """From now on, into this folder."""
+        self.checkpoints = Checkpoints(
+            self.job,
+            root,
+            when,
+            ask=self.orders.ask,
+            shards=self.shard_desk.holding,
+            facts=self.at_cut,
+            steps=lambda: self.board.steps(self.machine.workers(self.job)),
+            steps_before=self.begun.steps_before,
+            keep_last=keep_last,
+            keep_every_steps=keep_every_steps,
+        )
+        self.checkpoints.start()
+
+    def at_cut(self, applied: Mapping[str, tuple[int, int, int]]) -> Cut:
+        """What a checkpoint holds beside the shards' parts, where they hold these steps."""
+        ledger = describe_ledger(self.ledger.at_cut(applied_batches(applied)))
+        steps = self.board.steps(self.machine.workers(self.job))
+        job = describe_job(self.spec, steps, self.ledger)
+        return Cut(self.facts.registration, self.ledger.epoch, ledger, job, {})
+
     def stop(self, member: str, because: str) -> None:
         """End this member; a shard when the last checkpoint has what it holds."""
         message = Stop(self.job, because)
-        if self.checkpoints is None or not self.ends_well() or member not in self.machine.shards(self.job):
-            self.order(member, message)
+        if self.checkpoints is None or not self.ends_well() or member not in self.shard_desk.all:
+            self.orders.send(member, message)
             return
         last = asyncio.ensure_future(self.checkpoints.end("at the end"))
-        last.add_done_callback(lambda task: task.cancelled() or self.order(member, message))
+        last.add_done_callback(lambda task: task.cancelled() or self.orders.send(member, message))
 
     def ends_well(self) -> bool:
         """Are the parameters worth a checkpoint when the job stops?"""
-        job = self.machine.jobs.get(self.job)
+        job = self.docket.running
         return (
             job is not None
             and isinstance(job.phase, Finishing)
             and job.phase.cause in (Cause.WORKERS_DONE, Cause.WORKERS_DRAINED, Cause.SCRIPT_FAILED)
-            and bool(self.holding_shards())
+            and bool(self.shard_desk.holding())
         )
 
-    def release(self, member: str) -> None:
-        """This worker did not come to the end of its script: others may write the files that it was to write."""
-        self.claims = {what: owner for what, owner in self.claims.items() if owner != member}
+    def signalled(self) -> None:
+        """SIGUSR2: take a checkpoint now."""
+        if self.checkpoints is not None:
+            task = asyncio.ensure_future(self.checkpoints.take("SIGUSR2 at the coordinator"))
+            self.asked.add(task)
+            task.add_done_callback(self.asked.discard)
 
-    def is_current(self, message: Exited | Leave) -> bool:
-        return self.machine.is_current(self.job, message.member, message.incarnation)
-
-    def order(
-        self, member: str, message: Message, payload: bytes | None = None, within_s: float = ORDER_S
-    ) -> asyncio.Task[bool]:
-        """Send an order until it is taken, which the result tells; who does not take it is left to its lease."""
-        task = asyncio.ensure_future(self._order(member, message, payload, within_s))
-        self.orders.add(task)
-        task.add_done_callback(self.orders.discard)
-        return task
-
-    async def _order(self, member: str, message: Message, payload: bytes | None, within_s: float) -> bool:
-        return await self.ask(member, message, payload, within_s) is not None
-
-    async def ask(
-        self, member: str, message: Message, payload: bytes | None = None, within_s: float = ORDER_S
-    ) -> Answer | None:
-        """Send an order until it is taken; its answer, or None where it was not."""
-        until = asyncio.get_running_loop().time() + within_s
-        while True:
-            try:
-                return await self.endpoint.request(self.peers[member], message, payload, timeout_s=within_s)
-            except Refused as refused:
-                # An order may overtake the answer to the member's own join.
-                if refused.code == "early" and asyncio.get_running_loop().time() < until:
-                    await asyncio.sleep(EARLY_S)
-                    continue
-                because = refused.because
-            except TransportError as error:
-                because = str(error)
-            log.warning("order not taken", member=member, order=type(message).__name__, because=because)
-            return None
-
-    async def ask_settled(self, shard: str, message: Settle) -> Account | None:
-        """Where a lost worker stands on this shard; None where the shard does not say."""
-        if not self.serves(shard):
-            return None
-        answer = await self.ask(shard, message)
-        if answer is None or not isinstance(answer.message, Stands):
-            return None
-        return Account(answer.message, bytes(answer.payload or b""))
-
-    def assign(self, shard: str) -> None:
-        """Give this shard the layout and the placement; when all have them, workers may go on."""
-        payload = msgspec.msgpack.encode(Assignment(self.registration, list(self.placement)))
-        begin = str(self.resumed.path) if self.resumed is not None else ""
-        message = Assign(self.job, shard, self.spec.staleness, self.spec.compress, begin)
-        peer = self.peers[shard]
-
-        def ended(order: asyncio.Task[bool]) -> None:
-            if order.cancelled() or self.peers[shard] != peer:
-                return  # the process that has come in its place was given the same order
-            if order.result():
-                self.assigned.add(shard)
-                self.wake()
-            elif self.serves(shard):
-                because = f"{shard} did not take the layout; its log says why"
-                self.dispatch(events.Cancelled(self.job, because))
-
-        self.order(shard, message, payload, ASSIGN_S).add_done_callback(ended)
-
-    def rehome(self, shard: str, incarnation: int) -> None:
-        """A shard serves its chunks again: it gets what it has missed, and the scripts its address."""
-        if self.placement:
-            self.assign(shard)
-        self.rosters.again(shard)
-        for peer in self.scripts.values():
-            self.endpoint.notify(peer, Moved(self.job, shard, incarnation, self.addresses[shard]))
-
-    def serves(self, shard: str) -> bool:
-        """Is this shard alive, with its chunks?"""
-        job = self.machine.jobs.get(self.job)
-        return job is not None and shard in job.members.alive("shard") and shard not in job.away
-
-    def where(self, message: Where) -> Reply:
-        """Where a shard is, for a worker that has lost it."""
-        self.admit(message.worker, message.incarnation)
-        if message.shard not in self.machine.shards(self.job):
-            raise Refusal("placement", f"there is no shard {message.shard}")
-        if not self.serves(ShardId(message.shard)):
-            return self.dealer.wait([message.shard], "it is gone, and its chunks are only there")
-        incarnation = self.machine.jobs[self.job].members.alive("shard")[ShardId(message.shard)].incarnation
-        return Moved(self.job, message.shard, incarnation, self.addresses[message.shard])
+    async def take_checkpoint(self, message: TakeCheckpoint) -> Reply:
+        if self.checkpoints is None:
+            raise Refusal("checkpoint", f"job {self.job} keeps no checkpoints")
+        path = await self.checkpoints.take(message.because)
+        return Checkpointed(str(path or ""))
 
     # -- looking -------------------------------------------------------------------------------------
 
@@ -442,49 +446,82 @@ class Coordinator:
         job = getattr(message, "job", "")
         if job not in ("", self.job):
             raise Refusal("job", f"this coordinator serves job {self.job}, not {job}")
+        if isinstance(message, Heartbeat):
+            self.heartbeat(peer, message)
+            return None
+        if isinstance(message, Report):
+            self.admit(message.worker, message.incarnation)
+            self.report(message)
+            return None
+        self.settle()  # or nothing is changed
+        reply = self.change(peer, message, payload)
+        if isinstance(reply, Awaitable):
+            return self.settled(reply)
+        self.settle()  # or nothing is said of it; whoever asks again is answered the same
+        return reply
+
+    async def settled(self, reply: Awaitable[Reply]) -> Reply:
+        answer = await reply
+        self.settle()
+        return answer
+
+    def settle(self) -> None:
+        """What has changed is written. Raises Refusal where it cannot be."""
+        if not self.docket.settled():
+            raise Refusal(NO_ROOM, self.docket.trouble)
+
+    def heartbeat(self, peer: str, message: Heartbeat) -> None:
+        current = self.is_current(message.member, message.incarnation)
+        if current and self.is_member_at(message.member, peer):
+            self.dispatch(events.Renewed(self.job, message.member, message.incarnation))
+            self.board.heard(message.member, asyncio.get_running_loop().time())
+            self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job)))
+            return
+        job = self.docket.running
+        if job is None:  # it did not hear of the end
+            if peer not in self.seen_off:
+                self.seen_off.add(peer)
+                self.orders.stranger(peer, Stop(self.job, "the job is over"))
+            return
+        # It was told when it was fenced, if it could be reached then.
+        because = "another process took its place"
+        if not current:
+            because = job.members.why_not(message.member, message.incarnation)
+            if message.member not in job.members.records:
+                because += " of this job, as far as the coordinator's journal says"
+        self.endpoint.notify(peer, Fenced(self.job, message.member, message.incarnation, because))
+
+    def report(self, message: Report) -> None:
+        now = asyncio.get_running_loop().time()
+        self.board.report(message, now)
+        if now - self.progress_at >= PROGRESS_S and self.docket.settled():
+            self.progress_at = now
+            self.docket.fact(self.board.progress(now))
+
+    def change(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
+        """A message that may change something."""
         match message:
             case Join():
                 return self.join(peer, message)
-            case Heartbeat():
-                self.dispatch(events.Renewed(self.job, message.member, message.incarnation))
-                if not self.machine.is_current(self.job, message.member, message.incarnation):
-                    # It was told when it was fenced, if it could be reached then.
-                    because = "another process took its place, or it was silent for too long"
-                    self.endpoint.notify(peer, Fenced(self.job, message.member, message.incarnation, because))
-                    return None
-                self.board.heard(message.member, asyncio.get_running_loop().time())
-                self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job)))
-                return None
             case Exited():
                 return self.exited(message)
             case Leave():
-                if self.is_current(message):
-                    self.release(message.member)
                 self.dispatch(events.Left(self.job, message.member, message.incarnation, message.because))
                 return Ok()
             case Drain():
                 self.dispatch(events.DrainAsked(self.job, message.because))
                 return Ok()
-            case Returned():
-                holds = message.holds
-                if not holds and message.member not in self.assigned:
-                    holds = digest_of(self.registration)  # nobody has brought it any parameters yet
-                self.dispatch(events.Returned(self.job, message.member, message.incarnation, holds))
-                return Ok()
-            case Where():
-                return self.where(message)
-            case TakeCheckpoint():
-                return self.take_checkpoint(message)
-            case Report():
-                self.admit(message.worker, message.incarnation)
-                self.board.report(message, asyncio.get_running_loop().time())
-                return None
             case Register():
                 return self.register(peer, message, bytes(payload or b""))
             case Loaded():
                 self.admit(message.worker, message.incarnation)
-                self.loaded = True
                 self.dispatch(events.Loaded(self.job, message.worker, message.incarnation))
+                return Ok()
+            case Returned():
+                holds = message.holds
+                if not holds and self.shard_desk.had_nothing(message.member):
+                    holds = digest_of(self.facts.registration)
+                self.dispatch(events.Returned(self.job, message.member, message.incarnation, holds))
                 return Ok()
             case OpenEpoch():
                 return self.dealer.open_epoch(message, bytes(payload or b""))
@@ -501,79 +538,61 @@ class Coordinator:
                 return self.dealer.know(message, bytes(payload or b""))
             case Skip():
                 return self.dealer.skip(message, bytes(payload or b""))
+            case Where():
+                self.admit(message.worker, message.incarnation)
+                because = "it is gone, and its chunks are only there"
+                return self.shard_desk.where(message) or self.dealer.wait([message.shard], because)
+            case TakeCheckpoint():
+                return self.take_checkpoint(message)
             case Claim():
                 self.admit(message.worker, message.incarnation)
-                owner = self.claims.setdefault(message.what, message.worker)
+                owner = self.docket.claim(message.what, message.worker)
                 return Claimed(self.job, owner == message.worker, owner)
         raise Refusal("unexpected", f"a coordinator does not take {type(message).__name__}")
 
     def join(self, peer: str, message: Join) -> Reply:
         self.dispatch(events.Joined(self.job, message.role, message.member, peer, message.former))
+        self.settle()
         answer = self.answers.pop(peer)
         if isinstance(answer, Refusal):
             raise answer
         assert isinstance(answer, Joined)
-        if message.role == "shard":
-            self.addresses[answer.member] = message.addresses
+        self.docket.fact(
+            Entered(
+                answer.member,
+                answer.incarnation,
+                message.role,
+                message.node,
+                message.device,
+                message.addresses,
+            )
+        )
         self.board.joined(message, answer, asyncio.get_running_loop().time())
         return answer, msgspec.msgpack.encode(self.spec)
 
     def admit(self, worker: str, incarnation: int) -> None:
         """Refuse a script whose incarnation is over."""
-        if not self.machine.is_current(self.job, worker, incarnation):
+        if not self.is_current(worker, incarnation):
             raise Refusal(
                 "fenced",
                 f"{worker}#{incarnation} is not a member of generation {self.machine.generation(self.job)}",
             )
 
-    async def register(self, peer: str, message: Register, registration: bytes) -> Reply:
-        self.admit(message.worker, message.incarnation)
-        self.scripts[message.worker] = peer
-        if digest_of(registration) != message.digest:
-            raise Refusal("layout", "the layout's digest does not match its bytes")
-        if self.resumed is not None and not self.registration:
-            if because := why_not_this_model(self.resumed, registration):
-                raise Refusal("layout", f"the checkpoint {self.resumed.path} does not fit: {because}")
-        self.registration = self.registration or registration
-        self.dispatch(
-            events.Registered(self.job, message.worker, message.incarnation, message.digest, message.chunks)
-        )
-        if message.digest != digest_of(self.registration):
-            raise Refusal("layout", f"{message.worker} registered another layout than the workers before it")
-        shards = self.machine.shards(self.job)
-        if not await self.until(lambda: self.assigned.issuperset(shards)):
-            # The first sparse job of a machine compiles half a minute and more.
-            return self.dealer.wait([s for s in shards if s not in self.assigned], "they take the layout")
-        if not await self.until(lambda: self.loaded or self.initialiser == message.worker):
-            return self.dealer.wait([self.initialiser], f"{self.initialiser} brings the first parameters")
-        reply = Registered(
-            job=self.job,
-            generation=self.machine.generation(self.job),
-            initialiser="" if self.loaded else self.initialiser,
-            staleness=self.spec.staleness,
-            compress=self.spec.compress,
-            workers=self.spec.workers,
-            epoch=self.ledger.epoch,
-            steps=self.resumed.manifest.step if self.resumed is not None else 0,
-        )
-        homes = Homes(list(shards), [self.addresses[shard] for shard in shards], list(self.placement))
-        return reply, msgspec.msgpack.encode(homes)
-
     async def exited(self, message: Exited) -> Reply:
         """A script has ended. Where it crashed, what it did is settled first: only the rest can be to blame."""
-        if not self.is_current(message):  # its agent may come again
+        if not self.is_current(message.member, message.incarnation):  # its agent may come again
             raise Refusal("fenced", f"{message.member}#{message.incarnation} was over before")
         crashed = bool(message.code or message.signal)
-        if crashed and self.is_current(message):
+        if crashed:
             try:
                 async with asyncio.timeout(SETTLE_S):
                     await self.rosters.settle_now(message.member, message.incarnation)
             except TimeoutError:
                 pass  # a shard is away: more than one batch is suspected, and none condemned
-        if message.signal and self.is_current(message):  # a script that fails ends the job
-            self.release(message.member)
+        if not self.is_current(message.member, message.incarnation):
+            return Ok()
         if message.failure is not None:
-            self.board.failed(message.member, message.failure)
+            self.docket.fact(Failed(MemberFailure(member=message.member, failure=message.failure)))
         event = events.Exited(
             self.job,
             message.member,
@@ -583,18 +602,49 @@ class Coordinator:
             why(message),
             returns=message.returns,
         )
-        if crashed and self.is_current(message):
+        if crashed:
             event = self.dealer.crashed(event)
             if self.dealer.stopped_by is not None:
-                self.board.failed_by(message, self.dealer.stopped_by)
+                self.docket.fact(Failed(self.board.meant(message, self.dealer.stopped_by)))
         self.dispatch(event)
         return Ok()
 
-    async def take_checkpoint(self, message: TakeCheckpoint) -> Reply:
-        if self.checkpoints is None:
-            raise Refusal("checkpoint", f"job {self.job} keeps no checkpoints")
-        path = await self.checkpoints.take(message.because)
-        return Checkpointed(str(path or ""))
+    async def register(self, peer: str, message: Register, registration: bytes) -> Reply:
+        self.admit(message.worker, message.incarnation)
+        self.docket.spoke(message.worker, peer)
+        if digest_of(registration) != message.digest:
+            raise Refusal("layout", "the layout's digest does not match its bytes")
+        if not self.facts.registration:
+            if self.resumed is not None and (because := why_not_this_model(self.resumed, registration)):
+                raise Refusal("layout", f"the checkpoint {self.resumed.path} does not fit: {because}")
+            self.docket.fact(Shown(registration))
+        self.dispatch(
+            events.Registered(self.job, message.worker, message.incarnation, message.digest, message.chunks)
+        )
+        if message.digest != digest_of(self.facts.registration):
+            raise Refusal("layout", f"{message.worker} registered another layout than the workers before it")
+        self.settle()
+        shards = self.shard_desk.all
+        if not await self.until(lambda: self.shard_desk.assigned.issuperset(shards)):
+            # The first sparse job of a machine compiles half a minute and more.
+            late = [shard for shard in shards if shard not in self.shard_desk.assigned]
+            return self.dealer.wait(late, "they take the layout")
+        if not await self.until(lambda: self.docket.loaded or self.facts.initialiser == message.worker):
+            whom = self.facts.initialiser
+            return self.dealer.wait([whom], f"{whom} brings the first parameters")
+        reply = Registered(
+            job=self.job,
+            generation=self.machine.generation(self.job),
+            initialiser="" if self.docket.loaded else self.facts.initialiser,
+            staleness=self.spec.staleness,
+            compress=self.spec.compress,
+            workers=self.spec.workers,
+            epoch=self.ledger.epoch,
+            steps=self.begun.steps_before,
+        )
+        where = [self.facts.entered[shard].addresses for shard in shards]
+        homes = Homes(list(shards), where, list(self.facts.placement))
+        return reply, msgspec.msgpack.encode(homes)
 
     async def until(self, condition: Callable[[], bool]) -> bool:
         """Wait for a condition, HOLD_S at most; whether it holds."""
@@ -621,56 +671,3 @@ class Coordinator:
 def digest_of(registration: bytes) -> str:
     """What two workers' layouts are compared by; `layout.Registration.digest` is the same."""
     return hashlib.blake2b(registration, digest_size=16).hexdigest()
-
-
-def serve(settings: Settings, spec: JobSpec) -> int:
-    """Coordinate one job until it is over; returns its exit code. Raises ZmlError for a person to read."""
-    import uvloop
-
-    return uvloop.run(_serve(settings, spec))
-
-
-async def _serve(settings: Settings, spec: JobSpec) -> int:
-    loop = asyncio.get_running_loop()
-    folder = Path(settings.run_dir)
-    resumed = load_from(find(Path(settings.resume))) if settings.resume else None
-
-    def listening(handler: Handler) -> Endpoint:
-        return control_endpoint(settings, COORDINATOR, handler, keys=(LISTENER,), bind=settings.bind)
-
-    coordinator = Coordinator(
-        JobId(settings.job),
-        spec,
-        Machine(
-            Rules(
-                lease_s=settings.lease_s,
-                lease_most_s=max(5.0, 3 * settings.lease_s),
-                return_s=settings.return_s,
-                goodbye_s=LAST_CHECKPOINT_S,
-            )
-        ),
-        listening,
-        EventLog(folder / rundir.EVENTS),
-        heartbeat_s=settings.heartbeat_s,
-        run_dir=str(folder),
-        resumed=resumed,
-    )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, coordinator.interrupt, signal.Signals(number).name)
-    try:
-        await coordinator.start()
-        coordinator.keep_checkpoints(
-            folder / rundir.CHECKPOINTS,
-            When(settings.checkpoint_steps, settings.checkpoint_minutes),
-            settings.keep_last,
-            settings.keep_every_steps,
-        )
-        loop.add_signal_handler(signal.SIGUSR2, coordinator.signalled)
-        here = rundir.Listening(list(coordinator.endpoint.addresses), os.getpid(), settings.job)
-        rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
-        log.info("listening", addresses=here.addresses, job=settings.job)
-        code = await coordinator.run()
-        rundir.write(folder / rundir.STATUS, msgspec.json.encode(coordinator.status()))
-        return code
-    finally:
-        await coordinator.close()

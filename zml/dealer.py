@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from .docket import Docket
 from .errors import BAD_BATCH, ZmlError
 from .messages import (
     Contents,
@@ -55,6 +56,7 @@ class Hall(Protocol):
 
     job: JobId
     spec: JobSpec
+    docket: Docket
 
     def admit(self, worker: str, incarnation: int) -> None:
         """Refuse a script whose incarnation is over."""
@@ -74,7 +76,7 @@ class Dealer:
 
     def __init__(self, hall: Hall) -> None:
         self.hall = hall
-        self.ledger = batches.Ledger()
+        self.ledger = hall.docket.ledger
         self.evaluations = evaluation.Evaluations()
         self.attempt = secrets.token_hex(
             4
@@ -85,18 +87,18 @@ class Dealer:
         ] = {}  # samples of suspects, of the open epoch only
 
     def perform(self, call: calls.Call) -> batches.Answer:
-        """Afterwards `ledger.news` says whether the call is worth keeping; nobody has been told of the answer yet."""
-        return self.ledger.perform(call)
+        """It is written down before anybody is told of the answer."""
+        return self.hall.docket.perform(call)
 
     def members(self, seats: Iterable[Seat]) -> None:
         seats = tuple(seats)
         self.perform(calls.Members(seats))
         self.evaluations.members(seats)
 
-    def settle(self, worker: WorkerId, clock: int, epoch: int, done: int) -> None:
+    def settle(self, worker: WorkerId, incarnation: int, clock: int, epoch: int, done: int) -> None:
         """What the shards say of a lost worker: the step of this clock is its last, and has `done` of its batches."""
-        if epoch < 0:
-            return  # it had no loader
+        if epoch < 0 or self.ledger.incarnations.get(worker) != incarnation:
+            return  # it had no loader, or was taken out before another coordinator took over
         self.perform(calls.Reached(epoch, clock + 1))
         refused = self.perform(calls.Settle(worker, epoch, done))
         if isinstance(refused, batches.Mismatch):

@@ -169,6 +169,23 @@ RUN_FILES = page(
     the file and the place.""",
     exit_code=5,
 )
+JOURNAL = page(
+    "ZML-E411",
+    "the coordinator's journal cannot be used",
+    """The coordinator writes down what it decides before it says it, in state/coordinator of the run directory, and
+    a new one goes on from there. Every record and snapshot has a checksum; the message names the file and the place
+    that do not fit. Nothing behind such a place can be believed, so the coordinator does not begin. With the folder
+    moved away, the job in this run directory begins anew; parameters that were saved are where they were.""",
+    exit_code=5,
+)
+HELD = page(
+    "ZML-E412",
+    "another coordinator goes on with this job",
+    """Two coordinators with one journal would give every batch out twice. The message names the process that holds
+    the folder; the lock ends with that process. On NFS, locks work between machines from version 4 on, and not with
+    the option nolock.""",
+    exit_code=4,
+)
 NOT_JOINED = page(
     "ZML-E501",
     "the script has not joined",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .scheduler.actions import (
     Action,
@@ -38,18 +40,28 @@ class EventLog:
         if isinstance(action, Ignored):
             return
         at = time.time()
-        if self.file is not None:
-            fields = {name: value for name, value in asdict(action).items() if name != "placement"}
-            self.file.write(
-                json.dumps({"at": at, "event": type(action).__name__, **fields}, default=str) + "\n"
-            )
+        fields = {name: value for name, value in asdict(action).items() if name != "placement"}
+        self._append({"at": at, "event": type(action).__name__, **fields})
         line = told(action, at)
         if line is not None:
             self.recent.append(line)
 
+    def note(self, what: str, because: str) -> None:
+        """Something that no action says."""
+        at = time.time()
+        self._append({"at": at, "event": what, "because": because})
+        self.recent.append(EventLine(at=at, what=what, because=because))
+
+    def _append(self, line: dict[str, Any]) -> None:
+        """Nothing is decided by these lines: a full disk keeps nobody from acting."""
+        if self.file is not None:
+            with suppress(OSError):
+                self.file.write(json.dumps(line, default=str) + "\n")
+
     def close(self) -> None:
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):  # what there was no room for
+                self.file.close()
 
 
 def told(action: Action, at: float) -> EventLine | None:

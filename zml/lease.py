@@ -1,4 +1,4 @@
-"""A member keeps its lease: heartbeats to the coordinator, and the end when the coordinator stays silent."""
+"""A member keeps its lease: heartbeats to the coordinator, and the end when that stays silent for too long."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ import msgspec
 import structlog
 
 from .errors import LOST, UNREACHABLE, ZmlError
-from .messages import Fenced, Heartbeat, JobSpec, Join, Joined, Leave
-from .transport import Endpoint, Refused, TransportError
+from .messages import Fenced, Heartbeat, JobSpec, Join, Joined, Leave, Message
+from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
 
 COORDINATOR = "coordinator"
-GOODBYE_S = 2.0
+GOODBYE_S = 3.0  # a coordinator that was started again mostly answers within this time
+ASK_S = 5.0
+RETRY_S = 0.1
+SAY_S = 5.0  # of silence, before it is said
+AWAY_FIX = "Start it again with the same --run-dir: it goes on where it was, and the members find it."
+NO_ROOM = "no-room"  # the coordinator refuses so what it cannot write down: to be asked again
 
 log = structlog.get_logger()
 
@@ -26,42 +31,80 @@ log = structlog.get_logger()
 class Lease:
     """One member's place in the job. `heard()` is to be called at every sign of life of the coordinator."""
 
-    def __init__(self, endpoint: Endpoint, joined: Joined, spec: JobSpec) -> None:
+    def __init__(self, endpoint: Endpoint, joined: Joined, spec: JobSpec, away_s: float) -> None:
         self.endpoint = endpoint
         self.joined = joined
         self.spec = spec
-        self.silence_s = max(20 * joined.lease_s, 30.0)
+        self.away_s = away_s
         self.heard_at = asyncio.get_running_loop().time()
+        self.waiting = False  # and it was said
 
     def heard(self) -> None:
-        self.heard_at = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        if self.waiting:
+            log.info("the coordinator is back", member=self.joined.member, away_s=round(now - self.heard_at))
+            self.waiting = False
+        self.heard_at = now
 
     def is_mine(self, fenced: Fenced) -> bool:
         """Does this order mean this very process, and not a former self of the same name?"""
         return (fenced.member, fenced.incarnation) == (self.joined.member, self.joined.incarnation)
 
     async def keep(self) -> ZmlError:
-        """Send heartbeats; returns, with the reason, only when the coordinator has been silent for too long."""
+        """Send heartbeats; returns, with the reason, only when the coordinator has been silent for too long.
+
+        It may have died, and be started again: meanwhile training goes on, and the transport dials by itself.
+        """
         loop = asyncio.get_running_loop()
         heartbeat_s = self.joined.heartbeat_s
         beat = Heartbeat(self.joined.job, self.joined.member, self.joined.incarnation)
-        while loop.time() - self.heard_at < self.silence_s:
+        while (silent_s := loop.time() - self.heard_at) < self.away_s:
+            if silent_s > SAY_S and not self.waiting:
+                self.waiting = True
+                log.warning("waiting for the coordinator", member=self.joined.member, at_most_s=self.away_s)
             self.endpoint.notify(COORDINATOR, beat)
             due = loop.time() + heartbeat_s
             await asyncio.sleep(heartbeat_s)
             if (late_s := loop.time() - due) > heartbeat_s:
                 self.heard_at += late_s  # while this process was held up nobody could be heard
         return ZmlError(
-            LOST, f"{self.joined.member}: the coordinator has been silent for {self.silence_s:g} s"
+            LOST, f"{self.joined.member}: the coordinator has been silent for {self.away_s:g} s", AWAY_FIX
         )
 
     async def leave(self, because: str) -> None:
-        """Say goodbye: nothing of this member is in flight. A coordinator that is gone is not waited for."""
+        """Say goodbye: nothing of this member is in flight. A coordinator that is gone is not waited for long."""
         goodbye = Leave(self.joined.job, self.joined.member, self.joined.incarnation, because)
         try:
-            await self.endpoint.request(COORDINATOR, goodbye, timeout_s=GOODBYE_S)
+            await ask(self.endpoint, goodbye, within_s=GOODBYE_S)
         except TransportError as error:
             log.warning("left without a goodbye", because=str(error))
+
+
+async def ask(endpoint: Endpoint, message: Message, *, within_s: float, each_s: float = ASK_S) -> Answer:
+    """Ask the coordinator, which may die meanwhile and be started again: once more, as long as there is time.
+
+    The request may then be handled twice, which is to be the same as once. Raises as `Endpoint.request`.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + within_s
+    while True:
+        left_s = max(until - loop.time(), RETRY_S)
+        try:
+            return await endpoint.request(COORDINATOR, message, timeout_s=min(each_s, left_s))
+        except (Refused, PeerLost, DeadlineExceeded) as error:
+            if not worth_asking_again(error) or loop.time() + RETRY_S >= until:
+                raise
+        await asyncio.sleep(RETRY_S)
+
+
+def worth_asking_again(error: TransportError) -> bool:
+    """May the coordinator give another answer later?"""
+    match error:
+        case Refused():
+            return error.code == NO_ROOM
+        case PeerLost():
+            return error.peer == COORDINATOR  # or it is our own endpoint that has ended
+    return isinstance(error, DeadlineExceeded)
 
 
 async def join(
@@ -86,9 +129,10 @@ async def join(
         former=former,
         addresses=addresses or [],
     )
+    within_s = settings.join_timeout_s
     try:
-        await endpoint.connect(COORDINATOR, settings.coordinator, timeout_s=settings.join_timeout_s)
-        answer = await endpoint.request(COORDINATOR, wish, timeout_s=settings.join_timeout_s)
+        await endpoint.connect(COORDINATOR, settings.coordinator, timeout_s=within_s)
+        answer = await ask(endpoint, wish, within_s=within_s, each_s=within_s)
     except Refused as refused:
         raise ZmlError(
             UNREACHABLE, f"the coordinator at {where} refused {member or 'this worker'}: {refused.because}"
@@ -102,4 +146,5 @@ async def join(
     joined = answer.message
     assert isinstance(joined, Joined), joined
     log.info("joined", member=joined.member, incarnation=joined.incarnation, job=joined.job)
-    return Lease(endpoint, joined, msgspec.msgpack.decode(answer.payload or b"", type=JobSpec))
+    spec = msgspec.msgpack.decode(answer.payload or b"", type=JobSpec)
+    return Lease(endpoint, joined, spec, settings.coordinator_away_s)

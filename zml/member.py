@@ -446,7 +446,7 @@ class Member:
     def _report(self) -> None:
         self.reported_at = time.monotonic()
         self.timeline.write()
-        fields = {
+        fields: dict[str, Any] = {
             "steps": self.steps,
             "epoch": max(self.ledger_epoch, 0),
             "epochs": self.epochs_wanted,

@@ -458,7 +458,7 @@ class Totals(Message):
 
 
 class Report(Message, kw_only=True):
-    """A notice: what the script logged, the steps it has finished, and its samples since the last report."""
+    """A notice: what the script logged, and the steps and samples that it has finished. One that is lost is no loss."""
 
     job: str
     worker: str

@@ -25,7 +25,7 @@ from .base import state_of
 from .compression import parse
 from .errors import FENCED, LOG_DAMAGED, LOST, ZmlError
 from .iothread import IoThread
-from .lease import COORDINATOR, Lease, join
+from .lease import COORDINATOR, Lease, ask, join
 from .link import LISTENER, bulk_endpoint, control_endpoint, listen
 from .messages import (
     Align,
@@ -54,7 +54,6 @@ from .transport import Endpoint, Handler, Refusal, TransportError
 if TYPE_CHECKING:
     from .config import Settings
 
-RETURN_S = 30.0  # for the coordinator to hear that the log is read
 SYNC_S = 1.0  # what was pushed longer ago survives the machine
 
 log = structlog.get_logger()
@@ -136,7 +135,7 @@ class Ps:
         joined = lease.joined
         here = Returned(joined.job, joined.member, joined.incarnation, core.layout_digest)
         try:
-            await self.endpoint.request(COORDINATOR, here, timeout_s=RETURN_S)
+            await ask(self.endpoint, here, within_s=self.settings.coordinator_away_s)
         except TransportError as error:
             raise ZmlError(
                 LOST, f"{self.name}: the coordinator was not told that it is here: {error}"

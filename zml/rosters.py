@@ -40,7 +40,7 @@ class Desk(Protocol):
         """These are the workers now."""
         ...
 
-    def settle(self, worker: WorkerId, clock: int, epoch: int, done: int) -> None:
+    def settle(self, worker: WorkerId, incarnation: int, clock: int, epoch: int, done: int) -> None:
         """This worker is lost, and got so far."""
         ...
 
@@ -69,6 +69,7 @@ class Rosters:
         self.ask = ask
         self.bring = bring
         self.changed: Callable[[], None] = lambda: None  # told when the ledger has changed
+        self.written: Callable[[], bool] = lambda: True  # is what was decided safe, so that it may be told?
         self.wanted: tuple[int, tuple[Place, ...]] = (0, ())  # the newest generation
         self.settled: tuple[int, tuple[Place, ...]] = (0, ())  # the newest that may go out
         self.owed: dict[str, list[Finished]] = {}  # shard -> steps that it has not confirmed
@@ -81,6 +82,12 @@ class Rosters:
         self.wanted = (generation, tuple(seats))
         if self.settling is None or self.settling.done():
             self.settling = asyncio.ensure_future(self._settle_all())
+            self.settling.add_done_callback(_tell_of_failure)
+
+    def recall(self, places: Iterable[Place]) -> None:
+        """Another process was the coordinator, and these workers were or are in the job: whoever is no more in it is
+        settled once again, for the shards may not have heard to the end what became of it."""
+        self.settled = (0, tuple(places))
 
     def again(self, shard: str) -> None:
         """This shard has come back: it may have missed the newest roster."""
@@ -106,6 +113,8 @@ class Rosters:
             for place in gone:
                 await self._settle(place)
             self.desk.members(seats)
+            while not self.written():
+                await asyncio.sleep(AGAIN_S)
             self.settled = (generation, seats)
             self.changed()
             for shard in self.shards():
@@ -121,7 +130,7 @@ class Rosters:
         for shard, account in zip(shards, accounts, strict=True):
             if account.stands.clock < last.clock:
                 self.owed.setdefault(shard, []).append(last)
-        self.desk.settle(WorkerId(place.worker), last.clock, last.epoch, last.done)
+        self.desk.settle(place.worker, place.incarnation, last.clock, last.epoch, last.done)
         log.info(
             "settled",
             worker=place.worker,
@@ -153,3 +162,8 @@ class Rosters:
         payload = msgspec.msgpack.encode(Muster(seats, owed))
         if await self.bring(shard, Roster(self.job, generation), payload):
             self.owed[shard] = [step for step in self.owed.get(shard, ()) if step not in owed]
+
+
+def _tell_of_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a generation was not brought to the shards", because=repr(error))

@@ -7,7 +7,7 @@
         status.json         how it ended
         logs/               one file of JSON lines per process, and what scripts printed
         timeline/           where the time of each worker's steps went
-        state/              what lets a process that dies go on: a push log per shard
+        state/              what lets a process that dies go on: the coordinator's journal, a push log per shard
         checkpoints/        see zml/checkpoint/folder.py
 
 It can be read at any time, by people and by `zml status`. Only `state` is needed to run, and `checkpoints` to resume.

@@ -41,9 +41,8 @@ def test_a_script_ends_when_it_ends_whatever_it_has_started_and_printed(place: P
 
 
 def test_the_others_finish_when_a_whole_worker_is_killed(place: Playground) -> None:
-    run = place.start(
-        "run", "-w", "3", "-p", "1", "--staleness", "2", "train.py", "--epochs", "4", "--pause", "0.03"
-    )
+    args = ["-w", "3", "-p", "1", "--staleness", "2", "train.py", "--epochs", "4", "--pause", "0.03"]
+    run = place.start("run", *args, ZML_WORKER_RESTARTS="0")
     place.until(lambda: "epoch 0 done" in place.script_lines("w1"), "training goes on")
     (agent,) = place.pids("worker", "--name w1")
     (script,) = [pid for pid in place.pids("zml.runner") if parent(pid) == agent]

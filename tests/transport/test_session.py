@@ -729,6 +729,22 @@ def test_what_has_not_left_survives_a_new_session() -> None:
     assert [call.message for call in pair.shard.calls[-2:]] == [Do(3), Do(4)]
 
 
+def test_requests_of_a_peer_that_was_started_anew_are_handled_although_their_ids_were_used_before() -> None:
+    pair = Pair()
+    for number in range(3):
+        pair.shard.ask(Do(number), 0, 0.0, 60.0)
+        pair.carry()
+        call = pair.worker.calls.pop()
+        pair.w.reply(call.number, call.id, Done(number), None)
+        pair.worker.flush()
+        pair.carry()
+    pair.shard.lose_session()
+    pair.advance(10.0)
+    pair.shard.ask(Do(9), 0, pair.now, 60.0)
+    pair.carry()
+    assert [call.message for call in pair.worker.calls] == [Do(9)]
+
+
 def test_the_reply_of_a_handler_from_a_former_session_is_dropped() -> None:
     pair = Pair()
     pair.worker.ask(Do(0), 0, 0.0, 60.0)

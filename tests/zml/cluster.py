@@ -7,7 +7,6 @@ Only what needs processes is left out: agents do not start scripts, they are the
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ from zml.config import Settings
 from zml.coordinator import Coordinator
 from zml.events import EventLog
 from zml.hyper import OptimizerSpec, hyper_of, write_hyper
+from zml.journal import Journal
 from zml.layout import Bucket, Layout, Registration, buckets
-from zml.lease import COORDINATOR, join
+from zml.lease import COORDINATOR, Lease, ask, join
 from zml.messages import (
     AnyMessage,
     Delta,
     Exited,
+    Heartbeat,
     JobSpec,
     Launch,
     Message,
@@ -45,7 +46,7 @@ from zml.scheduler.ids import JobId
 from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
 from zml.seat import Seat
-from zml.transport import BULK, TransportError
+from zml.transport import BULK, Refusal, TransportError
 from zml.transport.memory import MemoryEndpoint, MemoryNetwork
 from zml.updates import outer_hyper, outer_spec
 
@@ -74,6 +75,7 @@ class Script:
         self.task: asyncio.Task[None] | None = None
         self.over = asyncio.Event()
         self.error: BaseException | None = None
+        self.lease: Lease | None = None
         self.agent = cluster.network.endpoint(f"agent-{name}", vocabulary=AnyMessage, handler=self.handle)
 
     async def run(self) -> None:
@@ -89,6 +91,8 @@ class Script:
     def handle(self, peer: str, message: Any, payload: memoryview | None) -> Message | None:
         match message:
             case Launch():
+                if self.lease is None:
+                    raise Refusal("early", "this agent has not joined yet")
                 if self.task is None:
                     self.task = asyncio.ensure_future(self._train(message))
                 return Ok()
@@ -96,7 +100,8 @@ class Script:
                 self.over.set()
                 return Ok()
             case Pulse():
-                self.lease.heard()
+                if self.lease is not None:
+                    self.lease.heard()
         return None
 
     async def _train(self, order: Launch) -> None:
@@ -123,8 +128,11 @@ class Script:
             await bulk.close()
             await control.close()
         exited = Exited(job=JOB, member=order.member, incarnation=order.incarnation, code=code)
-        with suppress(TransportError):  # the job is over, and nobody listens
-            await self.agent.request(COORDINATOR, exited, timeout_s=60)
+        try:
+            await ask(self.agent, exited, within_s=60)
+        except TransportError:
+            if not self.over.is_set():  # an agent that was stopped has nobody to tell
+                raise
         self.over.set()
 
     def _told(self, peer: str, message: Any, payload: memoryview | None) -> None:
@@ -253,26 +261,21 @@ class Cluster:
         lease_s: float = 1.5,
         folder: Path | None = None,
         resumed: Checkpoint | None = None,
+        state: Path | None = None,
     ) -> None:
-        """`folder`: where shards keep their push logs; without one their state dies with them."""
+        """`folder`: where shards keep their push logs; without one their state dies with them. `state`: where the
+        coordinator's journal is, for one that is to die and go on."""
         self.folder = folder
+        self.resumed = resumed
         self.network = network
         self.spec = spec
         self.compute_s = compute_s
         self.settings = Settings(coordinator=(ADDRESS,), lease_s=lease_s, bucket_chunks=1)
 
-        def listen(handler: Any) -> MemoryEndpoint:
-            return network.endpoint(COORDINATOR, vocabulary=AnyMessage, handler=handler, bind=[ADDRESS])
-
-        self.coordinator = Coordinator(
-            JobId(JOB),
-            spec,
-            Machine(Rules(lease_s=lease_s)),
-            listen,
-            EventLog(None),
-            heartbeat_s=0.15,
-            resumed=resumed,
-        )
+        self.state = state
+        self.died, self.returned = asyncio.Event(), asyncio.Event()
+        self.snapshot_bytes = 1 << 20
+        self.make_coordinator()
         self.scripts: dict[str, Script] = {}
         self.shards: dict[int, Ps] = {}  # the newest process of each
         # What comes to a shard from workers; a test may put itself between.
@@ -280,6 +283,64 @@ class Cluster:
         self.lives: Counter[int] = Counter()
         self.shard_tasks: dict[int, asyncio.Task[int]] = {}
         self.tasks: list[asyncio.Task[Any]] = []
+
+    def make_coordinator(self) -> None:
+        def listen(handler: Any) -> MemoryEndpoint:
+            return self.network.endpoint(
+                COORDINATOR, vocabulary=AnyMessage, handler=self.watched(handler), bind=[ADDRESS]
+            )
+
+        self.coordinator = Coordinator(
+            JobId(JOB),
+            self.spec,
+            Machine(Rules(lease_s=self.settings.lease_s)),
+            listen,
+            EventLog(None),
+            heartbeat_s=0.15,
+            journal=Journal(self.state, snapshot_bytes=self.snapshot_bytes) if self.state else None,
+            resumed=self.resumed,
+        )
+
+    def watched(self, handler: Any) -> Any:
+        """The coordinator's handler, counted: `after_message` is called after each that is no heartbeat."""
+
+        async def end(reply: Awaitable[Any]) -> Any:
+            answer = await reply
+            self.after_message()
+            return self.unless_dead(answer)
+
+        def handle(peer: str, message: Any, payload: Any) -> Any:
+            reply = handler(peer, message, payload)
+            if asyncio.iscoroutine(reply):
+                return end(reply)
+            if not isinstance(message, Heartbeat):
+                self.after_message()
+            return self.unless_dead(reply)
+
+        return handle
+
+    def unless_dead(self, answer: Any) -> Any:
+        if self.died.is_set():
+            raise Refusal("dead", "nobody hears this")
+        return answer
+
+    def after_message(self) -> None: ...
+
+    def kill_coordinator(self) -> None:
+        """As kill -9."""
+        self.died.set()
+        self.network.crash(COORDINATOR)
+        self.coordinator.abandon()
+        journal = self.coordinator.docket.journal
+        assert journal is not None, "a coordinator without a journal is not to die"
+        journal.close()
+
+    async def restart_coordinator(self) -> None:
+        self.make_coordinator()
+        await self.coordinator.start()
+        self.died.clear()
+        self.returned.set()
+        self.returned = asyncio.Event()
 
     async def start(self) -> None:
         await self.coordinator.start()
@@ -353,12 +414,25 @@ class Cluster:
 
     async def finish(self) -> int:
         """Until the job is over; the exit code."""
-        code = await self.coordinator.run()
+        code = await self._code()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.coordinator.close()
         return code
+
+    async def _code(self) -> int:
+        """From the coordinator, or from another that takes its place."""
+        while True:
+            running = asyncio.ensure_future(self.coordinator.run())
+            died = asyncio.ensure_future(self.died.wait())
+            await asyncio.wait({running, died}, return_when=asyncio.FIRST_COMPLETED)
+            died.cancel()
+            if running.done() and not self.died.is_set():
+                return running.result()
+            running.cancel()
+            if self.died.is_set():
+                await self.returned.wait()
 
 
 def parameters(script: Script) -> list[torch.Tensor]:

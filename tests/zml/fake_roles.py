@@ -44,8 +44,9 @@ def coordinator(folder: Path, script: str) -> int:
     addresses = [sys.argv[i + 1] for i, part in enumerate(sys.argv) if part == "--bind"]
     partial.write_text(json.dumps({"addresses": addresses, "pid": os.getpid(), "job": "job"}))
     partial.rename(folder / "coordinator.json")
-    if script == "dies.py":
+    if script == "dies.py" or (script == "dies_once.py" and not (folder / "died").exists()):
         wait_for(folder / "joined" / "w1")
+        (folder / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     workers = int(os.environ["ZML_WORKERS"])
     for shard in range(int(os.environ["ZML_SHARDS"])):
@@ -75,6 +76,13 @@ def member(folder: Path, name: str, script: str) -> int:
         wait_for(folder / "status.json")
         return 0
     wait_for(folder / "formed")
+    if script == "loses_one.py" and name == "w1" and not (folder / "lost").exists():
+        (folder / "lost").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if script == "fences_one.py" and name == "w1" and not (folder / "lost").exists():
+        (folder / "lost").touch()
+        print("error: w1#1 was fenced: silent for 1.5 s [ZML-E204]", file=sys.stderr)
+        return 1
     print(f"{name} line 1\n{name} line \x1b[1m2\x1b[0m é", flush=True)
     print(f"{name} has something to say of itself", file=sys.stderr)
     grandchild = subprocess.Popen(

@@ -265,6 +265,7 @@ def test_of_workers_that_depart_the_last_one_is_told_so() -> None:
         one, two, three = (script.client for script in scripts)
         await one.take(0, 0, 0, [0], hold=False)  # it leaves: it only tells what is done
         last = [await one.depart(), await one.depart(), await two.depart()]
+        assert scripts[0].lease is not None
         await scripts[0].lease.leave("SIGTERM")
         last.append(await three.depart())
         committed, taken = cluster.coordinator.ledger.committed, ledger_of(cluster, "w0")

@@ -7,10 +7,13 @@ import msgspec
 import pytest
 
 from zml.dealer import MOST_SAMPLES, Dealer
+from zml.docket import Docket
 from zml.messages import Contents, Evaluate, Evaluating, JobSpec, Ok, Result, Skip, Take, Totals
 from zml.scheduler import calls
 from zml.scheduler.events import Exited
 from zml.scheduler.ids import JobId, Seat, WorkerId
+from zml.scheduler.machine import Machine
+from zml.scheduler.rules import Rules
 from zml.transport import Refusal
 
 W0, W1 = WorkerId("w0"), WorkerId("w1")
@@ -22,6 +25,7 @@ class Hall:
 
     def __init__(self, **spec: Any) -> None:
         self.job, self.spec, self.woken = JobId("job"), JobSpec(**spec), 0
+        self.docket = Docket(self.job, Machine(Rules()), None, lambda: 0.0)
 
     def admit(self, worker: str, incarnation: int) -> None:
         assert (worker, incarnation) in {("w0", 1), ("w1", 1)}

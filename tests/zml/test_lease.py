@@ -29,7 +29,7 @@ class Line:
 def test_a_coordinator_that_says_nothing_for_thirty_seconds_is_given_up() -> None:
     async def main() -> tuple[str, int, float]:
         line = Line()
-        lease = Lease(line, JOINED, JobSpec())  # type: ignore[arg-type]
+        lease = Lease(line, JOINED, JobSpec(), 30.0)  # type: ignore[arg-type]
         error = await lease.keep()
         return error.what, line.beats, asyncio.get_running_loop().time()
 
@@ -43,7 +43,7 @@ def test_a_pause_of_this_process_is_no_silence_of_the_coordinator() -> None:
 
     async def main() -> int:
         loop, line = asyncio.get_running_loop(), Line()
-        lease = Lease(line, JOINED, JobSpec())  # type: ignore[arg-type]
+        lease = Lease(line, JOINED, JobSpec(), 30.0)  # type: ignore[arg-type]
         sleep, pauses = asyncio.sleep, [3600.0, 0.0, 3600.0]
 
         async def frozen(seconds: float) -> None:

@@ -276,11 +276,57 @@ def test_a_worker_that_does_not_join_in_time_is_named(tmp_path: Path) -> None:
     assert nothing_is_left(run.folder)
 
 
-def test_a_coordinator_that_is_killed_ends_the_run_and_everything_in_it(tmp_path: Path) -> None:
-    run = Run(tmp_path, "dies.py")
+def test_a_coordinator_that_is_killed_is_started_again_with_the_same_flags(tmp_path: Path) -> None:
+    run = Run(tmp_path, "dies_once.py", "--lr", "0.1")
+    first: list[str] = []
+    run.screen.on["starting it again"] = lambda: first.append((run.folder / "args.json").read_text())
+    status = run.run()
+    assert status is not None and status.state == "SUCCEEDED"
+    assert "coordinator ended by SIGKILL; starting it again (1 of 5)" in run.said
+    assert first == [(run.folder / "args.json").read_text()]
+    assert nothing_is_left(run.folder)
+
+
+def test_a_coordinator_that_is_killed_too_often_ends_the_run_and_everything_in_it(tmp_path: Path) -> None:
+    run = Run(tmp_path, "dies.py", coordinator_restarts=2)
     assert run.run() is None
+    assert "(1 of 2)" in run.said and "(2 of 2)" in run.said and "(3 of 2)" not in run.said
     assert run.local is not None
     assert run.local.children["coordinator"].how() == "ended by SIGKILL"
+    assert nothing_is_left(run.folder)
+
+
+@pytest.mark.parametrize(
+    ("script", "how"),
+    [
+        ("loses_one.py", "w1 ended by SIGKILL"),
+        ("fences_one.py", "w1 ended with exit code 1: w1#1 was fenced: silent for 1.5 s [ZML-E204]"),
+    ],
+)
+def test_a_worker_that_died_is_started_again(tmp_path: Path, script: str, how: str) -> None:
+    run = Run(tmp_path, script)
+    status = run.run()
+    assert status is not None and status.state == "SUCCEEDED"
+    assert f"{how}; starting it again (1 of 3)" in run.said
+    assert nothing_is_left(run.folder)
+
+
+def test_a_script_that_fails_is_not_started_again(tmp_path: Path) -> None:
+    run = Run(tmp_path, "fails.py")
+    run.run()
+    assert "again" not in run.said
+
+
+def test_ctrl_c_while_a_coordinator_is_started_again_ends_everything(tmp_path: Path) -> None:
+    run = Run(tmp_path, "dies.py", coordinator_restarts=9)
+
+    def interrupt_twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run.screen.on["(3 of 9)"] = interrupt_twice
+    assert run.run() is None
+    assert run.local is not None and run.local.killed
     assert nothing_is_left(run.folder)
 
 

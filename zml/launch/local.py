@@ -1,7 +1,8 @@
 """`zml run`: a coordinator, shards and workers as processes of this machine, watched and shown until they end.
 
-Rules: nothing that it starts outlives it, however it ends; every wait has a deadline that names who; a first Ctrl-C
-drains, a second kills; the exit code is the job's.
+Rules: nothing that it starts outlives it, however it ends; what dies before its end is started again, a few times
+(`revival`); every wait has a deadline that names who; a first Ctrl-C drains, a second kills; the exit code is the
+job's.
 """
 
 import asyncio
@@ -26,12 +27,14 @@ from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import LOST, NOT_FORMED, ZmlError
 from ..status import JobStatus
 from . import tether
+from .revival import Revivals
 
 START_S = 60.0  # for the coordinator to listen
 GOODBYE_S = 10.0  # for members to end after the job
 COMPILE_S = 240.0  # for the codec's kernels, on a slow and busy machine
 KILLED_S = 5.0  # for the kernel to end what was killed
 ASK_S = 12.0  # to connect and to be answered
+DRAIN_ASK_S = 20.0  # for a coordinator that is being started again, too
 SILENT_S = 60.0  # a coordinator that is alive and answers nobody for so long will not any more
 LOOK_EVERY_S = 0.5
 LINE_BYTES = 65_536  # longer lines are passed on in pieces
@@ -58,9 +61,13 @@ class Child:
     """A process of the run. `last` are the lines of its own (not its script's) that it printed last."""
 
     member: str
+    arguments: Sequence[str]
+    threads: int | None
+    started_at: float  # in the loop's time
     process: asyncio.subprocess.Process
     last: list[str]
     copying: asyncio.Task[None]
+    given_up: bool = False  # it ended, and stays so
 
     @property
     def ended(self) -> bool:
@@ -103,6 +110,8 @@ class LocalRun:
         self.program = program
         self.observer = observer
         self.children: dict[str, Child] = {}
+        self.revivals = Revivals(resolved.settings)
+        self.reviving: set[asyncio.Task[None]] = set()
         self.begun = False  # the cluster has formed: from now on scripts have something to lose
         self.interrupts = 0
         self.interrupted_by = 0  # the first signal's number
@@ -129,8 +138,10 @@ class LocalRun:
         except Stopped:
             pass  # why is in `killed`, and was said
         finally:
-            if self.draining is not None:
-                self.draining.cancel()
+            for task in (*self.reviving, *filter(None, [self.draining])):
+                task.cancel()
+            if self.reviving:
+                await asyncio.wait(self.reviving)  # or it might start something yet
             await self._hang_up()
             await self._kill_all()
             shutil.rmtree(sockets, ignore_errors=True)
@@ -176,7 +187,8 @@ class LocalRun:
         )
         last: list[str] = []
         copying = asyncio.ensure_future(self._copy(member, process, last))
-        self.children[member] = Child(member, process, last, copying)
+        now = asyncio.get_running_loop().time()
+        self.children[member] = Child(member, arguments, threads, now, process, last, copying)
 
     async def _addresses(self) -> tuple[str, ...]:
         """Where the coordinator listens, this machine's own socket first."""
@@ -198,28 +210,67 @@ class LocalRun:
     # -- watching --------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Until the coordinator ends: look, show, and see that the cluster forms in time."""
-        coordinator = self.children["coordinator"]
+        """Until the job is over: look, show, see that the cluster forms in time, start again what died."""
         loop = asyncio.get_running_loop()
         started = heard = loop.time()
-        while not coordinator.ended and not self.killed:
-            ended = [
-                child for child in self.children.values() if child.ended
-            ]  # before we look: then it explains
+        while not self.killed:
+            # Before we look: then it explains what we see.
+            ended = [child for child in self.children.values() if child.ended]
+            coordinator = self.children["coordinator"]
+            if coordinator.ended:
+                if rundir.last_status(self.folder) is not None or not await self._revive(coordinator):
+                    return
+                heard = loop.time()
             status = await self._look()
             if status is not None:
                 heard = loop.time()
                 self.viewer.show(status)
                 self.begun = self.begun or status.state != "FORMING"
                 if status.over:
-                    await self._ended(coordinator, GOODBYE_S)
+                    if await self._ended(coordinator, GOODBYE_S):
+                        continue  # it may have died before it wrote down how the job ended
                     return
                 if not self.begun:
-                    await self._must_form(status, ended, waited_s=loop.time() - started)
+                    others = [child for child in ended if child is not coordinator]
+                    await self._must_form(status, others, waited_s=loop.time() - started)
+                elif status.state == "RUNNING" and not self.interrupts:
+                    self._revive_members(ended)
             elif loop.time() - heard > SILENT_S and not coordinator.ended:
                 what = f"the coordinator has not answered for {SILENT_S:g} s"
                 raise ZmlError(LOST, what, self._see("coordinator"))
             await self._pause(LOOK_EVERY_S)
+
+    def _revive_members(self, ended: Sequence[Child]) -> None:
+        for child in ended:
+            if self.children[child.member] is child and not child.given_up:
+                child.given_up = True  # by the next look; `_revive` makes another of it
+                task = asyncio.ensure_future(self._revive_member(child))
+                self.reviving.add(task)
+                task.add_done_callback(self.reviving.discard)
+
+    async def _revive_member(self, child: Child) -> None:
+        try:
+            await self._revive(child)
+        except Stopped:
+            pass
+
+    async def _revive(self, child: Child) -> bool:
+        """Start a process again that has ended, if that is worth it; says so. False where it stays as it is."""
+        await asyncio.wait([child.copying], timeout=KILLED_S)
+        code = child.process.returncode
+        assert code is not None, "it has ended"
+        lived_s = asyncio.get_running_loop().time() - child.started_at
+        again = self.revivals.decide(child.member, code, child.last, lived_s)
+        if again is None:
+            return False
+        self.viewer.say(f"{child.member} {child.how()}; starting it again ({again.number} of {again.most})")
+        if child.member == "coordinator":
+            await self._hang_up()
+        until = asyncio.get_running_loop().time() + again.after_s
+        while (left_s := until - asyncio.get_running_loop().time()) > 0 and not self.killed:
+            await asyncio.sleep(min(left_s, LOOK_EVERY_S))
+        await self._spawn(child.member, child.arguments, threads=child.threads)
+        return True
 
     async def _must_form(self, status: JobStatus, ended: Sequence[Child], waited_s: float) -> None:
         """Raise ZmlError if a process has ended before the job began, or if time is up."""
@@ -334,12 +385,19 @@ class LocalRun:
     async def _drain(self, name: str) -> None:
         """Ask the coordinator for an orderly end; if it cannot, or takes too long, end without order."""
         self.viewer.say("draining: the workers finish their step and save; press Ctrl-C again to stop now")
-        try:
-            asked = self.observer.drain(await self._connection(), f"{name} at zml run")
-            await asyncio.wait_for(asked, ASK_S)
-        except (ZmlError, TimeoutError) as error:
-            self._kill(f"the coordinator could not be asked to drain: {error}")
-            return
+        loop = asyncio.get_running_loop()
+        until = loop.time() + DRAIN_ASK_S
+        while True:
+            try:
+                asked = self.observer.drain(await self._connection(), f"{name} at zml run")
+                await asyncio.wait_for(asked, min(ASK_S, until - loop.time()))
+                break
+            except (ZmlError, TimeoutError) as error:
+                await self._hang_up()
+                if loop.time() + LOOK_EVERY_S >= until:
+                    self._kill(f"the coordinator could not be asked to drain: {error}")
+                    return
+            await asyncio.sleep(LOOK_EVERY_S)
         await asyncio.sleep(self.settings.drain_s)
         self._kill(f"the drain is not over after {self.settings.drain_s:g} s")
 

@@ -1,0 +1,156 @@
+"""`zml coordinator`: the process around a coordinator: where its state lies, where it listens, its signals.
+
+A run directory whose journal holds a job is gone on with: the same job at the same addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from . import rundir
+from .checkpoint.finding import find, load_from
+from .checkpoints import When
+from .config import COORDINATOR_ADDRESS
+from .coordinator import Coordinator
+from .errors import USAGE, ZmlError
+from .events import EventLog
+from .journal import Journal
+from .lease import COORDINATOR
+from .link import LISTENER, control_endpoint
+from .messages import JobSpec
+from .scheduler.ids import JobId
+from .scheduler.machine import Machine
+from .scheduler.rules import Rules
+from .transport import Endpoint, Handler
+
+if TYPE_CHECKING:
+    from .config import Settings
+
+STATE = Path("state", "coordinator")  # in the run directory
+IPC = "ipc://"
+SYNC_S = 0.5
+LAST_CHECKPOINT_S = 120.0  # for shards to write what they hold when the job is over, and end
+
+log = structlog.get_logger()
+
+
+def serve(settings: Settings, spec: JobSpec) -> int:
+    """Coordinate one job until it is over; returns its exit code. Raises ZmlError for a person to read."""
+    import uvloop
+
+    return uvloop.run(_serve(settings, spec))
+
+
+async def _serve(settings: Settings, spec: JobSpec) -> int:
+    loop = asyncio.get_running_loop()
+    folder = Path(settings.run_dir)
+    journal = Journal(folder / STATE)
+    try:
+        before = rundir.listening(folder) if not journal.empty else None
+        resumed = load_from(find(Path(settings.resume))) if settings.resume and journal.empty else None
+        bind = where(settings.bind, before.addresses if before is not None else ())
+
+        def listening(handler: Handler) -> Endpoint:
+            return control_endpoint(settings, COORDINATOR, handler, keys=(LISTENER,), bind=bind)
+
+        coordinator = Coordinator(
+            JobId(settings.job),
+            spec,
+            Machine(
+                Rules(
+                    lease_s=settings.lease_s,
+                    lease_most_s=max(5.0, 3 * settings.lease_s),
+                    return_s=settings.return_s,
+                    goodbye_s=LAST_CHECKPOINT_S,
+                )
+            ),
+            listening,
+            EventLog(folder / rundir.EVENTS),
+            heartbeat_s=settings.heartbeat_s,
+            run_dir=str(folder),
+            journal=journal,
+            resumed=resumed,
+        )
+        must_go_on(coordinator, spec, folder)
+    except BaseException:
+        journal.close()
+        raise
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, coordinator.interrupt, signal.Signals(number).name)
+    loop.add_signal_handler(signal.SIGUSR2, coordinator.signalled)
+    syncing = asyncio.ensure_future(keep_synced(journal))
+    try:
+        await coordinator.start()
+        coordinator.keep_checkpoints(
+            folder / rundir.CHECKPOINTS,
+            When(settings.checkpoint_steps, settings.checkpoint_minutes),
+            settings.keep_last,
+            settings.keep_every_steps,
+        )
+        here = rundir.Listening(list(coordinator.endpoint.addresses), os.getpid(), coordinator.job)
+        rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
+        log.info("listening", addresses=here.addresses, job=coordinator.job)
+        code = await coordinator.run()
+        rundir.write(folder / rundir.STATUS, msgspec.json.encode(coordinator.status()))
+        return code
+    finally:
+        syncing.cancel()
+        await asyncio.wait({syncing})
+        await coordinator.close()
+
+
+async def keep_synced(journal: Journal) -> None:
+    """What is written survives this machine too, a moment later."""
+    while True:
+        await asyncio.sleep(SYNC_S)
+        if journal.dirty:
+            await asyncio.to_thread(journal.sync)
+
+
+def must_go_on(coordinator: Coordinator, spec: JobSpec, folder: Path) -> None:
+    """Raises ZmlError where the job in this run directory is another one, or over."""
+    job, found = coordinator.job, coordinator.spec
+    over = coordinator.machine.over.get(job)
+    if over is not None and rundir.last_status(folder) is not None:
+        what = f"the job in {folder} is over: {over.state.name}, {over.because}"
+        raise ZmlError(USAGE, what, "Choose another --run-dir for a new one.")
+    if spec.script and spec.script != found.script:
+        what = f"{folder} holds a job that goes on with {found.script or 'no script'}, not {spec.script}"
+        raise ZmlError(USAGE, what, "Choose another --run-dir, or leave the script out.")
+    if spec.script and spec != found:
+        log.warning("goes on as asked for before", job=job, differs=differences(spec, found))
+
+
+def differences(one: JobSpec, other: JobSpec) -> list[str]:
+    return [name for name in one.__struct_fields__ if getattr(one, name) != getattr(other, name)]
+
+
+def where(wanted: Sequence[str], before: Sequence[str]) -> list[str]:
+    """Where to listen: as wanted, but where the system chose a port `before`, that one, for peers dial it."""
+    here = [address for address in before if not address.startswith(IPC) or _has_folder(address)]
+    if not wanted:
+        return here or [COORDINATOR_ADDRESS]
+    left = [address for address in here if not address.startswith(IPC)]
+    bind = []
+    for address in wanted:
+        host, _, port = address.rpartition(":")
+        known = [each for each in left if each.rpartition(":")[0] == host]
+        if port == "0" and known:
+            left.remove(known[0])
+            bind.append(known[0])
+        else:
+            bind.append(address)
+    return bind
+
+
+def _has_folder(address: str) -> bool:
+    """The launcher that made it may be gone, and its folder with it; then tcp must do."""
+    return Path(address.removeprefix(IPC)).parent.is_dir()
