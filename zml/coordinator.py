@@ -169,6 +169,7 @@ class Coordinator:
         self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
         self.interrupts = 0
         self.progress_at = -math.inf
+        self.abandoned = False
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -264,6 +265,7 @@ class Coordinator:
 
     def abandon(self) -> None:
         """Decide and order nothing more."""
+        self.abandoned = True
         if self.timer is not None:
             self.timer.cancel()
         self.orders.cancel()
@@ -301,6 +303,8 @@ class Coordinator:
         loop = asyncio.get_running_loop()
         if self.timer is not None:
             self.timer.cancel()
+        if self.abandoned:
+            return
         deadline = self.machine.next_deadline()
         at = None
         if deadline is not None:  # rounded, it could be a little too early, and that again and again

@@ -123,6 +123,8 @@ class Rosters:
     async def _settle(self, place: Place) -> None:
         message = Settle(self.job, place.worker, place.incarnation)
         shards = self.shards()
+        if not shards:
+            return  # the job is over
         accounts = await asyncio.gather(*(self._account(shard, message) for shard in shards))
         last = last_step(place.worker, place.incarnation, accounts)
         if last is None:

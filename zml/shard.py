@@ -179,6 +179,8 @@ class Shard:
             case Settle():
                 return self._settle(message)
             case Hold():
+                if self.store is None or not self.store.ready:
+                    raise Refusal("checkpoint", f"{self.name} has no parameters yet")
                 if self.holding is None or self.holding.checkpoint != message.checkpoint:
                     self._release()
                     self.holding = Holding(self, message.checkpoint, self._go)

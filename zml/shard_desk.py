@@ -62,9 +62,11 @@ class ShardDesk:
 
     def holding(self) -> list[str]:
         """The shards with chunks; none where one of them cannot be asked, or has no parameters yet."""
-        numbers = set(self.hall.docket.facts.placement)
-        shards = [str(shard) for number, shard in enumerate(self.all) if number in numbers]
-        return shards if self.hall.docket.loaded and all(map(self.serves, shards)) else []
+        facts = self.hall.docket.facts
+        shards = [str(shard) for number, shard in enumerate(self.all) if number in set(facts.placement)]
+        # Of a job that ends it is not known any more; the shards themselves say so then.
+        ready = self.hall.docket.loaded or (self._ending() and set(shards) <= set(facts.took))
+        return shards if ready and all(map(self.serves, shards)) else []
 
     def had_nothing(self, shard: str) -> bool:
         """Nobody has brought it any parameters: it never had a layout."""
