@@ -9,47 +9,49 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import msgspec
 
 from .errors import RUN_FILES, USAGE, ZmlError
+from .journal import history
+from .records import Damaged
+from .rundir import COORDINATOR_STATE
 from .scheduler import calls
 from .scheduler.audit import EpochAccount
 from .scheduler.explain import name_samples
+from .scheduler.plain import NotPlain, build_fields, plain_fields
 
-CALLS = "calls.msgpack"
-RECORD_BYTES = 1 << 28  # of one record: a commit may name ten million batches
+GROUP = "ledger."  # of the journal's kinds, those that are the ledger's calls
 
 
 def record(call: calls.Call) -> tuple[str, dict[str, Any]]:
-    """A call as a journal keeps it: its kind, and its fields as msgpack knows them."""
-    return type(call).__name__, msgspec.to_builtins(call, builtin_types=(bytes,))
+    """A call as the journal keeps it: its kind, and its fields as plain data."""
+    return f"{GROUP}{type(call).__name__}", plain_fields(call)
 
 
 def call_of(kind: str, fields: Any) -> calls.Call:
     """The other way. Raises ValueError with a sentence for what is no call."""
-    if kind not in calls.KINDS:
-        raise ValueError(f"there is no call {kind!r} of a data ledger")
-    return msgspec.convert(fields, type=calls.KINDS[kind])  # a ValidationError is a ValueError
+    name = kind.removeprefix(GROUP)
+    if name not in calls.KINDS:
+        raise ValueError(f"there is no call {name!r} of a data ledger")
+    try:
+        call: calls.Call = build_fields(calls.KINDS[name], fields, name)
+        return call
+    except NotPlain as bad:
+        raise ValueError(str(bad)) from None
 
 
 def read_calls(run_dir: Path) -> Iterator[calls.Call]:
     """Every call that the run's ledger was given, in order. Raises ZmlError where they cannot be read."""
-    path = run_dir / CALLS
+    folder = run_dir / COORDINATOR_STATE
+    if not folder.is_dir():
+        what = f"{run_dir} has no record of its data: {folder} is not there"
+        raise ZmlError(USAGE, what, "`ls runs` lists the runs of this folder.")
     try:
-        file = path.open("rb")
-    except OSError as error:
-        what = f"{run_dir} has no record of its data: {error.strerror}"
-        raise ZmlError(USAGE, what, "`ls runs` lists the runs of this folder.") from None
-    with file:
-        unpacker = msgpack.Unpacker(file, max_buffer_size=RECORD_BYTES, raw=False, strict_map_key=True)
-        count = 0
-        try:
-            for count, item in enumerate(unpacker, start=1):  # noqa: B007
-                kind, fields = item
+        for kind, fields in history(folder):
+            if kind.startswith(GROUP):
                 yield call_of(kind, fields)
-        except (ValueError, TypeError, msgpack.UnpackException) as bad:
-            raise ZmlError(RUN_FILES, f"record {count} of {path} cannot be read: {bad}") from None
+    except (ValueError, Damaged, OSError) as bad:
+        raise ZmlError(RUN_FILES, f"the journal of {run_dir} cannot be read: {bad}") from None
 
 
 COLUMNS = ("epoch", "batches", "samples", "committed", "reissued", "skipped", "duplicates", "missing")

@@ -34,7 +34,6 @@ from .transport import Endpoint, Handler
 if TYPE_CHECKING:
     from .config import Settings
 
-STATE = Path("state", "coordinator")  # in the run directory
 IPC = "ipc://"
 SYNC_S = 0.5
 LAST_CHECKPOINT_S = 120.0  # for shards to write what they hold when the job is over, and end
@@ -52,7 +51,7 @@ def serve(settings: Settings, spec: JobSpec) -> int:
 async def _serve(settings: Settings, spec: JobSpec) -> int:
     loop = asyncio.get_running_loop()
     folder = Path(settings.run_dir)
-    journal = Journal(folder / STATE)
+    journal = Journal(folder / rundir.COORDINATOR_STATE)
     try:
         before = rundir.listening(folder) if not journal.empty else None
         resumed = load_from(find(Path(settings.resume))) if settings.resume and journal.empty else None

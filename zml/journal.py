@@ -29,13 +29,14 @@ import msgspec
 import structlog
 
 from .errors import HELD, JOURNAL, ZmlError
-from .records import Damaged, Records
+from .records import Damaged, Records, read
 
 SNAPSHOT_BYTES = 2 << 20  # of records, about a second of reading: then the next snapshot is due
 MAGIC = b"zml-snap"
 HEAD = struct.Struct("<8sQI")  # magic, bytes of the body, CRC-32 of the body
 SUFFIX = ".snapshot"
 KEPT = 2  # snapshots
+HISTORY = "history"  # the records before them
 
 log = structlog.get_logger()
 
@@ -156,7 +157,8 @@ class Journal:
             number = self._records.begin_segment()
             _write(self.folder / f"{number:020d}{SUFFIX}", body)
             kept = _snapshots(self.folder)
-            self._records.drop_before(kept[-KEPT:][0][0] if len(kept) >= KEPT else 0)
+            # Nothing needs them to go on; but they prove what became of the data.
+            self._records.drop_before(kept[-KEPT:][0][0] if len(kept) >= KEPT else 0, self.folder / HISTORY)
             for _, path in kept[:-KEPT]:
                 path.unlink()
         except OSError as error:
@@ -173,6 +175,17 @@ class Journal:
     def close(self) -> None:
         self._records.close()
         os.close(self._lock)
+
+
+def history(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kind and fields of every record that was ever written, also while a coordinator writes. Raises Damaged, and
+    ValueError that names a record which cannot be read."""
+    for number, body in read(folder / HISTORY, folder):
+        try:
+            kind, _, fields = msgspec.msgpack.decode(body, type=tuple[str, float, dict[str, Any]])
+        except msgspec.MsgspecError as bad:
+            raise ValueError(f"record {number} of {folder} cannot be read: {bad}") from None
+        yield kind, fields
 
 
 def _lock(path: Path) -> int:

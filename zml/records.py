@@ -129,13 +129,18 @@ class Records:
             os.close(former)
         return self.next
 
-    def drop_before(self, number: int) -> None:
-        """Delete the segments that hold only records before `number`."""
+    def drop_before(self, number: int, into: Path | None = None) -> None:
+        """Delete the segments that hold only records before `number`; or move them into a folder, for `read`."""
         segments = _segments(self.folder)
+        if into is not None:
+            into.mkdir(exist_ok=True)
         for (_, path), (after, _) in pairwise(segments):
             if after > number:
                 break
-            path.unlink()
+            if into is None:
+                path.unlink()
+            else:
+                path.rename(into / path.name)
             self.first = after
         _sync_folder(self.folder)
 
@@ -161,6 +166,18 @@ class Records:
             raise
         _sync_folder(self.folder)
         return file
+
+
+def read(*folders: Path) -> Iterator[tuple[int, memoryview]]:
+    """All records of the segments in these folders, while another process may write to the last. Raises Damaged."""
+    segments = sorted(segment for folder in folders for segment in _segments(folder))
+    expected = segments[0][0] if segments else 0
+    for place, (number, path) in enumerate(segments):
+        if number != expected:
+            raise Damaged(path, 0, f"its first record is {number}, and {expected} was to follow")
+        for found, body, _ in _scan(path, number, last=place + 1 == len(segments)):
+            expected = found + 1
+            yield found, body
 
 
 def _segments(folder: Path) -> list[tuple[int, Path]]:

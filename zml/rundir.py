@@ -37,6 +37,7 @@ STATUS = "status.json"
 LOGS = "logs"
 TIMELINE = "timeline"
 STATE = "state"
+COORDINATOR_STATE = f"{STATE}/coordinator"
 CHECKPOINTS = "checkpoints"
 
 

@@ -7,7 +7,10 @@ import msgpack
 import pytest
 
 from zml import cli
-from zml.audit import CALLS, call_of, record
+from zml.audit import call_of, record
+from zml.journal import Journal
+from zml.records import Records
+from zml.rundir import COORDINATOR_STATE
 from zml.scheduler import calls
 from zml.scheduler.ids import Seat, WorkerId
 
@@ -33,8 +36,19 @@ CLOSED: list[calls.Call] = [
 ]
 
 
-def written(folder: Path, made: list[calls.Call], extra: bytes = b"") -> Path:
-    (folder / CALLS).write_bytes(b"".join(msgpack.packb(record(call)) for call in made) + extra)
+def written(folder: Path, made: list[calls.Call], extra: bytes = b"", snapshot_bytes: int = 1 << 20) -> Path:
+    """A run's journal, with other records between; old ones are moved out of the way by snapshots."""
+    journal = Journal(folder / COORDINATOR_STATE, snapshot_bytes=snapshot_bytes)
+    for call in made:
+        journal.write("fact.Spoke", 0.0, {"worker": "w0", "peer": "a peer"})
+        journal.write(record(call)[0], 0.0, record(call)[1])
+        if journal.long:
+            journal.shorten({})
+    journal.close()
+    if extra:
+        records = Records(folder / COORDINATOR_STATE)
+        records.append(extra)
+        records.close()
     return folder
 
 
@@ -78,12 +92,26 @@ def test_a_batch_that_another_worker_commits_once_more_is_a_fault(
 
 @pytest.mark.parametrize(
     "extra",
-    [b"\xc1", b"\x05", msgpack.packb(("Nothing", {})), msgpack.packb(("Take", {"worker": 3}))],
+    [
+        b"\xc1",
+        b"\x05",
+        msgpack.packb(("ledger.Nothing", 0.0, {})),
+        msgpack.packb(("ledger.Take", 0.0, {"worker": 3})),
+    ],
     ids=["no msgpack", "no pair", "no such call", "wrong fields"],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: bytes) -> None:
     assert cli.run(["data", "audit", str(written(tmp_path, GOOD, extra))]) == 5
-    assert "calls.msgpack cannot be read" in capsys.readouterr().err
+    assert f"the journal of {tmp_path} cannot be read" in capsys.readouterr().err
+
+
+def test_what_snapshots_have_replaced_is_still_proved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = written(tmp_path, CLOSED, snapshot_bytes=100)
+    assert len(list(run.glob(f"{COORDINATOR_STATE}/history/*"))) > 3
+    assert cli.run(["data", "audit", str(run)]) == 0
+    assert "every batch counted once" in capsys.readouterr().out
 
 
 def test_a_run_without_a_record_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
