@@ -86,6 +86,7 @@ class Leaving:
 
     def __init__(self, shards: Sequence[str]) -> None:
         self.pushes: dict[int, asyncio.Task[None]] = {}  # by bucket, the newest of each
+        self.twice = False  # a bucket was pushed again, and that one waits for the one before it
         self.counted = {shard: asyncio.Event() for shard in shards}
         self.committing = (
             False  # a step that is pushed and never committed, after a rest, is waited for by nobody
@@ -271,7 +272,9 @@ class Client:
         shard = f"p{bucket.shard}"
         message = Push(clock=clock, bucket=bucket.index, absent=absent, **self.me)
         leaving = self.leaving.setdefault(clock, Leaving(self.shards))
-        task = asyncio.ensure_future(self._push(shard, message, payload, leaving.pushes.get(bucket.index)))
+        former = leaving.pushes.get(bucket.index)
+        leaving.twice |= former is not None
+        task = asyncio.ensure_future(self._push(shard, message, payload, former))
         task.add_done_callback(
             lambda task: task.cancelled() or task.exception()
         )  # `commit` raises it, if it comes
@@ -317,7 +320,7 @@ class Client:
         pushes = list(leaving.pushes.values())
         try:
             # One shard may be told right behind the pushes, which saves a round trip.
-            alone = len(messages) == 1 and len(pushes) <= PUSHES_AT_ONCE
+            alone = len(messages) == 1 and len(pushes) <= PUSHES_AT_ONCE and not leaving.twice
             if alone and await self._commit_behind(*next(iter(messages.items())), hyper):
                 await asyncio.gather(*pushes)
                 return

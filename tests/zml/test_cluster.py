@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -351,3 +351,29 @@ def ledger_of(cluster: Cluster, worker: str) -> int:
 async def cluster_pause(seconds: float = 0.01) -> None:
     """Virtual time."""
     await asyncio.sleep(seconds)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_bucket_that_is_pushed_again_counts_as_it_was_pushed_last(shards: int) -> None:
+    """As where a script clips its gradients after they have left."""
+
+    async def main(*, twice: bool) -> list[Script]:
+        cluster = Cluster(MemoryNetwork(9), JobSpec(workers=1, shards=shards))
+        await cluster.start()
+        script = cluster.script("w0", batches=6)
+        while not script.trained:
+            await cluster_pause()
+        push, before = script.client.push, {}
+
+        def again(bucket: Any, clock: int, payload: memoryview, absent: list[int]) -> None:
+            if bucket.index in before:
+                push(bucket, clock, before[bucket.index], absent)
+            before[bucket.index] = memoryview(bytes(payload))
+            push(bucket, clock, payload, absent)
+
+        if twice:
+            script.client.push = again  # type: ignore[method-assign]
+        assert await cluster.finish() == 0, script.error
+        return [script]
+
+    same([*simulate(main(twice=False)), *simulate(main(twice=True))])

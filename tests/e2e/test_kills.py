@@ -1,0 +1,101 @@
+"""Any process is killed while a real training runs: it finishes, and every batch counted once."""
+
+import json
+import os
+import random
+import signal
+
+import pytest
+
+from tests.e2e.harness import Playground
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+def process(place: Playground, member: str) -> list[int]:
+    words = {
+        "c": ("zml coordinator",),
+        "p": (f"--shard {member[1:]} ",),
+        "w": ("worker", f"--name {member} "),
+    }
+    return place.pids(*words[member[0]])
+
+
+def script_of(place: Playground, agent: int) -> list[int]:
+    return [pid for pid in place.pids("zml.runner") if parent(pid) == agent]
+
+
+def parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def sound(place: Playground, epochs: int, batches: int) -> None:
+    code, text = place.run("data", "audit", "--json", str(place.run_dir()))
+    assert code == 0, text
+    rows = json.loads(text)
+    accounts = [(row["epoch"], row["committed"], row["missing"], row["duplicates"]) for row in rows]
+    assert accounts == [(epoch, batches, 0, 0) for epoch in range(epochs)]
+
+
+@pytest.mark.parametrize("mode", ["--sync", "--staleness=2"])
+@pytest.mark.parametrize("compress", ["none", "topk:10%"])
+def test_a_shard_that_is_killed_is_started_again_with_all_that_it_had_acknowledged(
+    place: Playground, mode: str, compress: str
+) -> None:
+    args = ["--epochs", "6", "--samples", "480", "--pause", "0.02"]
+    run = place.start("run", "-w", "2", "-p", "2", mode, "--compress", compress, "train.py", *args)
+    place.until(lambda: "epoch 0 done" in place.script_lines("w0"), "training goes on")
+    for number in (0, 1):
+        (shard,) = process(place, f"p{number}")
+        os.kill(shard, signal.SIGKILL)
+        again = f"p{number} joined again, as incarnation 2"
+        place.until(lambda again=again: again in run.text, "it is back")
+        steps = len(place.script_lines("w0"))
+        place.until(lambda steps=steps: len(place.script_lines("w0")) > steps, "training goes on")
+    assert run.wait() == 0, run.text
+    sound(place, 6, 60)
+
+
+@pytest.mark.slow
+def test_a_training_outlives_kills_of_whatever_there_is(place: Playground) -> None:
+    seed = int(os.environ.get("ZML_KILL_SEED", random.randrange(1 << 30)))
+    print(f"ZML_KILL_SEED={seed}")
+    dice = random.Random(seed)
+    args = ["--epochs", "30", "--samples", "480", "--pause", "0.05"]
+    limits = {"ZML_WORKER_RESTARTS": "100", "ZML_SHARD_RESTARTS": "100", "ZML_COORDINATOR_RESTARTS": "100"}
+    run = place.start(
+        "run",
+        "-w",
+        "2",
+        "-p",
+        "2",
+        "--compress",
+        "topk:10%",
+        "train.py",
+        *args,
+        **limits,
+        ZML_BAD_BATCH_KILLS="99",
+    )
+    place.until(lambda: "epoch 0 done" in place.script_lines("w0"), "training goes on")
+    for _ in range(8):
+        what = dice.choice(["coordinator", "p0", "p1", "w0", "w1", "script of w0", "script of w1"])
+        place.until(lambda what=what: process(place, what.split()[-1]), f"{what} is there")
+        victims = process(place, what.split()[-1])
+        if what.startswith("script"):
+            place.until(lambda v=victims[0]: script_of(place, v), f"{what} is there")
+            victims = script_of(place, victims[0])
+        print("killing", what)
+        os.kill(victims[0], signal.SIGKILL)
+        before = sum(len(place.script_lines(w)) for w in ("w0", "w1"))
+        place.until(
+            lambda before=before: (
+                sum(len(place.script_lines(w)) for w in ("w0", "w1")) > before
+                or run.process.poll() is not None
+            ),
+            "training goes on",
+        )
+        if run.process.poll() is not None:
+            break
+    assert run.wait(240) == 0, run.text
+    sound(place, 30, 60)
