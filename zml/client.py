@@ -28,12 +28,16 @@ from .messages import (
     Entered,
     EpochOpened,
     EpochOver,
+    Fetch,
     Homes,
+    Kept,
     Load,
     Loaded,
     Message,
     Moved,
+    Note,
     OpenEpoch,
+    Piece,
     Pull,
     Push,
     Register,
@@ -90,6 +94,7 @@ class Client:
         self.lives: dict[str, int] = {}  # by shard: how often it was found again
         self.homes: dict[str, int] = {}  # by shard: the incarnation that was found, 0 before the first loss
         self.searches: dict[str, asyncio.Task[None]] = {}  # for shards that are lost
+        self.note = b""  # the senior worker's on its schedules, as it was when this worker registered
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
     @property
@@ -108,6 +113,7 @@ class Client:
         registered = answer.message
         assert isinstance(registered, Registered)
         homes = msgspec.msgpack.decode(bytes(answer.payload or b""), type=Homes)
+        self.note = homes.note
         # A shard that holds nothing of this model has nothing to say to its workers.
         holding = {homes.shards[index] for index in homes.placement}
         self.shards = [shard for shard in homes.shards if shard in holding]
@@ -132,6 +138,12 @@ class Client:
         if isinstance(answer.message, EpochOpened):
             return answer.message, bytes(answer.payload or b"")
         return None
+
+    async def tell_note(self, epoch: int, note: bytes) -> None:
+        await self._ask(Note(epoch=epoch, **self.me), note)
+
+    async def of_checkpoint(self, message: Piece | Kept | Fetch, payload: Any = None) -> Answer:
+        return await self._ask(message, payload)
 
     async def take(
         self, epoch: int, clock: int, most: int, done: Sequence[int], *, hold: bool

@@ -13,7 +13,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
@@ -36,18 +36,23 @@ from .messages import (
     EpochOver,
     Exited,
     Fenced,
+    Fetch,
+    Fetched,
     Heartbeat,
     Homes,
     JobSpec,
     Join,
     Joined,
+    Kept,
     Launch,
     Leave,
     Loaded,
     Message,
     Moved,
+    Note,
     Ok,
     OpenEpoch,
+    Piece,
     Pulse,
     Register,
     Registered,
@@ -62,6 +67,7 @@ from .messages import (
     Wait,
     Where,
 )
+from .notes import Notes
 from .rosters import Account, Rosters
 from .scheduler import actions, batches, events
 from .scheduler.ids import JobId, ShardId, WorkerId
@@ -84,6 +90,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 Reply = Message | tuple[Message, bytes | None]
+
+
+class Checkpoints(Protocol):
+    """Whoever makes checkpoints, and has the one that the job goes on from."""
+
+    def handle(
+        self, message: Piece | Kept | Fetch, payload: memoryview | None
+    ) -> Reply | Awaitable[Reply]: ...
 
 
 class Coordinator:
@@ -122,6 +136,8 @@ class Coordinator:
         self.loaded = False
         self.scripts: dict[str, str] = {}  # worker -> the endpoint of its script
         self.claims: dict[str, str] = {}  # what -> the worker that may write it
+        self.notes = Notes(self.ledger)
+        self.checkpointer: Checkpoints | None = None
         self.orders: set[asyncio.Task[bool]] = set()
         self.rosters = Rosters(
             job, self.ledger, lambda: machine.shards(job), self.ask_settled, lambda *order: self.order(*order)
@@ -403,8 +419,13 @@ class Coordinator:
                 return Ok()
             case OpenEpoch():
                 return self.open_epoch(message, bytes(payload or b""))
+            case Note():
+                self.admit(message.worker, message.incarnation)
+                return self.notes.take(message, bytes(payload or b""))
             case Take():
                 return self.take(message, payload)
+            case Piece() | Kept() | Fetch():
+                return self.of_checkpoint(message, payload)
             case Claim():
                 self.admit(message.worker, message.incarnation)
                 owner = self.claims.setdefault(message.what, message.worker)
@@ -447,6 +468,7 @@ class Coordinator:
             return self.wait([s for s in shards if s not in self.assigned], "they take the layout")
         if not await self.until(lambda: self.loaded or self.initialiser == message.worker):
             return self.wait([self.initialiser], f"{self.initialiser} brings the first parameters")
+        await self.until(self.notes.complete)  # one that is on its way; its sender may also be gone
         reply = Registered(
             job=self.job,
             generation=self.machine.generation(self.job),
@@ -456,8 +478,20 @@ class Coordinator:
             workers=self.spec.workers,
             epoch=self.ledger.epoch,
         )
-        homes = Homes(list(shards), [self.addresses[shard] for shard in shards], list(self.placement))
+        addresses = [self.addresses[shard] for shard in shards]
+        homes = Homes(list(shards), addresses, list(self.placement), self.notes.newest)
         return reply, msgspec.msgpack.encode(homes)
+
+    def of_checkpoint(
+        self, message: Piece | Kept | Fetch, payload: memoryview | None
+    ) -> Reply | Awaitable[Reply]:
+        """Files of checkpoints, from members and to them."""
+        self.admit(message.member, message.incarnation)
+        if self.checkpointer is not None:
+            return self.checkpointer.handle(message, payload)
+        if isinstance(message, Fetch):
+            return Fetched(self.job, -1)
+        raise Refusal("checkpoint", "no checkpoint is being made")
 
     async def until(self, condition: Callable[[], bool]) -> bool:
         """Wait for a condition, HOLD_S at most; whether it holds."""
@@ -488,7 +522,8 @@ class Coordinator:
             self.admit(message.worker, message.incarnation)
         match opened:
             case batches.Opened():
-                return EpochOpened(self.job, message.epoch, opened.first_clock), opened.token
+                opener = self.notes.from_whom(message.epoch)
+                return EpochOpened(self.job, message.epoch, opened.first_clock, opener), opened.token
             case batches.Drained():
                 return Drained(self.job, opened.because)
             case batches.Mismatch():

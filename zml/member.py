@@ -25,12 +25,14 @@ from .data import DividedLoader
 from .errors import NOT_JOINED, ZmlError
 from .hooks import Hooks
 from .iothread import IoThread
+from .keeping import Keeping
 from .layout import Layout, Registration, buckets
 from .lease import COORDINATOR
 from .link import script_endpoints
-from .messages import Drained, EpochOver, Moved, Taken, Wait
+from .messages import Drained, EpochOver, Keep, Moved, Taken, Wait
 from .plan import Plan
 from .rundir import TIMELINE
+from .schedules import Schedules, Told
 from .script import number, write_model
 from .seat import Seat
 from .timeline import Timeline
@@ -59,6 +61,9 @@ class Member:
         self.model: torch.nn.Module | None = None
         self.staleness: int | None = 0
         self.first_epoch = 0
+        self.schedules: Schedules | None = None
+        self.schedule: Told | None = None  # in the checkpoint that the job goes on from
+        self.keeping: Keeping | None = None
         self.ledger_epoch = -1  # the epoch that is open for this worker
         self.batches = 0  # of that epoch
         self.next_clock = 0  # the first clock of the epoch after it, unless a worker is lost
@@ -87,6 +92,8 @@ class Member:
             self.draining = message.because
         elif isinstance(message, Moved):
             self.client.moved(message)
+        elif isinstance(message, Keep) and self.keeping is not None:
+            self.keeping.order = message
 
     # -- the script's four calls ------------------------------------------------------------------------
 
@@ -120,6 +127,10 @@ class Member:
             self.io.call(self.client.loaded())
         traffic.pull(traffic.clock, everything=True)
         traffic.measure_link()
+        self.schedules = Schedules(optimizer, self.seat.worker)
+        on_worker = self.plan.optimizer_on == "worker"
+        self.keeping = Keeping(self.client, self.io, model, self.schedules, on_worker=on_worker)
+        self.schedule = self.keeping.restore()
         self.hooks.install()
         runner.current_step = lambda: self.steps
         if self.plan.optimizer_on == "worker" and any(p.dtype != torch.float32 for p in model.parameters()):
@@ -147,6 +158,8 @@ class Member:
         if self.traffic is not None and self.loader is not None:
             steps = count * len(self.loader) / (self.plan.workers * self.plan.local_steps)
             self.traffic.warm_up = self.plan.warm_up(int(steps))
+        if self.schedules is not None:  # and only now the script has made them all
+            self.schedules.begin(self.first_epoch, self.client.note, self.schedule)
         try:
             for epoch in range(self.first_epoch, count):
                 if self.draining:
@@ -158,6 +171,7 @@ class Member:
             self.ended = True  # also where the script leaves the loop early
         if self.hooks is not None:
             self.hooks.finish()
+            self._look()
         self._report()
         if self.draining:
             self.save(Path(self.seat.run_dir, "drained.safetensors"))
@@ -189,6 +203,8 @@ class Member:
             self.draining = self.draining or "the job is being drained"
             return generator_state
         epoch, state = opened
+        if epoch.opener == self.seat.worker and self.schedules is not None:
+            self.io.call(self.client.tell_note(self.ledger_epoch, self.schedules.note(self.ledger_epoch)))
         traffic = self._joined()
         if self.rested_at is not None and traffic.clock > epoch.first_clock:
             traffic.clock = self.io.call(self.client.enter(at_least=self.rested_at))
@@ -217,6 +233,7 @@ class Member:
                 case Wait():
                     if not wait:
                         return []
+                    self._look()
                     self._rest(longer=reply.dealt_again)
                     self.io.post(self.client.note_wait, reply)
         if wait:
@@ -296,8 +313,14 @@ class Member:
 
     def _stepped(self) -> None:
         self.steps += 1
+        self._look()
         if time.monotonic() - self.reported_at >= REPORT_S:
             self._report()
+
+    def _look(self) -> None:
+        """Is a copy of the optimizer's state wanted? It is complete here."""
+        if self.keeping is not None:
+            self.keeping.look(max(self.ledger_epoch, 0))
 
     def _report(self) -> None:
         self.reported_at = time.monotonic()
@@ -317,6 +340,8 @@ class Member:
         """At the end of the process: the last report, and a goodbye to every peer."""
         if self.hooks is not None:
             self._report()
+        if self.keeping is not None:
+            self.keeping.close()
         self.io.close(self._disconnect())
 
     async def _disconnect(self) -> None:

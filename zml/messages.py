@@ -251,11 +251,15 @@ class Registered(Message, kw_only=True):
 
 
 class Homes(msgspec.Struct, frozen=True, array_like=True):
-    """Shards, where each takes pushes, and of every chunk the index of its shard in `shards`."""
+    """Shards, where each takes pushes, and of every chunk the index of its shard in `shards`.
+
+    `note` is the newest of the senior worker's, for who begins in a later epoch than the first.
+    """
 
     shards: list[str]
     addresses: list[list[str]]
     placement: list[int]
+    note: bytes = b""
 
 
 class OpenEpoch(Message, kw_only=True):
@@ -274,6 +278,16 @@ class EpochOpened(Message):
     job: str
     epoch: int
     first_clock: int
+    opener: str = ""  # the senior worker, which is to send its `Note` now; empty where the epoch is over
+
+
+class Note(Message):
+    """The state of learning rate schedules at the start of this epoch: the payload, JSON (`schedules.Told`)."""
+
+    job: str
+    worker: str
+    incarnation: int
+    epoch: int
 
 
 class Take(Message, kw_only=True):
@@ -365,6 +379,55 @@ class Claimed(Message):
     job: str
     granted: bool
     owner: str
+
+
+class Keep(Message):
+    """A notice to the senior's script: write your optimizer's state into `folder` or, if it is not there, send it."""
+
+    job: str
+    checkpoint: str
+    folder: str
+
+
+class Piece(Message):
+    """The next bytes of a file of a checkpoint, 1 MB at most, are the payload. What is there already counts once."""
+
+    job: str
+    member: str
+    incarnation: int
+    checkpoint: str
+    name: str
+    offset: int
+
+
+class Kept(Message):
+    """These files of a checkpoint, (name, bytes, xxh3), are written or sent. None where there is no state."""
+
+    job: str
+    member: str
+    incarnation: int
+    checkpoint: str
+    files: list[tuple[str, int, str]]
+
+
+class Fetch(Message):
+    """A script wants a file of the checkpoint that the job goes on from; answered by a `Fetched`."""
+
+    idempotent: ClassVar[bool] = True  # answered again rather than kept: the answer is large
+    job: str
+    member: str
+    incarnation: int
+    name: str
+    offset: int
+
+
+class Fetched(Message):
+    """The payload are its bytes from `offset` on, 1 MB at most. `path` may be on the script's own machine, too."""
+
+    job: str
+    bytes: int  # of the whole file, -1 where there is none
+    xxh3: str = ""
+    path: str = ""
 
 
 class Loaded(Message):
@@ -507,6 +570,7 @@ AnyMessage = (
     | Registered
     | OpenEpoch
     | EpochOpened
+    | Note
     | Take
     | Taken
     | Wait
@@ -517,6 +581,11 @@ AnyMessage = (
     | Claimed
     | Where
     | Moved
+    | Keep
+    | Piece
+    | Kept
+    | Fetch
+    | Fetched
     | Loaded
     | Enter
     | Entered

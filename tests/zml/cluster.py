@@ -160,6 +160,8 @@ class Script:
         for epoch in range(registered.epoch, self.epochs):
             opened = await client.open_epoch(epoch, self.batches, b"")
             assert opened is not None, "nobody drains"
+            if opened[0].opener == self.seat.worker:
+                await client.tell_note(epoch, f"{self.name} at epoch {epoch}".encode())
             first, end = opened[0].first_clock, opened[0].first_clock + self.batches
             if self.clock < first:
                 await client.advance(first)
