@@ -3,8 +3,9 @@
 Tensors are called PARAMETER/KEY: `0.weight/exp_avg`. Names and not indices, because which index a parameter has is a
 matter of how the script has sorted them into groups. What the groups say is not in here: `schedules` has it.
 
-Rule: a state is taken back only by the same kind of optimizer, for a parameter of the same name, shape and dtype;
-everything else is left out and named. What waits in a worker's residual is no part of it: that is in units of this
+Rule: a state is taken back only by the same kind of optimizer, for a parameter of the same name, shape and dtype, and
+whole: torch makes a parameter's state where there is none, and breaks where half of it is missing. Everything else is
+left out and named. What waits in a worker's residual is no part of it: that is in units of this
 worker's own updates, and leaves with it or is lost with it.
 """
 
@@ -46,6 +47,7 @@ class Described(msgspec.Struct, forbid_unknown_fields=True):
 
     shape: list[int]
     dtype: str
+    tensors: list[str]
     plain: dict[str, Any] = {}
 
 
@@ -69,7 +71,7 @@ def kind(optimizer: Optimizer) -> str:
 def copy_state(
     optimizer: Optimizer, named: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Described], list[str]]:
-    """Copies on the CPU of all tensors, what else there is, and the names of what can be neither."""
+    """Copies on the CPU of all tensors, what else there is, and the names of what cannot be kept."""
     tensors: dict[str, Tensor] = {}
     described: dict[str, Described] = {}
     left_out: list[str] = []
@@ -77,18 +79,15 @@ def copy_state(
         state = optimizer.state.get(parameter)
         if not state:
             continue
-        rest: dict[str, Any] = {}
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.dtype in DTYPES and value.layout is torch.strided:
-                copied = value.detach().to("cpu", copy=True)
-                tensors[f"{name}/{key}"] = copied.contiguous()
-            elif isinstance(value, Tensor):
-                left_out.append(f"{name}/{key}")
-            else:
-                rest[key] = value
-        described[name] = Described(
-            list(parameter.shape), _dtype(parameter), plain(rest, f"{name}/", left_out)
-        )
+        own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        odd = [key for key, value in own.items() if not _plain_tensor(value) or not isinstance(key, str)]
+        rest = plain({key: value for key, value in state.items() if key not in own}, name, odd)
+        if odd:
+            left_out.append(f"{name}, for its {odd[0]}")
+            continue
+        for key, value in sorted(own.items()):
+            tensors[f"{name}/{key}"] = value.detach().to("cpu", copy=True).contiguous()
+        described[name] = Described(list(parameter.shape), _dtype(parameter), sorted(own), rest)
     held = {id(parameter) for parameter in named.values()}
     left_out += [
         str(key)[:60] if isinstance(key, str) else f"that of a {type(key).__name__}"
@@ -96,6 +95,10 @@ def copy_state(
         if id(key) not in held
     ]
     return tensors, described, left_out
+
+
+def _plain_tensor(tensor: Tensor) -> bool:
+    return tensor.dtype in DTYPES and tensor.layout is torch.strided
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -169,7 +172,7 @@ def restore_optimizer(
         for group, said in zip(optimizer.param_groups, whole["param_groups"], strict=True)
         for parameter, index in zip(group["params"], said["params"], strict=True)
     }
-    taken: dict[str, dict[str, Any]] = {}
+    taken: dict[str, dict[str, Tensor]] = {}
     for name, described in about.parameters.items():
         parameter = named.get(name)
         index = indices.get(id(parameter))
@@ -181,20 +184,23 @@ def restore_optimizer(
             left_out.append(f"{name}, which was {described.dtype}{described.shape} and is {now}")
             continue
         mine = whole["state"].get(index, {})
-        state: dict[str, Any] = dict(mine)
-        for key, tensor in by_name.get(name, {}).items():
-            fitted = _fit(parameter, tensor, mine.get(key))
-            if fitted is None:
-                left_out.append(f"{name}/{key}, {_dtype(tensor)}{list(tensor.shape)}")
-            else:
-                state[key] = fitted
-        whole["state"][index] = state | described.plain
-        taken[name] = state
+        came = by_name.get(name, {})
+        fitted = {key: _fit(parameter, tensor, mine.get(key)) for key, tensor in came.items()}
+        odd = [
+            key
+            for key in {*described.tensors, *came}
+            if fitted.get(key) is None or key not in described.tensors
+        ]
+        if odd:
+            left_out.append(f"{name}, for its {min(odd)}")
+            continue
+        taken[name] = {key: tensor for key, tensor in fitted.items() if tensor is not None}
+        whole["state"][index] = taken[name] | described.plain
     optimizer.load_state_dict(whole)
     for name, state in taken.items():  # torch brings all of it to the parameter's dtype
         now = optimizer.state[named[name]]
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.dtype != now[key].dtype:
+            if value.dtype != now[key].dtype:
                 now[key] = value.to(now[key].device)
     return left_out
 
