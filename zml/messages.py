@@ -251,15 +251,12 @@ class Registered(Message, kw_only=True):
 
 
 class Homes(msgspec.Struct, frozen=True, array_like=True):
-    """Shards, where each takes pushes, and of every chunk the index of its shard in `shards`.
-
-    `note` is the newest of the senior worker's, for who begins in a later epoch than the first.
-    """
+    """Shards, where each takes pushes, and of every chunk the index of its shard in `shards`."""
 
     shards: list[str]
     addresses: list[list[str]]
     placement: list[int]
-    note: bytes = b""
+    note: bytes = b""  # the senior worker's newest, for who begins in a later epoch than the first
 
 
 class OpenEpoch(Message, kw_only=True):

@@ -87,7 +87,7 @@ class Schedules:
         self.optimizer = optimizer
         self.worker = worker
         self._named = False  # what cannot be told, once
-        self._known: list[weakref.ref[Any]] = []  # theirs is the script, and when they go
+        self._known: list[weakref.ref[Any]] | None = None  # the script's own: they go when it lets them go
 
     def look(self) -> Self:
         self._known = [weakref.ref(each) for each in find(self.optimizer)]
@@ -123,7 +123,9 @@ class Schedules:
             log.warning("not all of the learning rate schedule fits", worker=self.worker, what=odd)
 
     def _alive(self) -> list[Any]:
-        return [each for ref in self._known if (each := ref()) is not None]
+        if self._known is None:
+            self.look()
+        return [each for ref in self._known or () if (each := ref()) is not None]
 
 
 def tell(optimizer: Optimizer, schedulers: Iterable[Any], epoch: int) -> tuple[Told, list[str]]:

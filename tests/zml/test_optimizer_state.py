@@ -135,9 +135,9 @@ def test_a_state_in_another_dtype_than_its_parameter_keeps_its_digits() -> None:
     one, other = (Training(OPTIMIZERS["SGD"], torch.bfloat16) for _ in range(2))
     one.train(1)
     wide = torch.full((3,), 1.0009765625)
-    one.optimizer.state[one.model.conv.bias]["momentum_buffer"] = wide
+    one.optimizer.state[one.named["conv.bias"]]["momentum_buffer"] = wide
     assert other.restore(one.kept()) == []
-    assert torch.equal(other.optimizer.state[other.model.conv.bias]["momentum_buffer"], wide)
+    assert torch.equal(other.optimizer.state[other.named["conv.bias"]]["momentum_buffer"], wide)
 
 
 def test_what_does_not_fit_is_left_out_by_name_and_the_rest_is_taken() -> None:
@@ -178,7 +178,7 @@ def test_a_state_that_is_more_than_tensors_and_numbers_is_left_out_whole() -> No
     one.optimizer.state[one.model.scale]["history"] = object()
     one.optimizer.state[one.model.out.bias]["odd"] = torch.zeros(1, dtype=torch.complex64)
     one.optimizer.state["global"] = {"n": 1}  # type: ignore[index]
-    one.optimizer.state[one.model.conv.bias]["number"] = [1, 2.5]
+    one.optimizer.state[one.named["conv.bias"]]["number"] = [1, 2.5]
     tensors, described, left_out = copy_state(one.optimizer, one.named)
     assert sorted(left_out) == ["global", "out.bias, for its odd", "scale, for its scale.history"]
     assert set(described) == {"conv.weight", "conv.bias", "out.weight"}

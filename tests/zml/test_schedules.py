@@ -124,7 +124,7 @@ def test_only_this_optimizers_outermost_living_schedulers_are_found() -> None:
     script, other = Script(MAKERS["SequentialLR"]), Script(MAKERS["StepLR"])
     assert [kind(each) for each in find(script.optimizer)] == ["SequentialLR(LinearLR, CosineAnnealingLR)"]
     assert find(other.optimizer) == [other.scheduler]
-    script.schedules.look()
+    assert len(script.schedules.tell(0)[0].schedulers) == 1, "whoever has not looked yet looks then"
     script.scheduler = None
     gc.collect()
     assert script.schedules.tell(0)[0].schedulers == []
