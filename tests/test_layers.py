@@ -38,10 +38,12 @@ COMPUTES = {
     "zml.hyper",
     "zml.layout",
     "zml.optim",
+    "zml.optimizer_state",
     "zml.outbox",
     "zml.pages",
     "zml.plan",
     "zml.replica",
+    "zml.schedules",
     "zml.store",
     "zml.timeline",
 }  # and zml.checkpoint.*, zml.codec.*

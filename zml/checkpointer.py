@@ -49,6 +49,7 @@ class Answered(NamedTuple):
 
 
 Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
+Keep = Callable[[int, Writer], Awaitable[None]]  # bring further files
 At = Callable[[Mapping[str, tuple[int, int, int]]], Cut]
 
 
@@ -67,6 +68,7 @@ class Checkpointer:
         ask: Ask,
         shards: Callable[[], Sequence[str]],
         at: At,
+        keep: Keep,
         steps_before: int = 0,
         keep_last: int = 3,
         keep_every_steps: int = 0,
@@ -77,6 +79,7 @@ class Checkpointer:
         self.ask = ask
         self.shards = shards
         self.at = at
+        self.keep = keep
         self.steps_before = steps_before
         self.keep_last = keep_last
         self.keep_every_steps = keep_every_steps
@@ -148,7 +151,8 @@ class Checkpointer:
                 self.ask(shard, Write(self.job, number, str(writer.folder), names[shard]), None, WRITE_S)
                 for shard in shards
             ]
-            for shard, answer in zip(shards, await asyncio.gather(*orders), strict=True):
+            answers, _ = await asyncio.gather(asyncio.gather(*orders), self.keep(number, writer))
+            for shard, answer in zip(shards, answers, strict=True):
                 if answer is None or not isinstance(answer.message, Written):
                     raise NotTaken(f"{shard} did not write its part; its log says why")
                 written = answer.message

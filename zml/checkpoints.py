@@ -15,17 +15,23 @@ from typing import Any
 import msgspec
 import structlog
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Refused, Writer, read_manifest
 from .checkpointer import Answered, Checkpointer, Cut
 from .client import runs
+from .errors import ZmlError
+from .facts import Noted
 from .layout import BadLayout, Registration
-from .messages import JobSpec, Message
+from .messages import Fetch, Fetched, JobSpec, Kept, Message, Ok, Piece
 from .scheduler import calls
 from .scheduler.batches import MOST_BATCHES, Ledger
 from .scheduler.epoch import COMMITTED, SKIPPED, Pass
 from .scheduler.ids import WorkerId
+from .transport import Refusal
 
 LOOK_EVERY_S = 0.25
+KEEP_S = 30.0  # for the senior's script to come to the end of its step, and to write
+PIECE = 1 << 20  # bytes
+TENSORS, ABOUT = "worker.safetensors", "worker.json"
 
 log = structlog.get_logger()
 
@@ -69,6 +75,7 @@ class Checkpoints:
         shards: Callable[[], list[str]],
         facts: Callable[[Mapping[str, tuple[int, int, int]]], Cut],
         steps: Callable[[], int],
+        ask_to_keep: Callable[[str, str], bool] = lambda checkpoint, folder: False,
         steps_before: int = 0,
         keep_last: int = 3,
         keep_every_steps: int = 0,
@@ -77,6 +84,10 @@ class Checkpoints:
         self.steps = steps
         self.last: asyncio.Task[Path | None] | None = None
         self.looking: asyncio.Task[None] | None = None
+        self.ask_to_keep = ask_to_keep
+        self.keeping: tuple[str, Writer, asyncio.Future[Kept]] | None = (
+            None  # who is asked, and has not answered
+        )
 
         async def answered(
             shard: str, message: Message, payload: bytes | None, within_s: float
@@ -90,6 +101,7 @@ class Checkpoints:
             ask=answered,
             shards=shards,
             at=facts,
+            keep=self._keep,
             steps_before=steps_before,
             keep_last=keep_last,
             keep_every_steps=keep_every_steps,
@@ -112,6 +124,41 @@ class Checkpoints:
         path = await self.checkpointer.take(because)
         self.when.taken(steps, asyncio.get_running_loop().time())  # also where it failed: not at once again
         return path
+
+    async def _keep(self, number: int, writer: Writer) -> None:
+        """What lives in the senior's script comes into the checkpoint, if that does not take too long."""
+        name = str(number)
+        self.keeping = (name, writer, asyncio.get_running_loop().create_future())
+        try:
+            if not self.ask_to_keep(name, str(writer.folder)):
+                return
+            async with asyncio.timeout(KEEP_S):
+                kept = await self.keeping[2]
+            for file, size, xxh3 in kept.files:
+                await asyncio.to_thread(writer.adopt, file, size, xxh3)
+        except (TimeoutError, Refused) as error:
+            log.warning(
+                "a checkpoint without the worker's optimizer", because=str(error) or "it did not come in time"
+            )
+        finally:
+            self.keeping = None
+
+    def receive(self, message: Piece | Kept, payload: bytes) -> Ok:
+        """Files from the senior's script."""
+        if self.keeping is None or self.keeping[0] != message.checkpoint:
+            raise Refusal("checkpoint", f"checkpoint {message.checkpoint} is not being made")
+        _, writer, kept = self.keeping
+        if isinstance(message, Kept):
+            if not kept.done():
+                kept.set_result(message)
+            return Ok()
+        if message.name not in (ABOUT, TENSORS):
+            raise Refusal("checkpoint", f"{message.name[:60]!r} is no file of a worker's")
+        try:
+            writer.piece(message.name, message.offset, payload)
+        except Refused as refused:
+            raise Refusal("checkpoint", str(refused)) from None
+        return Ok()
 
     async def end(self, because: str) -> None:
         """The last one, when the last worker has gone."""
@@ -143,9 +190,34 @@ def describe_ledger(found: Pass | None) -> dict[str, Any]:
     }
 
 
-def describe_job(spec: JobSpec, steps: int, ledger: Ledger) -> dict[str, Any]:
-    """job.json: what the run was asked for, and how far it was."""
-    return {"steps": steps, "epoch": ledger.epoch, "spec": msgspec.to_builtins(spec)}
+def describe_job(spec: JobSpec, steps: int, ledger: Ledger, noted: Noted | None) -> dict[str, Any]:
+    """job.json: what the run was asked for, how far it was, and the senior's newest note on its schedules."""
+    note = None if noted is None else {"epoch": noted.epoch, "note": noted.note.hex()}
+    return {"steps": steps, "epoch": ledger.epoch, "spec": msgspec.to_builtins(spec), "note": note}
+
+
+def resumed_note(checkpoint: Checkpoint) -> Noted | None:
+    """The note of the run before; None where it has none that can be read."""
+    try:
+        return Noted(int(checkpoint.job["note"]["epoch"]), bytes.fromhex(checkpoint.job["note"]["note"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def fetched(job: str, checkpoint: str, message: Fetch) -> tuple[Fetched, bytes]:
+    """A piece of a file of the checkpoint that the job began with, for a worker's script. Raises Refusal."""
+    if not checkpoint or message.name not in (ABOUT, TENSORS):
+        return Fetched(job, -1), b""
+    try:
+        found = read_manifest(Path(checkpoint)).files.get(message.name)
+        if found is None:
+            return Fetched(job, -1), b""
+        path = Path(checkpoint, message.name)
+        with path.open("rb") as file:
+            file.seek(max(0, message.offset))
+            return Fetched(job, found.bytes, found.xxh3, str(path)), file.read(PIECE)
+    except (OSError, ZmlError) as error:
+        raise Refusal("checkpoint", f"{message.name} cannot be read: {error}") from None
 
 
 def applied_batches(applied: Mapping[str, tuple[int, int, int]]) -> dict[WorkerId, tuple[int, int]]:

@@ -33,12 +33,16 @@ from .messages import (
     EpochOver,
     Evaluate,
     Evaluating,
+    Fetch,
     Homes,
+    Kept,
     Load,
     Loaded,
     Message,
     Moved,
+    Note,
     OpenEpoch,
+    Piece,
     Pull,
     Push,
     Register,
@@ -111,6 +115,7 @@ class Client:
         self.searches: dict[str, asyncio.Task[None]] = {}  # for shards that are lost
         self.samples = 0  # of all reports
         self.reached = (-1, 0)  # an epoch, and how many batches of it have come
+        self.note = b""  # the senior worker's on its schedules, as it was when this worker registered
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
     @property
@@ -137,6 +142,7 @@ class Client:
         registered = answer.message
         assert isinstance(registered, Registered)
         homes = msgspec.msgpack.decode(bytes(answer.payload or b""), type=Homes)
+        self.note = homes.note
         # A shard that holds nothing of this model has nothing to say to its workers.
         holding = {homes.shards[index] for index in homes.placement}
         self.shards = [shard for shard in homes.shards if shard in holding]
@@ -172,6 +178,12 @@ class Client:
         if answer is not None and isinstance(answer.message, EpochOpened):
             return answer.message, bytes(answer.payload or b"")
         return None
+
+    async def tell_note(self, epoch: int, note: bytes) -> None:
+        await self._ask(Note(epoch=epoch, **self.me), note)
+
+    async def of_checkpoint(self, message: Piece | Kept | Fetch, payload: Any = None) -> Answer:
+        return await self._ask(message, payload)
 
     async def take(
         self, epoch: int, clock: int, most: int, done: Sequence[int], *, hold: bool

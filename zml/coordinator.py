@@ -32,7 +32,9 @@ from .checkpoints import (
     applied_batches,
     describe_job,
     describe_ledger,
+    fetched,
     resumed_ledger,
+    resumed_note,
     why_not_this_model,
 )
 from .dealer import HOLD_S, Dealer
@@ -55,17 +57,22 @@ from .messages import (
     Evaluate,
     Exited,
     Fenced,
+    Fetch,
     Heartbeat,
     Homes,
     JobSpec,
     Join,
     Joined,
+    Keep,
+    Kept,
     Launch,
     Leave,
     Loaded,
     Message,
+    Note,
     Ok,
     OpenEpoch,
+    Piece,
     Pulse,
     Register,
     Registered,
@@ -78,7 +85,9 @@ from .messages import (
     TakeCheckpoint,
     Where,
 )
+from .notes import Notes
 from .orders import Orders
+from .plan import Plan
 from .rosters import Rosters
 from .scheduler import actions, calls, events
 from .scheduler.batches import Ledger
@@ -150,6 +159,7 @@ class Coordinator:
         self.peers = dict(self.facts.peers)
         self.answers: dict[str, Message | Refusal] = {}  # peer -> how its Join ends; filled by `perform`
         self.departed: set[tuple[str, int]] = set()  # workers that take no more batches
+        self.notes = Notes(docket)
         self.held: list[actions.Action] = []  # to be performed as soon as the journal has what led to them
         self.orders = Orders(self.endpoint, self.peers, self.is_still_to_come)
         self.resumed = resumed
@@ -193,6 +203,8 @@ class Coordinator:
             asked = self.spec
             if self.resumed is not None and (call := resumed_ledger(self.resumed)) is not None:
                 self.dealer.perform(call)
+            if self.resumed is not None and (noted := resumed_note(self.resumed)) is not None:
+                self.docket.fact(noted)
             self.dispatch(
                 events.Submitted(
                     self.job,
@@ -384,16 +396,24 @@ class Coordinator:
             facts=self.at_cut,
             steps=lambda: self.board.steps(self.machine.workers(self.job)),
             steps_before=self.begun.steps_before,
+            ask_to_keep=self.ask_to_keep,
             keep_last=keep_last,
             keep_every_steps=keep_every_steps,
         )
         self.checkpoints.start()
 
+    def ask_to_keep(self, checkpoint: str, folder: str) -> bool:
+        """Let the senior's script write down what only it knows; False where there is no such thing or nobody."""
+        workers = self.machine.workers(self.job)
+        if not workers or Plan.of(self.spec).optimizer_on != "worker" or workers[0] not in self.facts.scripts:
+            return False
+        return self.endpoint.notify(self.facts.scripts[workers[0]], Keep(self.job, checkpoint, folder))
+
     def at_cut(self, applied: Mapping[str, tuple[int, int, int]]) -> Cut:
         """What a checkpoint holds beside the shards' parts, where they hold these steps."""
         ledger = describe_ledger(self.ledger.at_cut(applied_batches(applied)))
         steps = self.board.steps(self.machine.workers(self.job))
-        job = describe_job(self.spec, steps, self.ledger)
+        job = describe_job(self.spec, steps, self.ledger, self.facts.noted)
         return Cut(self.facts.registration, self.ledger.epoch, ledger, job, {})
 
     def stop(self, member: str, because: str) -> None:
@@ -529,6 +549,9 @@ class Coordinator:
                 return Ok()
             case OpenEpoch():
                 return self.dealer.open_epoch(message, bytes(payload or b""))
+            case Note():
+                self.admit(message.worker, message.incarnation)
+                return self.notes.take(message, bytes(payload or b""))
             case Take():
                 return self.dealer.take(message, payload)
             case Depart():
@@ -548,6 +571,8 @@ class Coordinator:
                 return self.shard_desk.where(message) or self.dealer.wait([message.shard], because)
             case TakeCheckpoint():
                 return self.take_checkpoint(message)
+            case Piece() | Kept() | Fetch():
+                return self.of_checkpoint(message, payload)
             case Claim():
                 self.admit(message.worker, message.incarnation)
                 owner = self.docket.claim(message.what, message.worker)
@@ -636,6 +661,7 @@ class Coordinator:
         if not await self.until(lambda: self.docket.loaded or self.facts.initialiser == message.worker):
             whom = self.facts.initialiser
             return self.dealer.wait([whom], f"{whom} brings the first parameters")
+        await self.until(self.notes.complete)  # one that is on its way; its sender may also be gone
         reply = Registered(
             job=self.job,
             generation=self.machine.generation(self.job),
@@ -647,8 +673,19 @@ class Coordinator:
             steps=self.begun.steps_before,
         )
         where = [self.facts.entered[shard].addresses for shard in shards]
-        homes = Homes(list(shards), where, list(self.facts.placement))
+        homes = Homes(list(shards), where, list(self.facts.placement), self.notes.newest)
         return reply, msgspec.msgpack.encode(homes)
+
+    def of_checkpoint(
+        self, message: Piece | Kept | Fetch, payload: memoryview | None
+    ) -> Reply | Awaitable[Reply]:
+        """Files of checkpoints, from members and to them."""
+        self.admit(message.member, message.incarnation)
+        if isinstance(message, Fetch):
+            return fetched(self.job, self.begun.begin_with, message)
+        if self.checkpoints is None:
+            raise Refusal("checkpoint", "no checkpoint is being made")
+        return self.checkpoints.receive(message, bytes(payload or b""))
 
     async def until(self, condition: Callable[[], bool]) -> bool:
         """Wait for a condition, HOLD_S at most; whether it holds."""

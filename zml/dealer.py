@@ -35,6 +35,7 @@ from .messages import (
     Totals,
     Wait,
 )
+from .notes import Notes
 from .scheduler import batches, calls, evaluation, events
 from .scheduler.explain import name_samples
 from .scheduler.ids import JobId, Seat, WorkerId
@@ -57,6 +58,7 @@ class Hall(Protocol):
     job: JobId
     spec: JobSpec
     docket: Docket
+    notes: Notes
 
     def admit(self, worker: str, incarnation: int) -> None:
         """Refuse a script whose incarnation is over."""
@@ -128,7 +130,8 @@ class Dealer:
             self.hall.admit(message.worker, message.incarnation)
         match opened:
             case batches.Opened():
-                return EpochOpened(self.hall.job, message.epoch, opened.first_clock), opened.token
+                opener = self.hall.notes.from_whom(message.epoch)
+                return EpochOpened(self.hall.job, message.epoch, opened.first_clock, opener), opened.token
             case batches.Drained():
                 return Drained(self.hall.job, opened.because)
             case batches.Mismatch():

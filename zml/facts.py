@@ -56,6 +56,13 @@ class Took(Fact, frozen=True):
     shard: str
 
 
+class Noted(Fact, frozen=True):
+    """What the senior worker's script says of itself at the start of an epoch (`notes`)."""
+
+    epoch: int
+    note: bytes
+
+
 class Spoke(Fact, frozen=True):
     """The endpoint of a worker's script."""
 
@@ -97,6 +104,7 @@ class Facts(msgspec.Struct):
     peers: dict[str, str] = {}  # member -> the endpoint that speaks for it
     registration: bytes = b""
     placement: tuple[int, ...] = ()
+    noted: Noted | None = None  # the newest
     took: list[str] = []  # the shards that have the layout
     initialiser: str = ""
     scripts: dict[str, str] = {}  # worker -> the endpoint of its script
@@ -115,6 +123,8 @@ class Facts(msgspec.Struct):
                 self.entered[fact.member] = fact
             case Shown():
                 self.registration = fact.registration
+            case Noted():
+                self.noted = fact
             case Took():
                 if fact.shard not in self.took:
                     self.took.append(fact.shard)

@@ -32,15 +32,17 @@ from .evaluation import Anew, Evaluator
 from .evaluation import Result as Outcome
 from .hooks import Hooks
 from .iothread import IoThread
+from .keeping import Keeping
 from .layout import Layout, Registration, buckets
 from .lease import COORDINATOR
 from .leaving import ScriptEnd
 from .link import script_endpoints
-from .messages import Drained, EpochOver, Evaluating, Moved, Result, Taken, Wait
+from .messages import Drained, EpochOver, Evaluating, Keep, Moved, Result, Taken, Wait
 from .plan import Plan
 from .rundir import TIMELINE
 from .scheduler.evaluation import Key
 from .scheduler.explain import name_samples
+from .schedules import Schedules, Told
 from .script import EXACT, number, write_model
 from .seat import Seat
 from .streams import StreamLoader
@@ -76,6 +78,9 @@ class Member:
         self.model: torch.nn.Module | None = None
         self.staleness: int | None = 0
         self.first_epoch = 0
+        self.schedules: Schedules | None = None
+        self.schedule: Told | None = None  # in the checkpoint that the job goes on from
+        self.keeping: Keeping | None = None
         self.ledger_epoch = -1  # the epoch that is open for this worker
         self.batches = 0  # of that epoch
         self.next_clock = 0  # the first clock of the epoch after it, unless a worker is lost
@@ -112,6 +117,8 @@ class Member:
             self.draining = message.because
         elif isinstance(message, Moved):
             self.client.moved(message)
+        elif isinstance(message, Keep) and self.keeping is not None:
+            self.keeping.order = message
 
     def _told_to_leave(self, because: str) -> None:
         """In the I/O thread, or in a signal handler: the training thread looks when it can."""
@@ -167,6 +174,10 @@ class Member:
             self.io.call(self.client.loaded())
         traffic.pull(traffic.clock, everything=True)
         traffic.measure_link()
+        self.schedules = Schedules(optimizer, self.seat.worker)
+        on_worker = self.plan.optimizer_on == "worker"
+        self.keeping = Keeping(self.client, self.io, model, self.schedules, on_worker=on_worker)
+        self.schedule = self.keeping.restore()
         self.hooks.install()
         runner.current_step = lambda: self.steps
         runner.in_hand = self._in_hand
@@ -195,6 +206,8 @@ class Member:
         if self.traffic is not None and self.loader is not None:
             steps = count * len(self.loader) / (self.plan.workers * self.plan.local_steps)
             self.traffic.warm_up = self.plan.warm_up(int(steps))
+        if self.schedules is not None:  # and only now the script has made them all
+            self.schedules.begin(self.first_epoch, self.client.note, self.schedule)
         try:
             for epoch in range(self.first_epoch, count):
                 if self.stopping():
@@ -209,6 +222,7 @@ class Member:
             return
         if self.hooks is not None:
             self.hooks.finish()
+            self._look()
         self._report()
         if self.draining:
             self.save(Path(self.seat.run_dir, DRAINED))
@@ -263,6 +277,8 @@ class Member:
                 self.draining = "the job is being drained"
             return generator_state
         epoch, state = opened
+        if epoch.opener == self.seat.worker and self.schedules is not None:
+            self.io.call(self.client.tell_note(self.ledger_epoch, self.schedules.note(self.ledger_epoch)))
         traffic = self._joined()
         if self.rested_at is not None and traffic.clock > epoch.first_clock:
             traffic.clock = self.io.call(self.client.enter(at_least=self.rested_at))
@@ -294,6 +310,7 @@ class Member:
                 case Wait():
                     if not wait:
                         return []
+                    self._look()
                     self._rest(longer=reply.dealt_again)
                     self.io.post(self.client.note_wait, reply)
         self.untold += done
@@ -440,8 +457,14 @@ class Member:
         self.left_out_in_a_row = 0
         if self.loader is not None:
             self.loader.stepped()
+        self._look()
         if time.monotonic() - self.reported_at >= REPORT_S:
             self._report()
+
+    def _look(self) -> None:
+        """Is a copy of the optimizer's state wanted? It is complete here."""
+        if self.keeping is not None:
+            self.keeping.look(max(self.ledger_epoch, 0))
 
     def _report(self) -> None:
         self.reported_at = time.monotonic()
@@ -461,6 +484,8 @@ class Member:
         """At the end of the process: the last report, and a goodbye to every peer."""
         if self.hooks is not None and not self.alone:
             self._report()
+        if self.keeping is not None:
+            self.keeping.close()
         self.io.close(self._disconnect())
 
     async def _disconnect(self) -> None:

@@ -330,6 +330,7 @@ class Homes(msgspec.Struct, frozen=True, array_like=True):
     shards: list[str]
     addresses: list[list[str]]
     placement: list[int]
+    note: bytes = b""  # the senior worker's newest, for who begins in a later epoch than the first
 
 
 class OpenEpoch(Message, kw_only=True):
@@ -350,6 +351,16 @@ class EpochOpened(Message):
     job: str
     epoch: int
     first_clock: int
+    opener: str = ""  # the senior worker, which is to send its `Note` now; empty where the epoch is over
+
+
+class Note(Message):
+    """The state of learning rate schedules at the start of this epoch: the payload, JSON (`schedules.Told`)."""
+
+    job: str
+    worker: str
+    incarnation: int
+    epoch: int
 
 
 class Take(Message, kw_only=True):
@@ -531,6 +542,55 @@ class Departed(Message):
     last: bool  # every other worker that is a member has departed, too: save what there is
 
 
+class Keep(Message):
+    """A notice to the senior's script: write your optimizer's state into `folder` or, if it is not there, send it."""
+
+    job: str
+    checkpoint: str
+    folder: str
+
+
+class Piece(Message):
+    """The next bytes of a file of a checkpoint, 1 MB at most, are the payload. What is there already counts once."""
+
+    job: str
+    member: str
+    incarnation: int
+    checkpoint: str
+    name: str
+    offset: int
+
+
+class Kept(Message):
+    """These files of a checkpoint, (name, bytes, xxh3), are written or sent. None where there is no state."""
+
+    job: str
+    member: str
+    incarnation: int
+    checkpoint: str
+    files: list[tuple[str, int, str]]
+
+
+class Fetch(Message):
+    """A script wants a file of the checkpoint that the job goes on from; answered by a `Fetched`."""
+
+    idempotent: ClassVar[bool] = True  # answered again rather than kept: the answer is large
+    job: str
+    member: str
+    incarnation: int
+    name: str
+    offset: int
+
+
+class Fetched(Message):
+    """The payload are its bytes from `offset` on, 1 MB at most. `path` may be on the script's own machine, too."""
+
+    job: str
+    bytes: int  # of the whole file, -1 where there is none
+    xxh3: str = ""
+    path: str = ""
+
+
 class Loaded(Message):
     """The initialiser has brought every chunk to its shard."""
 
@@ -679,6 +739,7 @@ AnyMessage = (
     | Registered
     | OpenEpoch
     | EpochOpened
+    | Note
     | Take
     | Taken
     | Wait
@@ -698,6 +759,11 @@ AnyMessage = (
     | Moved
     | Depart
     | Departed
+    | Keep
+    | Piece
+    | Kept
+    | Fetch
+    | Fetched
     | Loaded
     | Enter
     | Entered

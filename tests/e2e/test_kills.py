@@ -4,10 +4,11 @@ import json
 import os
 import random
 import signal
+from functools import partial
 
 import pytest
 
-from tests.e2e.harness import Playground
+from tests.e2e.harness import Playground, Process
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -30,6 +31,18 @@ def parent(pid: int) -> int:
         return int(file.read().rpartition(")")[2].split()[1])
 
 
+def said(run: Process, text: str) -> bool:
+    return text in run.text
+
+
+def progress(place: Playground) -> int:
+    return sum(len(place.script_lines(worker)) for worker in ("w0", "w1"))
+
+
+def further(place: Playground, before: int, run: Process | None = None) -> bool:
+    return progress(place) > before or (run is not None and run.process.poll() is not None)
+
+
 def sound(place: Playground, epochs: int, batches: int) -> None:
     code, text = place.run("data", "audit", "--json", str(place.run_dir()))
     assert code == 0, text
@@ -49,10 +62,8 @@ def test_a_shard_that_is_killed_is_started_again_with_all_that_it_had_acknowledg
     for number in (0, 1):
         (shard,) = process(place, f"p{number}")
         os.kill(shard, signal.SIGKILL)
-        again = f"p{number} joined again, as incarnation 2"
-        place.until(lambda again=again: again in run.text, "it is back")
-        steps = len(place.script_lines("w0"))
-        place.until(lambda steps=steps: len(place.script_lines("w0")) > steps, "training goes on")
+        place.until(partial(said, run, f"p{number} joined again, as incarnation 2"), "it is back")
+        place.until(partial(further, place, progress(place)), "training goes on")
     assert run.wait() == 0, run.text
     sound(place, 6, 60)
 
@@ -80,21 +91,15 @@ def test_a_training_outlives_kills_of_whatever_there_is(place: Playground) -> No
     place.until(lambda: "epoch 0 done" in place.script_lines("w0"), "training goes on")
     for _ in range(8):
         what = dice.choice(["coordinator", "p0", "p1", "w0", "w1", "script of w0", "script of w1"])
-        place.until(lambda what=what: process(place, what.split()[-1]), f"{what} is there")
+        place.until(partial(process, place, what.split()[-1]), f"{what} is there")
         victims = process(place, what.split()[-1])
         if what.startswith("script"):
-            place.until(lambda v=victims[0]: script_of(place, v), f"{what} is there")
+            place.until(partial(script_of, place, victims[0]), f"{what} is there")
             victims = script_of(place, victims[0])
         print("killing", what)
         os.kill(victims[0], signal.SIGKILL)
-        before = sum(len(place.script_lines(w)) for w in ("w0", "w1"))
-        place.until(
-            lambda before=before: (
-                sum(len(place.script_lines(w)) for w in ("w0", "w1")) > before
-                or run.process.poll() is not None
-            ),
-            "training goes on",
-        )
+        before = progress(place)
+        place.until(partial(further, place, before, run), "training goes on")
         if run.process.poll() is not None:
             break
     assert run.wait(240) == 0, run.text

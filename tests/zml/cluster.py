@@ -29,6 +29,7 @@ from zml.messages import (
     Exited,
     Heartbeat,
     JobSpec,
+    Keep,
     Launch,
     Message,
     Moved,
@@ -71,6 +72,7 @@ class Script:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.trained: list[tuple[int, int]] = []  # (epoch, batch), in the order of this worker's steps
         self.greatest_staleness = 0
+        self.keep: Keep | None = None  # the newest, which nobody here answers
         self.clock = 0
         self.task: asyncio.Task[None] | None = None
         self.over = asyncio.Event()
@@ -138,6 +140,8 @@ class Script:
     def _told(self, peer: str, message: Any, payload: memoryview | None) -> None:
         if isinstance(message, Moved):
             self.client.moved(message)
+        elif isinstance(message, Keep):
+            self.keep = message
 
     async def _epochs(self) -> None:
         client = self.client
@@ -169,6 +173,8 @@ class Script:
         for epoch in range(registered.epoch, self.epochs):
             opened = await client.open_epoch(epoch, self.batches, b"")
             assert opened is not None, "nobody drains"
+            if opened[0].opener == self.seat.worker:
+                await client.tell_note(epoch, f"{self.name} at epoch {epoch}".encode())
             first, end = opened[0].first_clock, opened[0].first_clock + self.batches
             if self.clock < first:
                 await client.advance(first)

@@ -363,7 +363,8 @@ def test_a_bucket_that_is_pushed_again_counts_as_it_was_pushed_last(shards: int)
         script = cluster.script("w0", batches=6)
         while not script.trained:
             await cluster_pause()
-        push, before = script.client.push, {}
+        push = script.client.push
+        before: dict[int, memoryview] = {}
 
         def again(bucket: Any, clock: int, payload: memoryview, absent: list[int]) -> None:
             if bucket.index in before:

@@ -9,6 +9,7 @@ import pytest
 from zml.dealer import MOST_SAMPLES, Dealer
 from zml.docket import Docket
 from zml.messages import Contents, Evaluate, Evaluating, JobSpec, Ok, Result, Skip, Take, Totals
+from zml.notes import Notes
 from zml.scheduler import calls
 from zml.scheduler.events import Exited
 from zml.scheduler.ids import JobId, Seat, WorkerId
@@ -26,6 +27,7 @@ class Hall:
     def __init__(self, **spec: Any) -> None:
         self.job, self.spec, self.woken = JobId("job"), JobSpec(**spec), 0
         self.docket = Docket(self.job, Machine(Rules()), None, lambda: 0.0)
+        self.notes = Notes(self.docket)
 
     def admit(self, worker: str, incarnation: int) -> None:
         assert (worker, incarnation) in {("w0", 1), ("w1", 1)}

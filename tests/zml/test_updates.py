@@ -26,13 +26,22 @@ class Twin:
     """The same model twice: one trained through zml with its optimizer on the worker, one by torch alone."""
 
     def __init__(
-        self, io: IoThread, kind: str = "SGD", *, frozen: bool = False, momentum: float = 0.9, **asked: Any
+        self,
+        io: IoThread,
+        kind: str = "SGD",
+        *,
+        frozen: bool = False,
+        momentum: float = 0.9,
+        weights: dict[str, torch.Tensor] | None = None,
+        **asked: Any,
     ) -> None:
         torch.manual_seed(3)
         self.model, self.plain = (
             torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3))
             for _ in range(2)
         )
+        if weights is not None:
+            self.model.load_state_dict(weights)
         self.plain.load_state_dict(self.model.state_dict())
         if frozen:
             self.model[0].weight.requires_grad_(False)

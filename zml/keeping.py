@@ -1,0 +1,221 @@
+"""A script's part of checkpoints: the state of its optimizer, where that runs on the worker, to disk and back.
+
+The senior worker is told to keep it (`Keep`). The training thread makes a copy after its next step; everything else
+happens beside the training, here: the files are written into the checkpoint's folder where that can be seen from this
+machine, else they travel to the coordinator in pieces. Who resumes, fetches them.
+
+Rule: a checkpoint is never worth a run. What fails here is logged, and the coordinator goes without these files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import xxhash
+
+from . import optimizer_state as state
+from .binding import named_parameters
+from .checkpoint import DISK
+from .checkpoint.disk import write_file
+from .errors import BAD_CHECKPOINT, ZmlError
+from .iothread import IoThread
+from .messages import Fetch, Fetched, Keep, Kept, Piece
+from .schedules import Schedules, Told
+from .transport import Refused
+
+if TYPE_CHECKING:
+    import torch
+
+    from .client import Client
+
+PIECE = 1 << 20  # bytes
+MOST_STATE = 128  # bytes of state per parameter that are taken: Adam's has 8 in 32 bits
+CLOSE_S = 30.0
+NAMED = 16
+KeptFile = tuple[str, int, str]  # name, bytes, xxh3
+Files = Mapping[str, Sequence[memoryview]]  # by name, as pieces of memory one after another
+
+log = structlog.get_logger()
+
+
+class Keeping:
+    """Between the training thread, which copies, and the I/O thread. One copy at a time is on its way.
+
+    `on_worker`: the optimizer runs in the script. Where it does not, there is nothing here to keep or to restore.
+    """
+
+    def __init__(
+        self, client: Client, io: IoThread, model: torch.nn.Module, schedules: Schedules, *, on_worker: bool
+    ) -> None:
+        self.client = client
+        self.io = io
+        self.named = named_parameters(model)
+        self.schedules = schedules
+        self.on_worker = on_worker
+        self.order: Keep | None = None  # the newest, until the training thread has seen it
+        self.under_way: concurrent.futures.Future[None] | None = None
+
+    def look(self, epoch: int) -> None:
+        """In the training thread, between two steps: copy what was asked for, if anything was."""
+        order = self.order
+        if order is None or (self.under_way is not None and not self.under_way.done()):
+            return
+        self.order = None
+        files: Files = {}
+        if self.on_worker:
+            optimizer = self.schedules.optimizer
+            tensors, described, left_out = state.copy_state(optimizer, self.named)
+            told, more = self.schedules.tell(epoch)
+            if left_out or more:
+                log.info("not in the checkpoint", worker=self.client.seat.worker, what=[*left_out, *more])
+            about = state.About(state.kind(optimizer), described, told)
+            files = state.files(tensors, about)
+        self.under_way = self.io.submit(keep(self.client, order, files))
+
+    def restore(self) -> Told | None:
+        """Before the first step: let the optimizer go on from the checkpoint, if the job goes on from one.
+
+        Returns what the schedules said at that moment. Raises ZmlError.
+        """
+        if not self.on_worker:
+            return None
+        data = self.io.call(fetch(self.client, state.ABOUT, state.MOST_ABOUT))
+        if data is None:
+            return None
+        most = sum(p.numel() for p in self.named.values()) * MOST_STATE + state.MOST_ABOUT
+        tensors = self.io.call(fetch(self.client, state.TENSORS, most))
+        try:
+            about = state.read_about(data)
+            read = state.read_tensors(tensors or b"")
+        except state.BadState as bad:
+            raise _bad(self.client, f"{state.ABOUT} or {state.TENSORS}", str(bad)) from None
+        left_out = state.restore_optimizer(self.schedules.optimizer, self.named, read, about)
+        if left_out:
+            log.warning(
+                "state of the optimizer left out", worker=self.client.seat.worker, what=left_out[:NAMED]
+            )
+        return about.told
+
+    def close(self) -> None:
+        """What is on its way arrives, if that does not take too long."""
+        if self.under_way is not None:
+            concurrent.futures.wait([self.under_way], CLOSE_S)
+
+
+async def keep(client: Client, order: Keep, files: Files) -> None:
+    """Bring the files into the checkpoint, and say so."""
+    try:
+        kept = await _write(Path(order.folder), files)
+        if kept is None:
+            kept = [await _stream(client, order, name, data) for name, data in files.items()]
+        await client.of_checkpoint(Kept(**_me(client), checkpoint=order.checkpoint, files=kept))
+    except Exception as error:
+        log.warning("optimizer not kept", checkpoint=order.checkpoint, because=str(error))
+
+
+def _me(client: Client) -> dict[str, Any]:
+    seat = client.seat
+    return {"job": seat.job, "member": seat.worker, "incarnation": seat.incarnation}
+
+
+async def _write(folder: Path, files: Files) -> list[KeptFile] | None:
+    """Into the folder itself; None where it is not there, or does not take them."""
+    if not await asyncio.to_thread(folder.is_dir):
+        return None
+    kept = []
+    for name, data in files.items():
+        try:
+            written = await asyncio.to_thread(write_file, DISK, folder / name, data)
+        except OSError as error:
+            log.info("optimizer is sent", because=f"{folder} cannot be written: {error.strerror or error}")
+            return None
+        kept.append((name, *written))
+    return kept
+
+
+async def _stream(client: Client, order: Keep, name: str, data: Sequence[memoryview]) -> KeptFile:
+    digest, offset = xxhash.xxh3_64(), 0
+    for piece in pieces(data):
+        message = Piece(**_me(client), checkpoint=order.checkpoint, name=name, offset=offset)
+        await client.of_checkpoint(message, piece)
+        digest.update(piece)
+        offset += len(piece)
+    return name, offset, digest.hexdigest()
+
+
+def pieces(data: Sequence[memoryview], size: int = PIECE) -> Iterator[memoryview]:
+    """The same bytes in pieces of this size, the last one shorter: of many small tensors and of few large ones."""
+    gathered = bytearray()
+    for buffer in data:
+        at = 0
+        while at < len(buffer):
+            if not gathered and len(buffer) - at >= size:
+                yield buffer[at : at + size]
+                at += size
+                continue
+            part = buffer[at : at + size - len(gathered)]
+            gathered += part
+            at += len(part)
+            if len(gathered) == size:
+                yield memoryview(gathered)
+                gathered = bytearray()
+    if gathered:
+        yield memoryview(gathered)
+
+
+async def fetch(client: Client, name: str, most: int) -> bytes | None:
+    """A file of the checkpoint that the job goes on from; None if it has none. Raises ZmlError."""
+    first, data = await _fetch(client, name, 0)
+    if first.bytes < 0:
+        return None
+    if first.bytes > most:
+        raise _bad(
+            client, name, f"has {first.bytes:,} bytes, more than the {most:,} that this model can need"
+        )
+    near = await asyncio.to_thread(_read, Path(first.path), first) if first.path else None
+    if near is not None:
+        return near
+    whole = bytearray(data)
+    while len(whole) < first.bytes:
+        _, data = await _fetch(client, name, len(whole))
+        if not data:
+            raise _bad(client, name, f"ends after {len(whole):,} of {first.bytes:,} bytes")
+        whole += data
+    if not _is(whole, first):
+        raise _bad(client, name, "did not arrive as it was written")
+    return bytes(whole)
+
+
+async def _fetch(client: Client, name: str, offset: int) -> tuple[Fetched, bytes]:
+    try:
+        answer = await client.of_checkpoint(Fetch(**_me(client), name=name, offset=offset))
+    except Refused as refused:
+        raise _bad(client, name, f"cannot be had: {refused.because}") from refused
+    assert isinstance(answer.message, Fetched), answer.message
+    return answer.message, bytes(answer.payload or b"")
+
+
+def _read(path: Path, said: Fetched) -> bytes | None:
+    """From this machine's own disk, if this very file is there."""
+    try:
+        if path.stat().st_size != said.bytes:
+            return None
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data if _is(data, said) else None
+
+
+def _is(data: bytes | bytearray, said: Fetched) -> bool:
+    return len(data) == said.bytes and xxhash.xxh3_64_hexdigest(data) == said.xxh3
+
+
+def _bad(client: Client, name: str, what: str) -> ZmlError:
+    return ZmlError(
+        BAD_CHECKPOINT, f"{client.seat.worker}: {name} of the checkpoint {what}", "Resume from an older one."
+    )
