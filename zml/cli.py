@@ -18,6 +18,7 @@ from . import __version__, errors
 from .ckpt_cli import ckpt
 from .config import ANY_PORT, COORDINATOR_ADDRESS, Resolved, resolve
 from .errors import USAGE, ZmlError
+from .run_cli import data, timeline
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -382,74 +383,9 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     return 0
 
 
-@main.command(context_settings=CONTEXT)
-@click.option("--worker", metavar="wK", help="Only this worker.  [default: all]")
-@click.option("--last", type=click.IntRange(min=1), default=10, help="Steps to show.  [default: 10]")
-@click.option("--json", "as_json", is_flag=True, help="Every recorded step, for machines.")
-@click.argument("run", required=False)
-def timeline(run: str | None, worker: str | None, last: int, as_json: bool) -> int:
-    """Where the time of each step went.
-
-    c compute, e encode, w wait, a apply: what the script's thread did. Send and pull go on beside it. RUN is a run
-    directory; without it, the newest below ./runs.
-    """
-    import shutil
-
-    import msgspec
-
-    from . import rundir
-    from . import timeline as times
-
-    folder = Path(run) if run else rundir.newest(Path(settle({}).settings.runs))
-    files = sorted((folder / rundir.TIMELINE).glob("*.jsonl")) if folder is not None else []
-    if worker is not None:
-        files = [file for file in files if file.stem == worker]
-    if not files:
-        who = f" of {worker}" if worker else ""
-        raise ZmlError(
-            USAGE, f"no steps{who} are recorded in {folder or 'runs'}", "`ls runs` lists the runs."
-        )
-    for file in files:
-        steps = times.read(file)
-        if as_json:
-            click.echo(msgspec.json.encode({"worker": file.stem, "steps": steps}).decode())
-            continue
-        for line in times.table(file.stem, steps, last, min(shutil.get_terminal_size().columns, 120)):
-            click.echo(line)
-    return 0
-
-
+main.add_command(timeline)
 main.add_command(ckpt)
-
-
-@main.group(context_settings=CONTEXT)
-def data() -> None:
-    """What became of the samples."""
-
-
-@data.command("audit", context_settings=CONTEXT)
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@click.argument("run", required=False)
-def audit_(run: str | None, as_json: bool) -> int:
-    """Prove that every batch counted once.
-
-    Per epoch: batches, committed samples, batches that were given out again, skipped, doubled and missing ones, from
-    the run's record of all that its ledger was asked. The exit code is 1 if a batch is doubled or missing. RUN is a run
-    directory; without it, the newest below ./runs.
-    """
-    from . import audit, rundir
-    from .scheduler.audit import audit as prove
-
-    folder = Path(run) if run else rundir.newest(Path(settle({}).settings.runs))
-    if folder is None:
-        raise ZmlError(USAGE, "there is no run below ./runs", "Name a run directory.")
-    accounts = prove(audit.read_calls(folder))
-    if as_json:
-        click.echo(json.dumps(audit.rows(accounts), indent=2))
-    else:
-        for line in audit.lines(accounts):
-            click.echo(line)
-    return 0 if all(account.sound for account in accounts) else 1
+main.add_command(data)
 
 
 @main.command(context_settings=CONTEXT)
