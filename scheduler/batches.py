@@ -127,8 +127,9 @@ class Ledger:
 
     @property
     def dealt_again(self) -> bool:
-        """Workers came or went in the open epoch: who has no batch may have to rest longer than it began to."""
-        return self.current is not None and self.current.dealt_again
+        """Workers came or went in the open epoch, or one of them began it late, where others had come to rest already:
+        who has no batch may have to rest longer than it began to."""
+        return self.current is not None and (self.current.dealt_again or self.current.beyond)
 
     def perform(self, call: calls.Call) -> Answer:
         """Do what a call says: the one way in for whoever writes down what was done.
@@ -147,7 +148,7 @@ class Ledger:
                     call.worker, call.epoch, call.batches, call.token, call.samples, call.batch_size
                 )
             case calls.Take():
-                return self.take(call.worker, call.epoch, call.most, call.have)
+                return self.take(call.worker, call.epoch, call.most, call.have, call.clock)
             case calls.Reached():
                 self.reached(call.epoch, call.clock)
             case calls.Commit():
@@ -250,8 +251,10 @@ class Ledger:
         self.news = True
         return Opened(first_clock, token)
 
-    def take(self, worker: WorkerId, epoch: int, most: int, have: int | None = None) -> TakeAnswer:
-        """Lease up to `most` batches to this worker.
+    def take(
+        self, worker: WorkerId, epoch: int, most: int, have: int | None = None, clock: int = 0
+    ) -> TakeAnswer:
+        """Lease up to `most` batches to this worker, which stands at `clock`.
 
         `have` says how many batches of this epoch have reached this incarnation. They are handed out in one sequence,
         and the answer goes on after the first `have` of it: so asking again after a lost answer leases nothing twice.
@@ -273,7 +276,7 @@ class Ledger:
                 f"{worker} asks for {most} batches after {have}, and was given {len(given)} in epoch {epoch}"
             )
         if have == len(given):
-            self._lease(current, worker, most)
+            self._lease(current, worker, most, clock)
         if have == len(given):
             return self._wait_for(current)
         return Taken(tuple(given[have : have + most]))
@@ -409,11 +412,15 @@ class Ledger:
             return Condemned(current.epoch, in_hand[0], current.strikes[in_hand[0]])
         return Suspected(current.epoch, tuple(in_hand)) if in_hand else None
 
-    def _lease(self, current: Pass, worker: WorkerId, most: int) -> None:
+    def _lease(self, current: Pass, worker: WorkerId, most: int, clock: int) -> None:
         share = current.shares[worker]
         held = current.held(worker) if current.strikes else []
         if any(batch in current.strikes for batch in held):
             return  # a suspect stays alone
+        rest = current.first_clock + current.batches
+        wants = min(most, len(share))
+        if share and not current.beyond and clock + len(current.given[worker]) + wants > rest:
+            current.beyond = self.news = clock + len(current.held(worker)) + wants > rest
         for _ in range(min(most, len(share))):
             if share[0] in current.strikes and held:
                 return
@@ -422,7 +429,7 @@ class Ledger:
             current.leases[batch] = worker
             current.given[worker].append(batch)
             current.returned.discard(batch)
-            current.given_again += current.dealt_again
+            current.given_again += current.dealt_again or current.beyond
             held.append(batch)
             if batch in current.strikes:
                 return

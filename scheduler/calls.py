@@ -45,12 +45,16 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Lease up to `most` batches. `have` of the epoch have reached this incarnation; None stands for all of them."""
+    """Lease up to `most` batches to a worker that stands at `clock`.
+
+    `have` of the epoch have reached this incarnation; None stands for all of them.
+    """
 
     worker: WorkerId
     epoch: int
     most: int
     have: int | None = None
+    clock: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ class Pass:
     )  # crashes with it in hand; of batches that are not over
     skipped: int = 0
     dealt_again: bool = False
-    given_again: int = 0  # batches leased after that
+    beyond: bool = False  # somebody has batches for clocks behind the last at which the others began to rest
+    given_again: int = 0  # batches leased after either
     furthest: int = 0  # the clock of the worker that was the furthest when it last asked
 
     @property

@@ -65,6 +65,7 @@ ASK_S = 5.0  # for the coordinator; it is asked again then
 AWAY = "the coordinator"
 RETRY_S = 0.1
 LATER = ("early", "full")  # refusals that mean: ask again
+LOOK_S = 2.0  # while an answer is waited for: is its shard still there?
 CONNECT_S = 5.0  # to a shard at an address that the coordinator has just given
 MOST_SAMPLES = 1_000  # of a bad batch that are told
 MOST_WORDS = 500  # characters, of why it is left out
@@ -116,6 +117,8 @@ class Client:
         self.samples = 0  # of all reports
         self.reached = (-1, 0)  # an epoch, and how many batches of it have come
         self.note = b""  # the senior worker's on its schedules, as it was when this worker registered
+        self.asking = 0  # requests to shards that wait for an answer
+        self.looking: asyncio.TimerHandle | None = None  # None: nobody waits
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
     @property
@@ -410,6 +413,26 @@ class Client:
 
     async def _tell(self, shard: str, message: Message, payload: Any = None) -> Answer:
         """Until the shard has answered, over any number of its lives."""
+        self.asking += 1
+        if self.looking is None:
+            self.looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+        try:
+            return await self._tell_on(shard, message, payload)
+        finally:
+            self.asking -= 1
+
+    def _look(self) -> None:
+        """A notice that a shard has moved may be lost, or overtake the loss: who does not answer is looked for."""
+        self.looking = None
+        if not self.asking:
+            return
+        peers = self.bulk.peers()
+        for shard in self.shards:
+            if shard in peers and not peers[shard].connected:
+                self._search(shard)
+        self.looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
+    async def _tell_on(self, shard: str, message: Message, payload: Any) -> Answer:
         until = asyncio.get_running_loop().time() + self.seat.patience_s
         while True:
             life = self.lives[shard]

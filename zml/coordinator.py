@@ -333,6 +333,9 @@ class Coordinator:
         """Carry out one action. Nothing here waits: what takes time becomes a task with a deadline."""
         match action:
             case actions.Admit():
+                former = self.peers.get(action.member, action.peer)
+                if former != action.peer and action.member in self.machine.shards(self.job):
+                    self.endpoint.disconnect(former)  # an order that waits for its answer is not answered
                 self.peers[action.member] = action.peer
                 self.answers[action.peer] = Joined(
                     job=self.job,

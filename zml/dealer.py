@@ -159,7 +159,7 @@ class Dealer:
             return Taken(self.hall.job, message.epoch, [])
         end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
         while True:
-            taken = self.perform(calls.Take(worker, message.epoch, message.most, message.have))
+            taken = self.perform(calls.Take(worker, message.epoch, message.most, message.have, message.clock))
             if not isinstance(taken, batches.Waiting) or not await self.hall.pause(end):
                 break
             self.hall.admit(message.worker, message.incarnation)

@@ -97,8 +97,8 @@ class Forgets(Ledger):
 class Doubles(Ledger):
     """Gives the first batch to everybody."""
 
-    def take(self, worker, epoch, most, have=None):  # type: ignore[no-untyped-def]
-        answer = super().take(worker, epoch, most, have)
+    def take(self, worker, epoch, most, have=None, clock=0):  # type: ignore[no-untyped-def]
+        answer = super().take(worker, epoch, most, have, clock)
         return Taken((0, *answer.batches)) if isinstance(answer, Taken) else answer
 
 
@@ -115,10 +115,10 @@ class Trusts(Ledger):
 class KeepsLeases(Ledger):
     """Deals a batch again although the worker that has it lives."""
 
-    def take(self, worker, epoch, most, have=None):  # type: ignore[no-untyped-def]
+    def take(self, worker, epoch, most, have=None, clock=0):  # type: ignore[no-untyped-def]
         if self.current is not None and worker == W1:
             return Taken((0,))
-        return super().take(worker, epoch, most, have)
+        return super().take(worker, epoch, most, have, clock)
 
 
 @pytest.mark.parametrize(

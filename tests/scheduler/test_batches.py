@@ -196,6 +196,18 @@ def test_being_told_of_the_members_twice_changes_nothing() -> None:
     assert taken(ledger, W0) == [0, 2, 4]
 
 
+def test_who_begins_an_epoch_where_the_others_rest_already_lets_them_rest_longer() -> None:
+    """It stood still at the end of the epoch before, which it had rested through further than it needed to."""
+    ledger = opened(2, W0, W1)
+    assert ledger.take(W0, 0, 2, clock=0) == Taken((0,))
+    assert not ledger.dealt_again, "who has done its batch at clock 0 rests until clock 2"
+    assert ledger.take(W1, 0, 2, clock=2) == Taken((1,))
+    assert ledger.dealt_again, "clock 2 is waited for"
+    ledger.reached(0, 1)
+    assert ledger.commit(W0, 0, [0]) is None and ledger.commit(W1, 0, [1]) is None
+    assert ledger.take(W0, 0, 1) == Over(3)
+
+
 def test_when_all_are_gone_the_batches_wait_for_whoever_comes() -> None:
     ledger = opened(4, W0)
     taken(ledger, W0, 2)

@@ -14,7 +14,8 @@ from tests.zml.cluster import Cluster, Script
 from tests.zml.test_cluster import run, same, trained
 from zml import base
 from zml.base import state_of
-from zml.messages import Commit, JobSpec, Ok
+from zml.lease import COORDINATOR
+from zml.messages import Commit, Exited, JobSpec, Ok
 from zml.ps import Ps
 from zml.pushlog import PushLog
 from zml.records import Damaged
@@ -212,3 +213,49 @@ def test_every_changed_byte_of_a_base_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(changed)
         with pytest.raises(Damaged):
             replayed(tmp_path / "p0")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_shard_that_comes_back_is_found_within_seconds_also_where_the_notice_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    if not told:
+        monkeypatch.setattr(Script, "_told", lambda *notice: None)
+
+    async def main() -> float:
+        cluster = Cluster(MemoryNetwork(6), JobSpec(workers=2, shards=2), folder=tmp_path)
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}") for index in range(2)]
+        await cluster.until(partial(have_trained, scripts, 4))
+        cluster.kill_shard(0)
+        await asyncio.sleep(2.0)
+        cluster.start_shard(0)
+        back_at = asyncio.get_running_loop().time()
+        assert await cluster.finish() == 0, [script.error for script in scripts]
+        assert trained(scripts) == ALL
+        return asyncio.get_running_loop().time() - back_at
+
+    assert simulate(main()) < 15
+
+
+def test_a_worker_that_is_lost_with_a_shard_is_settled_when_the_shard_is_back(tmp_path: Path) -> None:
+    """The coordinator has asked the shard's former process, which it did not know to be dead, and asks again."""
+
+    async def main() -> float:
+        cluster = Cluster(MemoryNetwork(7), JobSpec(workers=2, shards=2), folder=tmp_path)
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}") for index in range(2)]
+        await cluster.until(partial(have_trained, scripts, 4))
+        cluster.kill_shard(0)
+        assert scripts[1].task is not None
+        scripts[1].task.cancel()
+        cluster.network.crash(scripts[1].script_name)
+        exited = Exited(job="job", member="w1", incarnation=1, signal=9)
+        await scripts[1].agent.request(COORDINATOR, exited, timeout_s=5)
+        await asyncio.sleep(2.0)
+        cluster.start_shard(0)
+        back_at = asyncio.get_running_loop().time()
+        assert await cluster.finish() == 0, scripts[0].error
+        return asyncio.get_running_loop().time() - back_at
+
+    assert simulate(main()) < 15

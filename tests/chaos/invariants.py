@@ -1,0 +1,257 @@
+"""What must hold after every run, whatever happened in it: compared are the push logs on disk, replayed by a model of
+our own, and what the recorder has heard. A broken rule is an `AssertionError` that says who, where and what.
+
+    a step      counts on every shard that holds chunks, once, or on none; an acknowledged one is in every log, once
+    a batch     is in the steps that count exactly once an epoch, and was reported to the ledger by one worker
+    a bound     no worker commits a clock, or gets the parameters for one, while another is too far behind
+    a version   of a chunk never goes back for a worker
+    a fence     nothing of a worker is in a log behind its `Settle`, or behind the roster without it
+    a log       makes the same shard, to the bit; and all workers end with the parameters that the shards publish
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+
+from zml.layout import Bucket, buckets
+from zml.messages import Advance, Assign, Commit, Enter, Load, Message, Muster, Push, Roster, Settle
+from zml.pushlog import PushLog
+from zml.shard import read_assignment
+
+from .recorder import Recorder, Said, Who
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of one worker that counts on a shard."""
+
+    who: Who
+    clock: int
+    epoch: int
+    done: int
+
+
+@dataclass(slots=True)
+class Stand:
+    finished: int
+    rests_until: int = 0
+
+    @property
+    def clock(self) -> int:
+        return max(self.finished, self.rests_until)
+
+
+@dataclass(slots=True)
+class Account:
+    """One shard, as its log alone tells it. `lows[n]` is where the slowest active worker stood after n records."""
+
+    shard: str
+    steps: list[Step] = field(default_factory=list)
+    pushes: Counter[tuple[Who, int, int]] = field(default_factory=Counter)
+    commits: Counter[tuple[Who, int]] = field(default_factory=Counter)
+    lows: list[int | None] = field(default_factory=lambda: [None])
+    trains: bool = False  # it holds chunks that take steps
+    mine: tuple[Bucket, ...] = ()
+
+
+class Reader:
+    """Reads a log from its beginning; a second opinion on `shard` and `staleness`, and much simpler."""
+
+    def __init__(self, shard: str, bound: int | None) -> None:
+        self.bound = bound
+        self.account = Account(shard)
+        self.roster: dict[str, int] = {}
+        self.over: set[Who] = set()  # settled, or out of the roster
+        self.active: dict[str, Stand] = {}
+        self.former: dict[str, int] = {}
+        self.furthest = 0
+        self.pushed: frozenset[int] = frozenset()
+
+    def read(self, records: Iterable[tuple[Message, memoryview]]) -> Account:
+        for number, (message, payload) in enumerate(records):
+            self._take(number, message, payload)
+            low = self._low()
+            self.furthest = max(self.furthest, low or 0)
+            self.account.lows.append(low)
+        return self.account
+
+    def _low(self) -> int | None:
+        return min((stand.clock for stand in self.active.values()), default=None)
+
+    def _take(self, number: int, message: Message, payload: memoryview) -> None:
+        account = self.account
+        if isinstance(message, Enter | Push | Commit | Advance | Load):
+            who = Who(message.worker, message.incarnation)
+            assert self.roster.get(who.worker) == who.incarnation and who not in self.over, (
+                f"{account.shard} has written {message} of {who}, which is over, as record {number}"
+            )
+        match message:
+            case Assign():
+                registration, placement = read_assignment(payload)
+                cut = buckets(registration.layout, placement, registration.bucket_chunks)
+                account.mine = tuple(bucket for bucket in cut if f"p{bucket.shard}" == account.shard)
+                self.pushed = frozenset(bucket.index for bucket in account.mine if not bucket.frozen)
+                account.trains = bool(self.pushed)
+            case Roster():
+                self._muster(msgspec.msgpack.decode(payload, type=Muster))
+            case Settle():
+                self.over.add(Who(message.worker, message.incarnation))
+            case Enter():
+                self._enter(message.worker)
+            case Push():
+                account.pushes[who, message.clock, message.bucket] += 1
+            case Commit():
+                account.commits[who, message.clock] += 1
+                self._count(Step(who, message.clock, message.epoch, message.done))
+            case Advance():
+                stand = self.active[message.worker]
+                stand.rests_until = max(stand.rests_until, message.clock)
+
+    def _muster(self, muster: Muster) -> None:
+        for step in muster.finished:
+            who = Who(step.worker, step.incarnation)
+            newest = max((s.clock for s in self.account.steps if s.who == who), default=-1)
+            if self.roster.get(who.worker) == who.incarnation and newest < step.clock:
+                self._count(Step(who, step.clock, step.epoch, step.done))
+        named = {seat.worker: seat.incarnation for seat in muster.seats}
+        for worker, incarnation in self.roster.items():
+            if named.get(worker) != incarnation:
+                self.over.add(Who(worker, incarnation))
+                if worker in self.active:
+                    self.former[worker] = self.active.pop(worker).finished
+        for seat in muster.seats:
+            if seat.founder:
+                self.active.setdefault(seat.worker, Stand(0))
+        self.roster = named
+
+    def _enter(self, worker: str) -> None:
+        """It begins where the slowest of the others stands, and never again at a clock that it has finished."""
+        stand = self.active.get(worker)
+        if stand is not None and stand.finished >= stand.rests_until:
+            return
+        own = stand.finished if stand is not None else self.former.get(worker, 0)
+        others = [other.clock for name, other in self.active.items() if name != worker]
+        furthest = max(self.furthest, *self.former.values(), 0)
+        self.active[worker] = Stand(max(own, min(others, default=furthest)))
+
+    def _count(self, step: Step) -> None:
+        account = self.account
+        lacking = [bucket for bucket in self.pushed if not account.pushes[step.who, step.clock, bucket]]
+        assert not lacking, f"{account.shard} counts {step} without a push of the buckets {lacking}"
+        earlier = [s for s in account.steps if s.who == step.who]
+        assert all(s.clock < step.clock for s in earlier), (
+            f"{account.shard} counts {step} after {earlier[-1]}"
+        )
+        low = self._low()
+        if self.bound is not None and low is not None and step.who not in self.over:
+            assert step.clock - low <= self.bound, (
+                f"{account.shard} counts {step}, and the slowest is at {low}"
+            )
+        account.steps.append(step)
+        stand = self.active[step.who.worker]
+        stand.finished = max(stand.finished, step.clock + 1)
+
+
+def read_logs(folder: Path, shards: int, bound: int | None) -> dict[str, Account]:
+    """Each shard's account, from its log."""
+    accounts = {}
+    for name in (f"p{index}" for index in range(shards)):
+        log = PushLog(folder / name)
+        try:
+            accounts[name] = Reader(name, bound).read(log.replay())
+        finally:
+            log.close()
+    return accounts
+
+
+# -- the rules --------------------------------------------------------------------------------------------------
+
+
+def a_step_counts_on_all_or_none(accounts: Mapping[str, Account]) -> None:
+    holding = [account for account in accounts.values() if account.trains]
+    for one, other in pairwise(holding):
+        ours, theirs = Counter(one.steps), Counter(other.steps)
+        assert ours == theirs, f"only on {one.shard}: {ours - theirs}; only on {other.shard}: {theirs - ours}"
+
+
+def what_was_acknowledged_is_in_the_logs(accounts: Mapping[str, Account], recorder: Recorder) -> None:
+    for said in recorder.acknowledged | recorder.accepted:
+        account = accounts[said.shard]
+        if said.bucket >= 0:
+            found = account.pushes[said.who, said.clock, said.bucket]
+            assert found, f"{said} was acknowledged, and is not in the log"
+        else:
+            counted = sum((s.who, s.clock) == (said.who, said.clock) for s in account.steps)
+            assert counted == 1, f"{said} was acknowledged, and counts {counted} times"
+    for account in accounts.values():
+        for (who, clock), found in account.commits.items():
+            assert found == 1, f"{account.shard} has counted clock {clock} of {who} {found} times"
+            said = Said(account.shard, who, clock, -1)
+            assert said in recorder.accepted or said not in recorder.refused, (
+                f"{said} was refused, and counts"
+            )
+
+
+def every_batch_counts_once(
+    accounts: Mapping[str, Account], recorder: Recorder, epochs: int, batches: int
+) -> None:
+    wanted = {(epoch, batch): 1 for epoch in range(epochs) for batch in range(batches)}
+    for account in accounts.values():
+        if not account.trains:
+            continue
+        found: Counter[tuple[int, int]] = Counter()
+        done: dict[tuple[Who, int], int] = {}
+        for step in account.steps:
+            before = done.get((step.who, step.epoch), 0)
+            given = recorder.given.get((step.who, step.epoch), [])
+            assert before < step.done <= len(given), f"{step} follows {before} batches, of {len(given)} given"
+            found.update((step.epoch, batch) for batch in given[before : step.done])
+            done[step.who, step.epoch] = step.done
+        differ = {batch: found[batch] for batch in found | wanted if found[batch] != wanted.get(batch, 0)}
+        assert not differ, f"in the parameters of {account.shard}, not once (epoch, batch): {differ}"
+        for (who, epoch), claimed in recorder.claimed.items():
+            counted = set(recorder.given.get((who, epoch), [])[: done.get((who, epoch), 0)])
+            assert claimed <= counted, (
+                f"{who} reported {claimed - counted} of epoch {epoch}: no step has them"
+            )
+
+
+def the_ledger_heard_of_every_batch_from_one_worker(recorder: Recorder, epochs: int, batches: int) -> None:
+    by: dict[tuple[int, int], set[Who]] = {}
+    for (who, epoch), claimed in recorder.claimed.items():
+        for batch in claimed:
+            by.setdefault((epoch, batch), set()).add(who)
+    for who, (_, epoch, done) in recorder.settled.items():
+        for batch in recorder.given.get((who, epoch), [])[:done]:
+            by.setdefault((epoch, batch), set()).add(who)
+    doubled = {batch: whose for batch, whose in by.items() if len(whose) > 1}
+    assert not doubled, f"more than one worker has finished these batches: {doubled}"
+    lacking = {(epoch, batch) for epoch in range(epochs) for batch in range(batches)} - by.keys()
+    assert not lacking, f"nobody has reported these batches, and the epochs are over: {sorted(lacking)}"
+
+
+def nobody_is_let_beyond_the_bound(
+    accounts: Mapping[str, Account], recorder: Recorder, bound: int | None
+) -> None:
+    if bound is None:
+        return
+    for let in recorder.let:
+        low = accounts[let.shard].lows[let.records]
+        assert low is None or let.clock - low <= bound, f"{let}, and the slowest stood at {low}"
+
+
+def versions_never_go_back(recorder: Recorder) -> None:
+    for (who, bucket), came in recorder.versions.items():
+        for earlier, later in pairwise(came):
+            back = [chunk for chunk, (a, b) in enumerate(zip(earlier, later, strict=True)) if b < a]
+            assert not back, f"{who}: bucket {bucket} went back from {earlier} to {later}"
+
+
+def applied_as_often_as_counted(account: Account, versions: Sequence[int], bound: int | None) -> None:
+    """`versions` of the chunks that take steps: in sync an update for each clock, otherwise one for each step."""
+    wanted = len({step.clock for step in account.steps}) if bound == 0 else len(account.steps)
+    assert set(versions) <= {wanted}, f"{account.shard}: {wanted} updates count, {versions} are in its chunks"

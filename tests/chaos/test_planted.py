@@ -1,0 +1,148 @@
+"""Chaos would find them: bugs planted one at a time, each a rule of the product that is no longer kept."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from zml.client import Client
+from zml.docket import Docket
+from zml.hyper import read_hyper
+from zml.messages import Commit, Message, Ok, Published
+from zml.rosters import Rosters
+from zml.scheduler.batches import Ledger, Taken
+from zml.scheduler.staleness import Gate
+from zml.shard import Last, Shard, Step
+
+from .world import Outcome, quiet, run
+
+SEEDS = 500  # as many as are always run
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+Plant = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def silence() -> Iterator[None]:
+    with quiet():
+        yield
+
+
+def caught() -> Outcome:
+    """The first seed in which a rule breaks."""
+    for seed in range(SEEDS):
+        outcome = run(seed)
+        if outcome.broken is not None:
+            print(outcome)
+            return outcome
+    raise AssertionError(f"{SEEDS} seeds, and nothing broke")
+
+
+def test_chaos_catches_a_shard_that_counts_a_step_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that is sent again, because its answer was lost with the shard, is counted again."""
+    commit = Shard._commit
+    steps: dict[tuple[Shard, str, int, int], Step] = {}
+
+    def commit_again(self: Shard, worker: Any, message: Commit, payload: memoryview | None) -> Any:
+        what = (self, worker, message.incarnation, message.clock)
+        step = self.staged.get(worker, {}).get(message.clock) or steps.get(what)
+        if message.clock < self.gate.frontier(worker) and step is not None:
+            self._note(message, payload)
+            hyper = read_hyper(payload or memoryview(b""), self._store().spec)
+            last = Last(message.clock, message.epoch, message.done, bytes(payload or b""))
+            self._count(worker, step, hyper, last)
+            return Ok()
+        if step is not None:
+            steps[what] = step
+        return commit(self, worker, message, payload)
+
+    monkeypatch.setattr(Shard, "_commit", commit_again)
+    assert caught().broken
+
+
+def test_chaos_catches_a_shard_that_answers_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = Shard._note
+
+    def note_later(self: Shard, message: Message, payload: Any = None) -> None:
+        if not self.replaying:
+            kept = bytes(payload) if payload is not None else None
+            asyncio.get_running_loop().call_soon(note, self, message, kept)
+
+    monkeypatch.setattr(Shard, "_note", note_later)
+    assert caught().broken
+
+
+def test_chaos_catches_a_ledger_that_commits_what_it_gives_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Ledger.take
+
+    def take_and_commit(self: Ledger, worker: Any, epoch: int, *also: Any, **named: Any) -> Any:
+        answer = take(self, worker, epoch, *also, **named)
+        if isinstance(answer, Taken):
+            self.commit(worker, epoch, answer.batches)
+        return answer
+
+    monkeypatch.setattr(Ledger, "take", take_and_commit)
+    assert caught().broken
+
+
+def test_chaos_catches_rosters_that_do_not_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(self: Rosters, place: Any) -> None:
+        pass
+
+    monkeypatch.setattr(Rosters, "_settle", nothing)
+    assert caught().broken
+
+
+def test_chaos_catches_a_worker_that_resumes_at_a_wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too low: what it sends for that clock looks as if it were sent again."""
+    enter = Client.enter
+
+    async def enter_too_low(self: Client, at_least: int = 0) -> int:
+        return max(0, await enter(self, at_least) - 1)
+
+    monkeypatch.setattr(Client, "enter", enter_too_low)
+    assert caught().broken
+
+
+def test_chaos_catches_a_shard_that_does_not_write_what_it_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = Shard._note
+
+    def note_the_rest(self: Shard, message: Message, payload: Any = None) -> None:
+        if not isinstance(message, Published):
+            note(self, message, payload)
+
+    monkeypatch.setattr(Shard, "_note", note_the_rest)
+    assert caught().broken
+
+
+def test_chaos_catches_a_shard_that_does_not_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says where a lost worker stands, and takes more from it."""
+
+    class Forgets(dict[Any, Any]):
+        def __setitem__(self, worker: Any, incarnation: int) -> None:
+            pass
+
+    fresh = Shard.__init__
+
+    def init(self: Shard, *arguments: Any) -> None:
+        fresh(self, *arguments)
+        self.fenced = Forgets()
+
+    monkeypatch.setattr(Shard, "__init__", init)
+    assert caught().broken
+
+
+def test_chaos_catches_a_gate_that_opens_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_start = Gate.may_start
+    monkeypatch.setattr(Gate, "may_start", lambda self, worker, clock: may_start(self, worker, clock - 1))
+    assert caught().broken
+
+
+def test_chaos_catches_a_coordinator_that_answers_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Docket._write
+
+    def write_later(self: Docket, *what: Any) -> None:
+        asyncio.get_running_loop().call_later(0.02, write, self, *what)
+
+    monkeypatch.setattr(Docket, "_write", write_later)
+    assert caught().broken

@@ -1,0 +1,497 @@
+"""One run from a seed: a whole cluster in memory, what goes wrong in it, and the rules checked at its end.
+
+python -m tests.chaos.world 4711          # this seed once more, with its plan, its messages in a file
+"""
+
+import asyncio
+import logging
+import random
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import structlog
+import torch
+
+from tests.zml.cluster import Cluster, Script, parameters
+from tests.zml.test_recovery import replayed, same_bits
+from zml.lease import COORDINATOR, Lease
+from zml.messages import AnyMessage, Exited, Fenced, JobSpec, Launch, Message, Ok
+from zml.pushlog import NoLog
+from zml.records import HEAD, HEAD_BYTES, SUM
+from zml.transport import TransportError
+from zml.transport.frames import Kind
+
+from . import invariants
+from .faults import Boundary, Crash, Fault, Freeze, Partition, Plan, Weather, draw
+from .processes import NOBODY, Network, Process, live
+from .recorder import Recorder
+
+FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # push logs that need no disk
+PEACE_S = 120.0  # within which a run ends after its last fault
+LONGEST_S = 600.0
+CAN_RESTART_COORDINATOR = hasattr(Cluster, "restart_coordinator")
+
+
+class Worker(Script):
+    """An agent and, in a process of its own, its script. Each life has a name of its own, as processes have."""
+
+    def __init__(self, world: "World", name: str, life: int) -> None:
+        super().__init__(world, name, world.plan.batches, world.plan.epochs, seed=7 + life)
+        self.world = world
+        self.life = life
+        self.agent = world.network.endpoint(
+            f"agent-{name}.{life}", vocabulary=AnyMessage, handler=self.handle
+        )
+        self.process = world.process(f"agent-{name}.{life}")
+        self.script_process: Process | None = None
+        self.fenced_at: float | None = None
+        self.end: list[torch.Tensor] | None = None  # its parameters, once it has come to its end
+
+    def handle(self, peer: str, message: Any, payload: memoryview | None) -> Message | None:
+        if isinstance(message, Launch):
+            if self.task is None or message.incarnation > self.order.incarnation:
+                if self.script_process is not None:
+                    self.script_process.kill()
+                self.script_process = self.world.process(f"{message.member}.{message.incarnation}")
+                self.order = message
+                self.task = self.script_process.run(self._train(message))
+            return Ok()
+        lease: Lease | None = getattr(self, "lease", None)  # it may not have joined yet
+        if isinstance(message, Fenced) and lease is not None and lease.is_mine(message):
+            # An agent ends its script, or is too slow to: then the script finds out by itself.
+            self.world.fenced(self)
+        return super().handle(peer, message, payload)
+
+    async def _epochs(self) -> None:
+        await super()._epochs()
+        self.end = parameters(self)
+
+    def kill(self) -> None:
+        """Agent and script, as when their machine goes."""
+        self.process.kill()
+        if self.script_process is not None:
+            self.script_process.kill()
+
+    def kill_script(self) -> None:
+        """The agent lives to tell."""
+        if self.script_process is not None and self.task is not None and not self.task.done():
+            self.script_process.kill()
+            self.process.run(self._tell())
+
+    async def _tell(self) -> None:
+        order = self.order
+        exited = Exited(job=order.job, member=order.member, incarnation=order.incarnation, signal=9)
+        with suppress(TransportError):
+            await self.agent.request(COORDINATOR, exited, timeout_s=60)
+        self.over.set()
+
+
+class World(Cluster):
+    """A cluster whose members are processes, and whoever starts them again."""
+
+    network: Network
+
+    def __init__(self, seed: int, plan: Plan, folder: Path, processes: list[Process]) -> None:
+        self.plan = plan
+        self.dice = random.Random(seed + 1)  # of what goes on beside the plan
+        self.processes = processes
+        weather = plan.weather
+        network = Network(seed, delay_s=weather.delay_s, loss=weather.loss, duplication=weather.duplication)
+        network.spared = f"agent-{plan.anchor}.1"
+        self.recorder = network.recorder = Recorder(self.records)
+        network.passing = self.passing
+        spec = JobSpec(
+            workers=plan.workers,
+            shards=plan.shards,
+            staleness=plan.staleness,
+            compress=plan.compress,
+            optimizer_on=plan.optimizer_on,
+        )
+        journal: dict[str, Any] = {"state": folder / COORDINATOR} if CAN_RESTART_COORDINATOR else {}
+        super().__init__(network, spec, compute_s=lambda name: plan.compute_s[name], folder=folder, **journal)
+        self.coordinator_is_back = asyncio.Event()
+        self.coordinator_process = self.process(COORDINATOR)
+        self.shard_processes: dict[int, Process] = {}
+        self.workers: dict[str, Worker] = {}  # the newest of each name
+        self.lives_of_workers: list[Worker] = []
+        self.crashes: list[
+            tuple[Crash, int]
+        ] = []  # that wait for their message, and how many are to pass before
+        self.ended = False
+        self.lasted_s = 0.0
+
+    def process(self, name: str) -> Process:
+        process = Process(name)
+        self.processes.append(process)
+        return process
+
+    def records(self, shard: str) -> int | None:
+        pushes = self.shards[int(shard[1:])].pushes
+        return pushes.records.next if pushes is not None else None
+
+    # -- members ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        await self.coordinator_process.run(self.coordinator.start())
+        for index in range(self.spec.shards):
+            self.start_shard(index)
+        for name in (f"w{index}" for index in range(self.plan.workers)):
+            self.start_worker(name)
+
+    def start_worker(self, name: str) -> None:
+        if self.ended:
+            return
+        former = self.workers.get(name)
+        worker = self.workers[name] = Worker(self, name, former.life + 1 if former is not None else 1)
+        self.scripts[f"{name}.{worker.life}"] = worker
+        self.lives_of_workers.append(worker)
+        self.tasks.append(worker.process.run(worker.run()))
+
+    def fenced(self, worker: Worker) -> None:
+        """Its launcher starts another."""
+        if self.workers[worker.name] is worker and worker.fenced_at is None and not self.ended:
+            worker.fenced_at = now = asyncio.get_running_loop().time()
+            if self.dice.random() < 0.5:
+                worker.kill()
+            asyncio.get_running_loop().call_at(
+                now + 0.5, self.start_worker, worker.name, context=NOBODY.copy()
+            )
+
+    def start_shard(self, index: int) -> None:
+        if self.ended:
+            return
+        self.lives[index] += 1
+        process = self.shard_processes[index] = self.process(f"p{index}.{self.lives[index]}")
+        task = self.shard_tasks[index] = process.run(self._shard(index))
+        self.tasks.append(task)
+        task.add_done_callback(lambda task: self._shard_ended(index, process, task))
+
+    def _shard_ended(self, index: int, process: Process, task: "asyncio.Task[int]") -> None:
+        """As `zml run` does: a shard that fails is started again."""
+        if task.cancelled() or process.dead or self.ended or task.exception() is None:
+            return
+        asyncio.get_running_loop().call_later(0.3, self.start_shard, index, context=NOBODY.copy())
+
+    # Of a cluster that can restart its coordinator, from a journal:
+
+    def kill_coordinator(self) -> None:
+        if self.coordinator_process.dead:
+            return
+        self.coordinator_process.kill()
+        docket: Any = getattr(self.coordinator, "docket")  # noqa: B009
+        former, docket.journal = docket.journal, None  # in the middle of a callback it may go on to write
+        former.close()
+
+    def start_coordinator(self) -> None:
+        if not self.ended and self.coordinator_process.dead:
+            process = self.coordinator_process = self.process(COORDINATOR)
+            process.run(self._coordinator_again())
+
+    async def _coordinator_again(self) -> None:
+        await getattr(self, "restart_coordinator")()  # noqa: B009
+        self.coordinator_is_back.set()
+
+    async def over(self) -> int:
+        """The exit code, of whichever coordinator comes to the end of the job."""
+        while True:
+            self.coordinator_is_back.clear()
+            run = asyncio.ensure_future(self.coordinator.run())
+            back = asyncio.ensure_future(self.coordinator_is_back.wait())
+            await asyncio.wait({run, back}, return_when=asyncio.FIRST_COMPLETED)
+            back.cancel()
+            if run.done():
+                return run.result()
+            run.cancel()
+
+    def kill_shard(self, index: int) -> None:
+        process, ps = self.shard_processes[index], self.shards.get(index)
+        process.kill()
+        if ps is not None and ps.core is not None:
+            ps.core.log = NoLog()  # in the middle of a callback it may go on to write
+
+    def is_alive(self, index: int) -> bool:
+        return not self.shard_processes[index].stands_still
+
+    # -- what goes wrong --------------------------------------------------------------------------------------
+
+    def passing(self, boundary: Boundary, whose: Process, header: bytes) -> None:
+        """A message is at a boundary of this process; who is to die here, dies."""
+        if not self.crashes or self.ended:
+            return
+        kind, *_, body = msgpack.unpackb(header[4:])
+        if kind not in MATTERS:
+            return
+        about = body.get("type") if kind == Kind.REQUEST else None
+        for place, (crash, left) in enumerate(self.crashes):
+            if whose not in self.processes_of(crash.target):
+                continue
+            # The answer to a message of this kind is what is sent next once it has arrived.
+            answer = bool(crash.about) and crash.boundary == "sent" and crash.target[0] in "pc"
+            if crash.about not in ("", about) or boundary != ("arrives" if answer else crash.boundary):
+                continue
+            if left:
+                self.crashes[place] = (crash, left - 1)
+            elif answer:
+                self.crashes[place] = (replace(crash, about=""), 0)
+            else:
+                del self.crashes[place]
+                self.crash(crash)
+            return
+
+    def processes_of(self, target: str) -> list[Process]:
+        if target == COORDINATOR:
+            return [self.coordinator_process]
+        if target.startswith("p"):
+            return [self.shard_processes[int(target[1:])]]
+        worker = self.workers.get(target.removeprefix("script "))
+        if worker is None:
+            return []
+        mine = [worker.script_process] if worker.script_process is not None else []
+        return mine if target.startswith("script") else [worker.process, *mine]
+
+    def crash(self, crash: Crash) -> None:
+        target, again = crash.target, crash.back_s
+        later = asyncio.get_running_loop().call_later
+        if target == COORDINATOR:
+            self.kill_coordinator()
+            assert again is not None
+            later(again, self.start_coordinator, context=NOBODY.copy())
+            return
+        if target.startswith("p"):
+            index = int(target[1:])
+            self.kill_shard(index)
+            if crash.torn and self.folder is not None:
+                tear(self.folder / target, crash.torn)
+            assert again is not None
+            later(again, self.start_shard, index, context=NOBODY.copy())
+            return
+        worker = self.workers.get(target.removeprefix("script "))
+        if worker is None:
+            return  # it has not come yet
+        if target.startswith("script"):
+            worker.kill_script()
+        else:
+            worker.kill()
+        if again is None and self.coordinator.machine.generation(self.coordinator.job) == 0:
+            again = 1.0  # the job has not begun, and cannot without it
+        if again is not None:
+            later(again, self.start_worker, worker.name, context=NOBODY.copy())
+
+    async def befall(self, fault: Fault) -> None:
+        """Let it happen; returns when it is over."""
+        match fault:
+            case Crash():
+                self.crashes.append((fault, fault.messages))
+                await asyncio.sleep(1.0)
+                for crash, left in self.crashes:
+                    if replace(crash, about=fault.about) == fault:  # so few messages: it dies now
+                        self.crashes.remove((crash, left))
+                        self.crash(fault)
+                        break
+                await asyncio.sleep(fault.back_s or 0.0)
+            case Freeze():
+                frozen = self.processes_of(fault.target)
+                for process in frozen:
+                    process.freeze()
+                await asyncio.sleep(fault.for_s)
+                for process in frozen:
+                    process.thaw()
+            case Partition():
+                pairs = list(self.pairs(fault))
+                self.network._cut.update(pairs)
+                await asyncio.sleep(fault.for_s)
+                self.network._cut.difference_update(pairs)
+            case Weather():
+                self.blow(fault)
+                await asyncio.sleep(fault.for_s)
+                self.blow(self.plan.weather)
+
+    def pairs(self, cut: Partition) -> Iterator[tuple[str, str]]:
+        for one in self.names(cut.one):
+            for other in self.names(cut.other):
+                yield one, other
+                if cut.both_ways:
+                    yield other, one
+
+    def names(self, target: str) -> set[str]:
+        return {endpoint.name for process in self.processes_of(target) for endpoint in process.endpoints}
+
+    def blow(self, weather: Weather) -> None:
+        self.network.delay_s = weather.delay_s
+        self.network.loss, self.network.duplication = weather.loss, weather.duplication
+
+    # -- a life -----------------------------------------------------------------------------------------------
+
+    async def live(self) -> int:
+        """To the end of the job; its exit code."""
+        loop = asyncio.get_running_loop()
+        await self.start()
+        began = loop.time()
+        for name, at in self.plan.late.items():
+            loop.call_later(at, self.start_worker, name)
+        happens = [asyncio.ensure_future(self._at(began + at, fault)) for at, fault in self.plan.faults]
+        ending = asyncio.ensure_future(self.over())
+        # A fault that comes when all is over does not come.
+        while not ending.done() and (to_come := [task for task in happens if not task.done()]):
+            await asyncio.wait([ending, *to_come], return_when=asyncio.FIRST_COMPLETED)
+        try:
+            async with asyncio.timeout(PEACE_S):
+                code = await ending
+        except TimeoutError:
+            raise AssertionError(f"{PEACE_S:g} s after the last fault it goes on:\n{self.stuck()}") from None
+        finally:
+            self.ended = True
+            for task in happens:
+                if task.done():
+                    task.result()
+                task.cancel()
+            self.network.recorder = None
+        self.lasted_s = loop.time() - began
+        await asyncio.sleep(1.0)
+        self.live_shards = {ps.name: ps.core for index, ps in self.shards.items() if self.is_alive(index)}
+        return code
+
+    async def _at(self, when: float, fault: Fault) -> None:
+        await asyncio.sleep(when - asyncio.get_running_loop().time())
+        await self.befall(fault)
+
+    def stuck(self) -> str:
+        """Where everybody waits."""
+        lines = []
+        for task in asyncio.all_tasks():
+            frames = task.get_stack()
+            if frames:
+                code = frames[-1].f_code
+                lines.append(f"  {task.get_coro().__qualname__} {code.co_filename}:{frames[-1].f_lineno}")  # type: ignore[union-attr]
+        return "\n".join(sorted(lines))
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def check(self, code: int) -> None:
+        """Every rule. Raises AssertionError."""
+        plan, recorder = self.plan, self.recorder
+        assert self.folder is not None
+        errors = {name: script.error for name, script in self.scripts.items() if script.error is not None}
+        assert code == 0, f"the job ended with {code}: {errors}"
+        accounts = invariants.read_logs(self.folder, plan.shards, plan.staleness)
+        invariants.a_step_counts_on_all_or_none(accounts)
+        invariants.what_was_acknowledged_is_in_the_logs(accounts, recorder)
+        invariants.every_batch_counts_once(accounts, recorder, plan.epochs, plan.batches)
+        invariants.the_ledger_heard_of_every_batch_from_one_worker(recorder, plan.epochs, plan.batches)
+        invariants.nobody_is_let_beyond_the_bound(accounts, recorder, plan.staleness)
+        invariants.versions_never_go_back(recorder)
+        for index, ps in self.shards.items():
+            again = replayed(self.folder / f"p{index}")
+            assert again.store is not None
+            if (core := self.live_shards.get(ps.name)) is not None:
+                same_bits(again, core)
+            held = [held.version for held in again.store._trained]
+            invariants.applied_as_often_as_counted(accounts[ps.name], held, plan.staleness)
+        ends = [worker.end for worker in self.lives_of_workers if worker.end is not None]
+        assert ends, "nobody has finished"
+        for other in ends[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(ends[0], other, strict=True)), "replicas differ"
+
+
+MATTERS = (Kind.REQUEST, Kind.REPLY, Kind.REFUSAL)
+
+
+def tear(folder: Path, length: int) -> None:
+    """As much of a next record as had been written when its writer died."""
+    last = max(folder.glob("*.records"), default=None)
+    if last is None:
+        return
+    number = int(last.stem)
+    data = last.read_bytes()
+    at = 0
+    while at + HEAD_BYTES <= len(data):
+        at += HEAD_BYTES + HEAD.unpack_from(data, at)[0]
+        number += 1
+    if at == len(data):
+        head = HEAD.pack(1000, number, 0)
+        record = head + SUM.pack(zlib.crc32(head)) + bytes(1000)
+        with last.open("ab") as file:
+            file.write(record[:length])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nobody reads the logs of thousands of clusters, and to make them takes a third of the time."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=False
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        structlog.configure(**before)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How the run of a seed ended: `broken` is None where every rule holds."""
+
+    seed: int
+    plan: Plan
+    broken: str | None
+    lasted_s: float
+    history: Callable[[], str]  # made when it is asked for: it is long
+
+    def __str__(self) -> str:
+        how = "all rules hold" if self.broken is None else self.broken
+        return f"seed {self.seed}: {self.plan}\n{self.lasted_s:.1f} s: {how}"
+
+    def write(self) -> Path:
+        """All of it, with every message, to a file."""
+        path = Path(tempfile.gettempdir()) / f"zml-chaos-{self.seed}.txt"
+        path.write_text(f"{self}\n{self.history()}\n")
+        return path
+
+
+def again(seed: int) -> str:
+    """The command that runs this seed once more."""
+    return f"{Path(sys.executable).name} -m tests.chaos.world {seed}"
+
+
+def run(seed: int) -> Outcome:
+    """The run of this seed."""
+    plan = draw(seed, coordinator_dies=CAN_RESTART_COORDINATOR)
+    processes: list[Process] = []
+    worlds: list[World] = []
+
+    async def main() -> int:
+        worlds.append(World(seed, plan, Path(folder), processes))
+        return await worlds[0].live()
+
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="zml-chaos-") as folder:
+        broken: str | None = None
+        try:
+            code = live(main(), processes, limit_s=LONGEST_S)
+            worlds[0].check(code)
+        except AssertionError as error:
+            broken = f"{type(error).__name__}: {error}"
+        return Outcome(seed, plan, broken, worlds[0].lasted_s, worlds[0].network.history)
+
+
+def main(seeds: list[str]) -> int:
+    failed = 0
+    for seed in map(int, seeds):
+        with quiet():
+            outcome = run(seed)
+        print(f"{outcome}\nits messages are in {outcome.write()}")
+        failed += outcome.broken is not None
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
