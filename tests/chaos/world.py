@@ -51,6 +51,7 @@ class Worker(Script):
         )
         self.process = world.process(f"agent-{name}.{life}")
         self.script_process: Process | None = None
+        self.order: Launch = Launch("", "", 0)  # none yet
         self.fenced_at: float | None = None
         self.end: list[torch.Tensor] | None = None  # its parameters, once it has come to its end
 
