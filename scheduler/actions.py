@@ -91,6 +91,40 @@ class Rehome:
 
 
 @dataclass(frozen=True, slots=True)
+class Promote:
+    """Let the backup in this process serve: it is the shard from now on. `log` names the copy that is meant."""
+
+    job: JobId
+    shard: ShardId
+    host: ShardId
+    incarnation: int
+    log: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Let this shard, which serves, keep its backup in this process."""
+
+    job: JobId
+    shard: ShardId
+    host: ShardId
+    host_incarnation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unpair:
+    """Tell this shard, which serves, that this process with its backup is gone: it need not find out by waiting."""
+
+    job: JobId
+    shard: ShardId
+    host: ShardId
+    host_incarnation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fence:
     """Refuse everything from this incarnation, and tell it so if it can be reached."""
 
@@ -144,6 +178,9 @@ Action: TypeAlias = (
     | Initialise
     | Await
     | Rehome
+    | Promote
+    | Pair
+    | Unpair
     | Fence
     | Stop
     | Drain

@@ -5,7 +5,18 @@ number; once its former process is gone another may take the place, and then has
 """
 
 from .actions import Admit, Refuse
-from .events import Exited, FromMember, Joined, Left, Loaded, Registered, Renewed, Returned
+from .events import (
+    BackupLost,
+    BackupReady,
+    Exited,
+    FromMember,
+    Joined,
+    Left,
+    Loaded,
+    Registered,
+    Renewed,
+    Returned,
+)
 from .explain import counted
 from .ids import Name, Role, ShardId, as_member, read_id, shard_id
 from .leases import Leases
@@ -74,7 +85,7 @@ def why_stranger(job: Job, event: FromMember) -> str:
     match event:
         case Renewed(member=name) | Left(member=name):
             role = None
-        case Returned(member=name):
+        case Returned(member=name) | BackupReady(member=name) | BackupLost(member=name):
             role = "shard"
         case Registered(worker=name) | Loaded(worker=name) | Exited(worker=name):
             role = "worker"

@@ -7,7 +7,7 @@ An event that comes from a member names its incarnation: what a former self send
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .ids import HIGHEST, JobId, MemberId, Role
+from .ids import HIGHEST, JobId, MemberId, Role, ShardId
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Submitted:
     shards: int
     staleness: int | None
     resumed: bool = False
+    replicas: int = 0  # backups of each shard
 
     def __post_init__(self) -> None:
         for name in ("workers", "shards"):
@@ -29,6 +30,8 @@ class Submitted:
                 raise ValueError(f"{name} must be 1 to {HIGHEST + 1:,}, not {getattr(self, name):,}")
         if self.staleness is not None and self.staleness < 0:
             raise ValueError(f"staleness must not be negative, not {self.staleness}")
+        if not 0 <= self.replicas <= min(1, self.shards - 1):
+            raise ValueError(f"replicas must be 0, or 1 with 2 shards or more, not {self.replicas}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,52 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """A shard has read what its former self has left. `holds` is the digest of the layout of its chunks, or empty."""
+    """A shard has read what its former self has left, or its backup is ready to serve.
+
+    `holds` is the digest of the layout of its chunks, or empty; `shard` is empty where it is the member itself.
+    """
 
     job: JobId
     member: str
     incarnation: int
     holds: str
+    shard: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReady:
+    """From the home of a shard: from now on it acknowledges only what its backup has, too."""
+
+    job: JobId
+    member: str
+    incarnation: int
+    shard: str
+    home: int  # which of the shard's homes this is
+    copy: int
+    host: str
+    host_incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackupLost:
+    """From the home of a shard: it will acknowledge what this copy of it does not have."""
+
+    job: JobId
+    member: str
+    incarnation: int
+    shard: str
+    home: int
+    copy: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotPromoted:
+    """The backup of a shard cannot serve, or its process does not say that it does."""
+
+    job: JobId
+    shard: ShardId
+    home: int
+    because: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +194,7 @@ class TimeUp:
     job: JobId
 
 
-FromMember: TypeAlias = Renewed | Registered | Loaded | Returned | Exited | Left
+FromMember: TypeAlias = Renewed | Registered | Loaded | Returned | BackupReady | BackupLost | Exited | Left
 Event: TypeAlias = (
     Submitted
     | Joined
@@ -159,6 +202,9 @@ Event: TypeAlias = (
     | Registered
     | Loaded
     | Returned
+    | BackupReady
+    | BackupLost
+    | NotPromoted
     | Exited
     | Left
     | DrainAsked

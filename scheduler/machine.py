@@ -4,18 +4,21 @@ The machine is the only writer of the state. Which event does what in which stat
 an entry there, or from a former incarnation, is `Ignored` and changes nothing. Where a job goes from there, by way of
 FINISHING, is in the tables of `state`. Both, as `table()` prints them:
 
-                FORMING  RUNNING          DRAINING         FINISHING
-    Joined      found    welcome          turn away        turn away
-    Renewed     renew    renew            renew            renew
-    Left        leave    leave            leave            goodbye
-    Lost        lose     lose             lose             goodbye
-    DrainAsked  cancel   drain            -                -
-    Cancelled   cancel   cancel           cancel           give up
-    Registered  -        register         register         -
-    Loaded      -        load             load             -
-    Returned    -        resume           resume           -
-    Exited      -        script ended     script ended     goodbye
-    TimeUp      -        give up waiting  give up waiting  time up
+                 FORMING  RUNNING          DRAINING         FINISHING
+    Joined       found    welcome          turn away        turn away
+    Renewed      renew    renew            renew            renew
+    Left         leave    leave            leave            goodbye
+    Lost         lose     lose             lose             goodbye
+    DrainAsked   cancel   drain            -                -
+    Cancelled    cancel   cancel           cancel           give up
+    Registered   -        register         register         -
+    Loaded       -        load             load             -
+    Returned     -        resume           resume           -
+    BackupReady  -        back up          back up          -
+    BackupLost   -        expose           expose           -
+    NotPromoted  -        not promoted     not promoted     -
+    Exited       -        script ended     script ended     goodbye
+    TimeUp       -        give up waiting  give up waiting  time up
 
                                         FORMING    RUNNING    DRAINING
     everybody asked for is here         RUNNING    -          -
@@ -30,15 +33,16 @@ FINISHING, is in the tables of `state`. Both, as `table()` prints them:
 
 Rules: a job begins when all workers and shards asked for are members, and then waits for no worker that is gone: the
 generation goes up, the shards are told, the others go on. Only if nobody else is left it waits, `return_s` at most, for
-a worker that was lost to come back. The first script that fails ends the job with its exit code.
-A shard that is gone is waited for, because nobody else has its chunks: its next incarnation must show that it has them.
+a worker that was lost to come back. The first script that fails ends the job with its exit code. A shard that is gone
+is waited for, where nobody else has its chunks: its next incarnation must show that it has them. Where its backup is up
+to date, that one serves instead, and nobody waits for the process that is gone (`homes`).
 
 A machine can die and go on as another: what `tell` is told, told again in the same order to one that is `unwatched`,
 makes the same state, and `watch` gives everybody a lease again. Who was heard and when is in no journal.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeAlias
 
 from . import explain, ring
@@ -46,7 +50,6 @@ from .actions import (
     Action,
     Admit,
     Announce,
-    Await,
     Drain,
     Fence,
     Finish,
@@ -55,11 +58,12 @@ from .actions import (
     Launch,
     Place,
     Refuse,
-    Rehome,
     Stop,
 )
 from .admission import place_for, why_stranger
 from .events import (
+    BackupLost,
+    BackupReady,
     Cancelled,
     DrainAsked,
     Event,
@@ -70,6 +74,7 @@ from .events import (
     Left,
     Loaded,
     Lost,
+    NotPromoted,
     Registered,
     Renewed,
     Returned,
@@ -77,9 +82,12 @@ from .events import (
     Ticked,
     TimeUp,
 )
-from .explain import MemberView, counted
-from .ids import ChunkKey, JobId, MemberId, Name, Seat, ShardId, WorkerId, as_member, member_id, shard_id
+from .explain import counted
+from .homes import Home
+from .housing import EXIT_LOST, Housing
+from .ids import ChunkKey, JobId, MemberId, Name, ShardId, WorkerId, as_member, member_id
 from .leases import Leases, Unwatched
+from .looking import Looking
 from .membership import Alive, Fate, Gone, how_it_ended, role_of
 from .rules import Rules
 from .state import (
@@ -90,10 +98,12 @@ from .state import (
     Finishing,
     Forming,
     Job,
+    Kept,
     Layout,
     Loading,
     Over,
     Ready,
+    Return,
     Running,
     State,
     Unknown,
@@ -104,33 +114,13 @@ MOST_CHUNKS = 1_000_000
 
 # What the job's command ends with; the user's own script may end with any other.
 EXIT_LAYOUT = 1
-EXIT_LOST = 4
 EXIT_DRAINED = 75  # EX_TEMPFAIL: safe to run again
 EXIT_CANCELLED = 130
 
 Actions: TypeAlias = Iterator[Action]
 
 
-@dataclass(frozen=True, slots=True)
-class Return:
-    """A job without workers waits for one to come back, or ends so."""
-
-    by: float
-    cause: Cause
-    exit_code: int
-
-
-@dataclass(slots=True)
-class Kept:
-    """What a machine is, without the leases."""
-
-    jobs: dict[JobId, Job]
-    over: dict[JobId, Over]
-    goodbyes: dict[JobId, float]
-    returns: dict[JobId, Return]
-
-
-class Machine:
+class Machine(Housing, Looking):
     """All jobs of one coordinator. Invariants: `check()`."""
 
     def __init__(self, rules: Rules) -> None:
@@ -161,12 +151,7 @@ class Machine:
         if (ended := self.leases.first_ended()) is not None:
             job, member = ended.key
             return Lost(job, member, f"silent for {ended.silent_s:.1f} s")
-        waits = (
-            *self.goodbyes.items(),
-            *((job.id, min(job.away.values())) for job in self._awaiting),
-            *((job, back.by) for job, back in self.returns.items()),
-        )
-        return next((TimeUp(job) for job, until in waits if until <= now), None)
+        return next((TimeUp(job) for job, until in self._waits() if until <= now), None)
 
     def tell(self, event: Event | Finding, now: float) -> list[Action]:
         """This alone happened; what time has done is asked for with `finding`."""
@@ -175,11 +160,7 @@ class Machine:
 
     def next_deadline(self) -> float | None:
         """When to come with `Ticked`, if nothing happens before: the earliest end of a lease or of a patience."""
-        ends = [
-            *self.goodbyes.values(),
-            *(back.by for back in self.returns.values()),
-            *(until for job in self._awaiting for until in job.away.values()),
-        ]
+        ends = [until for _, until in self._waits()]
         if (lease := self.leases.next_deadline()) is not None:
             ends.append(lease)
         return min(ends, default=None)
@@ -204,7 +185,14 @@ class Machine:
         if event.job in self.jobs or event.job in self.over:
             yield Ignored(event.job, f"job {event.job} was submitted before")
             return
-        self.jobs[event.job] = Job(event.job, event.workers, event.shards, event.staleness, event.resumed)
+        self.jobs[event.job] = Job(
+            event.job,
+            event.workers,
+            event.shards,
+            event.staleness,
+            resumed=event.resumed,
+            replicas=event.replicas,
+        )
 
     def _too_late(self, event: Event | Finding) -> Action:
         over = self.over.get(event.job)
@@ -233,6 +221,10 @@ class Machine:
         yield Announce(job.id, job.generation, job.members.seats(), because)
         for seat in job.members.seats():
             yield Launch(job.id, seat.worker, seat.incarnation, because)
+        for member, record in job.members.alive("shard").items():
+            job.homes[ShardId(member)] = Home(ShardId(member), record.incarnation, member)
+        for shard in job.homes:
+            yield from self._pair(job, shard)
 
     def _welcome(self, job: Job, event: Joined, now: float) -> Actions:
         """RUNNING: a worker comes late, or again; or a shard comes again."""
@@ -252,49 +244,26 @@ class Machine:
         yield from self._initialise_again(job, because)
         yield Launch(job.id, seat.worker, seat.incarnation, because)
 
-    def _readmit(self, job: Job, name: Name, peer: str, now: float) -> Actions:
-        """A shard has been started again. It reads its log before it serves its chunks."""
-        shard = shard_id(name.number)
-        yield from self._admit(job, name, peer)
-        until = job.away[shard] = now + self.rules.return_s
-        yield Await(job.id, shard, until, f"{shard} was started again, and reads what it had")
-
-    def _resume(self, job: Job, event: Returned, now: float) -> Actions:
-        """The shard has its chunks, or shows that it has not."""
-        assert isinstance(job.phase, Running | Draining)
-        shard, parameters = ShardId(event.member), job.phase.parameters
-        if shard not in job.away:
-            return
-        needs = "" if isinstance(parameters, Unknown) else parameters.layout.digest
-        if needs and event.holds != needs:
-            held = "other chunks" if event.holds else "nothing"
-            because = (
-                f"{shard} was started again with {held} in its log, and cannot take the place of the former"
-            )
-            self._close(job, shard, Fate.FAILED, because, EXIT_LOST)
-            yield Stop(job.id, shard, because)
-            yield Await(job.id, shard, job.away[shard], because)
-            return
-        del job.away[shard]
-        yield Rehome(job.id, shard, event.incarnation, f"{shard} is back")
-
     def _give_up_waiting(self, job: Job, event: TimeUp, now: float) -> Actions:
         """Whoever was to come back has had its time."""
         shard = next((shard for shard, until in job.away.items() if until <= now), None)
         if shard is not None:
-            record = job.members.records[shard]
-            how = f"{shard} did not finish reading its log"
+            host = (job.promoting.get(shard) or job.homes[shard]).host
+            record = job.members.records[host]
+            how = f"{host} did not finish reading its log"
             if isinstance(record, Gone):
-                how = how_it_ended(shard, record)
+                how = how_it_ended(host, record)
             because = f"{how}; it did not come back within {self.rules.return_s:g} s, and nobody else has its chunks"
             yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
         elif job.id in self.returns:
             back = self.returns[job.id]
             yield from self._finish(job, back.cause, back.exit_code, explain.outcome(job), now)
 
-    @property
-    def _awaiting(self) -> list[Job]:
-        return [job for job in self.jobs.values() if job.away]
+    def _waits(self) -> Iterator[tuple[JobId, float]]:
+        """Who waits for somebody, and until when."""
+        yield from self.goodbyes.items()
+        yield from ((job.id, min(job.away.values())) for job in self.jobs.values() if job.away)
+        yield from ((job, back.by) for job, back in self.returns.items())
 
     def _turn_away(self, job: Job, event: Joined, now: float) -> Actions:
         if event.role == "shard" and isinstance(job.phase, Draining):
@@ -411,9 +380,9 @@ class Machine:
         if isinstance(job.phase, Forming):
             return
         if role_of(member) == "shard":
-            shard = ShardId(member)
-            until = job.away[shard] = now + self.rules.return_s
-            yield Await(job.id, shard, until, f"{because}; nobody else has its chunks")
+            for shard, _ in self.served_by(job.id, ShardId(member)):
+                job.away.pop(shard, None)  # one that died while it read its log has its whole time again
+            yield from self._unhouse(job, ShardId(member), because, now)
         elif gone.fate is Fate.FAILED:
             yield from self._finish(job, Cause.SCRIPT_FAILED, gone.exit_code, because, now)
         elif not job.members.workers():
@@ -464,7 +433,8 @@ class Machine:
         """Everybody is to stop; the job is over when all have, or have had their time."""
         until = now + self.rules.goodbye_s
         self._move(job, cause, Finishing(cause, exit_code, because, until))
-        job.away.clear()
+        for soon_over in (job.away, job.promoting, job.backups):
+            soon_over.clear()
         self.returns.pop(job.id, None)
         self.goodbyes[job.id] = until
         for member in job.members.everybody():
@@ -545,56 +515,6 @@ class Machine:
             for member in job.members.everybody():
                 self.leases.grant((job.id, member), lasts_s)
 
-    # -- looking -------------------------------------------------------------------------------------
-
-    def state(self, job: JobId) -> State:
-        """Raises KeyError for a job that is not known, as do the other questions."""
-        return self._find(job).state
-
-    def because(self, job: JobId) -> str:
-        """Why the job is in its state, as a sentence; empty where all is well."""
-        return explain.why(self._find(job))
-
-    def waiting_for(self, job: JobId) -> str:
-        """Who keeps the job from going on: "waiting for 1 of 4 workers and shard p1"; empty when nobody does."""
-        found = self._find(job)
-        return explain.waiting_for(found) if isinstance(found, Job) else ""
-
-    def exit_code(self, job: JobId) -> int | None:
-        """None until the job is over."""
-        found = self._find(job)
-        return found.exit_code if isinstance(found, Over) else None
-
-    def generation(self, job: JobId) -> int:
-        return self._find(job).generation
-
-    def members(self, job: JobId) -> list[MemberView]:
-        """All that ever were members: the workers by number, then the shards."""
-        return explain.members(self._find(job))
-
-    def workers(self, job: JobId) -> list[WorkerId]:
-        """The active workers in order of seniority."""
-        found = self._find(job)
-        return found.members.workers() if isinstance(found, Job) else []
-
-    def seats(self, job: JobId) -> tuple[Seat, ...]:
-        """The active workers with their incarnations, in order of seniority."""
-        found = self._find(job)
-        return found.members.seats() if isinstance(found, Job) else ()
-
-    def shards(self, job: JobId) -> list[ShardId]:
-        """The shards asked for: what a placement's numbers point into."""
-        found = self._find(job)
-        return [shard_id(number) for number in range(found.shards)] if isinstance(found, Job) else []
-
-    def is_current(self, job: JobId, member: str, incarnation: int) -> bool:
-        """Is this incarnation a member now? What any other sends is to be refused."""
-        found = self.jobs.get(job)
-        return found is not None and found.members.current(member, incarnation) is not None
-
-    def _find(self, job: JobId) -> Job | Over:
-        return self.jobs[job] if job in self.jobs else self.over[job]
-
     def check(self) -> None:
         """Every invariant between two events; for tests."""
         for job in self.jobs.values():
@@ -615,14 +535,6 @@ class Machine:
         assert len(self.over) <= self.rules.remembered_jobs
 
 
-def changed(event: Event | Finding, actions: Sequence[Action]) -> bool:
-    """Must whoever tells the story again tell of this event too? These actions were the answer to it."""
-    if isinstance(event, Renewed | Ticked):
-        return False
-    no = Ignored | Refuse if isinstance(event, Joined) else Ignored
-    return not actions or not all(isinstance(action, no) for action in actions)
-
-
 Handler: TypeAlias = Callable[..., Actions]
 M = Machine
 
@@ -641,6 +553,9 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Registered: M._register,
         Loaded: M._load,
         Returned: M._resume,
+        BackupReady: M._back_up,
+        BackupLost: M._expose,
+        NotPromoted: M._not_promoted,
         Exited: M._script_ended,
         Left: M._leave,
         Lost: M._lose,
@@ -654,6 +569,9 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Registered: M._register,
         Loaded: M._load,
         Returned: M._resume,
+        BackupReady: M._back_up,
+        BackupLost: M._expose,
+        NotPromoted: M._not_promoted,
         Exited: M._script_ended,
         Left: M._leave,
         Lost: M._lose,

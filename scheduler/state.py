@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import ClassVar, TypeAlias
 
+from .homes import Backup, Home, other_process
 from .ids import JobId, MemberId, ShardId, WorkerId, shard_id
 from .membership import Alive, Gone, Members
 
@@ -172,6 +173,11 @@ class Job:
     generation: int = 0  # 0 while FORMING, then + 1 at each change of the active workers
     # Shards whose chunks nobody serves: gone, or back and still reading; until when they are waited for.
     away: dict[ShardId, float] = field(default_factory=dict)
+    replicas: int = 0  # backups of each shard: none or one
+    homes: dict[ShardId, Home] = field(default_factory=dict)  # of every shard, from the job's beginning on
+    promoting: dict[ShardId, Home] = field(default_factory=dict)  # where a backup is to begin to serve
+    backups: dict[ShardId, Backup] = field(default_factory=dict)  # the shards whose backup is up to date
+    given_up: dict[ShardId, int] = field(default_factory=dict)  # the newest copy of its home that is not
 
     @property
     def state(self) -> State:
@@ -201,9 +207,7 @@ class Job:
                 lost = any(gone.back_by is not None for _, gone in self.members.gone("worker"))
                 may_wait = lost and isinstance(self.phase, Running)
                 assert workers or may_wait, "it runs without a worker, and none may come back"
-                assert set(self.missing_shards) <= self.away.keys(), (
-                    "it runs without a shard, and does not know"
-                )
+                self._check_homes()
                 self._check_seniority(workers)
                 if workers and isinstance(loading := self.phase.parameters, Loading):
                     record = alive[loading.initialiser]
@@ -214,6 +218,21 @@ class Job:
                 assert self.phase.cause in OUTCOME
         shards = {shard_id(number) for number in range(self.shards)}
         assert self.members.alive("shard").keys() <= shards, "more shards than asked for"
+
+    def _check_homes(self) -> None:
+        alive = self.members.alive("shard")
+        assert len(self.homes) == self.shards
+        for shard, home in self.homes.items():
+            assert home.host in alive or shard in self.away, f"{shard} lives nowhere, and nobody knows"
+        for shard, home in self.promoting.items():
+            assert shard in self.away and home.host in alive, f"{shard} is promoted where nobody is"
+            assert home.incarnation > self.homes[shard].incarnation
+        for shard, backup in self.backups.items():
+            here = self.homes[shard].host
+            assert self.replicas and shard not in self.away
+            assert backup.host == other_process(shard, here, self.shards)
+            assert alive[backup.host].incarnation == backup.host_incarnation, "a backup outlived its process"
+            assert backup.copy > self.given_up.get(shard, 0)
 
     def _check_seniority(self, workers: list[WorkerId]) -> None:
         seats = self.members.seats()
@@ -238,3 +257,22 @@ class Over:
     def check(self) -> None:
         assert self.state.over, self.state
         assert not any(isinstance(record, Alive) for record in self.members.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """A job without workers waits for one to come back, or ends so."""
+
+    by: float
+    cause: Cause
+    exit_code: int
+
+
+@dataclass(slots=True)
+class Kept:
+    """What a machine is, without the leases."""
+
+    jobs: dict[JobId, Job]
+    over: dict[JobId, Over]
+    goodbyes: dict[JobId, float]
+    returns: dict[JobId, Return]

@@ -190,10 +190,8 @@ def write(folder: Path, number: int, state: State) -> None:
     try:
         records.append(msgspec.msgpack.encode(state.account))
         for name, tensor in state.tensors.items():
-            head = msgspec.msgpack.encode(Name(name, str(tensor.dtype).removeprefix("torch.")))
-            records.append(
-                len(head).to_bytes(2, "little"), head, tensor.contiguous().view(torch.uint8).numpy().data
-            )
+            head, data = packed(name, tensor)
+            records.append(len(head).to_bytes(2, "little"), head, data)
         records.append(END)
         records.sync()
     except OSError:
@@ -228,12 +226,22 @@ def read(folder: Path) -> tuple[int, State] | None:
     return None
 
 
+def packed(name: str, tensor: Tensor) -> tuple[bytes, memoryview]:
+    """A tensor as head and bytes; `unpacked` is the way back."""
+    head = msgspec.msgpack.encode(Name(name, str(tensor.dtype).removeprefix("torch.")))
+    return head, tensor.contiguous().view(torch.uint8).numpy().reshape(-1).data
+
+
+def unpacked(head: bytes | memoryview, data: memoryview) -> tuple[str, Tensor]:
+    """Raises ValueError (msgspec's errors are) or KeyError."""
+    named = msgspec.msgpack.decode(head, type=Name)
+    dtype = {"float32": torch.float32, "uint8": torch.uint8}[named.dtype]
+    return named.name, torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).view(dtype)
+
+
 def _tensor(body: memoryview) -> tuple[str, Tensor]:
     end = 2 + int.from_bytes(body[:2], "little")
-    head = msgspec.msgpack.decode(body[2:end], type=Name)
-    dtype = {"float32": torch.float32, "uint8": torch.uint8}[head.dtype]
-    data = torch.from_numpy(np.frombuffer(body[end:], dtype=np.uint8).copy())
-    return head.name, data.view(dtype)
+    return unpacked(body[2:end], body[end:])
 
 
 def _bases(folder: Path) -> list[tuple[int, Path]]:

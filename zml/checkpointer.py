@@ -1,6 +1,6 @@
 """A checkpoint of a running job: when, from whom, and in which order. `checkpoint` says what lies on disk.
 
-    every shard: Hold -> Align until all stand alike -> Copy     training stands still for this long
+    every shard: Hold -> Align until all stand alike -> Snap     training stands still for this long
     every shard: Write                                            beside the training
     ledger, settings, manifest last; old ones are dropped
 
@@ -24,7 +24,7 @@ from .checkpoint import Refused, Writer, entry, prune, shard_file
 from .errors import ZmlError
 from .holding import HOLD_MOST_S, alike, furthest
 from .layout import Registration
-from .messages import Align, Copied, Copy, Front, Held, Hold, Message, Release, Write, Written
+from .messages import Align, Front, Held, Hold, Message, Release, Snap, Snapped, Write, Written
 
 ALIGN_S = HOLD_MOST_S - 1.0
 AGAIN_S = 0.003
@@ -116,7 +116,7 @@ class Checkpointer:
         try:
             front = await self._stand_alike(number, shards)
             cut = self.at(front.applied)
-            await self._all(shards, Copy(self.job, number), None, ALIGN_S, Copied)
+            await self._all(shards, Snap(self.job, number), None, ALIGN_S, Snapped)
         finally:
             for shard in shards:  # also where some have let go already
                 task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))

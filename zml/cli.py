@@ -47,6 +47,12 @@ def flags(*options: Callable[[F], F]) -> Callable[[F], F]:
 JOB_FLAGS = flags(
     click.option("-w", "--workers", type=int, metavar="N", help="Workers to wait for.  [default: 1]"),
     click.option("-p", "--shards", type=int, metavar="M", help="Parameter-server shards.  [default: 1]"),
+    click.option(
+        "--replicas",
+        type=int,
+        metavar="R",
+        help="Backups of each shard, 0 or 1: one takes over where a shard dies.  [default: 0]",
+    ),
     click.option("--sync", is_flag=True, help="Every step waits for all workers (BSP). This is the default."),
     click.option(
         "--staleness", type=int, metavar="N", help="A worker may be N steps ahead of the slowest (SSP)."
@@ -255,6 +261,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
         folder=os.getcwd() if script else "",
         workers=settings.workers,
         shards=settings.shards,
+        replicas=settings.replicas,
         staleness=settings.staleness,
         compress=settings.compress,
         optimizer_on=settings.optimizer_on,

@@ -66,6 +66,7 @@ AWAY = "the coordinator"
 RETRY_S = 0.1
 LATER = ("early", "full")  # refusals that mean: ask again
 LOOK_S = 2.0  # while an answer is waited for: is its shard still there?
+ELSEWHERE = ("identity", "moved")  # and: look for it again
 CONNECT_S = 5.0  # to a shard at an address that the coordinator has just given
 MOST_SAMPLES = 1_000  # of a bad batch that are told
 MOST_WORDS = 500  # characters, of why it is left out
@@ -441,7 +442,7 @@ class Client:
             except Refused as refused:
                 if refused.code == "fenced":
                     raise ZmlError(FENCED, f"{self.seat.worker}: {refused.because}") from refused
-                if refused.code == "identity":  # it was started again before we had noticed that it was gone
+                if refused.code in ELSEWHERE:  # it was started again, or lives in another process by now
                     await self._find_again(shard, life)
                 elif refused.code in LATER:
                     self._waiting(Wait(self.seat.job, [shard], refused.because), until)

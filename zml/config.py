@@ -49,6 +49,7 @@ class Settings:
     job: str = "job"
     workers: AtLeastOne = 1
     shards: AtLeastOne = 1
+    replicas: Bound = 0  # backups of each shard, in the process of the next one: 0 or 1
     staleness: Bound | None = (
         0  # the bound s: 0 is BSP, None is asynchronous ("async" in files and variables)
     )
@@ -157,6 +158,19 @@ def resolve(
             f"local_steps = {settings.local_steps} ({origins['local_steps']}) with optimizer_on = shard "
             f"({origins['optimizer_on']}): local steps are steps of an optimizer on the worker",
             "Leave out one of the two.",
+        )
+    if settings.replicas > 1:
+        raise ZmlError(
+            CONFIG,
+            f"replicas = {settings.replicas} ({origins['replicas']}): a shard has one backup at most",
+            "Choose 0 or 1.",
+        )
+    if settings.replicas and settings.shards < 2:
+        raise ZmlError(
+            CONFIG,
+            f"replicas = 1 ({origins['replicas']}) with shards = 1 ({origins['shards']}): the backup of a shard lives "
+            "in the process of another shard, and there is none",
+            "Ask for 2 shards or more, or leave replicas out: the push log alone lets a shard come back.",
         )
     return Resolved(settings, origins)
 

@@ -84,11 +84,11 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         raise
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, coordinator.interrupt, signal.Signals(number).name)
-    loop.add_signal_handler(signal.SIGUSR2, coordinator.signalled)
+    loop.add_signal_handler(signal.SIGUSR2, coordinator.checkpoint_desk.signalled)
     syncing = asyncio.ensure_future(keep_synced(journal))
     try:
         await coordinator.start()
-        coordinator.keep_checkpoints(
+        coordinator.checkpoint_desk.keep(
             folder / rundir.CHECKPOINTS,
             When(settings.checkpoint_steps, settings.checkpoint_minutes),
             settings.keep_last,

@@ -9,14 +9,12 @@ another process goes on from there when this one dies (`docket`). While the jour
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,33 +23,25 @@ from msgspec import Struct
 
 from .board import Board, why
 from .checkpoint import Checkpoint
-from .checkpointer import Cut
+from .checkpoint_desk import CheckpointDesk
 from .checkpoints import (
-    Checkpoints,
-    When,
-    applied_batches,
-    describe_job,
-    describe_ledger,
-    fetched,
     resumed_ledger,
     resumed_note,
-    why_not_this_model,
 )
 from .dealer import HOLD_S, Dealer
 from .docket import Docket
 from .events import EventLog
-from .facts import Begun, Entered, Failed, Listening, Shown
+from .facts import Begun, Entered, Failed, Listening
+from .homes import ShardHomes
 from .journal import Journal
 from .lease import NO_ROOM
 from .link import listen
 from .messages import (
     Ask,
-    Checkpointed,
     Claim,
     Claimed,
     Contents,
     Depart,
-    Departed,
     Drain,
     Drained,
     Evaluate,
@@ -59,11 +49,9 @@ from .messages import (
     Fenced,
     Fetch,
     Heartbeat,
-    Homes,
     JobSpec,
     Join,
     Joined,
-    Keep,
     Kept,
     Launch,
     Leave,
@@ -75,10 +63,10 @@ from .messages import (
     Piece,
     Pulse,
     Register,
-    Registered,
     Report,
     Returned,
     Skip,
+    Standing,
     Status,
     Stop,
     Take,
@@ -87,15 +75,14 @@ from .messages import (
 )
 from .notes import Notes
 from .orders import Orders
-from .plan import Plan
 from .rosters import Rosters
 from .scheduler import actions, calls, events
 from .scheduler.batches import Ledger
 from .scheduler.ids import JobId, WorkerId
 from .scheduler.ids import Seat as Place
 from .scheduler.machine import Machine
-from .scheduler.state import Cause, Draining, Finishing, Running
-from .shard_desk import ShardDesk
+from .scheduler.state import Draining, Finishing, Running
+from .shard_desk import ShardDesk, digest_of
 from .status import JobStatus, MemberFailure
 from .transport import Endpoint, Handler, Refusal
 
@@ -158,22 +145,21 @@ class Coordinator:
         # member -> the endpoint that speaks for it, behind the docket's by the actions that are to be performed
         self.peers = dict(self.facts.peers)
         self.answers: dict[str, Message | Refusal] = {}  # peer -> how its Join ends; filled by `perform`
-        self.departed: set[tuple[str, int]] = set()  # workers that take no more batches
         self.notes = Notes(docket)
         self.held: list[actions.Action] = []  # to be performed as soon as the journal has what led to them
         self.orders = Orders(self.endpoint, self.peers, self.is_still_to_come)
         self.resumed = resumed
+        self.homes = ShardHomes(self.job, docket, machine, self.orders.ask, self.dispatch)
         self.shard_desk = ShardDesk(self, begun.begin_with)
         self.rosters = Rosters(
             self.job,
             self.dealer,
             lambda: self.shard_desk.all,
-            self.shard_desk.ask_settled,
-            lambda *order: self.orders.send(*order),
+            self.homes.settle,
+            self.homes.bring,
         )
         self.rosters.changed, self.rosters.written = self.wake, docket.settled
-        self.checkpoints: Checkpoints | None = None
-        self.asked: set[asyncio.Task[Path | None]] = set()  # checkpoints
+        self.checkpoint_desk = CheckpointDesk(self)
         self.changed = asyncio.Event()
         self.finished: asyncio.Future[int] | None = None
         self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
@@ -212,6 +198,7 @@ class Coordinator:
                     shards=asked.shards,
                     staleness=asked.staleness,
                     resumed=self.resumed is not None,
+                    replicas=asked.replicas,
                 )
             )
 
@@ -250,6 +237,8 @@ class Coordinator:
                     self.perform(actions.Launch(self.job, seat.worker, seat.incarnation, because))
                 if self.facts.placement:
                     self.perform(actions.Place(self.job, self.facts.placement, because))
+                for order in self.machine.moves(self.job, because):
+                    self.perform(order)
                 if isinstance(job.phase, Draining):
                     self.perform(actions.Drain(self.job, job.phase.because))
             case Finishing():
@@ -285,8 +274,7 @@ class Coordinator:
             task.cancel()
 
     def under_way(self) -> list[asyncio.Task[Any]]:
-        checkpoints = self.checkpoints.tasks() if self.checkpoints is not None else []
-        return [*self.rosters.tasks(), *self.asked, *checkpoints]
+        return [*self.rosters.tasks(), *self.homes.tasks, *self.checkpoint_desk.tasks()]
 
     # -- deciding and acting ---------------------------------------------------------------------------
 
@@ -345,6 +333,7 @@ class Coordinator:
                     heartbeat_s=self.begun.heartbeat_s,
                     lease_s=self.begun.lease_s,
                     run_dir=self.run_dir,
+                    serves=self.homes.served_by(action.member),
                 )
             case actions.Refuse():
                 self.answers[action.peer] = Refusal("refused", action.because)
@@ -358,13 +347,15 @@ class Coordinator:
                 log.warning("waiting for a shard", shard=action.shard, because=action.because)
             case actions.Rehome():
                 self.shard_desk.rehome(action.shard, action.incarnation)
+            case actions.Promote() | actions.Pair() | actions.Unpair():
+                self.homes.perform(action)
             case actions.Fence():
                 peer = self.peers.get(action.member, "")
                 self.endpoint.notify(
                     peer, Fenced(self.job, action.member, action.incarnation, action.because)
                 )
             case actions.Stop():
-                self.stop(action.member, action.because)
+                self.checkpoint_desk.stop(action.member, action.because)
             case actions.Drain():
                 self.dealer.perform(calls.Drain(action.because))
                 for peer in self.facts.scripts.values():
@@ -385,71 +376,6 @@ class Coordinator:
     def is_still_to_come(self, member: str, peer: str) -> bool:
         """A member may not have found this process yet, if it took another's place."""
         return self.docket.resumed and self.is_member_at(member, peer)
-
-    # -- checkpoints ---------------------------------------------------------------------------------
-
-    def keep_checkpoints(self, root: Path, when: When, keep_last: int = 3, keep_every_steps: int = 0) -> None:
-        """From now on, into this folder."""
-        self.checkpoints = Checkpoints(
-            self.job,
-            root,
-            when,
-            ask=self.orders.ask,
-            shards=self.shard_desk.holding,
-            facts=self.at_cut,
-            steps=lambda: self.board.steps(self.machine.workers(self.job)),
-            steps_before=self.begun.steps_before,
-            ask_to_keep=self.ask_to_keep,
-            keep_last=keep_last,
-            keep_every_steps=keep_every_steps,
-        )
-        self.checkpoints.start()
-
-    def ask_to_keep(self, checkpoint: str, folder: str) -> bool:
-        """Let the senior's script write down what only it knows; False where there is no such thing or nobody."""
-        workers = self.machine.workers(self.job)
-        if not workers or Plan.of(self.spec).optimizer_on != "worker" or workers[0] not in self.facts.scripts:
-            return False
-        return self.endpoint.notify(self.facts.scripts[workers[0]], Keep(self.job, checkpoint, folder))
-
-    def at_cut(self, applied: Mapping[str, tuple[int, int, int]]) -> Cut:
-        """What a checkpoint holds beside the shards' parts, where they hold these steps."""
-        ledger = describe_ledger(self.ledger.at_cut(applied_batches(applied)))
-        steps = self.board.steps(self.machine.workers(self.job))
-        job = describe_job(self.spec, steps, self.ledger, self.facts.noted)
-        return Cut(self.facts.registration, self.ledger.epoch, ledger, job, {})
-
-    def stop(self, member: str, because: str) -> None:
-        """End this member; a shard when the last checkpoint has what it holds."""
-        message = Stop(self.job, because)
-        if self.checkpoints is None or not self.ends_well() or member not in self.shard_desk.all:
-            self.orders.send(member, message)
-            return
-        last = asyncio.ensure_future(self.checkpoints.end("at the end"))
-        last.add_done_callback(lambda task: task.cancelled() or self.orders.send(member, message))
-
-    def ends_well(self) -> bool:
-        """Are the parameters worth a checkpoint when the job stops?"""
-        job = self.docket.running
-        return (
-            job is not None
-            and isinstance(job.phase, Finishing)
-            and job.phase.cause in (Cause.WORKERS_DONE, Cause.WORKERS_DRAINED, Cause.SCRIPT_FAILED)
-            and bool(self.shard_desk.holding())
-        )
-
-    def signalled(self) -> None:
-        """SIGUSR2: take a checkpoint now."""
-        if self.checkpoints is not None:
-            task = asyncio.ensure_future(self.checkpoints.take("SIGUSR2 at the coordinator"))
-            self.asked.add(task)
-            task.add_done_callback(self.asked.discard)
-
-    async def take_checkpoint(self, message: TakeCheckpoint) -> Reply:
-        if self.checkpoints is None:
-            raise Refusal("checkpoint", f"job {self.job} keeps no checkpoints")
-        path = await self.checkpoints.take(message.because)
-        return Checkpointed(str(path or ""))
 
     # -- looking -------------------------------------------------------------------------------------
 
@@ -539,16 +465,19 @@ class Coordinator:
                 self.dispatch(events.DrainAsked(self.job, message.because))
                 return Ok()
             case Register():
-                return self.register(peer, message, bytes(payload or b""))
+                return self.shard_desk.register(peer, message, bytes(payload or b""))
             case Loaded():
                 self.admit(message.worker, message.incarnation)
                 self.dispatch(events.Loaded(self.job, message.worker, message.incarnation))
                 return Ok()
             case Returned():
                 holds = message.holds
-                if not holds and self.shard_desk.had_nothing(message.member):
+                if not holds and self.shard_desk.had_nothing(message.shard):
                     holds = digest_of(self.facts.registration)
-                self.dispatch(events.Returned(self.job, message.member, message.incarnation, holds))
+                self.homes.returned(message, holds)
+                return Ok()
+            case Standing():
+                self.homes.standing(message)
                 return Ok()
             case OpenEpoch():
                 return self.dealer.open_epoch(message, bytes(payload or b""))
@@ -558,10 +487,7 @@ class Coordinator:
             case Take():
                 return self.dealer.take(message, payload)
             case Depart():
-                self.admit(message.worker, message.incarnation)
-                self.departed.add((message.worker, message.incarnation))
-                here = {(seat.worker, seat.incarnation) for seat in self.machine.seats(self.job)}
-                return Departed(self.job, last=here <= self.departed)
+                return self.dealer.depart(message, self.machine.seats(self.job))
             case Evaluate():
                 return self.dealer.evaluate(message, payload)
             case Contents():
@@ -571,11 +497,11 @@ class Coordinator:
             case Where():
                 self.admit(message.worker, message.incarnation)
                 because = "it is gone, and its chunks are only there"
-                return self.shard_desk.where(message) or self.dealer.wait([message.shard], because)
+                return self.homes.where(message.shard) or self.dealer.wait([message.shard], because)
             case TakeCheckpoint():
-                return self.take_checkpoint(message)
+                return self.checkpoint_desk.take(message)
             case Piece() | Kept() | Fetch():
-                return self.of_checkpoint(message, payload)
+                return self.checkpoint_desk.files(message, payload)
             case Claim():
                 self.admit(message.worker, message.incarnation)
                 owner = self.docket.claim(message.what, message.worker)
@@ -599,6 +525,8 @@ class Coordinator:
                 message.addresses,
             )
         )
+        if message.role == "shard":
+            self.homes.joined(answer.member)
         self.board.joined(message, answer, asyncio.get_running_loop().time())
         return answer, msgspec.msgpack.encode(self.spec)
 
@@ -641,55 +569,6 @@ class Coordinator:
         self.dispatch(event)
         return Ok()
 
-    async def register(self, peer: str, message: Register, registration: bytes) -> Reply:
-        self.admit(message.worker, message.incarnation)
-        self.docket.spoke(message.worker, peer)
-        if digest_of(registration) != message.digest:
-            raise Refusal("layout", "the layout's digest does not match its bytes")
-        if not self.facts.registration:
-            if self.resumed is not None and (because := why_not_this_model(self.resumed, registration)):
-                raise Refusal("layout", f"the checkpoint {self.resumed.path} does not fit: {because}")
-            self.docket.fact(Shown(registration))
-        self.dispatch(
-            events.Registered(self.job, message.worker, message.incarnation, message.digest, message.chunks)
-        )
-        if message.digest != digest_of(self.facts.registration):
-            raise Refusal("layout", f"{message.worker} registered another layout than the workers before it")
-        self.settle()
-        shards = self.shard_desk.all
-        if not await self.until(lambda: self.shard_desk.assigned.issuperset(shards)):
-            # The first sparse job of a machine compiles half a minute and more.
-            late = [shard for shard in shards if shard not in self.shard_desk.assigned]
-            return self.dealer.wait(late, "they take the layout")
-        if not await self.until(lambda: self.docket.loaded or self.facts.initialiser == message.worker):
-            whom = self.facts.initialiser
-            return self.dealer.wait([whom], f"{whom} brings the first parameters")
-        await self.until(self.notes.complete)  # one that is on its way; its sender may also be gone
-        reply = Registered(
-            job=self.job,
-            generation=self.machine.generation(self.job),
-            initialiser="" if self.docket.loaded else self.facts.initialiser,
-            staleness=self.spec.staleness,
-            compress=self.spec.compress,
-            workers=self.spec.workers,
-            epoch=self.ledger.epoch,
-            steps=self.begun.steps_before,
-        )
-        where = [self.facts.entered[shard].addresses for shard in shards]
-        homes = Homes(list(shards), where, list(self.facts.placement), self.notes.newest)
-        return reply, msgspec.msgpack.encode(homes)
-
-    def of_checkpoint(
-        self, message: Piece | Kept | Fetch, payload: memoryview | None
-    ) -> Reply | Awaitable[Reply]:
-        """Files of checkpoints, from members and to them."""
-        self.admit(message.member, message.incarnation)
-        if isinstance(message, Fetch):
-            return fetched(self.job, self.begun.begin_with, message)
-        if self.checkpoints is None:
-            raise Refusal("checkpoint", "no checkpoint is being made")
-        return self.checkpoints.receive(message, bytes(payload or b""))
-
     async def until(self, condition: Callable[[], bool]) -> bool:
         """Wait for a condition, HOLD_S at most; whether it holds."""
         loop = asyncio.get_running_loop()
@@ -710,8 +589,3 @@ class Coordinator:
         except TimeoutError:
             return False
         return True
-
-
-def digest_of(registration: bytes) -> str:
-    """What two workers' layouts are compared by; `layout.Registration.digest` is the same."""
-    return hashlib.blake2b(registration, digest_size=16).hexdigest()

@@ -19,6 +19,8 @@ from .docket import Docket
 from .errors import BAD_BATCH, ZmlError
 from .messages import (
     Contents,
+    Depart,
+    Departed,
     Drained,
     EpochOpened,
     EpochOver,
@@ -83,6 +85,7 @@ class Dealer:
         self.attempt = secrets.token_hex(
             4
         )  # evaluations are kept by this process, and begin anew with another
+        self.departed: set[tuple[str, int]] = set()
         self.stopped_by: ZmlError | None = None  # a condemned batch, where that ends the job
         self.contents: dict[
             tuple[int, int], tuple[int, ...]
@@ -96,6 +99,13 @@ class Dealer:
         seats = tuple(seats)
         self.perform(calls.Members(seats))
         self.evaluations.members(seats)
+
+    def depart(self, message: Depart, here: Iterable[Seat]) -> Reply:
+        """A worker takes no more batches."""
+        self.hall.admit(message.worker, message.incarnation)
+        self.departed.add((message.worker, message.incarnation))
+        left = {(seat.worker, seat.incarnation) for seat in here} - self.departed
+        return Departed(self.hall.job, last=not left)
 
     def settle(self, worker: WorkerId, incarnation: int, clock: int, epoch: int, done: int) -> None:
         """What the shards say of a lost worker: the step of this clock is its last, and has `done` of its batches."""

@@ -18,9 +18,10 @@ from .facts import FACTS, Claimed, Fact, Facts, Spoke
 from .journal import Entry, Journal
 from .scheduler import actions, batches, calls, epoch, events
 from .scheduler.ids import JobId, WorkerId
-from .scheduler.machine import Kept, Machine, changed
+from .scheduler.looking import changed
+from .scheduler.machine import Machine
 from .scheduler.plain import NotPlain, build, build_fields, plain, plain_fields
-from .scheduler.state import Draining, Job, Ready, Running
+from .scheduler.state import Draining, Job, Kept, Ready, Running
 
 EVENTS: dict[str, type] = {
     kind.__name__: kind
@@ -30,6 +31,9 @@ EVENTS: dict[str, type] = {
         events.Registered,
         events.Loaded,
         events.Returned,
+        events.BackupReady,
+        events.BackupLost,
+        events.NotPromoted,
         events.Exited,
         events.Left,
         events.DrainAsked,

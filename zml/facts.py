@@ -50,6 +50,13 @@ class Shown(Fact, frozen=True):
     registration: bytes
 
 
+class Serving(Fact, frozen=True):
+    """Where a shard takes pushes: in its own process, or in that which keeps its backup."""
+
+    shard: str
+    addresses: list[str]
+
+
 class Took(Fact, frozen=True):
     """A shard has taken the layout: from now on it may hold parameters that nobody else has."""
 
@@ -105,6 +112,7 @@ class Facts(msgspec.Struct):
     registration: bytes = b""
     placement: tuple[int, ...] = ()
     noted: Noted | None = None  # the newest
+    serving: dict[str, list[str]] = {}  # by shard
     took: list[str] = []  # the shards that have the layout
     initialiser: str = ""
     scripts: dict[str, str] = {}  # worker -> the endpoint of its script
@@ -125,6 +133,8 @@ class Facts(msgspec.Struct):
                 self.registration = fact.registration
             case Noted():
                 self.noted = fact
+            case Serving():
+                self.serving[fact.shard] = fact.addresses
             case Took():
                 if fact.shard not in self.took:
                     self.took.append(fact.shard)

@@ -3,7 +3,7 @@ each copies what it has.
 
     Hold    what would count from now on waits
     Align   what counts on some shard counts here too; repeated until all stand alike
-    Copy    parameters and optimizer state are copied, and everything goes on; the copy is written beside it
+    Snap    parameters and optimizer state are copied, and everything goes on; the copy is written beside it
 
 A worker commits when all shards have staged its step, so to stand alike takes no more than the time in which a message
 is on its way. In BSP a step may count and wait for the others' of its clock: it is not in the parameters, and

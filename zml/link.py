@@ -45,9 +45,12 @@ def control_endpoint(
     )
 
 
-def bulk_endpoint(settings: Settings, name: str, handler: Handler) -> Endpoint:
+def bulk_endpoint(
+    settings: Settings, name: str, handler: Handler, *, keys: Sequence[str] = (), listens: bool = True
+) -> Endpoint:
     """A shard's, for gradients and parameters; listens where the settings say."""
-    return _endpoint(name, handler, keys_of(settings.keys, name, LISTENER), BULK, settings.bind)
+    shown = keys_of(settings.keys, *(keys or (name, LISTENER)))
+    return _endpoint(name, handler, shown, BULK, settings.bind if listens else ())
 
 
 def script_endpoints(seat: Seat, handler: Handler) -> tuple[Endpoint, Endpoint]:
@@ -61,6 +64,15 @@ def _endpoint(
     name: str, handler: Handler, keys: Keys | None, limits: Limits, bind: Sequence[str] = ()
 ) -> Endpoint:
     return ZmqEndpoint(name, vocabulary=AnyMessage, handler=handler, keys=keys, limits=limits, bind=bind)
+
+
+def beside_each(bind: Sequence[str], name: str) -> tuple[str, ...]:
+    """Addresses for one more listener of the same process: the same hosts and folders, other ports and names."""
+    found = []
+    for address in bind:
+        transport, _, rest = address.partition("://")
+        found.append(f"ipc://{rest}-{name}" if transport == "ipc" else f"tcp://{rest.rpartition(':')[0]}:0")
+    return tuple(found)
 
 
 async def listen(endpoint: Endpoint) -> None:

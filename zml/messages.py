@@ -30,6 +30,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     folder: str = ""
     workers: int = 1
     shards: int = 1
+    replicas: int = 0  # backups of each shard
     staleness: int | None = 0
     compress: str = "none"  # as `compression.parse` reads it
     optimizer_on: Literal["auto", "shard", "worker"] = "auto"
@@ -72,6 +73,7 @@ class Joined(Message, kw_only=True):
     heartbeat_s: float
     lease_s: float
     run_dir: str
+    serves: list[tuple[str, int, str]] = []  # by a shard's process: shards, which homes these are, their logs
 
 
 class Heartbeat(Message):
@@ -90,12 +92,31 @@ class Pulse(Message):
 
 
 class Returned(Message):
-    """A shard has read its push log. `holds` is the digest of the layout whose chunks it has, or empty."""
+    """A shard has read its push log, or a promoted backup is ready; it lives in this member's process, at `addresses`
+    (empty: the member's own). `holds` is the digest of the layout whose chunks it has, or empty."""
 
     job: str
     member: str
     incarnation: int
     holds: str
+    shard: str
+    addresses: list[str]
+
+
+class Standing(Message, kw_only=True):
+    """From now on the backup has all that is acknowledged (`ready`), or: may the shard acknowledge what it lacks?
+    Refused where the shard lives elsewhere by now, which then may not acknowledge anything."""
+
+    job: str
+    member: str
+    incarnation: int
+    shard: str
+    home: int
+    copy: int
+    ready: bool
+    host: str
+    host_incarnation: int
+    because: str = ""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,6 +183,26 @@ class Fenced(Message):
     because: str
 
 
+class Pair(Message):
+    """To a shard: keep a backup of yourself in this process, whenever it was lost. Without `addresses`: it is gone."""
+
+    job: str
+    shard: str
+    incarnation: int
+    host: str
+    host_incarnation: int
+    addresses: list[str]
+
+
+class Promote(Message):
+    """To the process that keeps a backup: it is the shard from now on. `log` names the very copy that is meant."""
+
+    job: str
+    shard: str
+    incarnation: int
+    log: str
+
+
 class Seat(msgspec.Struct, frozen=True, array_like=True):
     """One active worker of a generation. A founder is waited for from clock 0 on."""
 
@@ -176,6 +217,7 @@ class Settle(Message):
     job: str
     worker: str
     incarnation: int
+    shard: str = ""
 
 
 class Stands(Message):
@@ -205,6 +247,7 @@ class Roster(Message):
 
     job: str
     generation: int
+    shard: str = ""
 
 
 class Muster(msgspec.Struct, frozen=True, array_like=True):
@@ -242,6 +285,7 @@ class Hold(Message):
 
     job: str
     checkpoint: int
+    shard: str = ""
 
 
 class Align(Message):
@@ -249,6 +293,7 @@ class Align(Message):
 
     job: str
     checkpoint: int
+    shard: str = ""
 
 
 class Held(Message):
@@ -266,14 +311,15 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     orphans: bool  # a step of a worker that is gone counts, and is not in the parameters yet
 
 
-class Copy(Message):
-    """Copy what you have, and go on. Answered by `Copied`."""
+class Snap(Message):
+    """Copy what you have, and go on. Answered by `Snapped`."""
 
     job: str
     checkpoint: int
+    shard: str = ""
 
 
-class Copied(Message):
+class Snapped(Message):
     bytes: int
 
 
@@ -284,6 +330,7 @@ class Write(Message):
     checkpoint: int
     folder: str
     name: str
+    shard: str = ""
 
 
 class Written(Message):
@@ -296,6 +343,7 @@ class Release(Message):
 
     job: str
     checkpoint: int
+    shard: str = ""
 
 
 # -- script -> coordinator ----------------------------------------------------------------------------------
@@ -690,6 +738,24 @@ class Delta(Message):
     workers: int  # that are waited for, or would be in BSP
 
 
+# -- shard -> its backup ---------------------------------------------------------------------------------------
+
+
+class Copy(Message, kw_only=True):
+    """Piece `number` of a copy: first the shard's state (`base`), then every message that it takes, in their order.
+    Answered when it and all before it are there. An empty `head` stands at the start of the payload, as in the push
+    log; where there is `more`, the payload goes on in the next piece."""
+
+    job: str
+    shard: str
+    home: int
+    copy: int
+    number: int
+    kind: Literal["account", "tensor", "end", "message"]
+    head: bytes = b""
+    more: bool = False
+
+
 # -- anyone -> coordinator: looking -------------------------------------------------------------------------------
 
 
@@ -718,6 +784,10 @@ AnyMessage = (
     | Heartbeat
     | Pulse
     | Returned
+    | Standing
+    | Pair
+    | Promote
+    | Copy
     | Exited
     | Leave
     | Launch
@@ -730,8 +800,8 @@ AnyMessage = (
     | Hold
     | Align
     | Held
-    | Copy
-    | Copied
+    | Snap
+    | Snapped
     | Write
     | Written
     | Release

@@ -1,9 +1,13 @@
-"""`zml ps`: the process around a shard. Control in the main loop, gradients and parameters in a thread of their own.
+"""`zml ps`: the process around shards. Control in the main loop, gradients and parameters in a thread of their own.
 
-Rules: heartbeats never wait for an optimizer step, and the shard's state is touched by the bulk thread alone. What a
-former process of the same shard has left in the push log is read before anything is served. Both threads share
-Python's lock. Measured on two cores with a load of nine: the latest heartbeat came 0.13 s late while the codec's
-kernels were compiled, and 0.6 s at the first Adam step on 100 million parameters. A lease is 1.5 s.
+Rules: heartbeats never wait for an optimizer step, and a shard's state is touched by the bulk thread alone. What a
+former process has left in the push logs is read before anything is served.
+
+It serves the shard that has its name, unless that one lives elsewhere; with replicas it also keeps a backup, and serves
+that shard too once it is promoted, under its name and at an address of its own (`scheduler.homes` decides).
+
+Both threads share Python's lock. Measured on two cores with a load of nine: the latest heartbeat came 0.13 s late while
+the codec's kernels were compiled, and 0.6 s at the first Adam step on 100 million parameters. A lease is 1.5 s.
 """
 
 from __future__ import annotations
@@ -14,19 +18,22 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from msgspec import Struct
 
+from .backup import Backup
 from .base import state_of
 from .compression import parse
 from .errors import FENCED, LOG_DAMAGED, LOST, ZmlError
 from .iothread import IoThread
 from .lease import COORDINATOR, Lease, ask, join
-from .link import LISTENER, bulk_endpoint, control_endpoint, listen
+from .link import LISTENER, beside_each, bulk_endpoint, control_endpoint, listen
 from .messages import (
     Align,
     Assign,
@@ -35,36 +42,44 @@ from .messages import (
     Hold,
     Message,
     Ok,
+    Pair,
+    Promote,
     Pulse,
     Release,
     Returned,
     Roster,
     Settle,
+    Snap,
+    Standing,
     Stop,
     Write,
     Written,
 )
+from .mirror import Mirror
 from .pushlog import PushLog
 from .records import Damaged
 from .rundir import shard_state
 from .scheduler.ids import JobId
 from .shard import Reply, Shard
-from .transport import Endpoint, Handler, Refusal, TransportError
+from .transport import Endpoint, Handler, Refusal, Refused, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
 
 SYNC_S = 1.0  # what was pushed longer ago survives the machine
+STANDING_S = 5.0  # for the coordinator to answer; it is asked again then
+AGAIN_S = 0.1  # until the coordinator is asked again
 
 log = structlog.get_logger()
-InBulk = Callable[[Callable[[], Any]], Awaitable[Any]]  # run this where the shard lives
+InBulk = Callable[[Callable[[], Any]], Awaitable[Any]]  # run this where the shard lives; await it there, too
 
 
 class Ps:
-    """A shard's life as a member: join, read what a former self has left, take orders, end.
+    """A process' life as a member: join, read what a former self has left, take orders, end.
 
-    `bulk` is called in the bulk thread. `state` is the folder of the push log, for a run directory that the coordinator
-    has named; None for a shard whose state may die with it.
+    `bulk` is called in the bulk thread, as are `listen` and `dial`, which make endpoints there under a shard's name and
+    for a mirror. `state` is the folder of this shard's push log, for a run directory that the coordinator has named;
+    None where state may die with the process. Other logs lie beside it.
     """
 
     def __init__(
@@ -74,19 +89,32 @@ class Ps:
         control: Callable[..., Endpoint],
         in_bulk: InBulk,
         state: Callable[[str], Path | None] = lambda run_dir: None,
+        listen: Callable[[str, Handler], Awaitable[Endpoint]] | None = None,
+        dial: Callable[[str], Endpoint] | None = None,
     ) -> None:
         self.name = f"p{index}"
         self.state = state
-        self.pushes: PushLog | None = None
-        self.syncing: asyncio.Task[None] | None = None
+        self.listen = listen
+        self.dial = dial
         self.settings = settings
         self.in_bulk = in_bulk
-        self.core: Shard | None = None
+        self.cores: dict[str, Shard] = {}  # the shards that live here
+        self.homes: dict[str, int] = {}  # which of its homes this is, of each shard that is to live here
+        self.logs: dict[str, PushLog] = {}
+        self.listeners: dict[str, Endpoint] = {}  # of the shards that have not this process' name
+        self.backups: dict[str, Backup] = {}  # in the bulk thread alone
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.loop = asyncio.get_running_loop()
         self.lease: Lease | None = None
         self.leaving: asyncio.Task[None] | None = None
-        self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.over: asyncio.Future[int] = self.loop.create_future()
         # A name for this process alone: a second one that wants to be the same shard is told apart.
         self.endpoint = control(f"{self.name}-{socket.gethostname()}-{os.getpid()}", self.handle)
+
+    @property
+    def core(self) -> Shard | None:
+        """The shard of this process' name, if it lives here."""
+        return self.cores.get(self.name)
 
     async def run(self, addresses: list[str]) -> int:
         """Join and serve until the job is over; returns the exit code."""
@@ -96,50 +124,97 @@ class Ps:
             self.lease = await join(self.endpoint, self.settings, "shard", self.name, addresses=addresses)
             keeping = asyncio.ensure_future(self.lease.keep())
             keeping.add_done_callback(lambda task: None if task.cancelled() else self.finish(task.result()))
-            await self._return(self.lease)
+            serves = self.lease.joined.serves
+            self.homes = {shard: incarnation for shard, incarnation, _ in serves}
+            for shard, _, name in serves:
+                await self._recover(self.lease, shard, name)
             return await self.over
         finally:
-            for task in (keeping, self.syncing):
+            for task in (keeping, *self.tasks):
                 if task is not None:
                     task.cancel()
+            await self.in_bulk(self._end_bulk)
             await self.endpoint.close()
-            if self.pushes is not None:
-                self.pushes.close()
+            for pushes in self.logs.values():
+                pushes.close()
 
-    async def _return(self, lease: Lease) -> None:
+    def die(self) -> None:
+        """End without a word, as a process that is killed: for tests, where several live in one."""
+        for task in self.tasks:
+            task.cancel()
+        for core in self.cores.values():
+            if core.mirror is not None:
+                core.mirror.close()
+        for backup in self.backups.values():
+            backup.close()
+
+    async def _end_bulk(self) -> None:
+        for core in self.cores.values():
+            if core.mirror is not None:
+                core.mirror.close()
+        for backup in self.backups.values():
+            backup.close()
+        for listener in self.listeners.values():
+            await listener.close()
+
+    async def _recover(self, lease: Lease, shard: str, name: str) -> None:
         """Become what the log says, and tell the coordinator."""
-        folder = self.state(lease.joined.run_dir)
-        core = Shard(JobId(lease.joined.job), self.name)
+        own = self.state(lease.joined.run_dir)
+        folder = own.with_name(name) if own is not None else None
+        core = Shard(JobId(lease.joined.job), shard)
         if folder is not None:
             began = time.monotonic()
             try:
-                core.log = self.pushes = pushes = PushLog(folder)
+                core.log = self.logs[shard] = pushes = PushLog(folder)
                 count = await self.in_bulk(lambda: core.recover(pushes))
             except Damaged as bad:
                 fix = "Remove that folder only if the run may begin anew; nobody else has what is in it."
-                raise ZmlError(LOG_DAMAGED, f"{self.name}: {bad}", fix) from None
+                raise ZmlError(LOG_DAMAGED, f"{core.name}: {bad}", fix) from None
             except OSError as error:
                 raise ZmlError(
-                    LOG_DAMAGED, f"{self.name} cannot use its push log in {folder}: {error}"
+                    LOG_DAMAGED, f"{core.name} cannot use its push log in {folder}: {error}"
                 ) from None
             if count or pushes.records.torn_bytes:
                 log.info(
                     "push log read",
-                    shard=self.name,
+                    shard=core.name,
                     messages=count,
                     torn_bytes=pushes.records.torn_bytes,
                     seconds=round(time.monotonic() - began, 3),
                 )
-            self.syncing = asyncio.ensure_future(self._sync(core, pushes))
-        self.core = core
-        joined = lease.joined
-        here = Returned(joined.job, joined.member, joined.incarnation, core.layout_digest)
+            self._spawn(self._sync(core, pushes))
+        await self._live_here(core)
         try:
-            await ask(self.endpoint, here, within_s=self.settings.coordinator_away_s)
+            await self._return(lease, core)
         except TransportError as error:
             raise ZmlError(
-                LOST, f"{self.name}: the coordinator was not told that it is here: {error}"
+                LOST, f"{core.name}: the coordinator was not told that it is here: {error}"
             ) from None
+
+    async def _live_here(self, core: Shard) -> None:
+        """From now on this process takes pushes for this shard."""
+        if core.name != self.name:
+            if self.listen is None:
+                raise Refusal("placement", f"{self.name} cannot listen as {core.name}")
+
+            def bulk(peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
+                return core.handle(peer, message, payload)
+
+            self.listeners[core.name] = await self.listen(core.name, bulk)
+        self.cores[core.name] = core
+
+    async def _return(self, lease: Lease, core: Shard) -> None:
+        joined, listener = lease.joined, self.listeners.get(core.name)
+        addresses = list(listener.addresses) if listener is not None else []
+        here = Returned(
+            joined.job, joined.member, joined.incarnation, core.layout_digest, core.name, addresses
+        )
+        await ask(self.endpoint, here, within_s=self.settings.coordinator_away_s)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _sync(self, core: Shard, pushes: PushLog) -> None:
         """Let what was pushed survive the machine, and cut the log where it has become long. A disk that cannot is told
@@ -147,6 +222,8 @@ class Ps:
         told = False
         while True:
             await asyncio.sleep(SYNC_S)
+            if core.log is not pushes:
+                return  # a backup that was given up
             try:
                 await asyncio.to_thread(pushes.records.sync)
                 if core.store is not None and pushes.is_long(core.store.state_bytes):
@@ -166,7 +243,7 @@ class Ps:
             self.over.set_result(result)
 
     def leave(self, because: str) -> None:
-        """Ctrl-C or SIGTERM: the shard says goodbye and ends; without a replica its job cannot go on."""
+        """Ctrl-C or SIGTERM: the shard says goodbye and ends; its job waits for another, or goes on with the backup."""
         if self.lease is None or self.leaving is not None:
             self.finish(130)
         else:
@@ -176,6 +253,15 @@ class Ps:
         await lease.leave(because)
         self.finish(code)
 
+    async def _stop(self, lease: Lease, because: str) -> None:
+        def let_go() -> None:
+            for core in self.cores.values():
+                if core.mirror is not None:
+                    core.mirror.let_go()
+
+        await self.in_bulk(let_go)
+        await self._leave(lease, because, 0)
+
     async def _rebase(self, core: Shard, pushes: PushLog) -> None:
         """The shard goes on as soon as it is copied; the copy is written beside it."""
         began = time.monotonic()
@@ -184,7 +270,7 @@ class Ps:
         await asyncio.to_thread(pushes.rebase, number, state)
         log.info(
             "push log cut",
-            shard=self.name,
+            shard=core.name,
             bytes=state.bytes,
             copied_s=round(copied_s, 4),
             seconds=round(time.monotonic() - began, 3),
@@ -192,10 +278,16 @@ class Ps:
 
     # -- messages ------------------------------------------------------------------------------------
 
-    def bulk(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
-        """From a worker; in the bulk thread."""
-        if self.core is None:
+    def bulk(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
+        """From a worker, or from a shard that keeps its backup here; in the bulk thread."""
+        if self.lease is None:
             raise Refusal("early", f"{self.name} has not joined yet")
+        if isinstance(message, Copy):
+            return self._copy(self.lease, message, payload)
+        if self.core is None:
+            if self.name not in self.homes:
+                raise Refusal("moved", f"{self.name} lives in another process")
+            raise Refusal("early", f"{self.name} has not read its log yet")
         return self.core.handle(peer, message, payload)
 
     def handle(
@@ -209,13 +301,17 @@ class Ps:
                 if self.lease is not None:
                     self.lease.heard()
                 return None
-            case Assign() | Roster() | Settle() | Hold() | Align() | Copy() | Release():
+            case Assign() | Roster() | Settle() | Hold() | Align() | Snap() | Release():
                 return self._order(message, bytes(payload or b""))
             case Write():
                 return self._write(message)
+            case Pair():
+                return self._pair(message)
+            case Promote():
+                return self._promote(message)
             case Stop():
                 if self.lease is not None and self.leaving is None:
-                    self.leaving = asyncio.ensure_future(self._leave(self.lease, message.because, 0))
+                    self.leaving = asyncio.ensure_future(self._stop(self.lease, message.because))
                 return Ok()
             case Fenced():
                 if self.lease is not None and self.lease.is_mine(message) and self.leaving is None:
@@ -228,11 +324,12 @@ class Ps:
         """Write the newest copy, beside the training."""
         from .checkpoint import shard_metadata, write_shard_file
 
-        copy = self.core.copy if self.core is not None else None
+        core = self._core(message.shard)
+        copy = core.copy
         if copy is None or copy[0] != message.checkpoint:
-            raise Refusal("checkpoint", f"{self.name} has no copy for checkpoint {message.checkpoint}")
+            raise Refusal("checkpoint", f"{core.name} has no copy for checkpoint {message.checkpoint}")
         if not Path(message.folder).is_dir():
-            raise Refusal("checkpoint", f"{message.folder} cannot be seen from {self.name}'s machine")
+            raise Refusal("checkpoint", f"{message.folder} cannot be seen from {core.name}'s machine")
         _, versions, tensors = copy
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         metadata = shard_metadata({index: version for index, (version, _, _) in versions.items()})
@@ -245,19 +342,114 @@ class Ps:
         return Written(written.bytes, written.xxh3)
 
     async def _order(
-        self, message: Assign | Roster | Settle | Hold | Align | Copy | Release, payload: bytes
+        self, message: Assign | Roster | Settle | Hold | Align | Snap | Release, payload: bytes
     ) -> Any:
-        core = self.core
-        if core is None:
-            raise Refusal("early", f"{self.name} has not read its log yet")
+        core = self._core(message.shard)
         if isinstance(message, Assign) and parse(message.compress).sparse:
             await asyncio.to_thread(compile_kernels)  # meanwhile the bulk thread takes rosters
-        answer = await self.in_bulk(lambda: core.order(message, payload))
+        answer = await self.in_bulk(lambda: core.covered(core.order(message, payload)))
         if isinstance(message, Assign):
-            if message.checkpoint and self.pushes is not None and self.pushes.bytes:
-                await self._rebase(core, self.pushes)  # the log does not need that checkpoint any longer
-            log.info("layout", shard=self.name, chunks=len(core.store.chunks) if core.store else 0)
+            pushes = self.logs.get(core.name)
+            if message.checkpoint and pushes is not None and pushes.bytes:
+                await self._rebase(core, pushes)  # the log does not need that checkpoint any longer
+            log.info("layout", shard=core.name, chunks=len(core.store.chunks) if core.store else 0)
         return answer
+
+    def _core(self, shard: str) -> Shard:
+        core = self.cores.get(shard or self.name)
+        if core is None:
+            raise Refusal("early", f"{self.name} has not read the log of {shard or self.name} yet")
+        return core
+
+    # -- backups -----------------------------------------------------------------------------------------
+
+    async def _pair(self, message: Pair) -> Message:
+        """Keep a backup of a shard that lives here."""
+        core, lease, dial = self._core(message.shard), self.lease, self.dial
+        if lease is None or dial is None:
+            raise Refusal("placement", f"{self.name} keeps no backups")
+        joined = lease.joined
+
+        def pair() -> None:
+            if core.mirror is None:
+                core.mirror = Mirror(
+                    core, joined.member, joined.incarnation, message.incarnation, dial, self._report
+                )
+            core.mirror.pair(message)
+
+        await self.in_bulk(pair)
+        return Ok()
+
+    def _report(self, standing: Standing) -> Awaitable[bool]:
+        """How a shard and its backup stand, from the bulk thread to the coordinator."""
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._tell(standing), self.loop))
+
+    async def _tell(self, standing: Standing) -> bool:
+        """Until the coordinator has answered. False: the shard lives elsewhere."""
+        while True:
+            try:
+                await self.endpoint.request(COORDINATOR, standing, timeout_s=STANDING_S)
+                return True
+            except Refused as refused:
+                if refused.code == "fenced":
+                    return False
+            except TransportError as error:
+                log.warning("the coordinator does not answer", shard=standing.shard, because=str(error))
+            await asyncio.sleep(AGAIN_S)
+
+    def _copy(self, lease: Lease, message: Copy, payload: memoryview | None) -> Message | Awaitable[Message]:
+        """A piece of a copy of a shard whose backup belongs here."""
+        shard, shards = message.shard, lease.spec.shards
+        if message.job != lease.joined.job or not lease.spec.replicas:
+            raise Refusal("job", f"{self.name} keeps no backups for job {message.job}")
+        if shard not in (f"p{number}" for number in ((int(self.name[1:]) - 1) % shards, int(self.name[1:]))):
+            raise Refusal("placement", f"{self.name} keeps no backup of {shard}")
+        if shard in self.cores or shard in self.homes:
+            raise Refusal("fenced", f"{shard} lives in {self.name}")
+        backup = self.backups.get(shard)
+        if backup is None or backup.age < (message.home, message.copy):
+            if backup is not None:
+                backup.drop()
+            own = self.state(lease.joined.run_dir)
+            backup = self.backups[shard] = Backup(
+                message, lambda name: own.with_name(name) if own is not None else None, prepare, self._based
+            )
+        elif backup.age > (message.home, message.copy):
+            raise Refusal("fenced", f"{self.name} keeps a newer copy of {shard}")
+        return backup.take(message, payload)
+
+    def _based(self, core: Shard, pushes: PushLog) -> None:
+        """A backup's log can be read from now on, and is to be kept short."""
+        self.loop.call_soon_threadsafe(lambda: self._spawn(self._sync(core, pushes)))
+
+    async def _promote(self, message: Promote) -> Message:
+        """A backup is the shard from now on."""
+        shard, lease = message.shard, self.lease
+        if self.homes.get(shard) == message.incarnation:
+            return Ok()
+        backup = self.backups.get(shard)
+        if lease is None or backup is None or backup.name != message.log:
+            raise Refusal("stale", f"{self.name} has no copy {message.log}")
+        self.homes[shard] = message.incarnation  # no copy is taken any more
+        try:
+            core = await self.in_bulk(backup.serve)
+            await self._live_here(core)
+        except (Refusal, ZmlError) as error:
+            del self.homes[shard], self.backups[shard]
+            await self.in_bulk(backup.drop)
+            raise Refusal("placement", f"{self.name} cannot serve {shard}: {error}") from None
+        del self.backups[shard]
+        if backup.pushes is not None:
+            self.logs[shard] = backup.pushes
+        log.warning("promoted", shard=shard, host=self.name, incarnation=message.incarnation)
+        self._spawn(self._return_promoted(lease, core))
+        return Ok()
+
+    async def _return_promoted(self, lease: Lease, core: Shard) -> None:
+        try:
+            await self._return(lease, core)
+        except TransportError as error:
+            self.finish(ZmlError(LOST, f"{core.name}: the coordinator was not told that it is here: {error}"))
 
 
 NOTICE = "zml: "  # how a line begins that a launcher is to show
@@ -285,6 +477,11 @@ def compile_kernels() -> None:
         kernels.prepare(say, module)
 
 
+async def prepare() -> None:
+    """For a sparse job, outside of the bulk thread."""
+    await asyncio.to_thread(compile_kernels)
+
+
 async def _serve(settings: Settings, shard: int) -> int:
     loop = asyncio.get_running_loop()
     thread = IoThread("zml-bulk")
@@ -301,10 +498,17 @@ async def _serve(settings: Settings, shard: int) -> int:
         def control(name: str, handler: Handler) -> Endpoint:
             return control_endpoint(settings, name, handler, keys=(f"p{shard}", LISTENER))
 
-        ps = Ps(shard, settings, control, in_bulk, state)
+        async def another(name: str, handler: Handler) -> Endpoint:
+            beside = replace(settings, bind=beside_each(settings.bind, name))
+            return await asyncio.wrap_future(thread.submit(_listen(beside, name, handler)))
+
+        def dial(name: str) -> Endpoint:
+            return bulk_endpoint(settings, name, nobody, keys=(f"p{shard}", LISTENER), listens=False)
+
+        ps = Ps(shard, settings, control, in_bulk, state, another, dial)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ps.leave, signal.Signals(number).name)
-        listener = await asyncio.wrap_future(thread.submit(_listen(settings, ps)))
+        listener = await asyncio.wrap_future(thread.submit(_listen(settings, ps.name, ps.bulk)))
         try:
             return await ps.run(list(listener.addresses))
         finally:
@@ -313,11 +517,16 @@ async def _serve(settings: Settings, shard: int) -> int:
         thread.close()
 
 
-async def _listen(settings: Settings, ps: Ps) -> Endpoint:
-    listener = bulk_endpoint(settings, ps.name, ps.bulk)
+async def _listen(settings: Settings, name: str, handler: Handler) -> Endpoint:
+    listener = bulk_endpoint(settings, name, handler)
     await listen(listener)
     return listener
 
 
+def nobody(peer: str, message: Struct, payload: memoryview | None) -> None:
+    raise Refusal("unexpected", "nobody asks here")
+
+
 async def _called(function: Callable[[], Any]) -> Any:
-    return function()
+    result = function()
+    return await result if isawaitable(result) else result

@@ -18,8 +18,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
+from inspect import isawaitable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import structlog
@@ -40,8 +41,6 @@ from .messages import (
     Assign,
     Assignment,
     Commit,
-    Copied,
-    Copy,
     Delta,
     Enter,
     Entered,
@@ -59,6 +58,8 @@ from .messages import (
     Roster,
     Seat,
     Settle,
+    Snap,
+    Snapped,
     Stands,
     Wait,
 )
@@ -68,6 +69,9 @@ from .scheduler.ids import JobId, WorkerId
 from .scheduler.staleness import Gate
 from .store import Staged, Store
 from .transport import Refusal
+
+if TYPE_CHECKING:
+    from .mirror import Mirror
 
 NAMED = 32  # of those who are waited for, in one answer
 HOLD_S = 1.0  # a pull that must wait is answered after this long, with the names of who is waited for
@@ -119,6 +123,7 @@ class Shard:
         self.job = job
         self.name = name
         self.log = log or NoLog()
+        self.mirror: Mirror | None = None  # feeds the backup
         self.replaying = False  # what comes is what came before: nobody is answered, nothing is written
         self.store: Store | None = None
         self.layout_digest = ""
@@ -189,12 +194,12 @@ class Shard:
                 counted, stands = msgspec.msgpack.decode(payload, type=tuple[dict[str, int], dict[str, int]])
                 self._held(message.checkpoint).align(counted, stands)
                 return Held(), msgspec.msgpack.encode(front_of(self))
-            case Copy():
+            case Snap():
                 self._held(message.checkpoint)
                 versions, tensors = self._store().state(published=False)
                 self.copy = (message.checkpoint, versions, tensors)
                 self._release()
-                return Copied(sum(tensor.nbytes for tensor in tensors.values()))
+                return Snapped(sum(tensor.nbytes for tensor in tensors.values()))
             case Release():
                 if self.holding is not None and self.holding.checkpoint == message.checkpoint:
                     self._release()
@@ -267,6 +272,23 @@ class Shard:
             because = f"{self.name} has no room for its push log in {full.filename}"
             log.error("disk full", shard=self.name, folder=full.filename)
             raise Refusal("full", because) from None
+        if self.mirror is not None:
+            self.mirror.append(message, payload)
+
+    def covered(self, reply: Reply | Awaitable[Reply]) -> Reply | Awaitable[Reply]:
+        """The reply, once the backup has all that it follows from (`mirror` says why that holds for parameters too)."""
+        if self.mirror is None:
+            return reply
+        if isawaitable(reply):
+            return self._covered_later(reply)
+        wait = self.mirror.settled()
+        return reply if wait is None else _behind(wait, reply)
+
+    async def _covered_later(self, reply: Awaitable[Reply]) -> Reply:
+        answer = await reply
+        if self.mirror is not None and (wait := self.mirror.settled()) is not None:
+            await wait
+        return answer
 
     def assign(
         self, registration: Registration, placement: Sequence[int], staleness: int | None, compress: str
@@ -352,12 +374,12 @@ class Shard:
         """One message from a worker. Raises Refusal, and then nothing has changed."""
         match message:
             case Pull():
-                return self._pull(self._admit(peer, message), message)
+                return self.covered(self._pull(self._admit(peer, message), message))
             case Enter() | Commit() | Advance() if self.holding is not None and not self.holding.over:
                 self._admit(peer, message)
-                return self.holding.wait(peer, message, payload)
+                return self.covered(self.holding.wait(peer, message, payload))
             case Enter() | Push() | Commit() | Advance() | Load():
-                return self._take(self._admit(peer, message), message, payload)
+                return self.covered(self._take(self._admit(peer, message), message, payload))
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
 
     def _take(
@@ -562,6 +584,11 @@ class Shard:
         if bucket is None:
             raise Refusal("placement", f"bucket {index} does not live on {self.name}")
         return self._store(), bucket
+
+
+async def _behind(wait: Awaitable[None], reply: Reply) -> Reply:
+    await wait
+    return reply
 
 
 def read_assignment(payload: bytes | memoryview) -> tuple[Registration, list[int]]:

@@ -7,46 +7,33 @@ as once, so whoever comes back is given everything again.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+import hashlib
+from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
-from .docket import Docket
-from .facts import Took
-from .messages import Assign, Assignment, JobSpec, Message, Moved, Settle, Stands, Where
-from .orders import Orders
-from .rosters import Account, Rosters
+from .checkpoints import why_not_this_model
+from .facts import Shown, Took
+from .messages import Assign, Assignment, Homes, Message, Moved, Register, Registered
+from .orders import ORDER_S
 from .scheduler import events
-from .scheduler.ids import JobId, ShardId
-from .scheduler.machine import Machine
+from .scheduler.ids import ShardId
 from .scheduler.state import Finishing
-from .transport import Endpoint, Refusal
+from .transport import Answer, Refusal
+
+if TYPE_CHECKING:
+    from .coordinator import Coordinator
 
 ASSIGN_S = (
     300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
 )
 
 
-class Hall(Protocol):
-    """The coordinator, as this desk sees it."""
-
-    job: JobId
-    spec: JobSpec
-    docket: Docket
-    machine: Machine
-    endpoint: Endpoint
-    orders: Orders
-    rosters: Rosters
-
-    def dispatch(self, event: events.Event) -> None: ...
-
-    def wake(self) -> None: ...
-
-
 class ShardDesk:
     """One job's shards. `begin_with` is the checkpoint that their chunks begin with, if there is one."""
 
-    def __init__(self, hall: Hall, begin_with: str = "") -> None:
+    def __init__(self, hall: Coordinator, begin_with: str = "") -> None:
         self.hall = hall
         self.begin_with = begin_with
         self.assigned: set[str] = set()  # those that have taken the layout from this process
@@ -57,8 +44,7 @@ class ShardDesk:
 
     def serves(self, shard: str) -> bool:
         """Is this shard alive, with its chunks?"""
-        job = self.hall.docket.running
-        return job is not None and shard in job.members.alive("shard") and shard not in job.away
+        return self.hall.homes.serves(shard)
 
     def holding(self) -> list[str]:
         """The shards with chunks; none where one of them cannot be asked, or has no parameters yet."""
@@ -72,9 +58,51 @@ class ShardDesk:
         """Nobody has brought it any parameters: it never had a layout."""
         return shard not in self.hall.docket.facts.took
 
+    async def register(
+        self, peer: str, message: Register, registration: bytes
+    ) -> Message | tuple[Message, bytes]:
+        """A script shows its layout, and learns where its chunks live once every shard has taken it."""
+        hall = self.hall
+        hall.admit(message.worker, message.incarnation)
+        hall.docket.spoke(message.worker, peer)
+        if digest_of(registration) != message.digest:
+            raise Refusal("layout", "the layout's digest does not match its bytes")
+        if not hall.facts.registration:
+            if hall.resumed is not None and (because := why_not_this_model(hall.resumed, registration)):
+                raise Refusal("layout", f"the checkpoint {hall.resumed.path} does not fit: {because}")
+            hall.docket.fact(Shown(registration))
+        hall.dispatch(
+            events.Registered(hall.job, message.worker, message.incarnation, message.digest, message.chunks)
+        )
+        if message.digest != digest_of(hall.facts.registration):
+            raise Refusal("layout", f"{message.worker} registered another layout than the workers before it")
+        hall.settle()
+        shards = self.all
+        if not await hall.until(lambda: self.assigned.issuperset(shards)):
+            # The first sparse job of a machine compiles half a minute and more.
+            late = [shard for shard in shards if shard not in self.assigned]
+            return hall.dealer.wait(late, "they take the layout")
+        if not await hall.until(lambda: hall.docket.loaded or hall.facts.initialiser == message.worker):
+            whom = hall.facts.initialiser
+            return hall.dealer.wait([whom], f"{whom} brings the first parameters")
+        await hall.until(hall.notes.complete)  # one that is on its way; its sender may also be gone
+        reply = Registered(
+            job=hall.job,
+            generation=hall.machine.generation(hall.job),
+            initialiser="" if hall.docket.loaded else hall.facts.initialiser,
+            staleness=hall.spec.staleness,
+            compress=hall.spec.compress,
+            workers=hall.spec.workers,
+            epoch=hall.ledger.epoch,
+            steps=hall.begun.steps_before,
+        )
+        where = [hall.homes.addresses(shard) for shard in shards]
+        homes = Homes(list(shards), where, list(hall.facts.placement), hall.notes.newest)
+        return reply, msgspec.msgpack.encode(homes)
+
     def assign_all(self) -> None:
         for shard in self.all:
-            if shard in self.hall.orders.peers:
+            if self.hall.homes.host(shard) in self.hall.orders.peers:
                 self.assign(shard)
 
     def assign(self, shard: str) -> None:
@@ -82,10 +110,11 @@ class ShardDesk:
         hall, facts = self.hall, self.hall.docket.facts
         payload = msgspec.msgpack.encode(Assignment(facts.registration, list(facts.placement)))
         message = Assign(hall.job, shard, hall.spec.staleness, hall.spec.compress, self.begin_with)
-        peer = hall.orders.peers[shard]
+        host = hall.homes.host(shard)
+        peer = hall.orders.peers[host]
 
         def ended(order: asyncio.Task[bool]) -> None:
-            if order.cancelled() or hall.orders.peers[shard] != peer:
+            if order.cancelled() or hall.orders.peers[hall.homes.host(shard)] != peer:
                 return  # the process that has come in its place was given the same order
             if order.result():
                 self.assigned.add(shard)
@@ -96,7 +125,7 @@ class ShardDesk:
                 because = f"{shard} did not take the layout; its log says why"
                 hall.dispatch(events.Cancelled(hall.job, because))
 
-        hall.orders.send(shard, message, payload, ASSIGN_S).add_done_callback(ended)
+        hall.orders.send(host, message, payload, ASSIGN_S).add_done_callback(ended)
 
     def _ending(self) -> bool:
         job = self.hall.docket.running
@@ -104,30 +133,22 @@ class ShardDesk:
 
     def rehome(self, shard: str, incarnation: int) -> None:
         """A shard serves its chunks again: it gets what it has missed, and the scripts its address."""
-        facts = self.hall.docket.facts
-        if facts.placement:
+        if self.hall.docket.facts.placement:
             self.assign(shard)
         self.hall.rosters.again(shard)
-        for peer in facts.scripts.values():
-            self.hall.endpoint.notify(
-                peer, Moved(self.hall.job, shard, incarnation, facts.entered[shard].addresses)
-            )
+        where = self.hall.homes.addresses(shard)
+        for peer in self.hall.docket.facts.scripts.values():
+            self.hall.endpoint.notify(peer, Moved(self.hall.job, shard, incarnation, where))
 
-    def where(self, message: Where) -> Message | None:
-        """Where a shard is, for a worker that has lost it; None while it is away."""
-        if message.shard not in self.all:
-            raise Refusal("placement", f"there is no shard {message.shard}")
-        if not self.serves(message.shard):
-            return None
-        incarnation = self.hall.machine.jobs[self.hall.job].members.alive("shard")[ShardId(message.shard)]
-        addresses = self.hall.docket.facts.entered[message.shard].addresses
-        return Moved(self.hall.job, message.shard, incarnation.incarnation, addresses)
+    async def ask(
+        self, shard: str, message: Message, payload: bytes | None = None, within_s: float = ORDER_S
+    ) -> Answer | None:
+        """Ask the process in which this shard lives."""
+        return await self.hall.orders.ask(
+            self.hall.homes.host(shard), replace(message, shard=shard), payload, within_s
+        )
 
-    async def ask_settled(self, shard: str, message: Settle) -> Account | None:
-        """Where a lost worker stands on this shard; None where the shard does not say."""
-        if not self.serves(shard):
-            return None
-        answer = await self.hall.orders.ask(shard, message)
-        if answer is None or not isinstance(answer.message, Stands):
-            return None
-        return Account(answer.message, bytes(answer.payload or b""))
+
+def digest_of(registration: bytes) -> str:
+    """What two workers' layouts are compared by; `layout.Registration.digest` is the same."""
+    return hashlib.blake2b(registration, digest_size=16).hexdigest()

@@ -408,7 +408,8 @@ class Store:
             held.log_bytes = 0
             if held.rule is not None:
                 held.rule.load_state(part)
-            self._head(held)
+            if held.version != UNKNOWN:
+                self._head(held)
         if self._sums is not None:
             self._tables.clear()  # addresses of states that are gone
 

@@ -134,7 +134,7 @@ class World(Cluster):
         return process
 
     def records(self, shard: str) -> int | None:
-        pushes = self.shards[int(shard[1:])].pushes
+        pushes = self.shards[int(shard[1:])].logs.get(shard)
         return pushes.records.next if pushes is not None else None
 
     # -- members ----------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ RULES = Rules(lease_s=1.0, goodbye_s=10.0)
 class Play:
     """One job on a machine of its own. Every event is followed by a check of every invariant."""
 
-    def __init__(self, workers: int, shards: int, rules: Rules = RULES) -> None:
+    def __init__(self, workers: int, shards: int, rules: Rules = RULES, replicas: int = 0) -> None:
         self.machine = Machine(rules)
         self.now = 100.0
-        assert self.tell(Submitted(JOB, workers, shards, 0)) == []
+        assert self.tell(Submitted(JOB, workers, shards, 0, replicas=replicas)) == []
 
     def tell(self, event: Event) -> list[Action]:
         actions = self.machine.handle(event, self.now)
@@ -68,9 +68,9 @@ class Play:
         return self.machine.state(JOB).name
 
 
-def running(workers: int, shards: int, rules: Rules = RULES) -> Play:
+def running(workers: int, shards: int, rules: Rules = RULES, replicas: int = 0) -> Play:
     """A job whose members have just become complete. Peers are called agent-0, ... and shard-0, ..."""
-    play = Play(workers, shards, rules)
+    play = Play(workers, shards, rules, replicas)
     for number in range(shards):
         play.join("shard", f"shard-{number}")
     for number in range(workers):

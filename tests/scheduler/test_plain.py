@@ -16,8 +16,10 @@ from zml.scheduler.actions import Action
 from zml.scheduler.epoch import Pass
 from zml.scheduler.events import Event, Exited, Finding, Joined, Lost
 from zml.scheduler.ids import Seat, WorkerId
-from zml.scheduler.machine import Kept, Machine, changed
+from zml.scheduler.looking import changed
+from zml.scheduler.machine import Machine
 from zml.scheduler.plain import NotPlain, build, build_fields, plain, plain_fields
+from zml.scheduler.state import Kept
 
 
 def packed(value: Any) -> bytes:

@@ -7,6 +7,7 @@ Only what needs processes is left out: agents do not start scripts, they are the
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from zml.messages import (
     Heartbeat,
     JobSpec,
     Keep,
+    Kept,
     Launch,
     Message,
     Moved,
@@ -41,13 +43,13 @@ from zml.messages import (
 )
 from zml.outbox import Outbox
 from zml.plan import Plan
-from zml.ps import Ps
+from zml.ps import Ps, nobody
 from zml.replica import Replica
 from zml.scheduler.ids import JobId
 from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
 from zml.seat import Seat
-from zml.transport import BULK, Refusal, TransportError
+from zml.transport import BULK, CONTROL, Limits, Refusal, TransportError
 from zml.transport.memory import MemoryEndpoint, MemoryNetwork
 from zml.updates import outer_hyper, outer_spec
 
@@ -72,7 +74,7 @@ class Script:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.trained: list[tuple[int, int]] = []  # (epoch, batch), in the order of this worker's steps
         self.greatest_staleness = 0
-        self.keep: Keep | None = None  # the newest, which nobody here answers
+        self.keep: Keep | None = None  # the newest
         self.clock = 0
         self.task: asyncio.Task[None] | None = None
         self.over = asyncio.Event()
@@ -142,6 +144,14 @@ class Script:
             self.client.moved(message)
         elif isinstance(message, Keep):
             self.keep = message
+            if not self.cluster.silent:
+                me: dict[str, Any] = {
+                    "job": JOB,
+                    "member": self.seat.worker,
+                    "incarnation": self.seat.incarnation,
+                }
+                kept = Kept(**me, checkpoint=message.checkpoint, files=[])
+                self.cluster.tasks.append(asyncio.ensure_future(self.client.of_checkpoint(kept)))
 
     async def _epochs(self) -> None:
         client = self.client
@@ -272,6 +282,7 @@ class Cluster:
         """`folder`: where shards keep their push logs; without one their state dies with them. `state`: where the
         coordinator's journal is, for one that is to die and go on."""
         self.folder = folder
+        self.silent = False  # scripts do not answer when they are asked to keep their optimizers' state
         self.resumed = resumed
         self.network = network
         self.spec = spec
@@ -285,7 +296,10 @@ class Cluster:
         self.scripts: dict[str, Script] = {}
         self.shards: dict[int, Ps] = {}  # the newest process of each
         # What comes to a shard from workers; a test may put itself between.
-        self.deliver: Callable[..., Any] = lambda ps, peer, message, payload: ps.bulk(peer, message, payload)
+        self.deliver: Callable[..., Any] = lambda ps, peer, message, payload, handler: handler(
+            peer, message, payload
+        )
+        self.shard_endpoints: dict[int, list[MemoryEndpoint]] = {}  # all endpoints of the newest process
         self.lives: Counter[int] = Counter()
         self.shard_tasks: dict[int, asyncio.Task[int]] = {}
         self.tasks: list[asyncio.Task[Any]] = []
@@ -363,38 +377,55 @@ class Cluster:
         """As kill -9."""
         ps = self.shards[index]
         self.shard_tasks[index].cancel()
-        self.network.crash(ps.endpoint.name)
-        self.network.crash(ps.name)
-        if ps.syncing is not None:
-            ps.syncing.cancel()
+        for endpoint in self.shard_endpoints[index]:
+            endpoint.die()
+        ps.die()
 
     async def _shard(self, index: int) -> int:
+        process = self.shard_endpoints[index] = []
+
         async def here(function: Callable[[], Any]) -> Any:
-            return function()
+            result = function()
+            return await result if isawaitable(result) else result
+
+        def endpoint(name: str, handler: Any, limits: Limits, bind: list[str]) -> MemoryEndpoint:
+            made = self.network.endpoint(
+                name, vocabulary=AnyMessage, handler=handler, limits=limits, bind=bind
+            )
+            process.append(made)
+            return made
 
         def control(name: str, handler: Any) -> MemoryEndpoint:
             # Processes have names of their own; here they all live in one.
-            return self.network.endpoint(
-                f"{name}.{self.lives[index]}", vocabulary=AnyMessage, handler=handler
-            )
+            return endpoint(f"{name}.{self.lives[index]}", handler, CONTROL, [])
 
         def state(run_dir: str) -> Path | None:
             return self.folder / f"p{index}" if self.folder is not None else None
 
-        ps = Ps(index, self.settings, control, here, state)
+        async def listen(name: str, handler: Any) -> MemoryEndpoint:
+            made = endpoint(name, self.tapped(ps, name, handler), BULK, ["tcp://127.0.0.1:0"])
+            await made.start()
+            return made
+
+        def dial(name: str) -> MemoryEndpoint:
+            return endpoint(name, nobody, BULK, [])
+
+        ps = Ps(index, self.settings, control, here, state, listen, dial)
         self.shards[index] = ps
-        listener = self.network.endpoint(
-            ps.name,
-            vocabulary=AnyMessage,
-            handler=lambda *message: self.deliver(ps, *message),
-            bind=["tcp://127.0.0.1:0"],
-            limits=BULK,
-        )
+        listener = endpoint(ps.name, self.tapped(ps, ps.name, ps.bulk), BULK, ["tcp://127.0.0.1:0"])
         await listener.start()
         try:
             return await ps.run(list(listener.addresses))
         finally:
             await listener.close()
+
+    def tapped(self, ps: Ps, shard: str, handler: Any) -> Any:
+        """A shard's handler, behind what a test has put before it."""
+
+        def handle(peer: str, message: Any, payload: memoryview | None) -> Any:
+            return self.deliver(ps, peer, message, payload, handler)
+
+        return handle
 
     def script(self, name: str, *, batches: int = 12, epochs: int = 2, seed: int = 7) -> Script:
         script = Script(self, name, batches, epochs, seed)
@@ -409,6 +440,17 @@ class Cluster:
         if script.task is not None:
             script.task.cancel()
             self.network.crash(script.script_name)
+
+    def home(self, shard: str) -> Ps | None:
+        """The process in which a shard lives; None while nobody serves it."""
+        if not self.coordinator.homes.serves(shard):
+            return None
+        return self.shards[int(self.coordinator.homes.host(shard)[1:])]
+
+    def backed_up(self, shard: str) -> bool:
+        """Would its backup be promoted?"""
+        job = self.coordinator.machine.jobs.get(JobId(JOB))
+        return job is not None and shard in job.backups
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Let virtual time pass until something holds; the job must not end before."""

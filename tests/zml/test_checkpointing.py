@@ -42,11 +42,11 @@ def with_checkpoints(
             compute_s=lambda name: 0.03 * (1 + int(name[1:])),
         )
         await cluster.start()
-        cluster.coordinator.keep_checkpoints(folder / "checkpoints", When(), keep_last=100)
+        cluster.coordinator.checkpoint_desk.keep(folder / "checkpoints", When(), keep_last=100)
         scripts = [cluster.script(f"w{index}") for index in range(spec.workers)]
         await cluster.until(lambda: scripts[0].trained)
         paths: list[Path] = []
-        assert cluster.coordinator.checkpoints is not None
+        assert cluster.coordinator.checkpoint_desk.checkpoints is not None
         for moment in range(moments):
             await asyncio.sleep(dice.uniform(0, 0.08))
             if faults and moment == 1:
@@ -56,7 +56,7 @@ def with_checkpoints(
                 await asyncio.sleep(2)
                 cluster.start_shard(1)
                 await asyncio.sleep(0.5)
-            if (path := await cluster.coordinator.checkpoints.take("a moment")) is not None:
+            if (path := await cluster.coordinator.checkpoint_desk.checkpoints.take("a moment")) is not None:
                 paths.append(path)
         assert await cluster.finish() == 0, [script.error for script in scripts]
         found, skipped = newest(folder / "checkpoints")

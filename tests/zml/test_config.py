@@ -97,6 +97,16 @@ def test_a_bad_flag_is_a_mistake_of_usage() -> None:
     assert caught.value.what == "--staleness = -1: expected int >= 0"
 
 
+def test_backups_that_have_no_place_are_refused_with_both_origins() -> None:
+    with pytest.raises(ZmlError) as caught:
+        resolve({"replicas": 1}, {})
+    assert caught.value.code == CONFIG
+    assert "replicas = 1 (flag) with shards = 1 (default): the backup of a shard lives" in caught.value.what
+    with pytest.raises(ZmlError, match=r"replicas = 2 \(flag\): a shard has one backup at most"):
+        resolve({"replicas": 2, "shards": 4}, {})
+    assert resolve({"replicas": 1, "shards": 2}, {}).settings.replicas == 1
+
+
 def test_a_lease_shorter_than_three_heartbeats_is_refused_with_both_origins() -> None:
     with pytest.raises(ZmlError, match=r"lease_s = 0\.4 \(ZML_LEASE_S\).*heartbeats of 0\.15 s \(default\)"):
         resolve({}, {"ZML_LEASE_S": "0.4"})

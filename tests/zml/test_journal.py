@@ -208,7 +208,7 @@ def test_a_torn_tail_is_cut_and_damage_is_refused_with_its_place(tmp_path: Path)
         ("event.Left", {"job": "j"}, "Left needs 'member'"),
         ("ledger.Take", {"worker": "w0"}, "Take needs 'epoch'"),
         ("fact.Shown", {"registration": 3}, "Expected `bytes`"),
-        ("ledger.Take", {"worker": "w9", "epoch": 0, "most": 1, "have": 0}, "does not follow"),
+        ("ledger.Take", {"worker": "w9", "epoch": 0, "most": 1, "have": 0, "clock": 0}, "does not follow"),
     ],
 )
 def test_a_record_that_cannot_be_is_named(tmp_path: Path, kind: str, fields: Any, said: str) -> None:

@@ -270,8 +270,9 @@ def test_a_script_without_a_shared_folder_sends_its_state_and_who_resumes_fetche
 
     async def kept() -> tuple[Checkpoint, list[str]]:
         cluster = Cluster(MemoryNetwork(1), spec)
+        cluster.silent = True
         await cluster.start()
-        cluster.coordinator.keep_checkpoints(tmp_path / "checkpoints", When())
+        cluster.coordinator.checkpoint_desk.keep(tmp_path / "checkpoints", When())
         scripts = [cluster.script(f"w{rank}", batches=12, epochs=3) for rank in range(2)]
         await cluster.until(lambda: any(script.trained for script in scripts))
         client, codes = scripts[0].client, []
@@ -283,8 +284,8 @@ def test_a_script_without_a_shared_folder_sends_its_state_and_who_resumes_fetche
                 codes.append(error.code)
 
         await refused(Piece(**ME, checkpoint="1", name=ABOUT, offset=0), b"x")  # none is being made
-        assert cluster.coordinator.checkpoints is not None
-        taking = asyncio.ensure_future(cluster.coordinator.checkpoints.take("a test"))
+        assert cluster.coordinator.checkpoint_desk.checkpoints is not None
+        taking = asyncio.ensure_future(cluster.coordinator.checkpoint_desk.checkpoints.take("a test"))
         await cluster.until(lambda: scripts[0].keep is not None)
         assert scripts[0].keep is not None and scripts[1].keep is None, "the senior is asked"
         number = scripts[0].keep.checkpoint

@@ -131,11 +131,11 @@ def test_a_step_that_one_shard_has_counted_counts_on_all_when_its_worker_dies(
         loop = asyncio.get_running_loop()
         killed = loop.create_future()
 
-        def deliver(ps: Ps, peer: str, message: Any, payload: memoryview | None) -> Any:
+        def deliver(ps: Ps, peer: str, message: Any, payload: memoryview | None, handler: Any) -> Any:
             dies = isinstance(message, Commit) and message.worker == "w1" and message.clock >= 3
             if dies and (ps.name != f"p{reached}" or killed.done()):
                 return loop.create_future()  # it never arrives
-            answer = ps.bulk(peer, message, payload)
+            answer = handler(peer, message, payload)
             if dies:
                 assert answer == Ok()
                 killed.set_result(message.clock)

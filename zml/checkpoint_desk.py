@@ -1,0 +1,115 @@
+"""The coordinator's desk for checkpoints. When one is taken is in `checkpoints`, how in `checkpointer`; here they meet
+the job.
+
+Rule: the shards stop when the last checkpoint has what they hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpointer import Cut
+from .checkpoints import Checkpoints, When, applied_batches, describe_job, describe_ledger, fetched
+from .messages import Checkpointed, Fetch, Keep, Kept, Message, Piece, Stop, TakeCheckpoint
+from .plan import Plan
+from .scheduler.state import Cause, Finishing
+from .transport import Refusal
+
+if TYPE_CHECKING:
+    from .coordinator import Coordinator
+
+
+class CheckpointDesk:
+    """One job's. Without `keep` there are none."""
+
+    def __init__(self, hall: Coordinator) -> None:
+        self.hall = hall
+        self.checkpoints: Checkpoints | None = None
+        self.asked: set[asyncio.Task[Path | None]] = set()
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        return [*self.asked, *(self.checkpoints.tasks() if self.checkpoints is not None else [])]
+
+    def keep(self, root: Path, when: When, keep_last: int = 3, keep_every_steps: int = 0) -> None:
+        """From now on, into this folder."""
+        self.checkpoints = Checkpoints(
+            self.hall.job,
+            root,
+            when,
+            ask=self.hall.shard_desk.ask,
+            shards=self.hall.shard_desk.holding,
+            facts=self.at_cut,
+            steps=lambda: self.hall.board.steps(self.hall.machine.workers(self.hall.job)),
+            steps_before=self.hall.begun.steps_before,
+            ask_to_keep=self.ask_to_keep,
+            keep_last=keep_last,
+            keep_every_steps=keep_every_steps,
+        )
+        self.checkpoints.start()
+
+    def ask_to_keep(self, checkpoint: str, folder: str) -> bool:
+        """Let the senior's script write down what only it knows; False where there is no such thing or nobody."""
+        workers = self.hall.machine.workers(self.hall.job)
+        if (
+            not workers
+            or Plan.of(self.hall.spec).optimizer_on != "worker"
+            or workers[0] not in self.hall.facts.scripts
+        ):
+            return False
+        return self.hall.endpoint.notify(
+            self.hall.facts.scripts[workers[0]], Keep(self.hall.job, checkpoint, folder)
+        )
+
+    def at_cut(self, applied: Mapping[str, tuple[int, int, int]]) -> Cut:
+        """What a checkpoint holds beside the shards' parts, where they hold these steps."""
+        ledger = describe_ledger(self.hall.ledger.at_cut(applied_batches(applied)))
+        steps = self.hall.board.steps(self.hall.machine.workers(self.hall.job))
+        job = describe_job(self.hall.spec, steps, self.hall.ledger, self.hall.facts.noted)
+        return Cut(self.hall.facts.registration, self.hall.ledger.epoch, ledger, job, {})
+
+    def stop(self, member: str, because: str) -> None:
+        """End this member; a shard when the last checkpoint has what it holds."""
+        message = Stop(self.hall.job, because)
+        if self.checkpoints is None or not self.ends_well() or member not in self.hall.shard_desk.all:
+            self.hall.orders.send(member, message)
+            return
+        last = asyncio.ensure_future(self.checkpoints.end("at the end"))
+        last.add_done_callback(lambda task: task.cancelled() or self.hall.orders.send(member, message))
+
+    def ends_well(self) -> bool:
+        """Are the parameters worth a checkpoint when the job stops?"""
+        job = self.hall.docket.running
+        return (
+            job is not None
+            and isinstance(job.phase, Finishing)
+            and job.phase.cause in (Cause.WORKERS_DONE, Cause.WORKERS_DRAINED, Cause.SCRIPT_FAILED)
+            and bool(self.hall.shard_desk.holding())
+        )
+
+    def signalled(self) -> None:
+        """SIGUSR2: take a checkpoint now."""
+        if self.checkpoints is not None:
+            task = asyncio.ensure_future(self.checkpoints.take("SIGUSR2 at the coordinator"))
+            self.asked.add(task)
+            task.add_done_callback(self.asked.discard)
+
+    async def take(self, message: TakeCheckpoint) -> Message:
+        """Somebody asks for one."""
+        if self.checkpoints is None:
+            raise Refusal("checkpoint", f"job {self.hall.job} keeps no checkpoints")
+        path = await self.checkpoints.take(message.because)
+        return Checkpointed(str(path or ""))
+
+    def files(
+        self, message: Piece | Kept | Fetch, payload: memoryview | None
+    ) -> Message | tuple[Message, bytes]:
+        """Files of checkpoints, from members and to them."""
+        self.hall.admit(message.member, message.incarnation)
+        if isinstance(message, Fetch):
+            return fetched(self.hall.job, self.hall.begun.begin_with, message)
+        if self.checkpoints is None:
+            raise Refusal("checkpoint", "no checkpoint is being made")
+        return self.checkpoints.receive(message, bytes(payload or b""))
