@@ -15,7 +15,7 @@ test: lint
 
 # The part that answers while you wait.
 check: lint
-	$(BIN)/pytest -q -m "not slow and not cluster and not root"
+	$(BIN)/pytest -q -m "not slow and not cluster and not root and not soak"
 
 lint: .venv/ready
 	$(BIN)/ruff check

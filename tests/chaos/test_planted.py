@@ -85,6 +85,7 @@ def test_chaos_catches_a_ledger_that_commits_what_it_gives_out(monkeypatch: pyte
     assert caught().broken
 
 
+@pytest.mark.soak
 def test_chaos_catches_rosters_that_do_not_settle(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(self: Rosters, place: Any) -> None:
         pass
@@ -93,6 +94,7 @@ def test_chaos_catches_rosters_that_do_not_settle(monkeypatch: pytest.MonkeyPatc
     assert caught().broken
 
 
+@pytest.mark.soak
 def test_chaos_catches_a_worker_that_resumes_at_a_wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """One too low: what it sends for that clock looks as if it were sent again."""
     enter = Client.enter
@@ -104,6 +106,7 @@ def test_chaos_catches_a_worker_that_resumes_at_a_wrong_clock(monkeypatch: pytes
     assert caught().broken
 
 
+@pytest.mark.soak
 def test_chaos_catches_a_shard_that_does_not_write_what_it_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
     note = Shard._note
 
@@ -115,6 +118,7 @@ def test_chaos_catches_a_shard_that_does_not_write_what_it_publishes(monkeypatch
     assert caught().broken
 
 
+@pytest.mark.soak
 def test_chaos_catches_a_shard_that_does_not_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     """It says where a lost worker stands, and takes more from it."""
 
@@ -132,6 +136,7 @@ def test_chaos_catches_a_shard_that_does_not_fence(monkeypatch: pytest.MonkeyPat
     assert caught().broken
 
 
+@pytest.mark.soak
 def test_chaos_catches_a_gate_that_opens_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     may_start = Gate.may_start
     monkeypatch.setattr(Gate, "may_start", lambda self, worker, clock: may_start(self, worker, clock - 1))

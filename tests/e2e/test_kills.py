@@ -51,8 +51,7 @@ def sound(place: Playground, epochs: int, batches: int) -> None:
     assert accounts == [(epoch, batches, 0, 0) for epoch in range(epochs)]
 
 
-@pytest.mark.parametrize("mode", ["--sync", "--staleness=2"])
-@pytest.mark.parametrize("compress", ["none", "topk:10%"])
+@pytest.mark.parametrize(("mode", "compress"), [("--sync", "none"), ("--staleness=2", "topk:10%")])
 def test_a_shard_that_is_killed_is_started_again_with_all_that_it_had_acknowledged(
     place: Playground, mode: str, compress: str
 ) -> None:
@@ -68,7 +67,7 @@ def test_a_shard_that_is_killed_is_started_again_with_all_that_it_had_acknowledg
     sound(place, 6, 60)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_training_outlives_kills_of_whatever_there_is(place: Playground) -> None:
     seed = int(os.environ.get("ZML_KILL_SEED", random.randrange(1 << 30)))
     print(f"ZML_KILL_SEED={seed}")

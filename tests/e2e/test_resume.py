@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.e2e.harness import Playground
+from tests.soaking import soak
 from zml.checkpoint import newest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -38,7 +39,7 @@ def killed_after(place: Playground, steps: int, *args: str) -> Path:
     return place.run_dir()
 
 
-@pytest.mark.parametrize("numbers", [("-w", "3", "-p", "1"), ("-w", "1", "-p", "3")])
+@pytest.mark.parametrize("numbers", [("-w", "3", "-p", "1"), *soak([("-w", "1", "-p", "3")])])
 def test_a_run_that_was_killed_whole_goes_on_and_every_sample_counts_once(
     place: Playground, numbers: tuple[str, ...]
 ) -> None:

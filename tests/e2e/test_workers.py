@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.harness import Playground, Process
+from tests.soaking import soak
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -190,7 +191,7 @@ def freeze(job: ByHand, worker: int, seconds: float) -> None:
             time.sleep(seconds)  # what is tested is that time passes
 
 
-@pytest.mark.parametrize("mode", ["--sync", "--async"])
+@pytest.mark.parametrize("mode", ["--sync", *soak(["--async"])])
 def test_a_worker_that_is_frozen_for_half_a_lease_keeps_its_place(place: Playground, mode: str) -> None:
     job = ByHand(place, 2, 1, mode, script=LONG)
     for epoch in range(3):
@@ -201,7 +202,7 @@ def test_a_worker_that_is_frozen_for_half_a_lease_keeps_its_place(place: Playgro
     assert sum(map(steps, job.workers)) == 6 * 24
 
 
-@pytest.mark.parametrize("mode", ["--sync", "--async"])
+@pytest.mark.parametrize("mode", ["--sync", *soak(["--async"])])
 def test_a_worker_that_is_frozen_for_longer_is_fenced_and_comes_back(place: Playground, mode: str) -> None:
     job = ByHand(place, 2, 1, mode, script=["--epochs", "30", "--pause", "0.03"])
     job.until_epoch(1, 0)
@@ -213,7 +214,7 @@ def test_a_worker_that_is_frozen_for_longer_is_fenced_and_comes_back(place: Play
     assert "was fenced: " in again["because"] or "was over before" in again["because"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_nobody_seems_dead_while_all_cores_are_busy_for_a_minute(place: Playground) -> None:
     job = ByHand(place, 3, 2, "--async", script=["--epochs", "4000", "--pause", "0.01"])
     job.until_epoch(0, 0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.simulation import simulate
+from tests.soaking import soak
 from tests.zml.cluster import Cluster, Script, parameters
 from tests.zml.test_cluster import run, same, trained
 from zml.checkpoint import Checkpoint, newest, read
@@ -86,7 +87,7 @@ def go_on(folder: Path, checkpoint: Checkpoint, spec: JobSpec) -> list[Script]:
 
 @pytest.mark.parametrize("staleness", MODES)
 @pytest.mark.parametrize("compress", ["none", "topk:10%"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *soak([1])])
 def test_a_checkpoint_and_what_is_trained_after_it_are_every_batch_once(
     tmp_path: Path, seed: int, compress: str, staleness: int | None
 ) -> None:
@@ -119,7 +120,7 @@ def test_in_bsp_a_resumed_run_ends_with_the_bits_of_one_that_was_never_stopped(t
 
 
 @pytest.mark.parametrize("staleness", MODES)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *soak([1])])
 def test_a_checkpoint_between_deaths_holds_each_batch_once(
     tmp_path: Path, seed: int, staleness: int | None
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.simulation import simulate
+from tests.soaking import soak
 from tests.zml.cluster import Cluster, Script, parameters
 from zml.errors import FENCED, ZmlError
 from zml.lease import COORDINATOR
@@ -113,7 +114,7 @@ def same(scripts: list[Script], undisturbed: list[Script]) -> bool:
     )
 
 
-@pytest.mark.parametrize("when", ["unanswered", "answered", pytest.param("records", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("when", ["unanswered", "answered", *soak(["records"])])
 def test_whenever_the_coordinator_dies_the_job_ends_as_if_it_had_not(
     tmp_path_factory: pytest.TempPathFactory, when: str
 ) -> None:
@@ -130,7 +131,7 @@ def test_whenever_the_coordinator_dies_the_job_ends_as_if_it_had_not(
 
 
 @pytest.mark.parametrize("staleness", [0, 2, None])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *soak([1, 2])])
 def test_it_may_die_again_and_again(tmp_path: Path, seed: int, staleness: int | None) -> None:
     chance = random.Random(seed)
     dies_at = sorted(chance.sample(range(1, 40), 5))

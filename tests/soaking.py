@@ -1,0 +1,11 @@
+"""Which cases of a test are run each time, and which only when there is time for them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def soak(values: Iterable[Any]) -> list[Any]:
+    """These parameters belong to `pytest -m soak`."""
+    return [pytest.param(value, marks=pytest.mark.soak) for value in values]
