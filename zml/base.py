@@ -25,7 +25,7 @@ from torch import Tensor
 from .codec import split
 from .hyper import read_hyper
 from .messages import Assign, Seat
-from .records import Damaged, Records
+from .records import Damaged, Records, sync_folder
 from .scheduler.ids import WorkerId
 from .scheduler.staleness import Account as GateAccount
 from .store import Staged
@@ -45,7 +45,7 @@ class Push(msgspec.Struct, frozen=True, array_like=True):
     payload: str  # name of the record
 
 
-Counted: TypeAlias = tuple[int, int, int, bytes]  # `shard.Last`
+Counted: TypeAlias = tuple[int, int, int, bytes, int]  # `shard.Last`
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,6 +199,7 @@ def write(folder: Path, number: int, state: State) -> None:
         shutil.rmtree(path, ignore_errors=True)
         raise
     records.close()
+    sync_folder(folder)  # the name of the base, before anything that it replaces goes
     for other, base in _bases(folder):
         if other < number:
             shutil.rmtree(base, ignore_errors=True)

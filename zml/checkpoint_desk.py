@@ -7,13 +7,12 @@ Rule: the shards stop when the last checkpoint has what they hold.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpointer import Cut
 from .checkpoints import Checkpoints, When, applied_batches, describe_job, describe_ledger, fetched
-from .messages import Checkpointed, Fetch, Keep, Kept, Message, Piece, Stop, TakeCheckpoint
+from .messages import Checkpointed, Fetch, Front, Keep, Kept, Message, Piece, Stop, TakeCheckpoint
 from .plan import Plan
 from .scheduler.state import Cause, Finishing
 from .transport import Refusal
@@ -63,9 +62,15 @@ class CheckpointDesk:
             self.hall.facts.scripts[workers[0]], Keep(self.hall.job, checkpoint, folder)
         )
 
-    def at_cut(self, applied: Mapping[str, tuple[int, int, int]]) -> Cut:
-        """What a checkpoint holds beside the shards' parts, where they hold these steps."""
-        ledger = describe_ledger(self.hall.ledger.at_cut(applied_batches(applied)))
+    def at_cut(self, front: Front) -> Cut | None:
+        """What a checkpoint holds beside the shards' parts, where they hold these steps. None while the shards do not
+        know all that the ledger knows of workers that are gone: a step of theirs may be done here and not there."""
+        if not self.hall.rosters.known_at(front.generation):
+            return None
+        applied = front.applied
+        ledger = describe_ledger(
+            self.hall.ledger.at_cut(applied_batches(applied, self.hall.ledger.incarnations))
+        )
         steps = self.hall.board.steps(self.hall.machine.workers(self.hall.job))
         job = describe_job(self.hall.spec, steps, self.hall.ledger, self.hall.facts.noted)
         return Cut(self.hall.facts.registration, self.hall.ledger.epoch, ledger, job, {})

@@ -50,7 +50,7 @@ class Answered(NamedTuple):
 
 Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
 Keep = Callable[[int, Writer], Awaitable[None]]  # bring further files
-At = Callable[[Mapping[str, tuple[int, int, int]]], Cut]
+At = Callable[[Front], Cut | None]  # None: who belongs to the job is just changing, and the ledger with it
 
 
 class NotTaken(Exception):
@@ -98,6 +98,9 @@ class Checkpointer:
             except (NotTaken, Refused, ZmlError) as error:
                 log.warning("no checkpoint", because=str(error), wanted=because)
                 return None
+            except Exception as error:  # a checkpoint is not worth those that would come after it
+                log.error("no checkpoint", because=repr(error), wanted=because)
+                return None
             log.info(
                 "checkpoint",
                 path=str(path),
@@ -114,9 +117,7 @@ class Checkpointer:
             raise NotTaken("a shard is away, or there are no parameters yet")
         began = time.monotonic()
         try:
-            front = await self._stand_alike(number, shards)
-            cut = self.at(front.applied)
-            await self._all(shards, Snap(self.job, number), None, ALIGN_S, Snapped)
+            front, cut = await self._copies(number, shards)
         finally:
             for shard in shards:  # also where some have let go already
                 task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))
@@ -125,6 +126,21 @@ class Checkpointer:
         held_s = time.monotonic() - began
         step = self.steps_before + front.updates
         return await self._write(number, step, shards, cut, because), held_s
+
+    async def _copies(self, number: int, shards: Sequence[str]) -> tuple[Front, Cut]:
+        """All shards have copied the same steps, and the ledger says which."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + ALIGN_S
+        while True:
+            front = await self._stand_alike(number, shards)
+            if (cut := self.at(front)) is not None:
+                agreed, snap = msgspec.msgpack.encode(front), Snap(self.job, number)
+                answers = await asyncio.gather(*(self.ask(shard, snap, agreed, ALIGN_S) for shard in shards))
+                if all(answer is not None and isinstance(answer.message, Snapped) for answer in answers):
+                    return front, cut
+            if loop.time() > until:
+                raise NotTaken("workers came and went all the time")
+            await asyncio.sleep(AGAIN_S)
 
     async def _stand_alike(self, number: int, shards: Sequence[str]) -> Front:
         loop = asyncio.get_running_loop()
@@ -173,12 +189,13 @@ class Checkpointer:
             because=because,
             now=time.time(),
         )
-        for name in prune(
-            self.root,
-            self.keep_last,
-            self.keep_every_steps,
-            verified=[found] if (found := entry(path.name)) is not None else [],
-        ):
+        known = [found] if (found := entry(path.name)) is not None else []
+        try:
+            dropped = prune(self.root, self.keep_last, self.keep_every_steps, verified=known)
+        except OSError as error:  # this one is safe
+            log.warning("old checkpoints stay", because=str(error))
+            return path
+        for name in dropped:
             log.info("checkpoint dropped", name=name)
         return path
 

@@ -20,8 +20,9 @@ from .checkpointer import Answered, Checkpointer, Cut
 from .client import runs
 from .errors import ZmlError
 from .facts import Noted
+from .holding import Applied
 from .layout import BadLayout, Registration
-from .messages import Fetch, Fetched, JobSpec, Kept, Message, Ok, Piece
+from .messages import Fetch, Fetched, Front, JobSpec, Kept, Message, Ok, Piece
 from .scheduler import calls
 from .scheduler.batches import MOST_BATCHES, Ledger
 from .scheduler.epoch import COMMITTED, SKIPPED, Pass
@@ -50,6 +51,8 @@ class When:
 
     def due(self, steps: int, now: float) -> str:
         """Why a checkpoint is due now; empty where none is. `steps`: of the worker that has made the most."""
+        if steps < self.last_steps:
+            self.last_steps = 0  # all scripts have begun anew, and count from 0
         if steps <= self.last_steps:
             return ""  # nothing has happened since
         if self.steps and steps - self.last_steps >= self.steps:
@@ -73,7 +76,7 @@ class Checkpoints:
         *,
         ask: Callable[[str, Message, bytes | None, float], Any],
         shards: Callable[[], list[str]],
-        facts: Callable[[Mapping[str, tuple[int, int, int]]], Cut],
+        facts: Callable[[Front], Cut | None],
         steps: Callable[[], int],
         ask_to_keep: Callable[[str, str], bool] = lambda checkpoint, folder: False,
         steps_before: int = 0,
@@ -220,9 +223,15 @@ def fetched(job: str, checkpoint: str, message: Fetch) -> tuple[Fetched, bytes]:
         raise Refusal("checkpoint", f"{message.name} cannot be read: {error}") from None
 
 
-def applied_batches(applied: Mapping[str, tuple[int, int, int]]) -> dict[WorkerId, tuple[int, int]]:
+def applied_batches(
+    applied: Mapping[str, Applied], incarnations: Mapping[WorkerId, int]
+) -> dict[WorkerId, tuple[int, int]]:
     """(epoch, done) by worker, as `Ledger.at_cut` wants it."""
-    return {WorkerId(worker): (epoch, done) for worker, (_, epoch, done) in applied.items()}
+    return {
+        WorkerId(worker): (epoch, done)
+        for worker, (_, epoch, done, incarnation) in applied.items()
+        if incarnations.get(WorkerId(worker)) == incarnation  # a former self was settled when it was lost
+    }
 
 
 class LedgerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -222,7 +222,11 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
     named = settle(given)
     flags = {key: getattr(named.settings, key) for key, origin in named.origins.items() if origin == "flag"}
     found = again(Path(run), flags, os.environ)
-    os.chdir(found.folder)
+    try:
+        os.chdir(found.folder)
+    except OSError as error:
+        what = f"the run was started in {found.folder}, which cannot be entered: {error.strerror}"
+        raise ZmlError(USAGE, what, "Start it with `zml run --resume CHECKPOINT SCRIPT ...`.") from None
     must_exist(found.script)
     click.echo(f"resuming {found.checkpoint}", err=True)
     return local.run(found.resolved, found.script, found.args, devices(found.resolved, cpu))

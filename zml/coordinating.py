@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from . import rundir
+from .checkpoint import Checkpoint
 from .checkpoint.finding import find, load_from
 from .checkpoints import When
 from .config import COORDINATOR_ADDRESS
@@ -54,7 +55,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     journal = Journal(folder / rundir.COORDINATOR_STATE)
     try:
         before = rundir.listening(folder) if not journal.empty else None
-        resumed = load_from(find(Path(settings.resume))) if settings.resume and journal.empty else None
+        resumed = beginning(settings.resume, begun=not journal.empty)
         bind = where(settings.bind, before.addresses if before is not None else ())
 
         def listening(handler: Handler) -> Endpoint:
@@ -104,6 +105,18 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         syncing.cancel()
         await asyncio.wait({syncing})
         await coordinator.close()
+
+
+def beginning(resume: str, *, begun: bool) -> Checkpoint | None:
+    """The checkpoint that the job begins with. One that has begun mostly needs it no more: then it may be gone."""
+    if not resume:
+        return None
+    try:
+        return load_from(find(Path(resume)))
+    except ZmlError:
+        if not begun:
+            raise
+        return None
 
 
 async def keep_synced(journal: Journal) -> None:

@@ -157,6 +157,7 @@ class Coordinator:
             lambda: self.shard_desk.all,
             self.homes.settle,
             self.homes.bring,
+            docket,
         )
         self.rosters.changed, self.rosters.written = self.wake, docket.settled
         self.checkpoint_desk = CheckpointDesk(self)
@@ -187,7 +188,9 @@ class Coordinator:
             self.resume()
         if not (self.job in self.machine.jobs or self.job in self.machine.over):
             asked = self.spec
-            if self.resumed is not None and (call := resumed_ledger(self.resumed)) is not None:
+            # Whoever was the coordinator before may have got no further than this.
+            fresh = self.ledger.current is None
+            if fresh and self.resumed is not None and (call := resumed_ledger(self.resumed)) is not None:
                 self.dealer.perform(call)
             if self.resumed is not None and (noted := resumed_note(self.resumed)) is not None:
                 self.docket.fact(noted)

@@ -9,13 +9,14 @@ record when another process takes over.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from .facts import FACTS, Claimed, Fact, Facts, Spoke
+from .facts import FACTS, Claimed, Fact, Facts, Owed, Spoke
 from .journal import Entry, Journal
+from .messages import Finished
 from .scheduler import actions, batches, calls, epoch, events
 from .scheduler.ids import JobId, WorkerId
 from .scheduler.looking import changed
@@ -112,6 +113,18 @@ class Docket:
     def fact(self, fact: Fact) -> None:
         self.facts.note(fact)
         self._write(f"fact.{type(fact).__name__}", msgspec.to_builtins(fact, builtin_types=(bytes,)))
+
+    def owe(self, shard: str, step: Finished) -> None:
+        """A shard is to count this step with its next roster."""
+        if step not in self.to(shard):
+            self.fact(Owed(shard, step, paid=False))
+
+    def to(self, shard: str) -> Sequence[Finished]:
+        return self.facts.owed.get(shard, ())
+
+    def paid(self, shard: str, step: Finished) -> None:
+        if step in self.to(shard):
+            self.fact(Owed(shard, step, paid=True))
 
     def claim(self, what: str, worker: str) -> str:
         """Who may write this file: whoever asked first."""

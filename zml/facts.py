@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .messages import JobSpec
+from .messages import Finished, JobSpec
 from .status import MemberFailure
 
 
@@ -48,6 +48,14 @@ class Shown(Fact, frozen=True):
     """The layout that counts: a `layout.Registration` as its bytes."""
 
     registration: bytes
+
+
+class Owed(Fact, frozen=True):
+    """This shard is still to count a lost worker's step, which counts elsewhere; or, if `paid`, it has."""
+
+    shard: str
+    step: Finished
+    paid: bool
 
 
 class Serving(Fact, frozen=True):
@@ -113,6 +121,7 @@ class Facts(msgspec.Struct):
     placement: tuple[int, ...] = ()
     noted: Noted | None = None  # the newest
     serving: dict[str, list[str]] = {}  # by shard
+    owed: dict[str, list[Finished]] = {}  # by shard
     took: list[str] = []  # the shards that have the layout
     initialiser: str = ""
     scripts: dict[str, str] = {}  # worker -> the endpoint of its script
@@ -133,6 +142,9 @@ class Facts(msgspec.Struct):
                 self.registration = fact.registration
             case Noted():
                 self.noted = fact
+            case Owed(shard, step, paid):
+                steps = [each for each in self.owed.get(shard, []) if each != step]
+                self.owed[shard] = steps if paid else [*steps, step]
             case Serving():
                 self.serving[fact.shard] = fact.addresses
             case Took():

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 HOLD_MOST_S = 5.0
 
 log = structlog.get_logger()
+Applied: TypeAlias = tuple[int, int, int, int]  # clock, epoch, done, incarnation
 Waits: TypeAlias = Commit | Enter | Advance
 
 
@@ -105,10 +106,15 @@ def front_of(shard: Shard) -> Front:
         generation=shard.generation,
         stands={str(worker): stand.clock for worker, stand in gate.active.items()},
         counted={str(worker): last.clock for worker, last in shard.last.items()},
-        applied={str(worker): (last.clock, last.epoch, last.done) for worker, last in shard.applied.items()},
+        applied={
+            str(worker): (last.clock, last.epoch, last.done, last.incarnation)
+            for worker, last in shard.applied.items()
+        },
         updates=shard.steps,
         orphans=any(
-            worker not in shard.incarnations for steps in shard.committed.values() for worker in steps
+            step.last.incarnation != shard.incarnations.get(worker)
+            for steps in shard.committed.values()
+            for worker, step in steps.items()
         ),
     )
 

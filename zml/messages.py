@@ -306,13 +306,13 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     stands: dict[str, int]  # clock of each active worker
     counted: dict[str, int]  # clock of the newest step that counts
-    applied: dict[str, tuple[int, int, int]]  # clock, epoch, done: of the newest that is in the parameters
+    applied: dict[str, tuple[int, int, int, int]]  # newest in the parameters: clock, epoch, done, incarnation
     updates: int  # made to the parameters
     orphans: bool  # a step of a worker that is gone counts, and is not in the parameters yet
 
 
 class Snap(Message):
-    """Copy what you have, and go on. Answered by `Snapped`."""
+    """Copy what you have, and go on, if you still stand as agreed (the payload: a `Front`). Answered by `Snapped`."""
 
     job: str
     checkpoint: int

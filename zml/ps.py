@@ -339,6 +339,8 @@ class Ps:
             )
         except ZmlError as error:
             raise Refusal("checkpoint", str(error)) from None
+        finally:
+            core.copy = None
         return Written(written.bytes, written.xxh3)
 
     async def _order(
@@ -350,8 +352,11 @@ class Ps:
         answer = await self.in_bulk(lambda: core.covered(core.order(message, payload)))
         if isinstance(message, Assign):
             pushes = self.logs.get(core.name)
-            if message.checkpoint and pushes is not None and pushes.bytes:
-                await self._rebase(core, pushes)  # the log does not need that checkpoint any longer
+            if message.checkpoint and pushes is not None and not pushes.has_base:
+                try:
+                    await self._rebase(core, pushes)  # the log does not need that checkpoint any longer
+                except OSError as error:
+                    log.warning("the log needs the checkpoint it began with", because=str(error))
             log.info("layout", shard=core.name, chunks=len(core.store.chunks) if core.store else 0)
         return answer
 

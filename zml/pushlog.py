@@ -58,6 +58,10 @@ class PushLog:
         self.records.append(LENGTH.pack(len(head)), head, payload)
         self.bytes += len(head) + len(payload)
 
+    @property
+    def has_base(self) -> bool:
+        return self.records.first > 0
+
     def is_long(self, state_bytes: int) -> bool:
         """Is it worth while to write a new base of this size?"""
         return self.bytes > max(LEAST_BYTES, TIMES * state_bytes)

@@ -142,7 +142,7 @@ class Records:
             else:
                 path.rename(into / path.name)
             self.first = after
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def sync(self) -> None:
         """What was appended before survives the machine."""
@@ -164,7 +164,7 @@ class Records:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoRoom(error.errno, "no room for a new segment", str(self.folder)) from error
             raise
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         return file
 
 
@@ -224,7 +224,7 @@ def _write_all(file: int, parts: list[Buffer], at: int) -> None:
             left[0] = left[0][written:]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     file = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(file)

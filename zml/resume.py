@@ -48,6 +48,6 @@ def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -
         for key, value in settings.items()
         if key in KINDS and key not in OWN and origins.get(key) != "default"
     }
-    flags |= {**given, "resume": str(checkpoint.path)}
+    flags |= {**given, "resume": str(checkpoint.path.absolute())}
     words = f"{checkpoint.path.name}: epoch {checkpoint.manifest.epoch}, {checkpoint.manifest.because}"
     return Again(resolve(flags, environment), script, args, folder, words)

@@ -45,6 +45,16 @@ class Desk(Protocol):
         ...
 
 
+class Debts(Protocol):
+    """Steps that a shard is still to count. They outlive this process (`docket`)."""
+
+    def owe(self, shard: str, step: Finished) -> None: ...
+
+    def to(self, shard: str) -> Sequence[Finished]: ...
+
+    def paid(self, shard: str, step: Finished) -> None: ...
+
+
 Ask = Callable[[str, Settle], Awaitable[Account | None]]  # None: no answer
 Bring = Callable[[str, Roster, bytes], Awaitable[bool]]  # is it taken?
 
@@ -61,7 +71,13 @@ class Rosters:
     """One job's. `announce` and `again` may be called at any time; what they begin is done in tasks."""
 
     def __init__(
-        self, job: JobId, desk: Desk, shards: Callable[[], Sequence[str]], ask: Ask, bring: Bring
+        self,
+        job: JobId,
+        desk: Desk,
+        shards: Callable[[], Sequence[str]],
+        ask: Ask,
+        bring: Bring,
+        debts: Debts,
     ) -> None:
         self.job = job
         self.desk = desk
@@ -72,7 +88,7 @@ class Rosters:
         self.written: Callable[[], bool] = lambda: True  # is what was decided safe, so that it may be told?
         self.wanted: tuple[int, tuple[Place, ...]] = (0, ())  # the newest generation
         self.settled: tuple[int, tuple[Place, ...]] = (0, ())  # the newest that may go out
-        self.owed: dict[str, list[Finished]] = {}  # shard -> steps that it has not confirmed
+        self.debts = debts
         self.couriers: dict[str, asyncio.Task[None]] = {}  # shard -> who brings it the newest roster
         self.settling: asyncio.Task[None] | None = None
         self.woken = asyncio.Event()
@@ -88,6 +104,10 @@ class Rosters:
         """Another process was the coordinator, and these workers were or are in the job: whoever is no more in it is
         settled once again, for the shards may not have heard to the end what became of it."""
         self.settled = (0, tuple(places))
+
+    def known_at(self, generation: int) -> bool:
+        """Does a shard of this generation know whatever is settled?"""
+        return generation == self.settled[0] == self.wanted[0]
 
     def again(self, shard: str) -> None:
         """This shard has come back: it may have missed the newest roster."""
@@ -131,7 +151,7 @@ class Rosters:
             return
         for shard, account in zip(shards, accounts, strict=True):
             if account.stands.clock < last.clock:
-                self.owed.setdefault(shard, []).append(last)
+                self.debts.owe(shard, last)
         self.desk.settle(place.worker, place.incarnation, last.clock, last.epoch, last.done)
         log.info(
             "settled",
@@ -158,12 +178,17 @@ class Rosters:
         self.couriers[shard] = asyncio.ensure_future(self._carry(shard))
 
     async def _carry(self, shard: str) -> None:
+        """Until it is taken: a shard may be away, or have no room on its disk."""
         generation, places = self.settled
-        owed = list(self.owed.get(shard, ()))
         seats = [Seat(place.worker, place.incarnation, place.founder) for place in places]
-        payload = msgspec.msgpack.encode(Muster(seats, owed))
-        if await self.bring(shard, Roster(self.job, generation), payload):
-            self.owed[shard] = [step for step in self.owed.get(shard, ()) if step not in owed]
+        while True:
+            owed = list(self.debts.to(shard))
+            payload = msgspec.msgpack.encode(Muster(seats, owed))
+            if await self.bring(shard, Roster(self.job, generation), payload):
+                for step in owed:
+                    self.debts.paid(shard, step)
+                return
+            await asyncio.sleep(AGAIN_S)
 
 
 def _tell_of_failure(task: asyncio.Task[None]) -> None:

@@ -45,6 +45,7 @@ from .messages import (
     Enter,
     Entered,
     Finished,
+    Front,
     Held,
     Hold,
     Load,
@@ -94,6 +95,7 @@ class Last(NamedTuple):
     epoch: int
     done: int
     hyper: bytes
+    incarnation: int = 0
 
 
 NOTHING = Last(-1, -1, 0, b"")
@@ -138,22 +140,16 @@ class Shard:
         self.peers: dict[WorkerId, str] = {}  # who speaks as this worker, bound by its Enter
         self.staged: dict[WorkerId, dict[int, Step]] = {}  # by clock; only clocks the gate has not finished
         self.committed: dict[int, dict[WorkerId, Committed]] = {}  # by clock; empty unless BSP
-        self.fenced: dict[
-            WorkerId, int
-        ] = {}  # of the roster's workers, incarnations that nothing is taken from
+        self.fenced: dict[WorkerId, int] = {}  # incarnations in the roster that nothing is taken from
         self.last: dict[WorkerId, Last] = {}  # of the roster's workers
-        self.applied: dict[
-            WorkerId, Last
-        ] = {}  # the same, of what is in the parameters; also of former workers
+        self.applied: dict[WorkerId, Last] = {}  # in the parameters; also of former workers
         self.parked: list[Parked] = []
         self.hyper: list[Hyper] = []  # of the senior worker's last step
         self.hyper_bytes = b""  # the same, as they came
         self.assigned: Assign | None = None  # the order that brought the chunks
         self.assignment = b""
         self.holding: Holding | None = None  # while a checkpoint is cut
-        self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = (
-            None  # the newest one
-        )
+        self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest
         self.steps = 0
         self.refused = 0
 
@@ -196,6 +192,10 @@ class Shard:
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Snap():
                 self._held(message.checkpoint)
+                agreed = msgspec.msgpack.decode(payload, type=Front)
+                if agreed != front_of(self):  # a roster has come since: it may have let a step count
+                    raise Refusal("checkpoint", f"{self.name} stands elsewhere than all had agreed")
+                self.copy = None  # two are enough
                 versions, tensors = self._store().state(published=False)
                 self.copy = (message.checkpoint, versions, tensors)
                 self._release()
@@ -365,7 +365,7 @@ class Shard:
                 "a step that counts elsewhere is missing", shard=self.name, worker=worker, clock=step.clock
             )
             return
-        last = Last(step.clock, step.epoch, step.done, step.hyper)
+        last = Last(step.clock, step.epoch, step.done, step.hyper, step.incarnation)
         self._count(worker, staged, read_hyper(step.hyper, self.store.spec), last)
 
     # -- messages from workers ---------------------------------------------------------------------------
@@ -482,7 +482,8 @@ class Shard:
             raise Refusal("frame", str(bad)) from None
         # Up to here nothing has changed; from here on the step counts.
         self._note(message, payload)
-        self._count(worker, step, hyper, Last(clock, message.epoch, message.done, bytes(payload or b"")))
+        last = Last(clock, message.epoch, message.done, bytes(payload or b""), message.incarnation)
+        self._count(worker, step, hyper, last)
         return Ok()
 
     def _count(self, worker: WorkerId, step: Step, hyper: list[Hyper], last: Last) -> None:
