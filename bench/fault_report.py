@@ -1,13 +1,14 @@
 """What the processes of `faults.py` have left, as figures: their steps, the events, the push logs and the ledger."""
 
 import json
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import checkout  # noqa: F401
 import msgspec
@@ -48,10 +49,17 @@ def usual_step(processes: Iterable[Steps]) -> float:
     return statistics.median(b - a for each in processes for a, b in pairwise(each.at))
 
 
-def longest_gap(processes: Iterable[Steps], begin: float, end: float) -> float:
-    """Between two steps of one process, where any of it lies between these moments."""
-    gaps = [b - a for each in processes for a, b in pairwise(each.at) if b > begin and a < end]
-    return max(gaps, default=0.0)
+class Gap(NamedTuple):
+    """Between two steps of one process."""
+
+    length: float
+    begin: float
+
+
+def longest_gap(processes: Iterable[Steps], begin: float = -math.inf, end: float = math.inf) -> Gap:
+    """Of those of which any part lies between these moments."""
+    gaps = [Gap(b - a, a) for each in processes for a, b in pairwise(each.at) if b > begin and a < end]
+    return max(gaps, default=Gap(0.0, begin))
 
 
 @dataclass
@@ -62,6 +70,7 @@ class Kill:
     at: float
     detection_s: float | None = None
     pause_s: float | None = None
+    pause_from_s: float | None = None
     back_s: float | None = None
     redone: int = 0  # steps that torch's processes did again
 
@@ -147,19 +156,20 @@ def counted(folder: Path) -> tuple[dict[tuple[str, int], set[int]], int]:
 
 
 def account_of_updates(run: Run, run_dir: Path, processes: Sequence[Steps], killed: set[int]) -> None:
-    """Every step that returned, and so had its commit acknowledged, is in the log of every shard.
+    """Every step that returned, and so had its commit acknowledged, counts, and what counts does so on every shard.
 
     Without sync the exchange of a step runs beside the computing of the next: of a script that was killed, the last
     step that returned need not have been acknowledged.
     """
     run.returned = sum(len(each.at) for each in processes)
-    for folder in sorted((run_dir / "state").glob("p*")):
-        clocks, twice = counted(folder)
-        run.doubled_updates += twice
-        for each in processes:
-            under_way = 1 if each.pid in killed and run.mode != "sync" else 0
-            missing = len(each.at) - under_way - len(clocks.get((each.worker, each.incarnation), ()))
-            run.lost_updates += max(0, missing)
+    logs = [counted(folder) for folder in sorted((run_dir / "state").glob("p*"))]
+    run.doubled_updates = sum(twice for _, twice in logs)
+    for each in processes:
+        script = (each.worker, each.incarnation)
+        anywhere = set[int]().union(*(clocks.get(script, ()) for clocks, _ in logs))
+        run.lost_updates += sum(len(anywhere - clocks.get(script, set())) for clocks, _ in logs)
+        under_way = 1 if each.pid in killed and run.mode != "sync" else 0
+        run.lost_updates += max(0, len(each.at) - under_way - len(anywhere))
 
 
 def account_of_batches(run: Run, rows: Sequence[dict[str, Any]], epochs: int, batches: int) -> None:
@@ -211,7 +221,7 @@ def row(run: Run, calm: Sequence[Run]) -> list[str]:
             f"{run.lost_batches} / {run.doubled_batches}",
             f"{run.lost_updates} / {run.doubled_updates}",
         ]
-        cells.append("0")
+        cells.append(str(max(0, run.returned - run.batches)))
     else:
         cells += ["-", "-", str(sum(kill.redone for kill in run.kills))]
     return [*cells, loss]

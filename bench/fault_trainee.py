@@ -1,12 +1,12 @@
 """The script that `faults.py` has trained, with zml or under torchrun, while processes are killed.
 
-A step sleeps for most of its time, so that a machine with few cores is no bottleneck. Every process appends a line to a
-file of its own after each step: seconds of the monotonic clock, epoch, step, loss. Its name has the worker, the
-incarnation and the process; the file shows from outside when training stood still, and how many optimizer steps
-returned. Each layer is a parameter group: groups have chunks of their own, so that every shard has parameters.
+A step sleeps for most of its time, so that a machine with few cores is no bottleneck. Every process appends a line to
+a file of its own after each step: seconds of the monotonic clock, epoch, step, loss. Its name has the worker, the
+incarnation and the process; it shows from outside when training stood still, and how many optimizer steps returned.
+Each layer is a parameter group: groups have chunks of their own, so that every shard has parameters.
 
-Under torchrun the state is kept as its users keep it: rank 0 writes a checkpoint every so many steps, and a process that
-starts reads it. Worker k of n takes batch k, n + k, 2n + k ... of an epoch's order.
+Under torchrun the state is kept as its users keep it: rank 0 writes a checkpoint every so many steps, and a process
+that starts reads it. Worker k of n takes batch k, n + k, 2n + k ... of an epoch's order.
 """
 
 import argparse
@@ -27,7 +27,7 @@ RESULT, CHECKPOINT = "loss.json", "checkpoint.pt"
 
 
 def samples(count: int, seed: int) -> TensorDataset:
-    """A teacher's classes, some of them wrong: the loss has a floor that no process of training reaches by heart."""
+    """A teacher's classes, some of them wrong, so that the loss has a floor."""
     random = torch.Generator().manual_seed(seed)
     teacher = torch.randn(FEATURES, CLASSES, generator=torch.Generator().manual_seed(4711))
     x = torch.randn(count, FEATURES, generator=random)
@@ -116,8 +116,8 @@ def with_torch(a: argparse.Namespace, model: nn.Module, optimizer: torch.optim.O
                 kept.with_suffix(".new").replace(kept)
     if rank == 0:
         totals = [score(model, held) for held in DataLoader(samples(2048, a.seed + 1), batch_size=256)]
-        loss = sum(each["loss"] for each in totals) / sum(each["n"] for each in totals)
-        (a.folder / RESULT).write_text(json.dumps(loss))
+        mean = sum(each["loss"] for each in totals) / sum(each["n"] for each in totals)
+        (a.folder / RESULT).write_text(json.dumps(mean))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,6 +1,6 @@
 """What dies, and what it costs: each kind of process is killed while a real training runs, with zml and under torchrun.
 
-    python bench/faults.py                        sync and staleness 2, every role, 2 kills of each; about a quarter hour
+    python bench/faults.py                        sync and staleness 2, each role, 2 kills; a quarter of an hour
     python bench/faults.py --role shard --mode sync --no-peers --kills 3
     python bench/faults.py --mode async --json faults.json
 
@@ -10,19 +10,22 @@ healed; before them two undisturbed runs with the same seed. Under torchrun thre
 DistributedDataParallel over gloo and a checkpoint every 50 steps. All times are medians over the kills.
 
 worker         an agent and its script; script: the script alone. w0, which brought the first parameters, lives on
-detection      from the kill until the run's events say that the member is lost; of the coordinator, until `zml run` has
-               said that it starts it again. Not measured of torchrun, which says nothing with a time
+detection      from the kill until the run's events say that the member is lost; of the coordinator, until `zml run`
+               has said that it starts it again. Not measured of torchrun
 pause          the longest time between two steps of any other worker, from the kill until the member is back, minus the
-               usual step. In the line "nobody": the longest in the undisturbed runs, at ends of epochs too
+               usual step. In the line "nobody": the longest in that undisturbed run, at ends of epochs too
 back           from the kill until the member's next step; of a shard or the coordinator, until it serves again; of
                torchrun, until there is a step that had not been done before the kill
 batches        lost and doubled, by `zml data audit`
-updates        lost: optimizer steps that returned in a script and are not in the push log of every shard at the end (of a
-               killed script, all but its last one where the exchange runs beside computing); doubled: twice in a log
-done again     steps that all processes of torchrun do a second time, because the checkpoint is older
-loss           on held-out data at the end, and its distance from the mean of the undisturbed runs
-availability   1 - sum over kinds of processes * pause / MTBF, where each process fails once in that time. Of torchrun the
-               pause is `back`: what is done again is no progress
+updates        lost: optimizer steps that returned in a script and are in no shard's push log at the end (of a killed
+               script all but its last, where the exchange runs beside computing), or not in that of every shard.
+               Doubled: twice in a log
+done again     of torchrun, steps that all processes do a second time, because the checkpoint is older; of zml, steps
+               that returned in a script beyond the number of batches
+loss           on held-out data at the end, and its distance from the mean of the undisturbed runs. In sync fewer workers
+               make more updates of the same batches: a run that lacks one for a while has more of them
+availability   1 - sum over kinds of processes * pause / MTBF, where each process fails once in that time. Of torchrun
+               the pause is `back`: what is done again is no progress
 """
 
 import json
@@ -59,8 +62,10 @@ from fault_report import (
 )
 from fault_trainee import RESULT
 
+from zml.records import Damaged
+
 HERE = Path(__file__).resolve().parent
-POLL_S = 0.02
+POLL_S = 0.05
 START_S, HEAL_S, END_S = (
     90.0,
     60.0,
@@ -188,7 +193,7 @@ def all_step(made: Training, since: float) -> bool:
 
 
 def victims(made: Training, role: str, member: str) -> list[int]:
-    """The processes to kill. A worker's script first: its agent would start it again."""
+    """The processes to kill. An agent before its script, which it would start again."""
     if role == "coordinator":
         return made.pids("zml coordinator")
     if role == "shard":
@@ -248,7 +253,6 @@ def measure_zml(mode: str, role: str, kills: int, epochs: int, seed: int) -> Run
     command = [sys.executable, "-m", "zml", "run", *flags, *trainee("zml", epochs, seed)]
     with training(command, **LIMITS) as made:
         made.until(lambda: all_step(made, begin), "the first steps", START_S)
-        made.until(lambda: all_step(made, time.monotonic() - HEALTH_S), "steps", START_S)
         for _ in range(kills if role else 0):
             names = {"coordinator": ["coordinator"], "shard": ["p0", "p1"]}.get(role, ["w1", "w2"])
             if (found := strike(made, role, dice.choice(names), killed)) is None:
@@ -262,13 +266,14 @@ def measure_zml(mode: str, role: str, kills: int, epochs: int, seed: int) -> Run
             )
         processes, run_dir = read_steps(made.folder), run_dir_of(made)
         run.step_s = usual_step(processes)
-        run.gap_s = longest_gap(processes, 0, float("inf")) - run.step_s
+        run.gap_s = longest_gap(processes).length - run.step_s
         for number, found in enumerate(run.kills):
             others = [each for each in processes if each.worker != found.who]
             until = found.at + (found.back_s or 0) + HEALTH_S
             if number + 1 < len(run.kills):
                 until = min(until, run.kills[number + 1].at)
-            found.pause_s = max(0.0, longest_gap(others, found.at, until) - run.step_s)
+            gap = longest_gap(others, found.at, until)
+            found.pause_s, found.pause_from_s = max(0.0, gap.length - run.step_s), gap.begin - found.at
         audit = [sys.executable, "-m", "zml", "data", "audit", "--json", str(run_dir)]
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
         proof = subprocess.run(audit, capture_output=True, text=True, timeout=60, env=environment)
@@ -281,6 +286,14 @@ def measure_zml(mode: str, role: str, kills: int, epochs: int, seed: int) -> Run
 # -- torchrun --------------------------------------------------------------------------------------------------------
 
 
+def further(made: Training, former: set[int]) -> bool:
+    """Have new processes come beyond what the former had done?"""
+    tops: dict[bool, list[int]] = {True: [0], False: [0]}
+    for each in read_steps(made.folder):
+        tops[each.pid in former] += each.numbers[-1:]
+    return max(tops[False]) > max(tops[True])
+
+
 def measure_torch(role: str, kills: int, epochs: int, seed: int) -> Run:
     run = Run("DDP, torchrun", "", role)
     begin = time.monotonic()
@@ -289,7 +302,6 @@ def measure_torch(role: str, kills: int, epochs: int, seed: int) -> Run:
     command = [sys.executable, "-m", "torch.distributed.run", *flags, *trainee("torch", epochs, seed)]
     with training(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") as made:
         made.until(lambda: all_step(made, begin), "the first steps", START_S)
-        made.until(lambda: all_step(made, time.monotonic() - HEALTH_S), "steps", START_S)
         for _ in range(kills if role else 0):
             # Anywhere between two checkpoints: from a moment that does not depend on them.
             time.sleep(random.Random(seed + len(run.kills)).uniform(0, 2))
@@ -301,11 +313,8 @@ def measure_torch(role: str, kills: int, epochs: int, seed: int) -> Run:
             found = Kill("rank 1", time.monotonic())
             kill(victim)
             run.kills.append(found)
-            new = lambda: [e for e in read_steps(made.folder) if e.pid not in lives and e.at]  # noqa: E731
-            made.until(lambda: len(new()) == WORKERS, "steps go on", HEAL_S)  # noqa: B023
+            made.until(lambda: further(made, lives), "further than before the kill", HEAL_S)  # noqa: B023
             made.until(lambda: all_step(made, time.monotonic() - HEALTH_S), "steps", HEAL_S)
-            top = max(max(e.numbers) for e in read_steps(made.folder) if e.pid in lives and e.numbers)
-            made.until(lambda: max(max(e.numbers) for e in new()) > top, "further than before", HEAL_S)  # noqa: B023
         made.until(lambda: made.over, "the end", END_S)
         run.wall_s = time.monotonic() - begin
         if made.process.returncode:
@@ -322,17 +331,15 @@ def fill_in_torch(run: Run, made: Training) -> None:
     processes = read_steps(made.folder)
     run.step_s = usual_step(processes)
     lines = sorted((at, number) for e in processes for at, number in zip(e.at, e.numbers, strict=True))
-    run.gap_s = longest_gap(processes, 0, float("inf")) - run.step_s
+    run.gap_s = longest_gap(processes).length - run.step_s
     for found in run.kills:
-        # One step may still be on its way to the line when the process beside it is killed.
-        lost = max(pairwise(lines), key=lambda two: two[1][0] - two[0][0] if two[1][0] > found.at else 0)
-        (stopped, _), (went_on, resumed) = max(
-            (two for two in pairwise(lines) if two[1][0] > found.at and two[0][0] < found.at + 1),
-            key=lambda two: two[1][0] - two[0][0],
-            default=lost,
-        )
+        # A step may still be on its way to its line when the process beside it is killed.
+        gaps = [two for two in pairwise(lines) if two[1][0] > found.at and two[0][0] < found.at + 1]
+        if not gaps:
+            continue
+        (stopped, _), (went_on, resumed) = max(gaps, key=lambda two: two[1][0] - two[0][0])
         top = max(number for at, number in lines if at <= stopped)
-        found.pause_s = went_on - stopped - run.step_s
+        found.pause_s, found.pause_from_s = went_on - stopped - run.step_s, stopped - found.at
         found.redone = max(0, top - resumed + 1)
         found.back_s = next((at - found.at for at, number in lines if at > stopped and number > top), None)
 
@@ -350,7 +357,7 @@ def attempt(run: Run, measure: Callable[[], Run]) -> Run:
     begin = time.monotonic()
     try:
         run = measure()
-    except (Failed, OSError, ValueError, subprocess.SubprocessError) as error:
+    except (Failed, Damaged, OSError, ValueError, subprocess.SubprocessError) as error:
         run.failure, run.wall_s = f"failed: {error}", time.monotonic() - begin
     say(run)
     return run
