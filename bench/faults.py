@@ -22,8 +22,8 @@ updates        lost: optimizer steps that returned in a script and are in no sha
                Doubled: twice in a log
 done again     of torchrun, steps that all processes do a second time, because the checkpoint is older; of zml, steps
                that returned in a script beyond the number of batches
-loss           on held-out data at the end, and its distance from the mean of the undisturbed runs. In sync fewer workers
-               make more updates of the same batches: a run that lacks one for a while has more of them
+loss           on held-out data at the end, and its distance from the mean of the undisturbed runs. In sync fewer
+               workers make more updates of the same batches: a run that lacks one for a while has more of them
 availability   1 - sum over kinds of processes * pause / MTBF, where each process fails once in that time. Of torchrun
                the pause is `back`: what is done again is no progress
 """
