@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-FEATURES, CLASSES, BATCH = 16, 4, 8
+FEATURES, CLASSES, BATCH, LR = 16, 4, 8, 0.05
 RESULT, CHECKPOINT = "loss.json", "checkpoint.pt"
 
 
@@ -122,6 +122,20 @@ def with_torch(a: argparse.Namespace, model: nn.Module, optimizer: torch.optim.O
     dist.destroy_process_group()
 
 
+def alone(epochs: int, batches: int, at_once: int, seed: int, order: int) -> float:
+    """The loss of plain Python without any pause, over the same samples in an order of its own."""
+    torch.manual_seed(seed)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    data, random = samples(batches * BATCH, seed), torch.Generator().manual_seed(order)
+    for _ in range(epochs):
+        indices = torch.randperm(len(data), generator=random)
+        for begin in range(0, len(data), at_once * BATCH):
+            step_of(model, optimizer, data[indices[begin : begin + at_once * BATCH]], 0)
+    held_out = samples(2048, seed + 1)[:]
+    return score(model, held_out)["loss"] / 2048
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     flag = parser.add_argument
@@ -137,7 +151,7 @@ def main() -> None:
     torch.manual_seed(a.seed)
     model = network()
     layers = [{"params": list(layer.parameters())} for layer in model if isinstance(layer, nn.Linear)]
-    optimizer = torch.optim.SGD(layers, lr=0.05)
+    optimizer = torch.optim.SGD(layers, lr=LR)
     (with_zml if a.way == "zml" else with_torch)(a, model, optimizer)
 
 

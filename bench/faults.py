@@ -23,7 +23,8 @@ updates        lost: optimizer steps that returned in a script and are in no sha
 done again     of torchrun, steps that all processes do a second time, because the checkpoint is older; of zml, steps
                that returned in a script beyond the number of batches
 loss           on held-out data at the end, and its distance from the mean of the undisturbed runs. In sync fewer
-               workers make more updates of the same batches: a run that lacks one for a while has more of them
+               workers make more updates of the same batches: a run that lacks one for a while has more of them. A kill
+               also changes the order of the samples; what another order alone does to plain Python is told below
 availability   1 - sum over kinds of processes * pause / MTBF, where each process fails once in that time. Of torchrun
                the pause is `back`: what is done again is no progress
 """
@@ -33,6 +34,7 @@ import os
 import platform
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -60,7 +62,7 @@ from fault_report import (
     served_again,
     usual_step,
 )
-from fault_trainee import RESULT
+from fault_trainee import RESULT, alone
 
 from zml.records import Damaged
 
@@ -71,6 +73,7 @@ START_S, HEAL_S, END_S = (
     60.0,
     120.0,
 )  # what is waited for: the first steps, a death's end, the run's end
+ORDERS = 6  # that plain Python trains in
 HEALTH_S = 1.5  # of steps between two kills
 WORKERS, SHARDS = 3, 2
 ROLES = ("worker", "script", "shard", "coordinator")
@@ -412,11 +415,18 @@ def main(
         click.echo("interrupted; what there is so far:", err=True)
     click.echo(markdown(found))
     click.echo()
+    spreads = {
+        at_once: [alone(epochs, BATCHES, at_once, seed, order) for order in range(ORDERS)]
+        for at_once in (1, WORKERS)
+    }
+    for at_once, losses in spreads.items():
+        about = f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
+        click.echo(f"loss of plain Python in {ORDERS} other orders, {at_once} batches per update: {about}")
     up = availability(found, 3600 * mtbf, SHARDS, WORKERS)
     for system, arithmetic, value in up:
         click.echo(f"availability, {system}: {arithmetic} = {100 * value:.4f} %")
     if json_file:
-        about = {
+        how = {
             "machine": platform.platform(),
             "cores": os.cpu_count(),
             "load_before": load,
@@ -424,9 +434,10 @@ def main(
             "batches": BATCHES,
             "seed": seed,
             "mtbf_h": mtbf,
+            "losses_of_other_orders": spreads,
             "availability": {system: value for system, _, value in up},
         }
-        json_file.write_text(json.dumps({**about, "runs": [asdict(run) for run in found]}, indent=1))
+        json_file.write_text(json.dumps({**how, "runs": [asdict(run) for run in found]}, indent=1))
 
 
 if __name__ == "__main__":
