@@ -12,8 +12,8 @@ DistributedDataParallel over gloo and a checkpoint every 50 steps. All times are
 worker         an agent and its script; script: the script alone. w0, which brought the first parameters, lives on
 detection      from the kill until the run's events say that the member is lost; of the coordinator, until `zml run`
                has said that it starts it again. Not measured of torchrun
-pause          the longest time between two steps of any other worker, from the kill until the member is back, minus the
-               usual step. In the line "nobody": the longest in that undisturbed run, at ends of epochs too
+pause          the longest time between two steps of any other worker, from the kill until the next one or the end,
+               minus the usual step; the JSON says how long after the kill it began. In the line "nobody": the longest in that undisturbed run, at ends of epochs too
 back           from the kill until the member's next step; of a shard or the coordinator, until it serves again; of
                torchrun, until there is a step that had not been done before the kill
 batches        lost and doubled, by `zml data audit`
@@ -30,6 +30,7 @@ availability   1 - sum over kinds of processes * pause / MTBF, where each proces
 """
 
 import json
+import math
 import os
 import platform
 import random
@@ -272,9 +273,7 @@ def measure_zml(mode: str, role: str, kills: int, epochs: int, seed: int) -> Run
         run.gap_s = longest_gap(processes).length - run.step_s
         for number, found in enumerate(run.kills):
             others = [each for each in processes if each.worker != found.who]
-            until = found.at + (found.back_s or 0) + HEALTH_S
-            if number + 1 < len(run.kills):
-                until = min(until, run.kills[number + 1].at)
+            until = run.kills[number + 1].at if number + 1 < len(run.kills) else math.inf
             gap = longest_gap(others, found.at, until)
             found.pause_s, found.pause_from_s = max(0.0, gap.length - run.step_s), gap.begin - found.at
         audit = [sys.executable, "-m", "zml", "data", "audit", "--json", str(run_dir)]
