@@ -13,7 +13,8 @@ worker         an agent and its script; script: the script alone. w0, which brou
 detection      from the kill until the run's events say that the member is lost; of the coordinator, until `zml run`
                has said that it starts it again. Not measured of torchrun
 pause          the longest time between two steps of any other worker, from the kill until the next one or the end,
-               minus the usual step; the JSON says how long after the kill it began. In the line "nobody": the longest in that undisturbed run, at ends of epochs too
+               minus the usual step; the JSON says how long after the kill it began. In the line "nobody":
+               the longest of that undisturbed run, at ends of epochs too
 back           from the kill until the member's next step; of a shard or the coordinator, until it serves again; of
                torchrun, until there is a step that had not been done before the kill
 batches        lost and doubled, by `zml data audit`
