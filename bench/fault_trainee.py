@@ -124,6 +124,7 @@ def with_torch(a: argparse.Namespace, model: nn.Module, optimizer: torch.optim.O
 
 def alone(epochs: int, batches: int, at_once: int, seed: int, order: int) -> float:
     """The loss of plain Python without any pause, over the same samples in an order of its own."""
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
