@@ -362,7 +362,7 @@ class Shard:
         if staged is None or staged.pushes.keys() != self.pushed:
             # Every push was acknowledged before the first commit left: only a log that lost its end gets here.
             log.error(
-                "a step that counts elsewhere is missing", shard=self.name, worker=worker, clock=step.clock
+                "a step that counts elsewhere is gone", shard=self.name, worker=worker, clock=step.clock
             )
             return
         last = Last(step.clock, step.epoch, step.done, step.hyper, step.incarnation)
