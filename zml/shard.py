@@ -361,9 +361,7 @@ class Shard:
         staged = self.staged.get(worker, {}).get(step.clock)
         if staged is None or staged.pushes.keys() != self.pushed:
             # Every push was acknowledged before the first commit left: only a log that lost its end gets here.
-            log.error(
-                "a step that counts elsewhere is gone", shard=self.name, worker=worker, clock=step.clock
-            )
+            log.error("a counted step is not here", shard=self.name, worker=worker, clock=step.clock)
             return
         last = Last(step.clock, step.epoch, step.done, step.hyper, step.incarnation)
         self._count(worker, staged, read_hyper(step.hyper, self.store.spec), last)
