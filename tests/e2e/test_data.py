@@ -146,4 +146,7 @@ def test_every_worker_gets_the_same_totals_of_every_sample_though_one_dies_in_th
     assert run.wait() == 0, run.text
     assert totals(place, "w0") == totals(place, "w2")
     assert [found["n"] for found in totals(place, "w0")] == [192.0, 192.0]
-    assert totals(place, "w1") == [], "it died in the middle"
+    assert "w1 ended by SIGKILL; starting it again" in run.text
+    assert totals(place, "w1") in ([], totals(place, "w0")[1:]), (
+        "it died in the first; the next has the second"
+    )
