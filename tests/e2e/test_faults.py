@@ -67,7 +67,8 @@ def test_a_late_worker_joins_a_job_that_goes_on_and_contributes(place: Playgroun
     assert "epoch 39 done" in late.text
 
 
-def test_a_lost_shard_ends_the_job_and_says_so(place: Playground) -> None:
+def test_a_lost_shard_that_does_not_come_back_ends_the_job_and_says_so(place: Playground) -> None:
+    (place.folder / "zml.toml").write_text("shard_restarts = 0\nreturn_s = 3\n")
     run = place.start("run", "-w", "2", "-p", "2", "train.py", "--epochs", "500", "--pause", "0.03")
     place.until(lambda: "epoch 0 done" in place.script_lines("w0"), "training goes on")
     (shard,) = place.pids("ps", "--shard 1")
