@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.harness import Playground
+from tests.soaking import soak
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -93,7 +94,7 @@ def test_a_batch_that_crashes_two_scripts_stops_the_job_and_its_samples_are_name
     assert "37" in named[1].split(", ") and len(named[1].split(", ")) == 8
 
 
-@pytest.mark.parametrize("trouble", ["raise", "nan"])
+@pytest.mark.parametrize("trouble", [*soak(["raise"]), "nan"])
 def test_an_exception_names_the_samples_that_were_in_hand(place: Playground, trouble: str) -> None:
     write(place)
     code, text = place.run("run", "-w", "2", "-p", "1", "points.py", trouble, "37")
@@ -103,7 +104,7 @@ def test_an_exception_names_the_samples_that_were_in_hand(place: Playground, tro
     assert named is not None and "37" in named[1].split(", "), text
 
 
-@pytest.mark.parametrize("trouble", ["crash", "raise"])
+@pytest.mark.parametrize("trouble", ["crash", *soak(["raise"])])
 def test_a_batch_that_crashes_two_scripts_is_skipped_where_the_user_said_so(
     place: Playground, trouble: str
 ) -> None:
@@ -117,7 +118,9 @@ def test_a_batch_that_crashes_two_scripts_is_skipped_where_the_user_said_so(
 
 
 @pytest.mark.parametrize(
-    "how", [[], ["--compress", "topk:10%"], ["--staleness", "2"]], ids=["sync", "topk", "ssp"]
+    "how",
+    [*soak([[]]), ["--compress", "topk:10%"], *soak([["--staleness", "2"]])],
+    ids=["sync", "topk", "ssp"],
 )
 def test_a_batch_without_a_finite_gradient_is_skipped_where_the_user_said_so(
     place: Playground, how: list[str]

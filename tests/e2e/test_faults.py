@@ -92,7 +92,12 @@ def test_a_lost_shard_that_does_not_come_back_ends_the_job_and_says_so(place: Pl
             ["w1 failed at step", "w0 stopped because of w1"],
         ),
         (["--trouble", "nan", "--at", "3"], 1, ["ZML-E502", "is not finite", "opt.step()"]),
-        (["--trouble", "exit", "--at", "2", "--on", "w0"], 7, ["w0 failed", "exit code 7"]),
+        pytest.param(
+            ["--trouble", "exit", "--at", "2", "--on", "w0"],
+            7,
+            ["w0 failed", "exit code 7"],
+            marks=pytest.mark.soak,
+        ),
         (["--no-such-flag"], 2, ["exit code 2"]),
     ],
     ids=["at import", "on one worker", "nan", "sys.exit", "bad argument"],

@@ -51,7 +51,10 @@ def sound(place: Playground, epochs: int, batches: int) -> None:
     assert accounts == [(epoch, batches, 0, 0) for epoch in range(epochs)]
 
 
-@pytest.mark.parametrize(("mode", "compress"), [("--sync", "none"), ("--staleness=2", "topk:10%")])
+@pytest.mark.parametrize(
+    ("mode", "compress"),
+    [("--sync", "none"), pytest.param("--staleness=2", "topk:10%", marks=pytest.mark.soak)],
+)
 def test_a_shard_that_is_killed_is_started_again_with_all_that_it_had_acknowledged(
     place: Playground, mode: str, compress: str
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Playground, same_model
+from tests.soaking import soak
 from zml.timeline import read
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -15,9 +16,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
     "args",
     [
         ["--optimizer", "SGD", "--schedule", "step"],
-        ["--optimizer", "SGD", "--schedule", "cosine", "--clip", "0.5"],
+        *soak([["--optimizer", "SGD", "--schedule", "cosine", "--clip", "0.5"]]),
         ["--optimizer", "AdamW", "--schedule", "cosine", "--clip", "0.5"],
-        ["--optimizer", "SGD", "--accumulate", "3"],
+        *soak([["--optimizer", "SGD", "--accumulate", "3"]]),
         ["--optimizer", "AdamW", "--odd", "--loaders", "1"],
     ],
     ids=["sgd", "sgd clipped", "adamw clipped", "gradients of three passes", "parameters without gradients"],
@@ -41,8 +42,7 @@ def test_two_synchronous_runs_of_three_workers_give_the_same_bits(place: Playgro
 @pytest.mark.parametrize(
     "mode",
     [
-        ["--staleness", "2"],
-        ["--async"],
+        *soak([["--staleness", "2"], ["--async"]]),
         ["--compress", "bf16"],
         ["--compress", "topk:5%"],
         ["--compress", "topk:5%:2bit", "--staleness", "1", "--local-steps", "5"],
@@ -61,7 +61,7 @@ def test_every_mode_trains_every_batch_once(place: Playground, mode: list[str]) 
 
 @pytest.mark.parametrize(
     "mode",
-    [["--sync"], ["--staleness", "3"], ["--async"], ["--async", "--local-steps", "5"]],
+    [["--sync"], *soak([["--staleness", "3"], ["--async"]]), ["--async", "--local-steps", "5"]],
     ids=" ".join,
 )
 def test_with_topk_all_workers_end_with_the_saved_model(place: Playground, mode: list[str]) -> None:
