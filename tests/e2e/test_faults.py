@@ -17,6 +17,7 @@ def steps_of(place: Playground, *workers: str) -> int:
     return sum(int(place.script_lines(worker).rpartition("steps ")[2].split()[0]) for worker in workers)
 
 
+@pytest.mark.soak
 def test_the_others_finish_when_a_script_is_killed(place: Playground) -> None:
     args = ["--epochs", "2", "--trouble", "kill", "--at", "4", "--on", "w1"]
     code, text = place.run("run", "-w", "3", "-p", "2", "--worker-restarts", "0", "train.py", *args)
@@ -27,6 +28,7 @@ def test_the_others_finish_when_a_script_is_killed(place: Playground) -> None:
     assert not place.pids("zml")
 
 
+@pytest.mark.soak
 def test_a_script_ends_when_it_ends_whatever_it_has_started_and_printed(place: Playground) -> None:
     (place.folder / "odd.py").write_text(
         "import subprocess, sys\n"
@@ -53,6 +55,7 @@ def test_the_others_finish_when_a_whole_worker_is_killed(place: Playground) -> N
     assert "2 of 3 workers finished" in run.text
 
 
+@pytest.mark.soak
 def test_a_late_worker_joins_a_job_that_goes_on_and_contributes(place: Playground) -> None:
     run = place.start("run", "-w", "2", "-p", "1", "train.py", "--epochs", "40", "--pause", "0.02")
     place.until(lambda: "epoch 1 done" in place.script_lines("w0"), "training goes on")

@@ -56,6 +56,7 @@ def test_nothing_is_lost_when_the_coordinator_is_killed(place: Playground) -> No
     assert not place.pids("zml")
 
 
+@pytest.mark.soak
 def test_a_worker_that_is_killed_comes_again(place: Playground) -> None:
     run = place.start("run", "-w", "2", "-p", "1", "train.py", "--epochs", "4", "--pause", "0.05")
     place.until(lambda: "epoch 0 done" in place.script_lines("w1"), "training goes on")
@@ -68,6 +69,7 @@ def test_a_worker_that_is_killed_comes_again(place: Playground) -> None:
     assert not place.pids("zml")
 
 
+@pytest.mark.soak
 def test_by_hand_a_coordinator_is_started_again_with_its_run_directory(place: Playground) -> None:
     bind = ["--bind", "tcp://127.0.0.1:0"]
     first = place.start(

@@ -21,6 +21,7 @@ def rates(text: str) -> list[tuple[int, float]]:
     ]
 
 
+@pytest.mark.soak
 def test_a_late_worker_steps_with_the_others_learning_rate(place: Playground) -> None:
     script = (place.folder / "train.py").read_text()
     (place.folder / "late.py").write_text(script.replace("\ntrain = zml.join(", SAYS))

@@ -71,6 +71,7 @@ def test_the_last_checkpoint_exports_the_model_that_the_script_saved(place: Play
     assert all(torch.equal(saved[name], exported[name]) for name in saved)
 
 
+@pytest.mark.soak
 def test_a_checkpoint_of_another_model_is_refused_with_the_names_that_differ(place: Playground) -> None:
     code, text = place.run("run", "train.py", "--epochs", "1", "--samples", "64")
     assert code == 0, text

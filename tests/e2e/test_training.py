@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
         *soak([["--optimizer", "SGD", "--schedule", "cosine", "--clip", "0.5"]]),
         ["--optimizer", "AdamW", "--schedule", "cosine", "--clip", "0.5"],
         *soak([["--optimizer", "SGD", "--accumulate", "3"]]),
-        ["--optimizer", "AdamW", "--odd", "--loaders", "1"],
+        *soak([["--optimizer", "AdamW", "--odd", "--loaders", "1"]]),
     ],
     ids=["sgd", "sgd clipped", "adamw clipped", "gradients of three passes", "parameters without gradients"],
 )
@@ -43,10 +43,10 @@ def test_two_synchronous_runs_of_three_workers_give_the_same_bits(place: Playgro
     "mode",
     [
         *soak([["--staleness", "2"], ["--async"]]),
-        ["--compress", "bf16"],
+        *soak([["--compress", "bf16"]]),
         ["--compress", "topk:5%"],
         ["--compress", "topk:5%:2bit", "--staleness", "1", "--local-steps", "5"],
-        ["--compress", "topk:5%", "--async", "--optimizer-on", "shard"],
+        *soak([["--compress", "topk:5%", "--async", "--optimizer-on", "shard"]]),
         ["--compress", "auto", "--async"],
     ],
     ids=" ".join,

@@ -80,7 +80,7 @@ def steps(process: Process) -> int:
 LONG = ["--epochs", "6", "--pause", "0.03"]
 
 
-@pytest.mark.parametrize("mode", ["--sync", "--async"])
+@pytest.mark.parametrize("mode", ["--sync", *soak(["--async"])])
 def test_a_worker_that_is_terminated_leaves_in_order_and_nothing_of_it_is_lost(
     place: Playground, mode: str
 ) -> None:
@@ -117,6 +117,7 @@ def test_a_job_whose_workers_all_leave_is_saved_by_the_last_and_safe_to_run_agai
     assert len(current) == 2, "both scripts came to their own end"
 
 
+@pytest.mark.soak
 def test_a_worker_that_cannot_finish_its_step_is_stopped_after_its_time_or_a_second_signal(
     place: Playground,
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_worker_that_cannot_finish_its_step_is_stopped_after_its_time_or_a_sec
     assert steps(job.workers[0]) + 4 >= 3 * 24
 
 
+@pytest.mark.soak
 def test_a_script_that_is_terminated_itself_leaves_in_order_too_unless_it_has_a_handler(
     place: Playground,
 ) -> None:
@@ -156,6 +158,7 @@ def test_a_script_that_is_killed_is_started_again_and_the_epochs_are_complete(pl
     assert status["epoch"] == 5 and status["epoch_progress"] == 1.0
 
 
+@pytest.mark.soak
 def test_the_only_worker_may_come_back(place: Playground) -> None:
     job = ByHand(place, 1, 1, script=["--epochs", "4", "--pause", "0.03"])
     job.until_epoch(0, 0)
@@ -165,6 +168,7 @@ def test_the_only_worker_may_come_back(place: Playground) -> None:
     assert "epoch 3 done" in job.lines(0)
 
 
+@pytest.mark.soak
 def test_a_script_that_always_dies_ends_its_worker_after_as_many_restarts_as_are_allowed(
     place: Playground,
 ) -> None:
@@ -203,6 +207,7 @@ def test_a_worker_that_is_frozen_for_half_a_lease_keeps_its_place(place: Playgro
 
 
 @pytest.mark.parametrize("mode", ["--sync", *soak(["--async"])])
+@pytest.mark.soak
 def test_a_worker_that_is_frozen_for_longer_is_fenced_and_comes_back(place: Playground, mode: str) -> None:
     job = ByHand(place, 2, 1, mode, script=["--epochs", "30", "--pause", "0.03"])
     job.until_epoch(1, 0)
