@@ -119,8 +119,11 @@ class Evaluation:
         self.leases.update(dict.fromkeys(taken, worker))
         return tuple(taken)
 
+    def held(self, worker: WorkerId) -> set[int]:
+        return {batch for batch, owner in self.leases.items() if owner == worker}
+
     def take_back(self, worker: WorkerId) -> None:
-        held = [batch for batch, owner in self.leases.items() if owner == worker]
+        held = self.held(worker)
         for batch in held:
             del self.leases[batch]
         self.back = sorted([*self.back, *held], reverse=True)
@@ -185,8 +188,12 @@ class Evaluations:
             self._finish(key, evaluation)
         return None
 
-    def ask(self, worker: WorkerId, key: Key, batches: int) -> Answer:
-        """More batches for this worker, or the totals. Whoever asks here holds nothing elsewhere."""
+    def ask(self, worker: WorkerId, key: Key, batches: int, holds: Iterable[int] = ()) -> Answer:
+        """More batches for this worker, or the totals. Whoever asks here holds nothing elsewhere.
+
+        `holds` are those that it has and has told no result of: what it was given beyond them was in an answer that
+        never reached it, and is given to it once again.
+        """
         assert worker in self.incarnations, f"{worker} is not a member"
         self.release(worker, but=key)
         if key in self.over:
@@ -206,6 +213,8 @@ class Evaluations:
         if batches != evaluation.batches:
             other = evaluation.opener
             return Mismatch(f"{worker} sees {batches:,} batches in {key}, and {other} {evaluation.batches:,}")
+        if missed := evaluation.held(worker) - set(holds):
+            return Taken(tuple(sorted(missed)))
         left = len(evaluation.back) + evaluation.batches - evaluation.next
         fair = left // (2 * len(self.incarnations))
         if taken := evaluation.lease(worker, max(1, min(MOST_AT_ONCE, fair))):

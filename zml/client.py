@@ -203,13 +203,26 @@ class Client:
         return reply
 
     async def evaluate(
-        self, key: Key, batches: int, attempt: str, results: Sequence[Result], *, hold: bool
+        self,
+        key: Key,
+        batches: int,
+        attempt: str,
+        results: Sequence[Result],
+        holds: Sequence[int],
+        *,
+        hold: bool,
     ) -> Evaluating | Wait | dict[str, float]:
         """Hand in results and ask for batches; with `hold` until there are some, or the totals."""
         until = asyncio.get_running_loop().time() + self.seat.patience_s
         payload = msgspec.msgpack.encode(results) if results else None
         message = Evaluate(
-            epoch=key.epoch, number=key.number, batches=batches, attempt=attempt, hold=hold, **self.me
+            epoch=key.epoch,
+            number=key.number,
+            batches=batches,
+            attempt=attempt,
+            holds=list(holds),
+            hold=hold,
+            **self.me,
         )
         while True:
             try:

@@ -264,7 +264,7 @@ class Dealer:
             self.hall.wake()
         end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
         while True:
-            answer = self.evaluations.ask(worker, key, message.batches)
+            answer = self.evaluations.ask(worker, key, message.batches, message.holds)
             if not isinstance(answer, batches.Waiting) or not await self.hall.pause(end):
                 break
             self.hall.admit(message.worker, message.incarnation)

@@ -63,8 +63,11 @@ class Anew:
 class Desk(Protocol):
     """The coordinator's account of one evaluation, as one worker sees it."""
 
-    def ask(self, batches: int, results: list[Result], *, wait: bool) -> list[int] | dict[str, float] | Anew:
-        """Hand in results; get more batches, [] when there are none for now (only with `wait` false), or the totals."""
+    def ask(
+        self, batches: int, results: list[Result], holds: list[int], *, wait: bool
+    ) -> list[int] | dict[str, float] | Anew:
+        """Hand in results, and say which batches are still to be computed; get more, [] when there are none for now
+        (only with `wait` false), or the totals."""
         ...
 
 
@@ -101,7 +104,7 @@ class Evaluator:
         if self.answer is not None:
             return False
         results, self.results = self.results, []
-        answer = self.desk.ask(self.batches, results, wait=wait)
+        answer = self.desk.ask(self.batches, results, [*self.handed, *self.leased], wait=wait)
         if isinstance(answer, list):
             self.leased.extend(answer)
             return bool(answer)

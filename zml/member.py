@@ -501,10 +501,12 @@ class Desk:
         self.key = key
         self.attempt = ""
 
-    def ask(self, batches: int, results: list[Outcome], *, wait: bool) -> list[int] | dict[str, float] | Anew:
+    def ask(
+        self, batches: int, results: list[Outcome], holds: list[int], *, wait: bool
+    ) -> list[int] | dict[str, float] | Anew:
         client = self.member.client
         told = [Result(batch, numbers) for batch, numbers in results]
-        answer = self.member.io.call(client.evaluate(self.key, batches, self.attempt, told, hold=wait))
+        answer = self.member.io.call(client.evaluate(self.key, batches, self.attempt, told, holds, hold=wait))
         if not isinstance(answer, Evaluating):
             return [] if isinstance(answer, Wait) else answer
         former, self.attempt = self.attempt, answer.attempt

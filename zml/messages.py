@@ -482,7 +482,8 @@ class Skip(Message):
 class Evaluate(Message, kw_only=True):
     """Give me batches of this evaluation, the `number`th after `epoch`. The payload, if any: results that are done.
 
-    `attempt` is what the last answer said, empty in the first request.
+    `attempt` is what the last answer said, empty in the first request. `holds` are the batches that this worker has and
+    has told no result of.
     """
 
     job: str
@@ -492,6 +493,7 @@ class Evaluate(Message, kw_only=True):
     number: int
     batches: int
     attempt: str
+    holds: list[int]
     hold: bool
 
 

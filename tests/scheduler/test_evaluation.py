@@ -21,8 +21,10 @@ def among(*workers: WorkerId) -> Evaluations:
     return evaluations
 
 
-def given_to(evaluations: Evaluations, worker: WorkerId, batches: int, key: Key = KEY) -> tuple[int, ...]:
-    answer = evaluations.ask(worker, key, batches)
+def given_to(
+    evaluations: Evaluations, worker: WorkerId, batches: int, key: Key = KEY, holds: tuple[int, ...] = ()
+) -> tuple[int, ...]:
+    answer = evaluations.ask(worker, key, batches, holds)
     assert isinstance(answer, Taken), answer
     return answer.batches
 
@@ -59,10 +61,10 @@ def test_one_worker_gets_everything_in_order_and_then_the_totals() -> None:
     assert given_to(evaluations, W0, 5) == (0, 1)
     assert evaluations.report(W0, KEY, [(0, {"loss": 0.5, "n": 8}), (1, {"loss": 0.25, "n": 8})]) is None
     assert given_to(evaluations, W0, 5) == (2,)
-    assert given_to(evaluations, W0, 5) == (3,), "asked ahead"
-    assert given_to(evaluations, W0, 5) == (4,)
+    assert given_to(evaluations, W0, 5, holds=(2,)) == (3,), "asked ahead"
+    assert given_to(evaluations, W0, 5, holds=(2, 3)) == (4,)
     because = "evaluation 1 after epoch 3 has 3 of 5 batches to go"
-    assert evaluations.ask(W0, KEY, 5) == Waiting((W0,), because)
+    assert evaluations.ask(W0, KEY, 5, (2, 3, 4)) == Waiting((W0,), because)
     assert evaluations.report(W0, KEY, [(n, {"loss": 1.0, "n": 7}) for n in (4, 2, 3)]) is None
     assert evaluations.ask(W0, KEY, 5) == Totals({"loss": 3.75, "n": 37.0})
 
@@ -74,7 +76,7 @@ def test_what_a_lost_worker_held_goes_out_again_and_its_results_that_came_in_sta
     evaluations.report(W0, KEY, [(1, {"n": 1.0})])
     evaluations.members([Seat(W1, 1, True)])
     evaluations.check()
-    assert given_to(evaluations, W1, 12) == (0, 2, 5, 6)
+    assert given_to(evaluations, W1, 12, holds=(3, 4)) == (0, 2, 5, 6)
     evaluations.check()
 
 
@@ -84,6 +86,15 @@ def test_a_new_incarnation_holds_nothing_of_its_former_selfs() -> None:
     evaluations.members([Seat(W0, 2, False), Seat(W1, 1, True)])
     because = "w0 has a result of batch 0 of evaluation 1 after epoch 3, which nobody holds"
     assert evaluations.report(W0, KEY, [(0, {"n": 1.0})]) == Mismatch(because)
+
+
+def test_what_was_in_a_lost_answer_is_given_again() -> None:
+    evaluations = among(W0, W1)
+    assert given_to(evaluations, W0, 12) == (0, 1, 2)
+    evaluations.report(W0, KEY, [(1, {"n": 1.0})])
+    assert given_to(evaluations, W0, 12, holds=(2,)) == (0,)
+    assert given_to(evaluations, W0, 12, holds=(0, 2)) == (3, 4)
+    evaluations.check()
 
 
 def test_a_result_that_is_told_twice_counts_once_and_late_ones_are_passed_over() -> None:
@@ -147,8 +158,8 @@ def test_whoever_dies_every_batch_counts_once_and_the_totals_are_those_of_one_wo
         count = dice.randrange(len(held[worker]) + 1)
         done, held[worker] = held[worker][:count], held[worker][count:]
         assert evaluations.report(worker, KEY, [(n, {"sum": values[n], "n": 1.0}) for n in done]) is None
-        answer = evaluations.ask(worker, KEY, batches)
-        if isinstance(answer, Taken):
+        answer = evaluations.ask(worker, KEY, batches, held[worker])
+        if isinstance(answer, Taken) and dice.random() < 0.9:  # else it is lost on the way
             held[worker] += answer.batches
         elif isinstance(answer, Totals):
             seen.append(answer.totals)

@@ -114,8 +114,10 @@ def test_a_worker_leaves_out_what_it_holds_and_only_where_the_job_says_so() -> N
         dealer.skip(msgspec.structs.replace(skip, batch=1), packed(3))
 
 
-async def ask(dealer: Dealer, results: list[Result] | bytes | None, attempt: str = "") -> Any:
-    message = Evaluate(epoch=0, number=1, batches=2, attempt=attempt, hold=False, **ME)
+async def ask(
+    dealer: Dealer, results: list[Result] | bytes | None, attempt: str = "", holds: tuple[int, ...] = ()
+) -> Any:
+    message = Evaluate(epoch=0, number=1, batches=2, attempt=attempt, holds=list(holds), hold=False, **ME)
     raw = msgspec.msgpack.encode(results) if isinstance(results, list) else results
     return await dealer.evaluate(message, memoryview(raw) if raw is not None else None)
 

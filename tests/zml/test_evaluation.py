@@ -49,10 +49,12 @@ class Desk:
     def __init__(self, desks: Desks, worker: str) -> None:
         self.desks, self.worker = desks, WorkerId(worker)
 
-    def ask(self, batches: int, results: list[Result], *, wait: bool) -> list[int] | dict[str, float] | Anew:
+    def ask(
+        self, batches: int, results: list[Result], holds: list[int], *, wait: bool
+    ) -> list[int] | dict[str, float] | Anew:
         assert self.desks.evaluations.report(self.worker, KEY, results) is None
         while True:
-            answer = self.desks.evaluations.ask(self.worker, KEY, batches)
+            answer = self.desks.evaluations.ask(self.worker, KEY, batches, holds)
             if isinstance(answer, Taken):
                 return list(answer.batches)
             if isinstance(answer, Totals):
@@ -116,7 +118,7 @@ def test_several_workers_see_every_sample_once_and_get_the_same_totals() -> None
 
 def test_what_a_lost_worker_held_follows_after_the_own_share() -> None:
     desks, plain = Desks("w0", "w1"), loader()
-    lost = desks.of("w1").ask(7, [], wait=False)
+    lost = desks.of("w1").ask(7, [], [], wait=False)
     assert lost == [0]
 
     def lose() -> None:
@@ -140,13 +142,13 @@ def test_a_coordinator_that_has_begun_anew_is_told_nothing_of_what_went_before()
     told: list[list[int]] = []
 
     class Restarted(Desk):
-        def ask(self, batches: int, results: list[Result], *, wait: bool) -> Any:
+        def ask(self, batches: int, results: list[Result], holds: list[int], *, wait: bool) -> Any:
             told.append([batch for batch, _ in results])
             if len(told) == 3:
                 self.desks.evaluations = Evaluations()
                 self.desks.tell()
                 return Anew()
-            return super().ask(batches, results, wait=wait)
+            return super().ask(batches, results, holds, wait=wait)
 
     assert Evaluator(plain).run(sums, Restarted(Desks("w0"), "w0")) == expected(plain)
     assert [batch for batches in told[3:] for batch in batches] == list(range(7))
