@@ -76,6 +76,7 @@ COORDINATES = {
     "zml.events",
     "zml.facts",
     "zml.gpu",
+    "zml.hold",
     "zml.journal",
     "zml.homes",
     "zml.lease",

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import base
 from .compression import parse
+from .errors import ZmlError
 from .messages import AnyMessage, Assign, Copy, Message, Ok, Published
 from .pushlog import LENGTH, NoLog, PushLog
 from .scheduler.homes import copy_name
@@ -185,7 +186,10 @@ class Backup:
             await self.prepare()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.core.log = self.pushes = PushLog(self.folder)
+            try:
+                self.core.log = self.pushes = PushLog(self.folder)
+            except ZmlError as held:
+                raise Refusal("log", held.what) from None
             await asyncio.to_thread(self.pushes.rebase, self.pushes.cut(), state)
             self.based(self.core, self.pushes)
         base.become(self.core, state)

@@ -186,6 +186,13 @@ HELD = page(
     the option nolock.""",
     exit_code=4,
 )
+LOG_HELD = page(
+    "ZML-E413",
+    "another process is this shard",
+    """What a shard has taken is in one push log, `state/pN` of the run directory, and two processes that write to it
+    would lose pushes. The message names the process that holds it; the lock ends with that process.""",
+    exit_code=4,
+)
 NOT_JOINED = page(
     "ZML-E501",
     "the script has not joined",

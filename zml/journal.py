@@ -13,12 +13,9 @@ not been called for.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import socket
 import struct
-import time
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -29,6 +26,7 @@ import msgspec
 import structlog
 
 from .errors import HELD, JOURNAL, ZmlError
+from .hold import hold
 from .records import Damaged, Records, read
 
 SNAPSHOT_BYTES = 2 << 20  # of records, about a second of reading: then the next snapshot is due
@@ -36,6 +34,7 @@ MAGIC = b"zml-snap"
 HEAD = struct.Struct("<8sQI")  # magic, bytes of the body, CRC-32 of the body
 SUFFIX = ".snapshot"
 KEPT = 2  # snapshots
+LET_GO = "Wait for it, end it, or give this one another --run-dir."
 HISTORY = "history"  # the records before them
 
 log = structlog.get_logger()
@@ -62,7 +61,7 @@ class Journal:
         self._owed: deque[bytes] = deque()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder / "lock")
+            self._lock = hold(folder, HELD, "one coordinator at a time goes on with a job", LET_GO)
         except OSError as error:
             raise ZmlError(
                 JOURNAL, f"cannot write to {folder}: {error.strerror}", "Choose another --run-dir."
@@ -186,22 +185,6 @@ def history(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except msgspec.MsgspecError as bad:
             raise ValueError(f"record {number} of {folder} cannot be read: {bad}") from None
         yield kind, fields
-
-
-def _lock(path: Path) -> int:
-    """Hold the folder for life. Raises ZmlError that names who does."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
-        os.close(file)
-        what = f"{path.parent} is held by {holder}: one coordinator at a time goes on with a job"
-        raise ZmlError(HELD, what, "Wait for it, end it, or give this one another --run-dir.") from None
-    os.ftruncate(file, 0)
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
-    return file
 
 
 def _snapshots(folder: Path) -> list[tuple[int, Path]]:

@@ -147,6 +147,8 @@ class Ps:
                 core.mirror.close()
         for backup in self.backups.values():
             backup.close()
+        for pushes in self.logs.values():
+            pushes.close()
 
     async def _end_bulk(self) -> None:
         for core in self.cores.values():

@@ -10,6 +10,7 @@ A record is the length of the message u32, the message as it was on the wire, an
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Protocol
 import msgspec
 
 from . import base
+from .errors import LOG_HELD
+from .hold import hold
 from .messages import AnyMessage, Message, Published
 from .records import Buffer, Damaged, Records
 
@@ -46,9 +49,17 @@ class PushLog:
     """The log in one folder, which no other process has open, and the base from which it is read (`base`)."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises Damaged or OSError."""
+        """Raises ZmlError where another process holds it, Damaged, or OSError."""
         self.folder = folder
-        self.records = Records(folder / LOG)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = hold(
+            folder, LOG_HELD, "one process at a time is a shard", "End it, or wait for its end."
+        )
+        try:
+            self.records = Records(folder / LOG)
+        except (Damaged, OSError):
+            os.close(self._lock)
+            raise
         self.bytes = self.records.bytes  # behind the newest base
         self._decoder = msgspec.msgpack.Decoder(AnyMessage | Published)
 
@@ -97,4 +108,8 @@ class PushLog:
             yield message, body[end:]
 
     def close(self) -> None:
-        self.records.close()
+        """Twice is the same as once."""
+        if self._lock >= 0:
+            self.records.close()
+            os.close(self._lock)
+            self._lock = -1

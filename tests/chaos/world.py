@@ -23,7 +23,8 @@ from tests.zml.cluster import Cluster, Script, parameters
 from tests.zml.test_recovery import replayed, same_bits
 from zml.lease import COORDINATOR, Lease
 from zml.messages import AnyMessage, Exited, Fenced, JobSpec, Launch, Message, Ok
-from zml.pushlog import NoLog
+from zml.ps import Ps
+from zml.pushlog import LOG, NoLog
 from zml.records import HEAD, HEAD_BYTES, SUM
 from zml.transport import TransportError
 from zml.transport.frames import Kind
@@ -186,9 +187,13 @@ class World(Cluster):
         if self.coordinator_process.dead:
             return
         self.coordinator_process.kill()
+        self.close_journal()
+
+    def close_journal(self) -> None:
         docket: Any = getattr(self.coordinator, "docket")  # noqa: B009
         former, docket.journal = docket.journal, None  # in the middle of a callback it may go on to write
-        former.close()
+        if former is not None:
+            former.close()
 
     def start_coordinator(self) -> None:
         if not self.ended and self.coordinator_process.dead:
@@ -216,6 +221,8 @@ class World(Cluster):
         process.kill()
         if ps is not None and ps.core is not None:
             ps.core.log = NoLog()  # in the middle of a callback it may go on to write
+        if ps is not None:
+            let_go(ps)
 
     def is_alive(self, index: int) -> bool:
         return not self.shard_processes[index].stands_still
@@ -269,7 +276,7 @@ class World(Cluster):
             index = int(target[1:])
             self.kill_shard(index)
             if crash.torn and self.folder is not None:
-                tear(self.folder / target, crash.torn)
+                tear(self.folder / target / LOG, crash.torn)
             assert again is not None
             later(again, self.start_shard, index, context=NOBODY.copy())
             return
@@ -356,6 +363,10 @@ class World(Cluster):
             self.network.recorder = None
         self.lasted_s = loop.time() - began
         await asyncio.sleep(1.0)
+        if not self.coordinator_process.dead:
+            self.close_journal()
+        for ps in self.shards.values():
+            let_go(ps)
         self.live_shards = {ps.name: ps.core for index, ps in self.shards.items() if self.is_alive(index)}
         return code
 
@@ -404,11 +415,19 @@ class World(Cluster):
 MATTERS = (Kind.REQUEST, Kind.REPLY, Kind.REFUSAL)
 
 
+def let_go(ps: Ps) -> None:
+    """Close what the kernel closes when a process ends."""
+    logs = [*ps.logs.values(), *(backup.pushes for backup in ps.backups.values())]
+    for pushes in logs:
+        if pushes is not None:
+            pushes.close()
+
+
 def tear(folder: Path, length: int) -> None:
     """As much of a next record as had been written when its writer died."""
     last = max(folder.glob("*.records"), default=None)
     if last is None:
-        return
+        return  # it died before it had opened its log
     number = int(last.stem)
     data = last.read_bytes()
     at = 0

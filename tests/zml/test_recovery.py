@@ -1,6 +1,7 @@
 """Shards that die and come back, workers that die between two commits: what was acknowledged counts, once."""
 
 import asyncio
+import os
 import random
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.zml.cluster import Cluster, Script
 from tests.zml.test_cluster import run, same, trained
 from zml import base
 from zml.base import state_of
+from zml.errors import LOG_HELD, ZmlError
 from zml.lease import COORDINATOR
 from zml.messages import Commit, Exited, JobSpec, Ok
 from zml.ps import Ps
@@ -35,8 +37,10 @@ def have_trained(scripts: list[Script], batches: int) -> bool:
 def replayed(folder: Path, name: str = "") -> Shard:
     """A new shard, made from a log alone."""
     shard, log = Shard(JobId("job"), name or folder.name), PushLog(folder)
-    shard.recover(log)
-    log.close()
+    try:
+        shard.recover(log)
+    finally:
+        log.close()
     return shard
 
 
@@ -260,3 +264,13 @@ def test_a_worker_that_is_lost_with_a_shard_is_settled_when_the_shard_is_back(tm
         return asyncio.get_running_loop().time() - back_at
 
     assert simulate(main()) < 15
+
+
+def test_a_log_is_held_by_one_process_and_the_other_is_told_who(tmp_path: Path) -> None:
+    one = PushLog(tmp_path / "p0")
+    with pytest.raises(ZmlError) as caught:
+        PushLog(tmp_path / "p0")
+    assert caught.value.code == LOG_HELD and f"process {os.getpid()}" in caught.value.what
+    one.close()
+    one.close()
+    PushLog(tmp_path / "p0").close()
