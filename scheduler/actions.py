@@ -103,13 +103,26 @@ class Promote:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """Let this process read the log `log` of a process that is gone: it is the shard from now on."""
+
+    job: JobId
+    shard: ShardId
+    host: ShardId
+    incarnation: int
+    log: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
-    """Let this shard, which serves, keep its backup in this process."""
+    """Let this shard, which serves, keep a copy in this process. `number` counts what it is told of its copy."""
 
     job: JobId
     shard: ShardId
     host: ShardId
     host_incarnation: int
+    number: int
     because: str
 
 
@@ -121,6 +134,7 @@ class Unpair:
     shard: ShardId
     host: ShardId
     host_incarnation: int
+    number: int
     because: str
 
 
@@ -179,6 +193,7 @@ Action: TypeAlias = (
     | Await
     | Rehome
     | Promote
+    | Adopt
     | Pair
     | Unpair
     | Fence

@@ -16,6 +16,7 @@ from .events import (
     Registered,
     Renewed,
     Returned,
+    Vacating,
 )
 from .explain import counted
 from .ids import Name, Role, ShardId, as_member, read_id, shard_id
@@ -85,7 +86,9 @@ def why_stranger(job: Job, event: FromMember) -> str:
     match event:
         case Renewed(member=name) | Left(member=name):
             role = None
-        case Returned(member=name) | BackupReady(member=name) | BackupLost(member=name):
+        case (
+            Returned(member=name) | BackupReady(member=name) | BackupLost(member=name) | Vacating(member=name)
+        ):
             role = "shard"
         case Registered(worker=name) | Loaded(worker=name) | Exited(worker=name):
             role = "worker"

@@ -118,8 +118,18 @@ class BackupLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Vacating:
+    """A shard's process is to leave, and asks where what it has is to go."""
+
+    job: JobId
+    member: str
+    incarnation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class NotPromoted:
-    """The backup of a shard cannot serve, or its process does not say that it does."""
+    """Whoever was to take a shard over cannot serve it, or its process does not say that it does."""
 
     job: JobId
     shard: ShardId
@@ -194,7 +204,9 @@ class TimeUp:
     job: JobId
 
 
-FromMember: TypeAlias = Renewed | Registered | Loaded | Returned | BackupReady | BackupLost | Exited | Left
+FromMember: TypeAlias = (
+    Renewed | Registered | Loaded | Returned | BackupReady | BackupLost | Vacating | Exited | Left
+)
 Event: TypeAlias = (
     Submitted
     | Joined
@@ -204,6 +216,7 @@ Event: TypeAlias = (
     | Returned
     | BackupReady
     | BackupLost
+    | Vacating
     | NotPromoted
     | Exited
     | Left

@@ -1,20 +1,23 @@
-"""Where shards live, decided: what becomes of them when a process goes, and whose backup counts (`homes` has the rule).
+"""Where shards live, decided: what becomes of them when a process goes or comes, and whose backup counts (`homes` has
+the rule).
 
-A part of the machine. A promotion has two steps: from the moment a process is lost its shard is on the way to the
-backup (`promoting`), and it lives there once that says that it serves; until then the former home's log is the shard.
+A part of the machine. A promotion has two steps: from the moment a process is lost, or the copy of a shard that is to
+move is in step, the shard is on the way to it (`promoting`), and it lives there once that says that it serves; until
+then the former home's log is the shard. Where nobody else has it and its process does not come back in time, another is
+asked to read that very log, which it can where both see one disk.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
-from .actions import Action, Await, Fence, Ignored, Pair, Promote, Rehome, Stop, Unpair
-from .events import BackupLost, BackupReady, NotPromoted, Returned
-from .homes import Backup, Home, copy_name, other_process
+from .actions import Action, Adopt, Await, Fence, Ignored, Pair, Promote, Rehome, Stop, Unpair
+from .events import BackupLost, BackupReady, NotPromoted, Returned, Vacating
+from .homes import Backup, Copying, Home, around, copy_at, copy_name, is_misplaced
 from .ids import JobId, MemberId, Name, ShardId, as_member, shard_id
-from .membership import Alive, Fate, Gone
+from .membership import Alive, Fate, Gone, how_it_ended
 from .rules import Rules
-from .state import Draining, Forming, Job, Running, Unknown
+from .state import Cause, Draining, Forming, Job, Running, Unknown
 
 ALONE = "; nobody else has its chunks"
 EXIT_LOST = 4  # of the job's command, where a process that is needed was lost
@@ -43,6 +46,9 @@ class Housing:
     ) -> Gone:
         raise NotImplementedError
 
+    def _finish(self, job: Job, cause: Cause, exit_code: int, because: str, now: float) -> Actions:
+        raise NotImplementedError
+
     # -- looking -------------------------------------------------------------------------------------
 
     def home(self, job: JobId, shard: str) -> Home | None:
@@ -55,6 +61,30 @@ class Housing:
         found = self.jobs.get(job)
         home = found and (found.promoting.get(ShardId(shard)) or found.homes.get(ShardId(shard)))
         return home.host == host if home else shard == host
+
+    def serves_at(self, job: JobId, shard: str, host: str, incarnation: int) -> bool:
+        """Is this home of the shard its home, and is it not on the way to another?"""
+        found = self.jobs.get(job)
+        if found is None or shard in found.promoting:
+            return False
+        home = found.homes.get(ShardId(shard))
+        return home is not None and (home.host, home.incarnation) == (host, incarnation)
+
+    def is_leaving(self, job: JobId, host: str) -> bool:
+        """Was this process taken from the ring, because it is to leave?"""
+        found = self.jobs.get(job)
+        return found is not None and ShardId(host) in found.off
+
+    def needed_in(self, job: JobId, host: str) -> list[ShardId]:
+        """The shards that live in this process, or are on the way to it."""
+        found = self.jobs.get(job)
+        if found is None:
+            return []
+        return [
+            shard
+            for shard, home in found.homes.items()
+            if host == home.host or (shard in found.promoting and found.promoting[shard].host == host)
+        ]
 
     def served_by(self, job: JobId, host: str) -> list[tuple[ShardId, Home]]:
         """The shards that live in this process, or will when it has read their logs."""
@@ -70,17 +100,23 @@ class Housing:
     def moves(self, job: JobId, because: str) -> list[Action]:
         """What is under way between homes, to be ordered again by who has taken another's place."""
         found = self.jobs[job]
-        promoting = [
-            Promote(job, shard, home.host, home.incarnation, home.log, because)
-            for shard, home in found.promoting.items()
-        ]
-        return [*promoting, *(order for shard in found.homes for order in self._pair(found, shard))]
+        here = found.members.alive("shard")
+        orders: list[Action] = []
+        for shard, home in found.promoting.items():
+            kind = Adopt if home.log == found.homes[shard].log else Promote
+            orders.append(kind(job, shard, home.host, home.incarnation, home.log, because))
+        for shard, copying in found.copying.items():
+            record = here.get(copying.host)
+            if shard not in found.away and record and record.incarnation == copying.host_incarnation:
+                orders.append(self._order(found, shard, copying))
+        return orders
 
     # -- coming back -----------------------------------------------------------------------------------
 
     def _readmit(self, job: Job, name: Name, peer: str, now: float) -> Actions:
         """A shard's process has been started again. It reads its logs before it serves what lives there."""
         here = shard_id(name.number)
+        job.off.discard(here)
         if isinstance(former := job.members.records.get(here), Alive):
             because = f"{here} joined again as incarnation {former.incarnation + 1}"
             yield Fence(job.id, here, former.incarnation, because)
@@ -91,9 +127,7 @@ class Housing:
             job.homes[shard] = replace(home, incarnation=home.incarnation + 1)
             until = job.away[shard] = now + self.rules.return_s
             yield Await(job.id, shard, until, f"{here} was started again, and reads what it had")
-        for shard, home in job.homes.items():
-            if home.host != here:
-                yield from self._pair(job, shard)
+        yield from self._spread(job, now)
 
     def _resume(self, job: Job, event: Returned, now: float) -> Actions:
         """The shard has its chunks, or shows that it has not."""
@@ -120,18 +154,54 @@ class Housing:
         job.given_up.pop(shard, None)
         del job.away[shard]
         yield Rehome(job.id, shard, home.incarnation, f"{shard} is back")
-        yield from self._pair(job, shard)
+        job.copying.pop(shard, None)  # it has to be told, whatever its former self was told
+        yield from self._pair(job, shard, now)
+
+    # -- copies, where they belong -----------------------------------------------------------------------
+
+    def _spread(self, job: Job, now: float) -> Actions:
+        """The ring has changed, or who is there: every shard is to have its copy where it belongs."""
+        for shard in job.homes:
+            yield from self._pair(job, shard, now)
+
+    def _pair(self, job: Job, shard: ShardId, now: float) -> Actions:
+        """Where a shard serves and the place of its copy is here, the copy is to be there. A shard that is misplaced
+        moves to it."""
+        if shard in job.away:
+            return
+        here = job.members.alive("shard")
+        where = (shard, job.homes[shard].host, job.shards, job.replicas, job.off)
+        host, misplaced = copy_at(*where, here), is_misplaced(*where)
+        if host is None or not (job.replicas or misplaced):
+            return
+        incarnation = here[host].incarnation
+        former, backup = job.copying.get(shard), job.backups.get(shard)
+        if misplaced and backup is not None and backup.host == host:
+            yield from self._hand_over(job, shard, f"{shard} belongs in {host}", now)
+        elif former is None or (former.host, former.host_incarnation) != (host, incarnation):
+            copying = job.copying[shard] = Copying(job.next_copying(shard), host, incarnation)
+            yield self._order(job, shard, copying)
+
+    def _order(self, job: Job, shard: ShardId, copying: Copying) -> Pair:
+        host = copying.host
+        misplaced = is_misplaced(shard, job.homes[shard].host, job.shards, job.replicas, job.off)
+        because = f"{shard} is to move to {host}" if misplaced else f"{host} keeps the backup of {shard}"
+        return Pair(job.id, shard, host, copying.host_incarnation, copying.number, because)
+
+    def _vacate(self, job: Job, event: Vacating, now: float) -> Actions:
+        """A process is to leave: what it has goes where it belongs without it."""
+        host = ShardId(event.member)
+        others = [other for other in job.members.alive("shard") if other != host and other not in job.off]
+        if host in job.off:
+            yield Ignored(job.id, f"{host} has said before that it is to leave")
+            return
+        if not others:
+            yield Ignored(job.id, f"there is no other process for what {host} has")
+            return
+        job.off.add(host)
+        yield from self._spread(job, now)
 
     # -- going, and living elsewhere -------------------------------------------------------------------
-
-    def _pair(self, job: Job, shard: ShardId) -> Actions:
-        """Where a shard serves and its other process is here, its backup is to be there."""
-        if not job.replicas or shard in job.away:
-            return
-        host = other_process(shard, job.homes[shard].host, job.shards)
-        if (record := job.members.alive("shard").get(host)) is not None:
-            because = f"{host} keeps the backup of {shard}"
-            yield Pair(job.id, shard, host, record.incarnation, because)
 
     def _unhouse(self, job: Job, host: ShardId, because: str, now: float, alone: str = ALONE) -> Actions:
         """A shard's process is gone: what lived there is promoted, or waited for."""
@@ -140,24 +210,72 @@ class Housing:
             if home.host == host and shard not in job.promoting:
                 until = job.away.setdefault(shard, now + self.rules.return_s)
                 yield Await(job.id, shard, until, f"{because}{alone}")
+        yield from self._spread(job, now)
 
     def _promote_from(self, job: Job, host: ShardId, because: str, now: float) -> Actions:
         for shard in [shard for shard, backup in job.backups.items() if backup.host == host]:
-            gone = job.backups.pop(shard)
-            yield Unpair(job.id, shard, host, gone.host_incarnation, because)
+            del job.backups[shard]
+        for shard in [shard for shard, copying in job.copying.items() if copying.host == host]:
+            gone = job.copying.pop(shard)
+            if shard not in job.away and job.homes[shard].host != host:
+                number = job.next_copying(shard)
+                yield Unpair(job.id, shard, host, gone.host_incarnation, number, because)
         for shard, home in list(job.homes.items()):
-            if home.host == host and (backup := job.backups.pop(shard, None)) is not None:
-                log = copy_name(shard, home.incarnation, backup.copy)
-                new = job.promoting[shard] = Home(backup.host, home.incarnation + 1, log)
-                job.away[shard] = now + self.rules.return_s
-                told = f"{because}; its backup in {new.host} serves"
-                yield Promote(job.id, shard, new.host, new.incarnation, log, told)
+            if home.host == host and shard in job.backups:
+                yield from self._hand_over(job, shard, because, now)
         for shard in [shard for shard, home in job.promoting.items() if home.host == host]:
             yield from self._fall_back(job, shard, f"{because}; the backup of {shard} was there", now)
 
+    def _hand_over(self, job: Job, shard: ShardId, because: str, now: float) -> Actions:
+        """The backup of a shard is in step, and is to serve in its place."""
+        home, backup = job.homes[shard], job.backups.pop(shard)
+        log = copy_name(shard, home.incarnation, backup.copy)
+        new = job.promoting[shard] = Home(backup.host, home.incarnation + 1, log)
+        job.away[shard] = now + self.rules.return_s
+        told = f"{because}; its backup in {new.host} serves"
+        yield Promote(job.id, shard, new.host, new.incarnation, log, told)
+
+    def _do_without(self, job: Job, now: float) -> Actions:
+        """A shard that was to come back has had its time."""
+        shard = next(shard for shard, until in job.away.items() if until <= now)
+        host = (job.promoting.get(shard) or job.homes[shard]).host
+        record = job.members.records[host]
+        if not isinstance(record, Gone):
+            because = f"{host} did not finish reading the log of {shard} within {self.rules.return_s:g} s"
+            yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
+            return
+        because = f"{how_it_ended(host, record)}; it did not come back within {self.rules.return_s:g} s"
+        if any(other not in job.off for other in job.members.alive("shard")):
+            yield from self._adopt(job, host, because, now)
+        else:
+            because = f"{because}, and nobody else has its chunks"
+            yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
+
+    def _adopt(self, job: Job, gone: ShardId, because: str, now: float) -> Actions:
+        """A process does not come back: others, of whom there is one, are to read its logs."""
+        job.off.add(gone)
+        here = [process for process in job.members.alive("shard") if process not in job.off]
+        for shard, home in job.homes.items():
+            if home.host == gone and shard not in job.promoting:
+                host = next(process for process in around(shard, job.shards) if process in here)
+                new = job.promoting[shard] = Home(host, home.incarnation + 1, home.log)
+                job.away[shard] = now + self.rules.return_s
+                told = f"{because}; {host} is to read the log of {shard}"
+                yield Adopt(job.id, shard, host, new.incarnation, home.log, told)
+        yield from self._spread(job, now)
+
     def _not_promoted(self, job: Job, event: NotPromoted, now: float) -> Actions:
         home = job.promoting.get(event.shard)
-        if home is not None and home.incarnation == event.home:
+        if home is None or home.incarnation != event.home:
+            return
+        former = job.homes[event.shard]
+        record = job.members.records[former.host]
+        if home.log == former.log and isinstance(record, Gone):  # nobody else has another
+            because = (
+                f"{how_it_ended(former.host, record)}; it did not come back in time, and {event.because}"
+            )
+            yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
+        else:
             yield from self._fall_back(job, event.shard, event.because, now)
 
     def _fall_back(self, job: Job, shard: ShardId, because: str, now: float) -> Actions:
@@ -174,29 +292,26 @@ class Housing:
 
     def _back_up(self, job: Job, event: BackupReady, now: float) -> Actions:
         shard = ShardId(event.shard)
-        home, record = job.homes.get(shard), job.members.alive("shard").get(ShardId(event.host))
-        if (
-            home is None
-            or (home.host, home.incarnation) != (event.member, event.home)
-            or shard in job.away
-            or not job.replicas
-        ):
+        home, here = job.homes.get(shard), job.members.alive("shard")
+        if home is None or (home.host, home.incarnation) != (event.member, event.home) or shard in job.away:
             yield Ignored(job.id, f"{event.member} is not where {shard} lives")
-        elif event.copy <= job.given_up.get(shard, 0):
+            return
+        where = (shard, home.host, job.shards, job.replicas, job.off)
+        misplaced, record = is_misplaced(*where), here.get(ShardId(event.host))
+        if event.copy <= job.given_up.get(shard, 0):
             yield Ignored(job.id, f"copy {event.copy} of {shard} was given up before")
-        elif (
-            record is None
-            or record.incarnation != event.host_incarnation
-            or event.host != other_process(shard, home.host, job.shards)
-        ):
+        elif record is None or record.incarnation != event.host_incarnation:
             yield Ignored(job.id, f"the process that keeps copy {event.copy} of {shard} is gone")
+        elif event.host != copy_at(*where, here) or not (job.replicas or misplaced):
+            yield Ignored(job.id, f"{event.host} is not where a copy of {shard} is to be")
         else:
             job.backups[shard] = Backup(ShardId(event.host), event.host_incarnation, event.copy)
+            if misplaced:
+                yield from self._hand_over(job, shard, f"{shard} belongs in {event.host}", now)
 
     def _expose(self, job: Job, event: BackupLost, now: float) -> Actions:
         shard = ShardId(event.shard)
-        home = job.homes.get(shard)
-        if home is None or (home.host, home.incarnation) != (event.member, event.home):
+        if not self.serves_at(job.id, shard, event.member, event.home):
             yield Ignored(job.id, f"{event.member} is not where {shard} lives")
             return
         job.given_up[shard] = max(event.copy, job.given_up.get(shard, 0))

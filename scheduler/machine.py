@@ -16,6 +16,7 @@ FINISHING, is in the tables of `state`. Both, as `table()` prints them:
     Returned     -        resume           resume           -
     BackupReady  -        back up          back up          -
     BackupLost   -        expose           expose           -
+    Vacating     -        vacate           vacate           -
     NotPromoted  -        not promoted     not promoted     -
     Exited       -        script ended     script ended     goodbye
     TimeUp       -        give up waiting  give up waiting  time up
@@ -34,8 +35,9 @@ FINISHING, is in the tables of `state`. Both, as `table()` prints them:
 Rules: a job begins when all workers and shards asked for are members, and then waits for no worker that is gone: the
 generation goes up, the shards are told, the others go on. Only if nobody else is left it waits, `return_s` at most, for
 a worker that was lost to come back. The first script that fails ends the job with its exit code. A shard that is gone
-is waited for, where nobody else has its chunks: its next incarnation must show that it has them. Where its backup is up
-to date, that one serves instead, and nobody waits for the process that is gone (`homes`).
+is waited for, where nobody else has its chunks: its next incarnation must show that it has them, or the process that
+reads its log when time is up. Where its backup is up to date, that one serves instead, and nobody waits for the process
+that is gone (`homes`).
 
 A machine can die and go on as another: what `tell` is told, told again in the same order to one that is `unwatched`,
 makes the same state, and `watch` gives everybody a lease again. Who was heard and when is in no journal.
@@ -81,6 +83,7 @@ from .events import (
     Submitted,
     Ticked,
     TimeUp,
+    Vacating,
 )
 from .explain import counted
 from .homes import Home
@@ -223,8 +226,7 @@ class Machine(Housing, Looking):
             yield Launch(job.id, seat.worker, seat.incarnation, because)
         for member, record in job.members.alive("shard").items():
             job.homes[ShardId(member)] = Home(ShardId(member), record.incarnation, member)
-        for shard in job.homes:
-            yield from self._pair(job, shard)
+        yield from self._spread(job, now)
 
     def _welcome(self, job: Job, event: Joined, now: float) -> Actions:
         """RUNNING: a worker comes late, or again; or a shard comes again."""
@@ -246,15 +248,8 @@ class Machine(Housing, Looking):
 
     def _give_up_waiting(self, job: Job, event: TimeUp, now: float) -> Actions:
         """Whoever was to come back has had its time."""
-        shard = next((shard for shard, until in job.away.items() if until <= now), None)
-        if shard is not None:
-            host = (job.promoting.get(shard) or job.homes[shard]).host
-            record = job.members.records[host]
-            how = f"{host} did not finish reading its log"
-            if isinstance(record, Gone):
-                how = how_it_ended(host, record)
-            because = f"{how}; it did not come back within {self.rules.return_s:g} s, and nobody else has its chunks"
-            yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
+        if any(until <= now for until in job.away.values()):
+            yield from self._do_without(job, now)
         elif job.id in self.returns:
             back = self.returns[job.id]
             yield from self._finish(job, back.cause, back.exit_code, explain.outcome(job), now)
@@ -433,7 +428,7 @@ class Machine(Housing, Looking):
         """Everybody is to stop; the job is over when all have, or have had their time."""
         until = now + self.rules.goodbye_s
         self._move(job, cause, Finishing(cause, exit_code, because, until))
-        for soon_over in (job.away, job.promoting, job.backups):
+        for soon_over in (job.away, job.promoting, job.backups, job.copying):
             soon_over.clear()
         self.returns.pop(job.id, None)
         self.goodbyes[job.id] = until
@@ -555,6 +550,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Returned: M._resume,
         BackupReady: M._back_up,
         BackupLost: M._expose,
+        Vacating: M._vacate,
         NotPromoted: M._not_promoted,
         Exited: M._script_ended,
         Left: M._leave,
@@ -571,6 +567,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Returned: M._resume,
         BackupReady: M._back_up,
         BackupLost: M._expose,
+        Vacating: M._vacate,
         NotPromoted: M._not_promoted,
         Exited: M._script_ended,
         Left: M._leave,

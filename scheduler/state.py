@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import ClassVar, TypeAlias
 
-from .homes import Backup, Home, other_process
+from .homes import Backup, Copying, Home
 from .ids import JobId, MemberId, ShardId, WorkerId, shard_id
 from .membership import Alive, Gone, Members
 
@@ -178,6 +178,13 @@ class Job:
     promoting: dict[ShardId, Home] = field(default_factory=dict)  # where a backup is to begin to serve
     backups: dict[ShardId, Backup] = field(default_factory=dict)  # the shards whose backup is up to date
     given_up: dict[ShardId, int] = field(default_factory=dict)  # the newest copy of its home that is not
+    off: set[ShardId] = field(
+        default_factory=set
+    )  # processes that are not on the ring: leaving, or gone for good
+    copying: dict[ShardId, Copying] = field(
+        default_factory=dict
+    )  # what serving shards were told of their copies
+    copyings: dict[ShardId, int] = field(default_factory=dict)  # how often they were told
 
     @property
     def state(self) -> State:
@@ -191,6 +198,11 @@ class Job:
     def missing_shards(self) -> list[MemberId]:
         here = self.members.alive("shard")
         return [shard_id(number) for number in range(self.shards) if shard_id(number) not in here]
+
+    def next_copying(self, shard: ShardId) -> int:
+        """The number of the next word to a shard on its copy."""
+        number = self.copyings[shard] = self.copyings.get(shard, 0) + 1
+        return number
 
     def check(self) -> None:
         """Every invariant of a job between two events."""
@@ -229,10 +241,15 @@ class Job:
             assert home.incarnation > self.homes[shard].incarnation
         for shard, backup in self.backups.items():
             here = self.homes[shard].host
-            assert self.replicas and shard not in self.away
-            assert backup.host == other_process(shard, here, self.shards)
+            assert self.replicas and shard not in self.away and backup.host != here
             assert alive[backup.host].incarnation == backup.host_incarnation, "a backup outlived its process"
             assert backup.copy > self.given_up.get(shard, 0)
+        for shard, copying in self.copying.items():
+            assert copying.host != self.homes[shard].host, f"{shard} is to be copied to where it lives"
+            assert alive[copying.host].incarnation == copying.host_incarnation, (
+                "a copy in a process that is gone"
+            )
+            assert copying.number <= self.copyings[shard]
 
     def _check_seniority(self, workers: list[WorkerId]) -> None:
         seats = self.members.seats()

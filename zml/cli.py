@@ -299,7 +299,7 @@ def ps(shard: int, **given: Any) -> int:
     settings = settle(given).settings
     settings = replace(settings, bind=settings.bind or (ANY_PORT,))
     log_to_file(settings, "shard", f"p{shard}")
-    from .ps import serve
+    from .serving import serve
 
     return serve(settings, shard)
 

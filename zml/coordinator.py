@@ -71,6 +71,7 @@ from .messages import (
     Stop,
     Take,
     TakeCheckpoint,
+    Vacate,
     Where,
 )
 from .notes import Notes
@@ -149,7 +150,7 @@ class Coordinator:
         self.held: list[actions.Action] = []  # to be performed as soon as the journal has what led to them
         self.orders = Orders(self.endpoint, self.peers, self.is_still_to_come)
         self.resumed = resumed
-        self.homes = ShardHomes(self.job, docket, machine, self.orders.ask, self.dispatch)
+        self.homes = ShardHomes(self.job, docket, machine, self.orders.ask, self.dispatch, self.until)
         self.shard_desk = ShardDesk(self, begun.begin_with)
         self.rosters = Rosters(
             self.job,
@@ -350,7 +351,7 @@ class Coordinator:
                 log.warning("waiting for a shard", shard=action.shard, because=action.because)
             case actions.Rehome():
                 self.shard_desk.rehome(action.shard, action.incarnation)
-            case actions.Promote() | actions.Pair() | actions.Unpair():
+            case actions.Promote() | actions.Adopt() | actions.Pair() | actions.Unpair():
                 self.homes.perform(action)
             case actions.Fence():
                 peer = self.peers.get(action.member, "")
@@ -482,6 +483,8 @@ class Coordinator:
             case Standing():
                 self.homes.standing(message)
                 return Ok()
+            case Vacate():
+                return self.homes.vacate(message)
             case OpenEpoch():
                 return self.dealer.open_epoch(message, bytes(payload or b""))
             case Note():

@@ -34,6 +34,7 @@ EVENTS: dict[str, type] = {
         events.Returned,
         events.BackupReady,
         events.BackupLost,
+        events.Vacating,
         events.NotPromoted,
         events.Exited,
         events.Left,

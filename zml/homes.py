@@ -14,7 +14,21 @@ from msgspec.structs import replace
 
 from .docket import Docket
 from .facts import Serving
-from .messages import Moved, Pair, Promote, Returned, Roster, Settle, Standing, Stands
+from .messages import (
+    Adopt,
+    Message,
+    Moved,
+    Pair,
+    Promote,
+    Returned,
+    Roster,
+    Settle,
+    Standing,
+    Stands,
+    Vacate,
+    Vacated,
+    Wait,
+)
 from .rosters import Account
 from .scheduler import actions, events
 from .scheduler.ids import JobId
@@ -22,6 +36,7 @@ from .scheduler.machine import Machine
 from .transport import Answer, Refusal
 
 log = structlog.get_logger()
+ADOPT_S = 300.0  # for a process to read the log of another
 SETTLE_S = 2.0  # a shard that does not say where a worker stands may live elsewhere by then
 Ask = Callable[..., Awaitable[Answer | None]]  # (member, order, payload, within_s); None: it was not taken
 
@@ -36,12 +51,15 @@ class ShardHomes:
         machine: Machine,
         ask: Ask,
         dispatch: Callable[[events.Event], None],
+        until: Callable[[Callable[[], bool]], Awaitable[bool]],
     ) -> None:
+        """`until` waits for a condition, as long as a request may be held."""
         self.job = job
         self.docket = docket
         self.machine = machine
         self.ask = ask
         self.dispatch = dispatch
+        self.until = until
         self.tasks: set[asyncio.Task[bool]] = set()  # orders under way
 
     # -- looking -------------------------------------------------------------------------------------
@@ -82,10 +100,12 @@ class ShardHomes:
 
     # -- orders --------------------------------------------------------------------------------------
 
-    def perform(self, action: actions.Promote | actions.Pair | actions.Unpair) -> None:
+    def perform(self, action: actions.Promote | actions.Adopt | actions.Pair | actions.Unpair) -> None:
         match action:
             case actions.Promote():
                 task = asyncio.ensure_future(self.promote(action))
+            case actions.Adopt():
+                task = asyncio.ensure_future(self.adopt(action))
             case actions.Pair():
                 task = asyncio.ensure_future(self.pair(action))
             case actions.Unpair():
@@ -97,23 +117,30 @@ class ShardHomes:
         home = self.machine.home(self.job, action.shard)
         if home is None:
             return False
-        incarnation, addresses = action.host_incarnation, self.listeners(action.host)
-        order = Pair(self.job, action.shard, home.incarnation, action.host, incarnation, addresses)
+        to, addresses = (action.host, action.host_incarnation), self.listeners(action.host)
+        order = Pair(self.job, action.shard, home.incarnation, action.number, *to, addresses)
         return await self.ask(home.host, order) is not None
 
     async def unpair(self, action: actions.Unpair) -> bool:
         home = self.machine.home(self.job, action.shard)
         if home is None:
             return False
-        return (
-            await self.ask(home.host, Pair(self.job, action.shard, home.incarnation, "", 0, [])) is not None
-        )
+        order = Pair(self.job, action.shard, home.incarnation, action.number, "", 0, [])
+        return await self.ask(home.host, order) is not None
 
     async def promote(self, action: actions.Promote) -> bool:
         order = Promote(self.job, action.shard, action.incarnation, action.log)
         taken = await self.ask(action.host, order) is not None
         if not taken:
             because = f"{action.host} does not serve its backup of {action.shard}; its log says why"
+            self.dispatch(events.NotPromoted(self.job, action.shard, action.incarnation, because))
+        return taken
+
+    async def adopt(self, action: actions.Adopt) -> bool:
+        order = Adopt(self.job, action.shard, action.incarnation, action.log)
+        taken = await self.ask(action.host, order, None, ADOPT_S) is not None
+        if not taken:
+            because = f"{action.host} cannot read the log of {action.shard}; its own log says why"
             self.dispatch(events.NotPromoted(self.job, action.shard, action.incarnation, because))
         return taken
 
@@ -143,6 +170,17 @@ class ShardHomes:
         who = (message.member, message.incarnation)
         self.dispatch(events.Returned(self.job, *who, holds, message.shard))
 
+    async def vacate(self, message: Vacate) -> Message:
+        """A process is to leave. What it has goes to others, if there are any."""
+        member = message.member
+        self.dispatch(events.Vacating(self.job, member, message.incarnation, message.because))
+        if not self.machine.is_leaving(self.job, member):
+            return Vacated(self.job, handed_over=False)
+        if await self.until(lambda: not self.machine.needed_in(self.job, member)):
+            return Vacated(self.job, handed_over=True)
+        waiting_for = [str(shard) for shard in self.machine.needed_in(self.job, member)]
+        return Wait(self.job, waiting_for, f"they are on the way from {member} to other processes")
+
     def standing(self, message: Standing) -> None:
         """How a shard and its backup stand. Raises Refusal where the shard lives elsewhere by now."""
         who = (message.member, message.incarnation)
@@ -153,8 +191,7 @@ class ShardHomes:
         else:
             self.dispatch(events.BackupLost(self.job, *who, shard, home_number, copy))
         # Asked when all is done: the same moment may have shown that the member is lost.
-        home = self.machine.home(self.job, message.shard)
-        lives_there = home is not None and (home.host, home.incarnation) == (message.member, message.home)
+        lives_there = self.machine.serves_at(self.job, shard, message.member, home_number)
         if not lives_there or not self.machine.is_current(self.job, *who):
             raise Refusal(
                 "fenced", f"{message.shard} does not live in {message.member}#{message.incarnation}"

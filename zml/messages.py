@@ -103,6 +103,21 @@ class Returned(Message):
     addresses: list[str]
 
 
+class Vacate(Message):
+    """A shard's process is to leave: may it, without being missed? Answered by `Vacated`, or by `Wait` while what it
+    has is on the way to others."""
+
+    job: str
+    member: str
+    incarnation: int
+    because: str
+
+
+class Vacated(Message):
+    job: str
+    handed_over: bool  # or there is nobody who could take what it has
+
+
 class Standing(Message, kw_only=True):
     """From now on the backup has all that is acknowledged (`ready`), or: may the shard acknowledge what it lacks?
     Refused where the shard lives elsewhere by now, which then may not acknowledge anything."""
@@ -184,11 +199,15 @@ class Fenced(Message):
 
 
 class Pair(Message):
-    """To a shard: keep a backup of yourself in this process, whenever it was lost. Without `addresses`: it is gone."""
+    """To a shard: keep a copy of yourself in this process, whenever it was lost. Without `addresses`: it is gone.
+
+    The one with the highest `number` counts.
+    """
 
     job: str
     shard: str
     incarnation: int
+    number: int
     host: str
     host_incarnation: int
     addresses: list[str]
@@ -196,6 +215,15 @@ class Pair(Message):
 
 class Promote(Message):
     """To the process that keeps a backup: it is the shard from now on. `log` names the very copy that is meant."""
+
+    job: str
+    shard: str
+    incarnation: int
+    log: str
+
+
+class Adopt(Message):
+    """To a process that may see the log of one that is gone: read it, and be the shard from now on."""
 
     job: str
     shard: str
@@ -786,9 +814,12 @@ AnyMessage = (
     | Heartbeat
     | Pulse
     | Returned
+    | Vacate
+    | Vacated
     | Standing
     | Pair
     | Promote
+    | Adopt
     | Copy
     | Exited
     | Leave

@@ -1,4 +1,5 @@
-"""A shard keeps a backup of itself in another process: its state once, then every message it takes, in their order.
+"""A shard keeps a copy of itself in another process, as its backup or to move there: its state once, then every message
+it takes, in their order.
 
 What comes is forwarded as it came, many messages at a time under way; a shard is a function of them (`pushlog`), so the
 backup has the same bits. Rule: nothing that the shard says - an acknowledgement, where a worker stands, parameters -
@@ -134,7 +135,7 @@ class Mirror:
 
     def pair(self, order: Pair) -> None:
         """Keep the backup there, or nowhere. Twice is the same as once, and what comes late means nothing."""
-        if self.stage is Stage.OVER or (self.order is not None and age(order) <= age(self.order)):
+        if self.stage is Stage.OVER or (self.order is not None and order.number <= self.order.number):
             return
         self.order = order
         if self.connecting is not None:
@@ -244,7 +245,7 @@ class Mirror:
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)
             if self.order is not order:
-                return f"{order.host} is gone"
+                return f"{order.host} is gone, or another is to keep it"
             if self.broken or self.stage is Stage.OVER:
                 return self.broken
             limit_s = SLOW_S if self.stage is Stage.IN_STEP else COPY_S
@@ -353,11 +354,6 @@ class Mirror:
 
     def _moved(self) -> Refusal:
         return Refusal("moved", f"{self.core.name} does not live in this process any more")
-
-
-def age(order: Pair) -> tuple[int, bool]:
-    """Greater for a newer order: a process comes, and then it is gone."""
-    return order.host_incarnation, not order.addresses
 
 
 def pieces(head: bytes, payload: Buffer) -> Iterator[tuple[bytes, memoryview, bool]]:

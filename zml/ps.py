@@ -3,8 +3,9 @@
 Rules: heartbeats never wait for an optimizer step, and a shard's state is touched by the bulk thread alone. What a
 former process has left in the push logs is read before anything is served.
 
-It serves the shard that has its name, unless that one lives elsewhere; with replicas it also keeps a backup, and serves
-that shard too once it is promoted, under its name and at an address of its own (`scheduler.homes` decides).
+It serves the shard that has its name, unless that one lives elsewhere; it also keeps copies of others, and serves such
+a shard too once the copy is promoted, under its name and at an address of its own (`scheduler.homes` decides). Told to
+leave, it first hands over what it has, if there is another process.
 
 Both threads share Python's lock. Measured on two cores with a load of nine: the latest heartbeat came 0.13 s late while
 the codec's kernels were compiled, and 0.6 s at the first Adam step on 100 million parameters. A lease is 1.5 s.
@@ -14,13 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
-from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +26,12 @@ from msgspec import Struct
 
 from .backup import Backup
 from .base import state_of
+from .compiled import compile_kernels, prepare
 from .compression import parse
 from .errors import FENCED, LOG_DAMAGED, LOST, ZmlError
-from .iothread import IoThread
 from .lease import COORDINATOR, Lease, ask, join
-from .link import LISTENER, beside_each, bulk_endpoint, control_endpoint, listen
 from .messages import (
+    Adopt,
     Align,
     Assign,
     Copy,
@@ -52,13 +49,15 @@ from .messages import (
     Snap,
     Standing,
     Stop,
+    Vacate,
+    Vacated,
+    Wait,
     Write,
     Written,
 )
 from .mirror import Mirror
-from .pushlog import PushLog
+from .pushlog import NoLog, PushLog
 from .records import Damaged
-from .rundir import shard_state
 from .scheduler.ids import JobId
 from .shard import Reply, Shard
 from .transport import Endpoint, Handler, Refusal, Refused, TransportError
@@ -68,6 +67,8 @@ if TYPE_CHECKING:
 
 SYNC_S = 1.0  # what was pushed longer ago survives the machine
 STANDING_S = 5.0  # for the coordinator to answer; it is asked again then
+EX_TEMPFAIL = 75  # of a process that has handed over what it had: safe to run again
+INTERRUPTED = 130
 AGAIN_S = 0.1  # until the coordinator is asked again
 
 log = structlog.get_logger()
@@ -106,6 +107,7 @@ class Ps:
         self.tasks: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
         self.lease: Lease | None = None
+        self.vacating: asyncio.Task[None] | None = None
         self.leaving: asyncio.Task[None] | None = None
         self.over: asyncio.Future[int] = self.loop.create_future()
         # A name for this process alone: a second one that wants to be the same shard is told apart.
@@ -130,7 +132,7 @@ class Ps:
                 await self._recover(self.lease, shard, name)
             return await self.over
         finally:
-            for task in (keeping, *self.tasks):
+            for task in (keeping, self.vacating, *self.tasks):
                 if task is not None:
                     task.cancel()
             await self.in_bulk(self._end_bulk)
@@ -159,11 +161,24 @@ class Ps:
         for listener in self.listeners.values():
             await listener.close()
 
+    def _log_folder(self, lease: Lease, name: str) -> Path | None:
+        own = self.state(lease.joined.run_dir)
+        return own.with_name(name) if own is not None else None
+
     async def _recover(self, lease: Lease, shard: str, name: str) -> None:
         """Become what the log says, and tell the coordinator."""
-        own = self.state(lease.joined.run_dir)
-        folder = own.with_name(name) if own is not None else None
-        core = Shard(JobId(lease.joined.job), shard)
+        core = await self._read(self._log_folder(lease, name), lease.joined.job, shard)
+        await self._live_here(core)
+        try:
+            await self._return(lease, core)
+        except TransportError as error:
+            raise ZmlError(
+                LOST, f"{core.name}: the coordinator was not told that it is here: {error}"
+            ) from None
+
+    async def _read(self, folder: Path | None, job: str, shard: str) -> Shard:
+        """A shard as its log has it, which it goes on to write."""
+        core = Shard(JobId(job), shard)
         if folder is not None:
             began = time.monotonic()
             try:
@@ -185,25 +200,45 @@ class Ps:
                     seconds=round(time.monotonic() - began, 3),
                 )
             self._spawn(self._sync(core, pushes))
-        await self._live_here(core)
-        try:
-            await self._return(lease, core)
-        except TransportError as error:
-            raise ZmlError(
-                LOST, f"{core.name}: the coordinator was not told that it is here: {error}"
-            ) from None
+        return core
 
     async def _live_here(self, core: Shard) -> None:
         """From now on this process takes pushes for this shard."""
-        if core.name != self.name:
+        name = core.name
+        if name not in (self.name, *self.listeners):
             if self.listen is None:
-                raise Refusal("placement", f"{self.name} cannot listen as {core.name}")
+                raise Refusal("placement", f"{self.name} cannot listen as {name}")
 
             def bulk(peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
-                return core.handle(peer, message, payload)
+                return self._living(name).handle(peer, message, payload)
 
-            self.listeners[core.name] = await self.listen(core.name, bulk)
-        self.cores[core.name] = core
+            self.listeners[name] = await self.listen(name, bulk)
+        self.cores[name] = core
+
+    def _living(self, shard: str) -> Shard:
+        """A shard that takes pushes here. Raises Refusal; in the bulk thread."""
+        core = self.cores.get(shard)
+        if core is None and shard not in self.homes:
+            raise Refusal("moved", f"{shard} lives in another process")
+        if core is None:
+            raise Refusal("early", f"{self.name} has not read the log of {shard} yet")
+        return core
+
+    async def _moved_away(self, shard: str, home: int) -> None:
+        """It is another process' from now on: forget it. The log stays, until that one has said that it serves."""
+        if self.homes.get(shard) != home:
+            return
+        del self.homes[shard]
+        core, pushes = self.cores.pop(shard, None), self.logs.pop(shard, None)
+
+        def close() -> None:
+            if core is not None:
+                core.log = NoLog()
+            if pushes is not None:
+                pushes.close()
+
+        await self.in_bulk(close)
+        log.warning("lives elsewhere", shard=shard, host=self.name)
 
     async def _return(self, lease: Lease, core: Shard) -> None:
         joined, listener = lease.joined, self.listeners.get(core.name)
@@ -245,11 +280,40 @@ class Ps:
             self.over.set_result(result)
 
     def leave(self, because: str) -> None:
-        """Ctrl-C or SIGTERM: the shard says goodbye and ends; its job waits for another, or goes on with the backup."""
+        """A signal: this process hands over what it has, says goodbye and ends. At the second one it only says goodbye,
+        and its job waits for another or goes on with the backup."""
         if self.lease is None or self.leaving is not None:
-            self.finish(130)
+            self.finish(INTERRUPTED)
+        elif self.vacating is None:
+            self.vacating = asyncio.ensure_future(self._vacate(self.lease, because))
         else:
-            self.leaving = asyncio.ensure_future(self._leave(self.lease, because, 130))
+            self.vacating.cancel()
+            self.leaving = asyncio.ensure_future(self._leave(self.lease, because, INTERRUPTED))
+
+    async def _vacate(self, lease: Lease, because: str) -> None:
+        handed_over = await self._hand_over(lease, because)
+        code = EX_TEMPFAIL if handed_over and because != "SIGINT" else INTERRUPTED
+        self.leaving = asyncio.ensure_future(self._leave(lease, because, code))
+
+    async def _hand_over(self, lease: Lease, because: str) -> bool:
+        """Until nothing lives here any more; False where there is nobody to take it, or not in time."""
+        joined, began = lease.joined, self.loop.time()
+        wish = Vacate(joined.job, joined.member, joined.incarnation, because)
+        log.info("leaving", member=joined.member, because=because, at_most_s=self.settings.drain_s)
+        while (left_s := began + self.settings.drain_s - self.loop.time()) > 0:
+            try:
+                answer = (await ask(self.endpoint, wish, within_s=left_s)).message
+            except TransportError as error:
+                log.warning("not handed over", member=joined.member, because=str(error))
+                return False
+            if isinstance(answer, Vacated):
+                if answer.handed_over:
+                    seconds = round(self.loop.time() - began, 3)
+                    log.info("handed over", member=joined.member, seconds=seconds)
+                return answer.handed_over
+            assert isinstance(answer, Wait), answer
+        log.warning("not handed over in time", member=joined.member, shards=sorted(self.homes))
+        return False
 
     async def _leave(self, lease: Lease, because: str, code: int) -> None:
         await lease.leave(because)
@@ -261,6 +325,8 @@ class Ps:
                 if core.mirror is not None:
                     core.mirror.let_go()
 
+        if self.vacating is not None:
+            self.vacating.cancel()
         await self.in_bulk(let_go)
         await self._leave(lease, because, 0)
 
@@ -281,16 +347,12 @@ class Ps:
     # -- messages ------------------------------------------------------------------------------------
 
     def bulk(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
-        """From a worker, or from a shard that keeps its backup here; in the bulk thread."""
+        """From a worker, or from a shard that keeps its copy here; in the bulk thread."""
         if self.lease is None:
             raise Refusal("early", f"{self.name} has not joined yet")
         if isinstance(message, Copy):
             return self._copy(self.lease, message, payload)
-        if self.core is None:
-            if self.name not in self.homes:
-                raise Refusal("moved", f"{self.name} lives in another process")
-            raise Refusal("early", f"{self.name} has not read its log yet")
-        return self.core.handle(peer, message, payload)
+        return self._living(self.name).handle(peer, message, payload)
 
     def handle(
         self, peer: str, message: Struct, payload: memoryview | None
@@ -311,6 +373,8 @@ class Ps:
                 return self._pair(message)
             case Promote():
                 return self._promote(message)
+            case Adopt():
+                return self._adopt(message)
             case Stop():
                 if self.lease is not None and self.leaving is None:
                     self.leaving = asyncio.ensure_future(self._stop(self.lease, message.because))
@@ -368,10 +432,10 @@ class Ps:
             raise Refusal("early", f"{self.name} has not read the log of {shard or self.name} yet")
         return core
 
-    # -- backups -----------------------------------------------------------------------------------------
+    # -- copies ------------------------------------------------------------------------------------------
 
     async def _pair(self, message: Pair) -> Message:
-        """Keep a backup of a shard that lives here."""
+        """Keep a copy of a shard that lives here."""
         core, lease, dial = self._core(message.shard), self.lease, self.dial
         if lease is None or dial is None:
             raise Refusal("placement", f"{self.name} keeps no backups")
@@ -399,27 +463,27 @@ class Ps:
                 return True
             except Refused as refused:
                 if refused.code == "fenced":
+                    await self._moved_away(standing.shard, standing.home)
                     return False
             except TransportError as error:
                 log.warning("the coordinator does not answer", shard=standing.shard, because=str(error))
             await asyncio.sleep(AGAIN_S)
 
     def _copy(self, lease: Lease, message: Copy, payload: memoryview | None) -> Message | Awaitable[Message]:
-        """A piece of a copy of a shard whose backup belongs here."""
-        shard, shards = message.shard, lease.spec.shards
-        if message.job != lease.joined.job or not lease.spec.replicas:
-            raise Refusal("job", f"{self.name} keeps no backups for job {message.job}")
-        if shard not in (f"p{number}" for number in ((int(self.name[1:]) - 1) % shards, int(self.name[1:]))):
-            raise Refusal("placement", f"{self.name} keeps no backup of {shard}")
+        """A piece of a copy of a shard."""
+        shard = message.shard
+        if message.job != lease.joined.job:
+            raise Refusal("job", f"{self.name} keeps no copies for job {message.job}")
+        if shard not in (f"p{number}" for number in range(lease.spec.shards)):
+            raise Refusal("placement", f"job {message.job} has no shard {shard[:20]!r}")
         if shard in self.cores or shard in self.homes:
             raise Refusal("fenced", f"{shard} lives in {self.name}")
         backup = self.backups.get(shard)
         if backup is None or backup.age < (message.home, message.copy):
             if backup is not None:
                 backup.drop()
-            own = self.state(lease.joined.run_dir)
             backup = self.backups[shard] = Backup(
-                message, lambda name: own.with_name(name) if own is not None else None, prepare, self._based
+                message, lambda name: self._log_folder(lease, name), prepare, self._based
             )
         elif backup.age > (message.home, message.copy):
             raise Refusal("fenced", f"{self.name} keeps a newer copy of {shard}")
@@ -452,88 +516,35 @@ class Ps:
         self._spawn(self._return_promoted(lease, core))
         return Ok()
 
+    async def _adopt(self, message: Adopt) -> Message:
+        """The log of a process that is gone is read here, and the shard lives here from now on."""
+        shard, lease = message.shard, self.lease
+        if self.homes.get(shard) == message.incarnation:
+            return Ok()
+        folder = self._log_folder(lease, message.log) if lease is not None else None
+        if lease is None or folder is None or shard in self.homes:
+            raise Refusal("placement", f"{self.name} cannot read the log of {shard}")
+        if not folder.is_dir():
+            log.error("cannot be seen from here", shard=shard, folder=str(folder))
+            raise Refusal("placement", f"{folder} cannot be seen from {self.name}")
+        self.homes[shard] = message.incarnation
+        try:
+            core = await self._read(folder, lease.joined.job, shard)
+            if not core.layout_digest:
+                raise Refusal("placement", f"there are no parameters in {folder}")
+            await self._live_here(core)
+        except (Refusal, ZmlError) as error:
+            log.error("cannot take a shard over", shard=shard, because=str(error))
+            del self.homes[shard]
+            if (pushes := self.logs.pop(shard, None)) is not None:
+                pushes.close()
+            raise Refusal("placement", f"{self.name} cannot serve {shard}: {error}") from None
+        log.warning("taken over", shard=shard, host=self.name, incarnation=message.incarnation)
+        self._spawn(self._return_promoted(lease, core))
+        return Ok()
+
     async def _return_promoted(self, lease: Lease, core: Shard) -> None:
         try:
             await self._return(lease, core)
         except TransportError as error:
             self.finish(ZmlError(LOST, f"{core.name}: the coordinator was not told that it is here: {error}"))
-
-
-NOTICE = "zml: "  # how a line begins that a launcher is to show
-
-
-def serve(settings: Settings, shard: int) -> int:
-    """Run a shard until its job is over. Raises ZmlError for a person to read."""
-    import torch
-    import uvloop
-
-    torch.set_num_threads(1)  # chunks are small; the other cores belong to workers and other shards
-    if parse(settings.compress).sparse:
-        compile_kernels()
-    return uvloop.run(_serve(settings, shard))
-
-
-def compile_kernels() -> None:
-    """Or load them, where they were compiled before."""
-    from .codec import kernels
-
-    def say(text: str) -> None:
-        print(f"{NOTICE}{text}", file=sys.stderr, flush=True)
-
-    for module in (kernels.ENTRY, *kernels.ON_SHARDS):
-        kernels.prepare(say, module)
-
-
-async def prepare() -> None:
-    """For a sparse job, outside of the bulk thread."""
-    await asyncio.to_thread(compile_kernels)
-
-
-async def _serve(settings: Settings, shard: int) -> int:
-    loop = asyncio.get_running_loop()
-    thread = IoThread("zml-bulk")
-    try:
-
-        async def in_bulk(function: Callable[[], Any]) -> Any:
-            return await asyncio.wrap_future(thread.submit(_called(function)))
-
-        def state(run_dir: str) -> Path | None:
-            if settings.push_log == "off":
-                return None
-            return shard_state(settings.run_dir or run_dir, shard)
-
-        def control(name: str, handler: Handler) -> Endpoint:
-            return control_endpoint(settings, name, handler, keys=(f"p{shard}", LISTENER))
-
-        async def another(name: str, handler: Handler) -> Endpoint:
-            beside = replace(settings, bind=beside_each(settings.bind, name))
-            return await asyncio.wrap_future(thread.submit(_listen(beside, name, handler)))
-
-        def dial(name: str) -> Endpoint:
-            return bulk_endpoint(settings, name, nobody, keys=(f"p{shard}", LISTENER), listens=False)
-
-        ps = Ps(shard, settings, control, in_bulk, state, another, dial)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, ps.leave, signal.Signals(number).name)
-        listener = await asyncio.wrap_future(thread.submit(_listen(settings, ps.name, ps.bulk)))
-        try:
-            return await ps.run(list(listener.addresses))
-        finally:
-            await asyncio.wrap_future(thread.submit(listener.close()))
-    finally:
-        thread.close()
-
-
-async def _listen(settings: Settings, name: str, handler: Handler) -> Endpoint:
-    listener = bulk_endpoint(settings, name, handler)
-    await listen(listener)
-    return listener
-
-
-def nobody(peer: str, message: Struct, payload: memoryview | None) -> None:
-    raise Refusal("unexpected", "nobody asks here")
-
-
-async def _called(function: Callable[[], Any]) -> Any:
-    result = function()
-    return await result if isawaitable(result) else result

@@ -8,9 +8,30 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.scheduler.play import JOB, Play, running
-from zml.scheduler.actions import Action, Await, Fence, Ignored, Pair, Promote, Rehome, Stop, Unpair
-from zml.scheduler.events import BackupLost, BackupReady, Left, NotPromoted, Returned, Submitted, Ticked
-from zml.scheduler.homes import Home, copy_name, other_process
+from zml.scheduler.actions import (
+    Action,
+    Adopt,
+    Await,
+    Fence,
+    Finish,
+    Ignored,
+    Pair,
+    Promote,
+    Rehome,
+    Stop,
+    Unpair,
+)
+from zml.scheduler.events import (
+    BackupLost,
+    BackupReady,
+    Left,
+    NotPromoted,
+    Returned,
+    Submitted,
+    Ticked,
+    Vacating,
+)
+from zml.scheduler.homes import Home, copy_at, copy_name
 from zml.scheduler.ids import ShardId, shard_id
 from zml.scheduler.rules import Rules
 
@@ -25,17 +46,22 @@ def of_kind(actions: list[Action], kind: type) -> list[Any]:
     return [action for action in actions if isinstance(action, kind)]
 
 
+def place_of_copy(play: Play, shard: ShardId, host: ShardId) -> ShardId | None:
+    job = play.machine.jobs[JOB]
+    return copy_at(shard, host, job.shards, job.replicas, job.off, job.members.alive("shard"))
+
+
 def ready(play: Play, shard: str, copy: int = 1, **other: Any) -> list[Action]:
     """Its home says that its backup is in step."""
     home = play.machine.home(JOB, shard)
     assert home is not None
-    host = other_process(ShardId(shard), home.host, play.machine.jobs[JOB].shards)
+    host = str(other.get("host") or place_of_copy(play, ShardId(shard), home.host))
     said = {
         "member": str(home.host),
         "incarnation": play.incarnation(home.host),
         "home": home.incarnation,
         "host": str(host),
-        "host_incarnation": play.incarnation(host),
+        "host_incarnation": play.incarnation(host) if host != "p9" else 1,
         **other,
     }
     return play.tell(BackupReady(JOB, shard=shard, copy=copy, **said))
@@ -45,6 +71,21 @@ def lost(play: Play, shard: str, copy: int = 1) -> list[Action]:
     home = play.machine.home(JOB, shard)
     assert home is not None
     return play.tell(BackupLost(JOB, home.host, play.incarnation(home.host), shard, home.incarnation, copy))
+
+
+def vacate(play: Play, member: str) -> list[Action]:
+    return play.tell(Vacating(JOB, member, play.incarnation(member), "SIGTERM"))
+
+
+def run_out(play: Play) -> list[Action]:
+    """Nobody comes back, and everybody who is here is heard, until a patience is over."""
+    actions: list[Action] = []
+    for _ in range(300):
+        play.now += 0.5
+        actions = [*play.hear(*play.alive()), *play.tell(Ticked(JOB))]
+        if actions:
+            break
+    return actions
 
 
 def with_backups(shards: int = 2, digest: str = "d") -> Play:
@@ -203,16 +244,156 @@ def test_a_shard_that_joins_again_over_its_silent_self_is_promoted_and_not_trust
     assert play.machine.served_by(JOB, "p0") == []
 
 
+# -- a process leaves in order, and comes again -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_a_process_that_is_to_leave_has_what_lives_there_copied_to_the_next_and_promoted_as_soon_as_it_is_in_step(
+    shards: int,
+) -> None:
+    play = running(1, shards)
+    play.register("w0")
+    (pair,) = vacate(play, "p1")
+    to = P2 if shards == 3 else P0
+    assert isinstance(pair, Pair) and (pair.shard, pair.host) == (P1, to)
+    assert pair.because == f"p1 is to move to {to}"
+    assert play.machine.needed_in(JOB, "p1") == [P1] and play.machine.is_leaving(JOB, "p1")
+    (promote,) = ready(play, "p1")
+    assert isinstance(promote, Promote) and (promote.shard, promote.host, promote.log) == (P1, to, "p1-1-1")
+    assert not play.machine.serves_at(JOB, "p1", "p1", 1), "its former home is told so when it asks"
+    assert play.machine.needed_in(JOB, "p1") == [P1], "until it is there"
+    assert serves(play, "p1", str(to)) == [Rehome(JOB, P1, 2, "p1 is back")]
+    assert play.machine.needed_in(JOB, "p1") == []
+    assert play.tell(Left(JOB, "p1", 1, "SIGTERM")) == [], "nobody waits for it"
+    assert play.machine.waiting_for(JOB) == "waiting for w0 to bring the first parameters"
+
+
+def test_what_is_said_twice_of_a_process_that_leaves_counts_once() -> None:
+    play = running(1, 2)
+    vacate(play, "p1")
+    assert [type(action) for action in vacate(play, "p1")] == [Ignored]
+    assert len(ready(play, "p1")) == 1
+    assert [type(action) for action in ready(play, "p1")] == [Ignored]
+
+
+def test_the_last_process_cannot_hand_over_and_is_waited_for_when_it_leaves() -> None:
+    play = running(1, 1)
+    (ignored,) = vacate(play, "p0")
+    assert isinstance(ignored, Ignored) and not play.machine.is_leaving(JOB, "p0")
+    assert [type(action) for action in play.tell(Left(JOB, "p0", 1, "SIGTERM"))] == [Await]
+
+
+def test_a_process_with_a_backup_in_step_hands_over_without_another_copy() -> None:
+    play = with_backups(3)
+    actions = vacate(play, "p1")
+    assert [(a.shard, a.host) for a in of_kind(actions, Promote)] == [("p1", "p2")]
+    assert pairs(actions) == [("p0", "p2", 1)], "the backup that was there is made elsewhere"
+    assert pairs(serves(play, "p1", "p2")) == [("p1", "p0", 1)], "and p1 has a backup without its own process"
+
+
+def test_a_shard_moves_home_when_its_process_joins_again() -> None:
+    play = running(1, 2)
+    play.register("w0")
+    vacate(play, "p1")
+    ready(play, "p1")
+    serves(play, "p1", "p0")
+    play.tell(Left(JOB, "p1", 1, "SIGTERM"))
+    assert pairs(play.join("shard", "again", "p1")) == [("p1", "p1", 2)]
+    assert play.machine.served_by(JOB, "p1") == [], "it has nothing yet"
+    (promote,) = of_kind(ready(play, "p1"), Promote)
+    assert (promote.shard, promote.host, promote.incarnation) == (P1, P1, 3)
+    assert serves(play, "p1", "p1") == [Rehome(JOB, P1, 3, "p1 is back")]
+
+
+def test_where_a_shard_is_to_move_dies_and_the_next_one_is_asked() -> None:
+    play = running(1, 3)
+    vacate(play, "p0")
+    actions = play.fall_silent("p1")
+    assert [(a.shard, a.host, a.number) for a in of_kind(actions, Unpair)] == [("p0", "p1", 2)]
+    assert play.machine.needed_in(JOB, "p0") == [P0], "p1 is still on the ring, and may come back"
+    vacated = play.join("shard", "again", "p1")
+    assert [(a.shard, a.host, a.host_incarnation, a.number) for a in of_kind(vacated, Pair)] == [
+        ("p0", "p1", 2, 3)
+    ]
+
+
+def test_a_move_whose_process_dies_falls_back_on_the_log_that_it_came_from() -> None:
+    play = running(1, 2)
+    play.register("w0")
+    vacate(play, "p1")
+    ready(play, "p1")
+    actions = play.fall_silent("p0")
+    assert [fence.member for fence in of_kind(actions, Fence)] == ["p0", "p1"], "it says nothing any more"
+    play.join("shard", "again", "p1")
+    assert play.machine.served_by(JOB, "p1") == [(P1, Home(P1, 3, "p1"))]
+
+
+# -- a process does not come back -------------------------------------------------------------------------------
+
+
+def test_the_log_of_a_shard_that_does_not_come_back_is_read_by_another_process() -> None:
+    play = running(1, 2)
+    play.register("w0")
+    play.fall_silent("p1")
+    (adopt,) = run_out(play)
+    assert isinstance(adopt, Adopt) and (adopt.shard, adopt.host, adopt.incarnation) == (P1, P0, 2)
+    assert adopt.log == "p1"
+    assert serves(play, "p1", "p0") == [Rehome(JOB, P1, 2, "p1 is back")]
+    assert play.machine.served_by(JOB, "p0") == [(P0, Home(P0, 1, "p0")), (P1, Home(P0, 2, "p1"))]
+    assert pairs(play.join("shard", "again", "p1")) == [("p1", "p1", 2)], "where it belongs"
+
+
+def test_a_log_that_cannot_be_read_by_another_ends_the_job() -> None:
+    play = running(1, 2)
+    play.register("w0")
+    play.fall_silent("p1")
+    run_out(play)
+    assert play.tell(NotPromoted(JOB, P1, 1, "another adoption is meant")) == []
+    actions = play.tell(NotPromoted(JOB, P1, 2, "p0 cannot read its log"))
+    because = "p1 was lost: silent for 1.0 s; it did not come back in time, and p0 cannot read its log"
+    assert {stop.because for stop in of_kind(actions, Stop)} == {because}
+
+
+def test_a_process_that_comes_back_while_its_log_is_given_to_another_has_nothing_to_serve() -> None:
+    play = running(1, 2)
+    play.register("w0")
+    play.fall_silent("p1")
+    run_out(play)
+    play.join("shard", "again", "p1")
+    assert play.machine.served_by(JOB, "p1") == []
+    actions = play.tell(NotPromoted(JOB, P1, 2, "p0 cannot read its log"))
+    assert [fence.member for fence in of_kind(actions, Fence)] == ["p1"]
+    play.join("shard", "once more", "p1")
+    assert play.machine.served_by(JOB, "p1") == [(P1, Home(P1, 3, "p1"))], "then it reads it itself"
+
+
+def test_whoever_reads_the_log_of_another_and_dies_is_followed_by_the_next() -> None:
+    play = running(1, 3)
+    play.register("w0")
+    play.fall_silent("p1")
+    assert [adopt.host for adopt in of_kind(run_out(play), Adopt)] == ["p2"]
+    play.fall_silent("p2")
+    assert {(a.shard, a.host) for a in of_kind(run_out(play), Adopt)} == {("p1", "p0")}
+    serves(play, "p1", "p0")
+    assert {(a.shard, a.host) for a in of_kind(run_out(play), Adopt)} == {("p2", "p0")}
+    serves(play, "p2", "p0")
+    play.fall_silent("p0")
+    assert of_kind(run_out(play), Stop) or of_kind(run_out(play), Finish), "nobody is left"
+
+
 class Ring(RuleBasedStateMachine):
-    """Three shards with backups; processes die and come back, copies are made and lost, promotions fail.
+    """Three shards with backups; processes die, leave and come back, copies are made and lost, promotions fail, logs
+    are read by others.
 
     What each copy has is modelled as the number of things that were acknowledged when it was in step. Nothing that
     was acknowledged may be missing wherever a shard serves.
     """
 
+    replicas = 1
+
     def __init__(self) -> None:
         super().__init__()
-        self.play = running(1, 3, Rules(lease_s=1.0, return_s=1e6), replicas=1)
+        self.play = running(1, 3, Rules(lease_s=1.0, return_s=20), replicas=self.replicas)
         self.acknowledged = dict.fromkeys((P0, P1, P2), 0)
         self.has: dict[str, int] = {"p0": 0, "p1": 0, "p2": 0}  # by the name of a log: what is in it
         self.copies: dict[tuple[ShardId, int], int] = {}  # (shard, home) -> newest copy
@@ -221,8 +402,15 @@ class Ring(RuleBasedStateMachine):
         ] = {}  # as the home sees it: log, copy, host, its life
         self.processes = 0
 
+    @property
+    def runs(self) -> bool:
+        """It ends where nobody serves a shard in time."""
+        return self.play.state() == "RUNNING"
+
     def home(self, shard: ShardId) -> Home | None:
         """Where it serves; None while nobody does."""
+        if not self.runs:
+            return None
         job = self.play.machine.jobs[JOB]
         return None if shard in job.away else job.homes[shard]
 
@@ -244,15 +432,16 @@ class Ring(RuleBasedStateMachine):
         home = self.home(shard)
         if home is None or shard in self.in_step:
             return
-        host = other_process(shard, home.host, 3)
-        if host not in self.play.alive():
+        told = self.play.machine.jobs[JOB].copying.get(shard)
+        if told is None:
             return
+        host = told.host
         copy = self.copies[shard, home.incarnation] = self.copies.get((shard, home.incarnation), 0) + 1
         log = copy_name(shard, home.incarnation, copy)
         assert log not in self.has, "two histories under one name"
         self.has[log] = self.has[home.log]
         self.in_step[shard] = (log, copy, host, self.play.incarnation(host))
-        ready(self.play, shard, copy)
+        ready(self.play, shard, copy, host=str(host))
 
     @rule(shard=st.sampled_from((P0, P1, P2)))
     def gives_its_backup_up(self, shard: ShardId) -> None:
@@ -262,7 +451,7 @@ class Ring(RuleBasedStateMachine):
 
     @rule(member=st.sampled_from(("p0", "p1", "p2")))
     def dies(self, member: str) -> None:
-        if member in self.play.alive():
+        if member in self.play.alive() and self.runs:
             self.forget(member)
             self.play.fall_silent(member)
 
@@ -271,27 +460,45 @@ class Ring(RuleBasedStateMachine):
             if home.host == member:
                 self.in_step.pop(shard, None)
 
+    @rule(member=st.sampled_from(("p0", "p1", "p2")), gone=st.booleans())
+    def leaves(self, member: str, gone: bool) -> None:
+        """When it may, or when it has no more time."""
+        if member in self.play.alive() and self.runs:
+            vacate(self.play, member)
+            if gone or not self.play.machine.needed_in(JOB, member):
+                self.forget(member)
+                self.play.tell(Left(JOB, member, self.play.incarnation(member), "SIGTERM"))
+
+    @precondition(lambda self: self.runs and self.play.machine.jobs[JOB].away)
+    @rule()
+    def nobody_comes_back_in_time(self) -> None:
+        job = self.play.machine.jobs[JOB]
+        if any(process not in job.off for process in job.members.alive("shard")):
+            run_out(self.play)
+
     @rule(member=st.sampled_from(("p0", "p1", "p2")))
     def comes_back(self, member: str) -> None:
-        if member not in self.play.alive():
+        if member not in self.play.alive() and self.runs:
             self.processes += 1
             self.play.join("shard", f"process {self.processes}", member)
 
     @rule(shard=st.sampled_from((P0, P1, P2)), refused=st.sampled_from([False, False, False, True]))
     def serves_again(self, shard: ShardId, refused: bool) -> None:
         """A promoted backup, or a process that has read its log, says so."""
+        if not self.runs:
+            return
         job = self.play.machine.jobs[JOB]
         home = job.promoting.get(shard) or job.homes[shard]
         if shard not in job.away or home.host not in self.play.alive():
             return
-        if refused and shard in job.promoting:
+        if refused and shard in job.promoting and home.log != job.homes[shard].log:
             self.forget(str(job.homes[shard].host))
             self.play.tell(NotPromoted(JOB, shard, home.incarnation, "no room"))
         elif shard in job.promoting or (shard, home) in self.play.machine.served_by(JOB, home.host):
             self.play.tell(Returned(JOB, home.host, self.play.incarnation(home.host), "", shard))
             self.in_step.pop(shard, None)
 
-    @precondition(lambda self: self.play.state() == "RUNNING")
+    @precondition(lambda self: self.runs)
     @rule()
     def time_passes(self) -> None:
         self.play.now += 0.3
@@ -300,12 +507,20 @@ class Ring(RuleBasedStateMachine):
 
     @invariant()
     def nothing_that_was_acknowledged_is_missing_where_a_shard_serves(self) -> None:
-        if JOB not in self.play.machine.jobs:
-            return
         for shard in (P0, P1, P2):
             if (home := self.home(shard)) is not None:
                 assert self.has[home.log] >= self.acknowledged[shard], (shard, home)
 
 
-Ring.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+Ring.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
 TestRing = Ring.TestCase
+
+
+class BareRing(Ring):
+    """Without backups: what leaves is copied first, and what dies is in its log alone."""
+
+    replicas = 0
+
+
+BareRing.TestCase.settings = Ring.TestCase.settings
+TestBareRing = BareRing.TestCase

@@ -503,19 +503,18 @@ def test_before_any_script_has_shown_its_model_a_shard_may_come_back_with_nothin
 
 
 def test_a_shard_that_does_not_come_back_ends_the_job() -> None:
-    play = running(1, 2)
-    play.fall_silent("p1")
+    play = running(1, 1)
+    play.fall_silent("p0")
     because = (
-        "p1 was lost: silent for 1.0 s; it did not come back within 60 s, and nobody else has its chunks"
+        "p0 was lost: silent for 1.0 s; it did not come back within 60 s, and nobody else has its chunks"
     )
     play.now += 58
-    play.hear("w0", "p0")
+    play.hear("w0")
     play.now += 0.9
-    play.hear("w0", "p0")
+    play.hear("w0")
     play.now += 0.9
-    assert play.hear("w0", "p0") == [Stop(JOB, W0, because), Stop(JOB, P0, because)]
-    play.tell(Left(JOB, "w0", 1, ""))
-    assert play.tell(Left(JOB, "p0", 1, "")) == [Finish(JOB, State.FAILED, 4, because)]
+    assert play.hear("w0") == [Stop(JOB, W0, because)]
+    assert play.tell(Left(JOB, "w0", 1, "")) == [Finish(JOB, State.FAILED, 4, because)]
 
 
 def test_a_job_that_is_drained_waits_for_a_lost_shard_too() -> None:

@@ -43,12 +43,13 @@ from zml.messages import (
 )
 from zml.outbox import Outbox
 from zml.plan import Plan
-from zml.ps import Ps, nobody
+from zml.ps import Ps
 from zml.replica import Replica
 from zml.scheduler.ids import JobId
 from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
 from zml.seat import Seat
+from zml.serving import nobody
 from zml.transport import BULK, CONTROL, Limits, Refusal, TransportError
 from zml.transport.memory import MemoryEndpoint, MemoryNetwork
 from zml.updates import outer_hyper, outer_spec
@@ -275,6 +276,7 @@ class Cluster:
         *,
         compute_s: Callable[[str], float] = lambda name: 0.05,
         lease_s: float = 1.5,
+        return_s: float = 60.0,
         folder: Path | None = None,
         resumed: Checkpoint | None = None,
         state: Path | None = None,
@@ -287,7 +289,7 @@ class Cluster:
         self.network = network
         self.spec = spec
         self.compute_s = compute_s
-        self.settings = Settings(coordinator=(ADDRESS,), lease_s=lease_s, bucket_chunks=1)
+        self.settings = Settings(coordinator=(ADDRESS,), lease_s=lease_s, return_s=return_s, bucket_chunks=1)
 
         self.state = state
         self.died, self.returned = asyncio.Event(), asyncio.Event()
@@ -313,7 +315,7 @@ class Cluster:
         self.coordinator = Coordinator(
             JobId(JOB),
             self.spec,
-            Machine(Rules(lease_s=self.settings.lease_s)),
+            Machine(Rules(lease_s=self.settings.lease_s, return_s=self.settings.return_s or 0)),
             listen,
             EventLog(None),
             heartbeat_s=0.15,

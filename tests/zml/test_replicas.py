@@ -38,16 +38,26 @@ class Case:
         optimizer_on: Literal["auto", "shard", "worker"] = "auto",
         folder: Path | None = None,
         compute_s: float = 0.05,
+        replicas: int = 1,
+        return_s: float = 60.0,
+        state: Path | None = None,
     ) -> None:
         spec = JobSpec(
             workers=workers,
             shards=shards,
-            replicas=1,
+            replicas=replicas,
             staleness=staleness,
             compress=compress,
             optimizer_on=optimizer_on,
         )
-        self.cluster = Cluster(MemoryNetwork(seed), spec, folder=folder, compute_s=lambda name: compute_s)
+        self.cluster = Cluster(
+            MemoryNetwork(seed),
+            spec,
+            folder=folder,
+            state=state,
+            compute_s=lambda name: compute_s,
+            return_s=return_s,
+        )
         self.scripts: list[Script] = []
         self.down: set[int] = set()  # processes that are to stay away
         self.launcher: list[asyncio.Task[None]] = []
@@ -90,11 +100,24 @@ class Case:
         self.down.add(index)
         self.cluster.kill_shard(index)
 
+    def leave(self, index: int) -> None:
+        """As SIGTERM."""
+        self.down.add(index)
+        self.cluster.shards[index].leave("SIGTERM")
+
+    async def has_left(self, index: int) -> int:
+        """Its exit code."""
+        async with asyncio.timeout(90):
+            return await asyncio.shield(self.cluster.shard_tasks[index])
+
     async def until_trained(self, batches: int) -> None:
         await self.cluster.until(partial(have_trained, self.scripts, batches))
 
     async def until_backed_up(self, *shards: str) -> None:
         await self.cluster.until(lambda: all(map(self.cluster.backed_up, shards)))
+
+    def trained(self) -> list[tuple[int, int]]:
+        return trained(self.scripts)
 
     async def finish(self) -> None:
         assert await self.cluster.finish() == 0, [script.error for script in self.scripts]

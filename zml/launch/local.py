@@ -22,6 +22,7 @@ import msgspec
 from rich.console import Console
 
 from .. import console, logs, report, rundir
+from ..compiled import NOTICE
 from ..compression import parse
 from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import LOST, NOT_FORMED, ZmlError
@@ -42,7 +43,6 @@ LAST_LINES = 5
 INTERRUPTED = 130
 # -P: modules of the working folder do not shadow ours.
 PROGRAM = (sys.executable, "-P", "-m", "zml")
-NOTICE = "zml: "  # a member's line for the person who waits
 SOCKET_PATH_BYTES = 90  # a Unix socket's path has 107, and we put a name behind the folder
 
 
