@@ -174,7 +174,6 @@ class Mirror:
                 continue
             because = await self._keep_at(order)
             if self.is_over:
-                log.warning("lives elsewhere", shard=self.core.name, because=because)
                 return
             log.warning("without a backup", shard=self.core.name, host=order.host, because=because)
             until = asyncio.get_running_loop().time() + pause_s

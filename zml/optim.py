@@ -7,7 +7,8 @@ a parameter whose gradient is None, each segment is a tensor of its own.
 """
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
 
 import numpy as np
 import torch
@@ -176,8 +177,7 @@ class UpdateRule:
         # foreach=False: 10 % faster for one chunk in one thread, and torch's own choice on a CPU.
         # The other numbers come with the steps; those that are fixed shape the state.
         fixed = {k: v for k, v in self.spec.fixed[self.chunk.group].items() if k != "decoupled_weight_decay"}
-        kind = getattr(torch.optim, self.spec.name)
-        optimizer: torch.optim.Optimizer = kind(self._parameters, lr=0.0, foreach=False, **fixed)
+        optimizer = _kind(self.spec.name)(self._parameters, lr=0.0, foreach=False, **fixed)
         self._hyper = None
         self._spans = None  # of tensors that may be gone
         return optimizer
@@ -205,6 +205,16 @@ class UpdateRule:
                 if isinstance(value, Tensor):
                     own = value.clone() if name == STEP else _part(value, segment)
                 self._optimizer.state[parameter][name] = own
+
+
+@cache
+def _kind(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """torch's optimizer without the wrappers of its methods. The first call of one imports torch's compiler: seconds of
+    a shard's start, and of each return of one that was killed, in which it answers nobody."""
+    methods = inspect.getmembers(torch.optim.Optimizer, lambda member: hasattr(member, "__wrapped__"))
+    bare = {each: inspect.unwrap(method) for each, method in methods}
+    kind: Callable[..., torch.optim.Optimizer] = type(name, (getattr(torch.optim, name),), bare)
+    return kind
 
 
 def _part(values: Tensor, segment: Segment) -> Tensor:

@@ -238,7 +238,7 @@ class Ps:
                 pushes.close()
 
         await self.in_bulk(close)
-        log.warning("lives elsewhere", shard=shard, host=self.name)
+        log.warning("lives elsewhere", shard=shard)
 
     async def _return(self, lease: Lease, core: Shard) -> None:
         joined, listener = lease.joined, self.listeners.get(core.name)
@@ -512,7 +512,7 @@ class Ps:
         del self.backups[shard]
         if backup.pushes is not None:
             self.logs[shard] = backup.pushes
-        log.warning("promoted", shard=shard, host=self.name, incarnation=message.incarnation)
+        log.warning("promoted", shard=shard, incarnation=message.incarnation)
         self._spawn(self._return_promoted(lease, core))
         return Ok()
 
@@ -539,7 +539,7 @@ class Ps:
             if (pushes := self.logs.pop(shard, None)) is not None:
                 pushes.close()
             raise Refusal("placement", f"{self.name} cannot serve {shard}: {error}") from None
-        log.warning("taken over", shard=shard, host=self.name, incarnation=message.incarnation)
+        log.warning("taken over", shard=shard, incarnation=message.incarnation)
         self._spawn(self._return_promoted(lease, core))
         return Ok()
 

@@ -70,15 +70,33 @@ def test_a_late_worker_joins_a_job_that_goes_on_and_contributes(place: Playgroun
     assert "epoch 39 done" in late.text
 
 
-def test_a_lost_shard_that_does_not_come_back_ends_the_job_and_says_so(place: Playground) -> None:
-    (place.folder / "zml.toml").write_text("shard_restarts = 0\nreturn_s = 3\n")
+def test_a_lost_shard_that_does_not_come_back_and_has_no_log_ends_the_job_and_says_so(
+    place: Playground,
+) -> None:
+    (place.folder / "zml.toml").write_text('shard_restarts = 0\nreturn_s = 3\npush_log = "off"\n')
     run = place.start("run", "-w", "2", "-p", "2", "train.py", "--epochs", "500", "--pause", "0.03")
     place.until(lambda: "epoch 0 done" in place.script_lines("w0"), "training goes on")
     (shard,) = place.pids("ps", "--shard 1")
     os.kill(shard, signal.SIGKILL)
     assert run.wait() == 4, run.text
-    assert "p1 was lost" in run.text or "p1 is gone" in run.text or "shard p1" in run.text
+    said = " ".join(run.text.split())
+    assert "p1 was lost" in said and "p0 cannot read the log of p1" in said, run.text
     assert not place.pids("zml")
+
+
+def test_a_lost_shard_that_does_not_come_back_is_taken_over_by_another_that_sees_its_log(
+    place: Playground,
+) -> None:
+    (place.folder / "zml.toml").write_text("shard_restarts = 0\nreturn_s = 3\n")
+    args = ["-w", "2", "-p", "2", "train.py", "--epochs", "40", "--samples", "64", "--pause", "0.03"]
+    run = place.start("run", *args)
+    place.until(lambda: "epoch 0 done" in place.script_lines("w0"), "training goes on")
+    (shard,) = place.pids("ps", "--shard 1")
+    os.kill(shard, signal.SIGKILL)
+    assert run.wait() == 0, run.text
+    calm = place.start("run", *args, "--save", "calm.safetensors")
+    assert calm.wait() == 0, calm.text
+    assert same_model(place.folder / "model.safetensors", place.folder / "calm.safetensors")
 
 
 @pytest.mark.parametrize(

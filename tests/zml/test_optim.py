@@ -1,6 +1,9 @@
 """The shard's update is torch's, to the bit: every optimizer, every option, cut anywhere, with gradients missing."""
 
 import itertools
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -238,3 +241,28 @@ def test_torch_has_the_numbers_that_we_name() -> None:
         assert set(optimizer.param_groups[0]) - ours <= set(numbers) <= set(RULES)
         assert set(numbers) - set(optimizer.param_groups[0]) <= {"decoupled_weight_decay"}
         assert set(itertools.chain(*hyper_of(optimizer))) == set(numbers)
+
+
+STEPS = """
+import json, sys, torch
+from zml.hyper import RULES, OptimizerSpec
+from zml.layout import Layout
+from zml.optim import UpdateRule
+layout = Layout.build([("a", (4,), 0), ("b", (4,), 0)], 8)
+for name, numbers in json.loads(sys.argv[1]).items():
+    spec = OptimizerSpec(name, ({key: number for key, number in numbers.items() if RULES[key].fixed},))
+    (hyper,) = spec.accept([numbers])
+    rule = UpdateRule(spec, layout.chunks[0], torch.zeros(8))
+    rule.step(torch.ones(8), hyper)
+    rule.step(torch.ones(8), hyper, absent={1})
+    UpdateRule(spec, layout.chunks[0], torch.zeros(8)).load_state(rule.state())
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_shard_steps_without_loading_torchs_compiler() -> None:
+    """It takes seconds to load, in which a shard that was started again answers nobody."""
+    numbers = {name: hyper_of(getattr(torch.optim, name)([torch.zeros(1)], lr=0.1))[0] for name in OPTIMIZERS}
+    command = [sys.executable, "-c", STEPS, json.dumps(numbers)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\n", "")
