@@ -50,6 +50,10 @@ class Refused(ValueError):
     """What a member said of its file is not so. The writer is as before; the message names the file."""
 
 
+class Gap(Refused):
+    """A piece came before the one that it follows: it may come again."""
+
+
 class _Stream(NamedTuple):
     """A file that arrives in pieces. Its bytes so far are written, and hashed, but not synced."""
 
@@ -106,7 +110,7 @@ class Writer:
     def piece(self, name: str, offset: int, data: Buffer) -> None:
         """The next bytes of a file that arrives bit by bit. What is there already is not written twice.
 
-        Raises Refused if bytes before `offset` have not come yet.
+        Raises Gap if bytes before `offset` have not come yet.
         """
         if name in self._files:
             if offset + memoryview(data).nbytes <= self._files[name].bytes:
@@ -117,7 +121,7 @@ class Writer:
         have = stream.bytes if stream is not None else 0
         flat = memoryview(data).cast("B")
         if not 0 <= offset <= have:
-            raise Refused(f"{name} has {have} bytes, and the next piece begins at {offset}")
+            raise Gap(f"{name} has {have} bytes, and the next piece begins at {offset}")
         if offset + len(flat) > MOST_FILE:
             raise Refused(f"{name} has more than {MOST_FILE} bytes")
         fresh = flat[have - offset :]
