@@ -174,7 +174,7 @@ class Checkpointer:
             written, _ = await asyncio.gather(asyncio.gather(*parts), self.keep(intake))
             for shard, part in zip(shards, written, strict=True):
                 if part is None:
-                    raise NotTaken(intake.trouble or f"{shard} did not write its part; its log says why")
+                    raise NotTaken(intake.trouble)
                 await intake.adopt(shard_file(int(shard[1:])), part.bytes, part.xxh3)
             for name, data in cut.files.items():
                 await intake.run(intake.writer.write, name, data)
@@ -198,7 +198,7 @@ class Checkpointer:
         finally:
             asked.cancel()
         if answer is None or not isinstance(answer.message, Written):
-            intake.close()  # the others need not go on
+            intake.close(f"{shard} did not write its part; its log says why")  # the others need not go on
             return None
         return answer.message
 

@@ -42,7 +42,8 @@ class Intake:
         self.writer = writer
         self.senders: dict[str, str] = {}  # by file, who may send it
         self.received: Counter[str] = Counter()  # pieces, by file
-        self.trouble = ""  # why the disk does not take it
+        self.closed = False
+        self.trouble = ""  # why it cannot become one
         self._thread = thread
 
     @classmethod
@@ -67,6 +68,8 @@ class Intake:
 
     async def take(self, message: Piece, payload: Buffer) -> Message:
         """Raises Refusal."""
+        if self.closed:
+            raise Refusal("checkpoint", self.trouble or f"{self.name} is given up")
         if self.senders.get(message.name) != message.member:
             raise Refusal("checkpoint", f"{message.member} is not to send {message.name[:60]!r}")
         if len(payload) > PIECE:
@@ -78,7 +81,7 @@ class Intake:
         except Refused as refused:
             raise Refusal("checkpoint", str(refused)) from None
         except ZmlError as error:
-            self.trouble = str(error)
+            self.close(str(error))
             raise Refusal("checkpoint", str(error)) from None
         self.received[message.name] += 1
         return Ok()
@@ -100,9 +103,10 @@ class Intake:
         if self.writer.over:
             raise Refused(self.trouble or f"{self.name} is not being made any more")
 
-    def close(self) -> None:
-        """From now on nothing is taken."""
-        self.senders.clear()
+    def close(self, because: str = "") -> None:
+        """From now on nothing is taken; the first reason counts."""
+        self.closed = True
+        self.trouble = self.trouble or because
 
     async def end(self) -> None:
         """What was not sealed is removed."""

@@ -278,10 +278,12 @@ class Cluster:
         folder: Path | None = None,
         resumed: Checkpoint | None = None,
         state: Path | None = None,
+        sees: Callable[[Path], bool] = Path.is_dir,
     ) -> None:
         """`folder`: where shards keep their push logs; without one their state dies with them. `state`: where the
-        coordinator's journal is, for one that is to die and go on."""
+        coordinator's journal is, for one that is to die and go on. `sees`: do shards' processes see a folder?"""
         self.folder = folder
+        self.sees = sees
         self.silent = False  # scripts do not answer when they are asked to keep their optimizers' state
         self.resumed = resumed
         self.network = network
@@ -410,7 +412,7 @@ class Cluster:
         def dial(name: str) -> MemoryEndpoint:
             return endpoint(name, nobody, BULK, [])
 
-        ps = Ps(index, self.settings, control, here, state, listen, dial)
+        ps = Ps(index, self.settings, control, here, state, listen, dial, self.sees)
         self.shards[index] = ps
         listener = endpoint(ps.name, self.tapped(ps, ps.name, ps.bulk), BULK, ["tcp://127.0.0.1:0"])
         await listener.start()
