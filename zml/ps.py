@@ -511,7 +511,10 @@ async def _serve(settings: Settings, shard: int) -> int:
         def dial(name: str) -> Endpoint:
             return bulk_endpoint(settings, name, nobody, keys=(f"p{shard}", LISTENER), listens=False)
 
-        ps = Ps(shard, settings, control, in_bulk, state, another, dial)
+        def sees(folder: Path) -> bool:
+            return settings.shared_folder == "auto" and folder.is_dir()
+
+        ps = Ps(shard, settings, control, in_bulk, state, another, dial, sees)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ps.leave, signal.Signals(number).name)
         listener = await asyncio.wrap_future(thread.submit(_listen(settings, ps.name, ps.bulk)))

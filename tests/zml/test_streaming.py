@@ -22,6 +22,7 @@ from tests.zml.test_going_on import Mortal
 from tests.zml.test_recovery import bits
 from zml import piecewise, porter
 from zml.checkpoint import Checkpoint, Disk, newest, read
+from zml.checkpointer import WRITE_S
 from zml.checkpoints import When
 from zml.errors import BAD_CHECKPOINT, DISK_FULL, FENCED, NOT_WRITTEN, ZmlError
 from zml.lease import COORDINATOR
@@ -191,6 +192,48 @@ def test_what_is_under_way_is_bounded(tmp_path: Path) -> None:
         return most
 
     assert simulate(main()) == piecewise.WINDOW
+
+
+def test_a_part_may_take_as_long_as_pieces_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far longer than a shard that says nothing is waited for; and such a one costs one checkpoint."""
+    monkeypatch.setattr(piecewise.pieces, "__defaults__", (10,))
+
+    async def main() -> tuple[float, Path | None, float, Path | None]:
+        cluster = Watched(
+            MemoryNetwork(1), JobSpec(workers=1, shards=1), sees=nowhere, compute_s=lambda name: 100.0
+        )
+        silent = False
+
+        def slow(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Piece):
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                await asyncio.sleep(1e6 if silent else 20.0)
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = slow
+        await cluster.start()
+        take = keep(cluster, tmp_path)
+        script = cluster.script("w0", batches=100)
+        await cluster.until(lambda: script.trained)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        first = await take()
+        took_s = loop.time() - began
+        silent, began = True, loop.time()
+        second = await take()
+        silent_s = loop.time() - began
+        cluster.coordinator.interrupt("SIGINT")
+        cluster.coordinator.interrupt("SIGINT")
+        await cluster.finish()
+        return took_s, first, silent_s, second
+
+    took_s, first, silent_s, second = simulate(main())
+    assert first is not None and took_s > 2 * WRITE_S
+    assert second is None and silent_s <= porter.PIECE_S + 1
 
 
 def test_only_the_shard_itself_may_send_its_part_and_only_while_it_is_made(tmp_path: Path) -> None:
