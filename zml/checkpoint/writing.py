@@ -6,8 +6,8 @@ with a dot. Nothing that exists is ever written into or replaced, except LATEST.
 
 One coordinator at a time writes below a run directory, and its lock keeps others out. So a partial folder whose name
 has another process's token is a dead one's, and the next writer sweeps it; those of this process are
-removed by their own writers. Each name is used once: a shard that still writes for an abandoned attempt finds its
-folder gone, and never the next attempt.
+removed by their own writers. Each name is drawn at random and used once: who finds a folder of this name sees this very
+disk, and a shard that still writes or sends for an abandoned attempt finds it gone, and never the next attempt.
 """
 
 import json
