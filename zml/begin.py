@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from .checkpoint import BadCheckpoint, Checkpoint, read
-from .checkpoint.folder import MANIFEST
+from .checkpoint.folder import MANIFEST, is_seen
 from .layout import BadLayout, Registration
 from .messages import Assign, Assignment
 from .store import Store
@@ -57,7 +57,7 @@ def begin(
     assign: Assign,
     payload: bytes | memoryview,
     brought: Checkpoint | None,
-    sees: Sees = Path.is_dir,
+    sees: Sees = is_seen,
 ) -> None:
     """Let the store begin with what was brought, else with what the folder has. Raises CannotBegin."""
     folder = Path(assign.checkpoint)

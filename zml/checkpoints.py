@@ -142,6 +142,7 @@ class Checkpoints:
             for file, size, xxh3 in kept.files:
                 await intake.adopt(file, size, xxh3)
         except (TimeoutError, Refused) as error:
+            await intake.forget(ABOUT, TENSORS)
             log.warning(
                 "a checkpoint without the worker's optimizer", because=str(error) or "it did not come in time"
             )

@@ -99,6 +99,12 @@ class Intake:
 
         await self.run(adopt)
 
+    async def forget(self, *names: str) -> None:
+        """Go without these, as far as they are not complete, and take nothing more of them."""
+        for name in names:
+            self.senders.pop(name, None)
+            await self.run(self.writer.forget, name)
+
     def _check(self) -> None:
         if self.writer.over:
             raise Refused(self.trouble or f"{self.name} is not being made any more")

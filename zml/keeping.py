@@ -22,6 +22,7 @@ from . import optimizer_state as state
 from .binding import named_parameters
 from .checkpoint import DISK
 from .checkpoint.disk import write_file
+from .checkpoint.folder import is_seen
 from .errors import BAD_CHECKPOINT, ZmlError
 from .iothread import IoThread
 from .messages import Fetch, Fetched, Keep, Kept, Piece
@@ -125,7 +126,7 @@ def _me(client: Client) -> dict[str, Any]:
 
 async def _write(folder: Path, files: Files) -> list[KeptFile] | None:
     """Into the folder itself; None where it is not there, or does not take them."""
-    if not await asyncio.to_thread(folder.is_dir):
+    if not await asyncio.to_thread(is_seen, folder):
         return None
     kept = []
     for name, data in files.items():

@@ -23,7 +23,7 @@ import structlog
 
 from .begin import Sees, near, read_assignment
 from .checkpoint import BadCheckpoint, Checkpoint, shard_metadata, write_shard_file
-from .checkpoint.folder import MANIFEST, hidden, is_file_name
+from .checkpoint.folder import MANIFEST, hidden, is_file_name, is_seen
 from .checkpoint.manifest import MOST_BYTES, BadManifest, Manifest, parse
 from .checkpoint.partial import LENGTH_BYTES, Part
 from .checkpoint.tensors import shard_bytes
@@ -50,7 +50,7 @@ class Porter:
     """One process'. `dial` makes an endpoint that reaches the coordinator; `lease` is the process' place in the job."""
 
     def __init__(
-        self, settings: Settings, dial: Callable[[str, Handler], Endpoint], sees: Sees = Path.is_dir
+        self, settings: Settings, dial: Callable[[str, Handler], Endpoint], sees: Sees = is_seen
     ) -> None:
         self.settings = settings
         self.dial = dial

@@ -30,6 +30,7 @@ from msgspec import Struct
 from .backup import Backup
 from .base import state_of
 from .begin import CannotBegin, Sees
+from .checkpoint.folder import is_seen
 from .compression import parse
 from .errors import BAD_CHECKPOINT, FENCED, LOG_DAMAGED, LOST, ZmlError
 from .iothread import IoThread
@@ -93,7 +94,7 @@ class Ps:
         state: Callable[[str], Path | None] = lambda run_dir: None,
         listen: Callable[[str, Handler], Awaitable[Endpoint]] | None = None,
         dial: Callable[[str], Endpoint] | None = None,
-        sees: Sees = Path.is_dir,
+        sees: Sees = is_seen,
     ) -> None:
         self.name = f"p{index}"
         self.state = state
@@ -512,7 +513,7 @@ async def _serve(settings: Settings, shard: int) -> int:
             return bulk_endpoint(settings, name, nobody, keys=(f"p{shard}", LISTENER), listens=False)
 
         def sees(folder: Path) -> bool:
-            return settings.shared_folder == "auto" and folder.is_dir()
+            return settings.shared_folder == "auto" and is_seen(folder)
 
         ps = Ps(shard, settings, control, in_bulk, state, another, dial, sees)
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -19,7 +19,6 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -30,6 +29,7 @@ from torch import Tensor
 from . import base
 from .begin import CannotBegin, Sees, begin, read_assignment
 from .checkpoint import Checkpoint
+from .checkpoint.folder import is_seen
 from .codec import BadFrame, by_name, split
 from .compression import parse
 from .holding import Holding, Waiting, front_of
@@ -150,7 +150,7 @@ class Shard:
         self.brought: Checkpoint | None = (
             None  # what the order to come begins with, where it was looked for before
         )
-        self.sees: Sees = Path.is_dir
+        self.sees: Sees = is_seen
         self.holding: Holding | None = None  # while a checkpoint is cut
         self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest
         self.steps = 0

@@ -15,6 +15,7 @@ import torch
 
 from zml.binding import Binding
 from zml.checkpoint import Checkpoint
+from zml.checkpoint.folder import is_seen
 from zml.client import Client
 from zml.codec import by_name
 from zml.config import Settings
@@ -278,7 +279,7 @@ class Cluster:
         folder: Path | None = None,
         resumed: Checkpoint | None = None,
         state: Path | None = None,
-        sees: Callable[[Path], bool] = Path.is_dir,
+        sees: Callable[[Path], bool] = is_seen,
     ) -> None:
         """`folder`: where shards keep their push logs; without one their state dies with them. `state`: where the
         coordinator's journal is, for one that is to die and go on. `sees`: do shards' processes see a folder?"""

@@ -324,3 +324,27 @@ def test_a_script_without_a_shared_folder_sends_its_state_and_who_resumes_fetche
     messages, payloads = simulate(resumed(checkpoint))
     assert payloads == [tensors, tensors[2400:], about, b""]
     assert [message.bytes for message in messages] == [2500, 2500, 2, -1]
+
+
+def test_a_script_that_sends_half_a_file_costs_the_checkpoint_that_file_and_no_more(tmp_path: Path) -> None:
+    async def main() -> Checkpoint:
+        cluster = Cluster(
+            MemoryNetwork(1), JobSpec(workers=1, shards=1, optimizer_on="worker"), compute_s=lambda w: 5.0
+        )
+        cluster.silent = True
+        await cluster.start()
+        cluster.coordinator.checkpoint_desk.keep(tmp_path / "checkpoints", When())
+        script = cluster.script("w0")
+        await cluster.until(lambda: script.trained)
+        assert cluster.coordinator.checkpoint_desk.checkpoints is not None
+        taking = asyncio.ensure_future(cluster.coordinator.checkpoint_desk.checkpoints.take("a test"))
+        await cluster.until(lambda: script.keep is not None)
+        assert script.keep is not None
+        piece = Piece(**ME, checkpoint=script.keep.checkpoint, name=TENSORS, offset=0)
+        await script.client.of_checkpoint(piece, b"half")
+        path = await taking
+        assert path is not None and await cluster.finish() == 0
+        return read(path)
+
+    checkpoint = simulate(main())
+    assert checkpoint.file(TENSORS) is None and not (checkpoint.path / TENSORS).exists()

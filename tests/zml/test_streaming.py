@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -22,11 +23,12 @@ from tests.zml.test_going_on import Mortal
 from tests.zml.test_recovery import bits
 from zml import piecewise, porter
 from zml.checkpoint import Checkpoint, Disk, newest, read
+from zml.checkpoint.folder import is_seen
 from zml.checkpointer import WRITE_S
 from zml.checkpoints import When
 from zml.errors import BAD_CHECKPOINT, DISK_FULL, FENCED, NOT_WRITTEN, ZmlError
 from zml.lease import COORDINATOR
-from zml.messages import Fetch, Fetched, JobSpec, Piece
+from zml.messages import Fetch, Fetched, JobSpec, Piece, Write
 from zml.ps import Ps
 from zml.pushlog import PushLog
 from zml.shard import Shard
@@ -271,6 +273,41 @@ def test_only_the_shard_itself_may_send_its_part_and_only_while_it_is_made(tmp_p
         return codes
 
     assert simulate(main()) == [*["checkpoint"] * 6, "ZmlError", "checkpoint"]
+
+
+def test_a_shard_writes_only_into_a_checkpoint_in_the_making(tmp_path: Path) -> None:
+    real = tmp_path / ".step-000000001.0123456789abcdef.partial"
+    real.mkdir()
+
+    async def main() -> list[bool]:
+        cluster = Watched(MemoryNetwork(1), JobSpec(workers=1, shards=1))
+        await cluster.start()
+        script = cluster.script("w0")
+        await cluster.until(lambda: script.trained)
+        core, done = cluster.shards[0].core, []
+        assert core is not None
+        for folder, name in ((tmp_path, "x"), (real, "../x"), (real, ".x"), (real, "x")):
+            core.copy = (7, {}, {})
+            answer = await cluster.coordinator.shard_desk.ask("p0", Write("job", 7, str(folder), name))
+            done.append(answer is not None)
+        assert await cluster.finish() == 0
+        return done
+
+    assert simulate(main()) == [False, False, False, True]
+    assert [path.name for path in tmp_path.iterdir()] == [real.name] and [p.name for p in real.iterdir()] == [
+        "x"
+    ]
+
+
+def test_a_folder_that_may_not_be_looked_at_is_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*args: Any, **more: Any) -> Any:
+        raise PermissionError(errno.EACCES, "no")
+
+    assert is_seen(tmp_path)
+    monkeypatch.setattr(os, "stat", denied)
+    assert not is_seen(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["shard", "connection", "piece"])

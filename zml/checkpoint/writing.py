@@ -166,6 +166,13 @@ class Writer:
             del self._streams[name]
             self._disk.close(stream.handle)
 
+    def forget(self, name: str) -> None:
+        """Go without a file whose pieces have not all come."""
+        stream = self._streams.pop(name, None)
+        if stream is not None:
+            with suppress(OSError):  # what is there of it is removed when the checkpoint is sealed
+                self._disk.close(stream.handle)
+
     def seal(
         self,
         registration: Registration,
