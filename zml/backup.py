@@ -21,7 +21,6 @@ import structlog
 from torch import Tensor
 
 from . import base
-from .compression import parse
 from .errors import ZmlError
 from .messages import AnyMessage, Assign, Copy, Message, Ok, Published
 from .pushlog import LENGTH, NoLog, PushLog
@@ -34,7 +33,8 @@ EARLY_MOST = 512  # pieces that have overtaken others
 BACKLOG_BYTES = 64 << 20  # of pieces that are here and not done: beyond it answers wait
 
 log = structlog.get_logger()
-Prepare = Callable[[], Awaitable[None]]  # compile what a sparse job needs, outside of this thread
+# Compile what a sparse job needs, and bring what its chunks begin with, outside of this thread.
+Prepare = Callable[[Shard, Assign, bytes | memoryview], Awaitable[None]]
 
 
 class Backup:
@@ -182,8 +182,8 @@ class Backup:
         if self.account is None:
             raise Refusal("frame", "a copy without its account")
         state = base.State(self.account, self.tensors)
-        if state.account.assign is not None and parse(state.account.assign.compress).sparse:
-            await self.prepare()
+        if (assign := state.account.assign) is not None:  # whatever it began with is in the state
+            await self.prepare(self.core, msgspec.structs.replace(assign, checkpoint=""), b"")
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
             try:
@@ -198,8 +198,8 @@ class Backup:
     async def _follow(self, message: Message, payload: memoryview) -> None:
         if not self.whole:
             raise Refusal("frame", "a message before the state")
-        if isinstance(message, Assign) and parse(message.compress).sparse:
-            await self.prepare()
+        if isinstance(message, Assign):
+            await self.prepare(self.core, message, payload)
         self.core.log.append(message, payload)
         self.core.replay(message, payload)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpointer import Cut
-from .checkpoints import Checkpoints, When, applied_batches, describe_job, describe_ledger, fetched
+from .checkpoints import Checkpoints, When, applied_batches, describe_job, describe_ledger
+from .depot import Offer
 from .messages import Checkpointed, Fetch, Front, Keep, Kept, Message, Piece, Stop, TakeCheckpoint
 from .plan import Plan
 from .scheduler.state import Cause, Finishing
@@ -27,6 +28,7 @@ class CheckpointDesk:
     def __init__(self, hall: Coordinator) -> None:
         self.hall = hall
         self.checkpoints: Checkpoints | None = None
+        self.offer = Offer(hall.job, hall.begun.begin_with)
         self.asked: set[asyncio.Task[Path | None]] = set()
 
     def tasks(self) -> list[asyncio.Task[Any]]:
@@ -40,6 +42,7 @@ class CheckpointDesk:
             when,
             ask=self.hall.shard_desk.ask,
             shards=self.hall.shard_desk.holding,
+            host=self.hall.homes.host,
             facts=self.at_cut,
             steps=lambda: self.hall.board.steps(self.hall.machine.workers(self.hall.job)),
             steps_before=self.hall.begun.steps_before,
@@ -49,18 +52,14 @@ class CheckpointDesk:
         )
         self.checkpoints.start()
 
-    def ask_to_keep(self, checkpoint: str, folder: str) -> bool:
-        """Let the senior's script write down what only it knows; False where there is no such thing or nobody."""
-        workers = self.hall.machine.workers(self.hall.job)
-        if (
-            not workers
-            or Plan.of(self.hall.spec).optimizer_on != "worker"
-            or workers[0] not in self.hall.facts.scripts
-        ):
-            return False
-        return self.hall.endpoint.notify(
-            self.hall.facts.scripts[workers[0]], Keep(self.hall.job, checkpoint, folder)
-        )
+    def ask_to_keep(self, checkpoint: str, folder: str) -> str:
+        """Let the senior's script write down what only it knows; its name, or empty where there is no such thing or
+        nobody."""
+        workers, scripts = self.hall.machine.workers(self.hall.job), self.hall.facts.scripts
+        if not workers or Plan.of(self.hall.spec).optimizer_on != "worker" or workers[0] not in scripts:
+            return ""
+        asked = self.hall.endpoint.notify(scripts[workers[0]], Keep(self.hall.job, checkpoint, folder))
+        return str(workers[0]) if asked else ""
 
     def at_cut(self, front: Front) -> Cut | None:
         """What a checkpoint holds beside the shards' parts, where they hold these steps. None while the shards do not
@@ -108,13 +107,13 @@ class CheckpointDesk:
         path = await self.checkpoints.take(message.because)
         return Checkpointed(str(path or ""))
 
-    def files(
+    async def files(
         self, message: Piece | Kept | Fetch, payload: memoryview | None
-    ) -> Message | tuple[Message, bytes]:
+    ) -> Message | tuple[Message, bytes | None]:
         """Files of checkpoints, from members and to them."""
         self.hall.admit(message.member, message.incarnation)
         if isinstance(message, Fetch):
-            return fetched(self.hall.job, self.hall.begun.begin_with, message)
+            return await self.offer.fetched(message, to_shard=message.member in self.hall.shard_desk.all)
         if self.checkpoints is None:
             raise Refusal("checkpoint", "no checkpoint is being made")
-        return self.checkpoints.receive(message, bytes(payload or b""))
+        return await self.checkpoints.receive(message, payload if payload is not None else b"")

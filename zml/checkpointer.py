@@ -4,6 +4,8 @@
     every shard: Write                                            beside the training
     ledger, settings, manifest last; old ones are dropped
 
+A shard writes its part into the folder, or sends it where it does not see that (`porter`, `depot`).
+
 Rules: the data ledger is taken at the same cut, from what the shards say they have applied. Whatever goes wrong
 leaves the job and the checkpoints before as they were, is logged, and is tried again at the next time.
 """
@@ -20,7 +22,8 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from .checkpoint import Refused, Writer, entry, prune, shard_file
+from .checkpoint import Refused, entry, prune, shard_file
+from .depot import Intake
 from .errors import ZmlError
 from .holding import HOLD_MOST_S, alike, furthest
 from .layout import Registration
@@ -28,7 +31,8 @@ from .messages import Align, Front, Held, Hold, Message, Release, Snap, Snapped,
 
 ALIGN_S = HOLD_MOST_S - 1.0
 AGAIN_S = 0.003
-WRITE_S = 600.0
+WRITE_S = 600.0  # for a shard to write its part, or to send the next piece of it
+WRITE_MOST_S = 24 * 3600.0
 
 log = structlog.get_logger()
 
@@ -49,7 +53,7 @@ class Answered(NamedTuple):
 
 
 Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
-Keep = Callable[[int, Writer], Awaitable[None]]  # bring further files
+Keep = Callable[[Intake], Awaitable[None]]  # bring further files
 At = Callable[[Front], Cut | None]  # None: who belongs to the job is just changing, and the ledger with it
 
 
@@ -67,17 +71,20 @@ class Checkpointer:
         *,
         ask: Ask,
         shards: Callable[[], Sequence[str]],
+        host: Callable[[str], str],
         at: At,
         keep: Keep,
         steps_before: int = 0,
         keep_last: int = 3,
         keep_every_steps: int = 0,
     ) -> None:
-        """`shards` are those that hold chunks; none where they cannot all be asked. `at` takes the ledger."""
+        """`shards` are those that hold chunks; none where they cannot all be asked. `host` is the member in whose
+        process a shard lives. `at` takes the ledger."""
         self.job = job
         self.root = root
         self.ask = ask
         self.shards = shards
+        self.host = host
         self.at = at
         self.keep = keep
         self.steps_before = steps_before
@@ -85,6 +92,7 @@ class Checkpointer:
         self.keep_every_steps = keep_every_steps
         self.number = 0
         self.newest: Path | None = None
+        self.intake: Intake | None = None  # of the checkpoint that is being written
         self.lock = asyncio.Lock()
         self.releases: set[asyncio.Future[Answered | None]] = set()
 
@@ -160,28 +168,42 @@ class Checkpointer:
         return [msgspec.msgpack.decode(answer.payload, type=Front) for answer in answers]
 
     async def _write(self, number: int, step: int, shards: Sequence[str], cut: Cut, because: str) -> Path:
-        writer = await asyncio.to_thread(Writer, self.root, step)
+        self.intake = intake = await Intake.begin(self.root, step)
         try:
-            names = {shard: shard_file(int(shard[1:])) for shard in shards}
-            orders = [
-                self.ask(shard, Write(self.job, number, str(writer.folder), names[shard]), None, WRITE_S)
-                for shard in shards
-            ]
-            answers, _ = await asyncio.gather(asyncio.gather(*orders), self.keep(number, writer))
-            for shard, answer in zip(shards, answers, strict=True):
-                if answer is None or not isinstance(answer.message, Written):
-                    raise NotTaken(f"{shard} did not write its part; its log says why")
-                written = answer.message
-                await asyncio.to_thread(writer.adopt, names[shard], written.bytes, written.xxh3)
+            parts = [self._part(number, shard, intake) for shard in shards]
+            written, _ = await asyncio.gather(asyncio.gather(*parts), self.keep(intake))
+            for shard, part in zip(shards, written, strict=True):
+                if part is None:
+                    raise NotTaken(intake.trouble)
+                await intake.adopt(shard_file(int(shard[1:])), part.bytes, part.xxh3)
             for name, data in cut.files.items():
-                await asyncio.to_thread(writer.write, name, data)
-            return await asyncio.to_thread(self._seal, writer, cut, because)
-        except BaseException:
-            await asyncio.to_thread(writer.abandon)
-            raise
+                await intake.run(intake.writer.write, name, data)
+            return await intake.run(self._seal, intake, cut, because)
+        finally:
+            self.intake = None
+            await intake.end()
 
-    def _seal(self, writer: Writer, cut: Cut, because: str) -> Path:
-        path = writer.seal(
+    async def _part(self, number: int, shard: str, intake: Intake) -> Written | None:
+        """One shard's file is in the folder, or has come; None where it did neither, or nothing more comes."""
+        name = shard_file(int(shard[1:]))
+        intake.senders[name] = self.host(shard)
+        order = Write(self.job, number, str(intake.writer.folder), name)
+        asked = asyncio.ensure_future(self.ask(shard, order, None, WRITE_MOST_S))
+        try:
+            come = -1
+            while not asked.done() and intake.received[name] != come:
+                come = intake.received[name]
+                await asyncio.wait({asked}, timeout=WRITE_S)
+            answer = asked.result() if asked.done() else None
+        finally:
+            asked.cancel()
+        if answer is None or not isinstance(answer.message, Written):
+            intake.close(f"{shard} did not write its part; its log says why")  # the others need not go on
+            return None
+        return answer.message
+
+    def _seal(self, intake: Intake, cut: Cut, because: str) -> Path:
+        path = intake.writer.seal(
             Registration.from_bytes(cut.registration),
             ledger=cut.ledger,
             job=cut.job,

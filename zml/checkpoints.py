@@ -15,14 +15,15 @@ from typing import Any
 import msgspec
 import structlog
 
-from .checkpoint import Checkpoint, Refused, Writer, read_manifest
+from .checkpoint import Checkpoint, Refused
+from .checkpoint.disk import Buffer
 from .checkpointer import Answered, Checkpointer, Cut
 from .client import runs
-from .errors import ZmlError
+from .depot import ABOUT, TENSORS, Intake
 from .facts import Noted
 from .holding import Applied
 from .layout import BadLayout, Registration
-from .messages import Fetch, Fetched, Front, JobSpec, Kept, Message, Ok, Piece
+from .messages import Front, JobSpec, Kept, Message, Ok, Piece
 from .scheduler import calls
 from .scheduler.batches import MOST_BATCHES, Ledger
 from .scheduler.epoch import COMMITTED, SKIPPED, Pass
@@ -31,8 +32,6 @@ from .transport import Refusal
 
 LOOK_EVERY_S = 0.25
 KEEP_S = 30.0  # for the senior's script to come to the end of its step, and to write
-PIECE = 1 << 20  # bytes
-TENSORS, ABOUT = "worker.safetensors", "worker.json"
 
 log = structlog.get_logger()
 
@@ -76,9 +75,10 @@ class Checkpoints:
         *,
         ask: Callable[[str, Message, bytes | None, float], Any],
         shards: Callable[[], list[str]],
+        host: Callable[[str], str],
         facts: Callable[[Front], Cut | None],
         steps: Callable[[], int],
-        ask_to_keep: Callable[[str, str], bool] = lambda checkpoint, folder: False,
+        ask_to_keep: Callable[[str, str], str] = lambda checkpoint, folder: "",
         steps_before: int = 0,
         keep_last: int = 3,
         keep_every_steps: int = 0,
@@ -88,8 +88,8 @@ class Checkpoints:
         self.last: asyncio.Task[Path | None] | None = None
         self.looking: asyncio.Task[None] | None = None
         self.ask_to_keep = ask_to_keep
-        self.keeping: tuple[str, Writer, asyncio.Future[Kept]] | None = (
-            None  # who is asked, and has not answered
+        self.keeping: tuple[str, str, asyncio.Future[Kept]] | None = (
+            None  # what is kept, who is asked, and has not answered
         )
 
         async def answered(
@@ -103,6 +103,7 @@ class Checkpoints:
             root,
             ask=answered,
             shards=shards,
+            host=host,
             at=facts,
             keep=self._keep,
             steps_before=steps_before,
@@ -128,39 +129,39 @@ class Checkpoints:
         self.when.taken(steps, asyncio.get_running_loop().time())  # also where it failed: not at once again
         return path
 
-    async def _keep(self, number: int, writer: Writer) -> None:
+    async def _keep(self, intake: Intake) -> None:
         """What lives in the senior's script comes into the checkpoint, if that does not take too long."""
-        name = str(number)
-        self.keeping = (name, writer, asyncio.get_running_loop().create_future())
         try:
-            if not self.ask_to_keep(name, str(writer.folder)):
+            member = self.ask_to_keep(intake.name, str(intake.writer.folder))
+            if not member:
                 return
+            intake.senders |= dict.fromkeys((ABOUT, TENSORS), member)
+            self.keeping = (intake.name, member, asyncio.get_running_loop().create_future())
             async with asyncio.timeout(KEEP_S):
                 kept = await self.keeping[2]
             for file, size, xxh3 in kept.files:
-                await asyncio.to_thread(writer.adopt, file, size, xxh3)
+                await intake.adopt(file, size, xxh3)
         except (TimeoutError, Refused) as error:
+            await intake.forget(ABOUT, TENSORS)
             log.warning(
                 "a checkpoint without the worker's optimizer", because=str(error) or "it did not come in time"
             )
         finally:
             self.keeping = None
 
-    def receive(self, message: Piece | Kept, payload: bytes) -> Ok:
-        """Files from the senior's script."""
-        if self.keeping is None or self.keeping[0] != message.checkpoint:
-            raise Refusal("checkpoint", f"checkpoint {message.checkpoint} is not being made")
-        _, writer, kept = self.keeping
-        if isinstance(message, Kept):
-            if not kept.done():
-                kept.set_result(message)
-            return Ok()
-        if message.name not in (ABOUT, TENSORS):
-            raise Refusal("checkpoint", f"{message.name[:60]!r} is no file of a worker's")
-        try:
-            writer.piece(message.name, message.offset, payload)
-        except Refused as refused:
-            raise Refusal("checkpoint", str(refused)) from None
+    async def receive(self, message: Piece | Kept, payload: Buffer) -> Message:
+        """A file of the checkpoint that is being made, from the senior's script or a shard. Raises Refusal."""
+        if isinstance(message, Piece):
+            intake = self.checkpointer.intake
+            if intake is None or intake.name != message.checkpoint:
+                raise Refusal("checkpoint", f"checkpoint {message.checkpoint[:60]} is not being made")
+            return await intake.take(message, payload)
+        if self.keeping is None or self.keeping[:2] != (message.checkpoint, message.member):
+            raise Refusal("checkpoint", f"{message.member} is not asked to keep {message.checkpoint[:60]}")
+        if not {name for name, _, _ in message.files} <= {ABOUT, TENSORS}:
+            raise Refusal("checkpoint", "these are no files of a script's")
+        if not self.keeping[2].done():
+            self.keeping[2].set_result(message)
         return Ok()
 
     async def end(self, because: str) -> None:
@@ -205,22 +206,6 @@ def resumed_note(checkpoint: Checkpoint) -> Noted | None:
         return Noted(int(checkpoint.job["note"]["epoch"]), bytes.fromhex(checkpoint.job["note"]["note"]))
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def fetched(job: str, checkpoint: str, message: Fetch) -> tuple[Fetched, bytes]:
-    """A piece of a file of the checkpoint that the job began with, for a worker's script. Raises Refusal."""
-    if not checkpoint or message.name not in (ABOUT, TENSORS):
-        return Fetched(job, -1), b""
-    try:
-        found = read_manifest(Path(checkpoint)).files.get(message.name)
-        if found is None:
-            return Fetched(job, -1), b""
-        path = Path(checkpoint, message.name)
-        with path.open("rb") as file:
-            file.seek(max(0, message.offset))
-            return Fetched(job, found.bytes, found.xxh3, str(path)), file.read(PIECE)
-    except (OSError, ZmlError) as error:
-        raise Refusal("checkpoint", f"{message.name} cannot be read: {error}") from None
 
 
 def applied_batches(

@@ -1,6 +1,5 @@
 """The codec's kernels, compiled before they are needed: on a machine's first sparse job that takes half a minute."""
 
-import asyncio
 import sys
 
 NOTICE = "zml: "  # how a line begins that a launcher is to show
@@ -15,8 +14,3 @@ def compile_kernels() -> None:
 
     for module in (kernels.ENTRY, *kernels.ON_SHARDS):
         kernels.prepare(say, module)
-
-
-async def prepare() -> None:
-    """For a sparse job, outside of the bulk thread."""
-    await asyncio.to_thread(compile_kernels)

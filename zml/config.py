@@ -61,6 +61,7 @@ class Settings:
     warm_up_steps: OrAuto = -1  # over which topk's density falls to what was asked for; -1: 5 % of the run
     residual_decay: Decay = 1.0  # topk keeps so much of what has waited, from one exchange to the next
     push_log: Literal["on", "off"] = "on"  # whether shards write down what they take, to be started again
+    shared_folder: Literal["auto", "no"] = "auto"  # no: shards send and fetch checkpoints, whatever they see
     resume: str = ""  # a run or checkpoint to go on from
     checkpoint_steps: Bound = 0  # a checkpoint after so many steps; 0: none
     checkpoint_minutes: Rate = 10.0  # and after so many minutes; 0: none. One at the end there is always

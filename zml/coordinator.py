@@ -129,6 +129,7 @@ class Coordinator:
             time.time(),
             str(resumed.path) if resumed is not None else "",
             resumed.manifest.step if resumed is not None else 0,
+            resumed.manifest.xxh3 if resumed is not None else "",
         )
         if begun.lease_s != machine.rules.lease_s:  # the members know the one that was set then
             most_s = max(machine.rules.lease_most_s, begun.lease_s)
@@ -151,7 +152,7 @@ class Coordinator:
         self.orders = Orders(self.endpoint, self.peers, self.is_still_to_come)
         self.resumed = resumed
         self.homes = ShardHomes(self.job, docket, machine, self.orders.ask, self.dispatch, self.until)
-        self.shard_desk = ShardDesk(self, begun.begin_with)
+        self.shard_desk = ShardDesk(self, begun.begin_with, begun.manifest)
         self.rosters = Rosters(
             self.job,
             self.dealer,

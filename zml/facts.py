@@ -22,6 +22,7 @@ class Begun(Fact, frozen=True):
     at: float  # seconds since the Unix epoch, as in every fact
     begin_with: str = ""  # the checkpoint that the chunks begin with
     steps_before: int = 0  # of the runs before
+    manifest: str = ""  # the xxh3 of the manifest of `begin_with`
 
 
 class Listening(Fact, frozen=True):

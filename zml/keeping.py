@@ -2,7 +2,7 @@
 
 The senior worker is told to keep it (`Keep`). The training thread makes a copy after its next step; everything else
 happens beside the training, here: the files are written into the checkpoint's folder where that can be seen from this
-machine, else they travel to the coordinator in pieces. Who resumes, fetches them.
+machine, else they travel to the coordinator in pieces (`piecewise`). Who resumes, fetches them.
 
 Rule: a checkpoint is never worth a run. What fails here is logged, and the coordinator goes without these files.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,11 @@ from . import optimizer_state as state
 from .binding import named_parameters
 from .checkpoint import DISK
 from .checkpoint.disk import write_file
+from .checkpoint.folder import is_seen
 from .errors import BAD_CHECKPOINT, ZmlError
 from .iothread import IoThread
 from .messages import Fetch, Fetched, Keep, Kept, Piece
+from .piecewise import BadPieces, Source, send
 from .schedules import Schedules, Told
 from .transport import Refused
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     from .client import Client
 
-PIECE = 1 << 20  # bytes
 MOST_STATE = 128  # bytes of state per parameter that are taken: Adam's has 8 in 32 bits
 CLOSE_S = 30.0
 NAMED = 16
@@ -125,7 +126,7 @@ def _me(client: Client) -> dict[str, Any]:
 
 async def _write(folder: Path, files: Files) -> list[KeptFile] | None:
     """Into the folder itself; None where it is not there, or does not take them."""
-    if not await asyncio.to_thread(folder.is_dir):
+    if not await asyncio.to_thread(is_seen, folder):
         return None
     kept = []
     for name, data in files.items():
@@ -139,65 +140,32 @@ async def _write(folder: Path, files: Files) -> list[KeptFile] | None:
 
 
 async def _stream(client: Client, order: Keep, name: str, data: Sequence[memoryview]) -> KeptFile:
-    digest, offset = xxhash.xxh3_64(), 0
-    for piece in pieces(data):
-        message = Piece(**_me(client), checkpoint=order.checkpoint, name=name, offset=offset)
-        await client.of_checkpoint(message, piece)
-        digest.update(piece)
-        offset += len(piece)
-    return name, offset, digest.hexdigest()
+    def piece(offset: int) -> Piece:
+        return Piece(**_me(client), checkpoint=order.checkpoint, name=name, offset=offset)
 
-
-def pieces(data: Sequence[memoryview], size: int = PIECE) -> Iterator[memoryview]:
-    """The same bytes in pieces of this size, the last one shorter: of many small tensors and of few large ones."""
-    gathered = bytearray()
-    for buffer in data:
-        at = 0
-        while at < len(buffer):
-            if not gathered and len(buffer) - at >= size:
-                yield buffer[at : at + size]
-                at += size
-                continue
-            part = buffer[at : at + size - len(gathered)]
-            gathered += part
-            at += len(part)
-            if len(gathered) == size:
-                yield memoryview(gathered)
-                gathered = bytearray()
-    if gathered:
-        yield memoryview(gathered)
+    return name, *await send(client.of_checkpoint, piece, data)
 
 
 async def fetch(client: Client, name: str, most: int) -> bytes | None:
     """A file of the checkpoint that the job goes on from; None if it has none. Raises ZmlError."""
-    first, data = await _fetch(client, name, 0)
-    if first.bytes < 0:
-        return None
-    if first.bytes > most:
-        raise _bad(
-            client, name, f"has {first.bytes:,} bytes, more than the {most:,} that this model can need"
-        )
-    near = await asyncio.to_thread(_read, Path(first.path), first) if first.path else None
-    if near is not None:
-        return near
-    whole = bytearray(data)
-    while len(whole) < first.bytes:
-        _, data = await _fetch(client, name, len(whole))
-        if not data:
-            raise _bad(client, name, f"ends after {len(whole):,} of {first.bytes:,} bytes")
-        whole += data
-    if not _is(whole, first):
-        raise _bad(client, name, "did not arrive as it was written")
-    return bytes(whole)
 
+    def make(name: str, offset: int, most: int) -> Fetch:
+        return Fetch(**_me(client), name=name, offset=offset, most=most)
 
-async def _fetch(client: Client, name: str, offset: int) -> tuple[Fetched, bytes]:
+    source = Source(client.of_checkpoint, make)
     try:
-        answer = await client.of_checkpoint(Fetch(**_me(client), name=name, offset=offset))
+        said, first = await source.begin(name)
+        if said.bytes < 0:
+            return None
+        if said.bytes > most:
+            what = f"has {said.bytes:,} bytes, more than the {most:,} that this model can need"
+            raise _bad(client, name, what)
+        near = await asyncio.to_thread(_read, Path(said.path), said) if said.path else None
+        return near if near is not None else await source.rest(said, name, first)
+    except BadPieces as bad:
+        raise _bad(client, name, str(bad)) from None
     except Refused as refused:
         raise _bad(client, name, f"cannot be had: {refused.because}") from refused
-    assert isinstance(answer.message, Fetched), answer.message
-    return answer.message, bytes(answer.payload or b"")
 
 
 def _read(path: Path, said: Fetched) -> bytes | None:

@@ -295,7 +295,7 @@ class Assignment(msgspec.Struct, frozen=True, array_like=True):
 class Assign(Message):
     """To every shard, once per job: layout and placement are in the payload, an `Assignment`.
 
-    `checkpoint`: the folder whose parameters and optimizer state the chunks begin with.
+    `checkpoint`: the folder, on the coordinator's machine, whose parameters and optimizer state the chunks begin with.
     """
 
     job: str
@@ -303,6 +303,7 @@ class Assign(Message):
     staleness: int | None
     compress: str
     checkpoint: str = ""
+    manifest: str = ""  # the xxh3 of that checkpoint's, by which a shard knows it
 
 
 # -- coordinator -> shard: a checkpoint (see `holding`) ----------------------------------------------------
@@ -352,7 +353,8 @@ class Snapped(Message):
 
 
 class Write(Message):
-    """Write the copy into this folder, under this name. Answered by `Written` when it is safe on disk."""
+    """Write the copy into this folder, under this name, or send it in `Piece`s where the folder is not there. Answered
+    by `Written` when it is safe on disk, or all pieces have been taken."""
 
     job: str
     checkpoint: int
@@ -629,7 +631,10 @@ class Keep(Message):
 
 
 class Piece(Message):
-    """The next bytes of a file of a checkpoint, 1 MB at most, are the payload. What is there already counts once."""
+    """The next bytes of a file of a checkpoint, 1 MB at most, are the payload. What is there already counts once.
+
+    From the senior's script, or from a shard that does not see the folder, after whose name the checkpoint is called.
+    """
 
     job: str
     member: str
@@ -650,7 +655,7 @@ class Kept(Message):
 
 
 class Fetch(Message):
-    """A script wants a file of the checkpoint that the job goes on from; answered by a `Fetched`."""
+    """A script or a shard wants bytes of a file of the checkpoint that the job goes on from: a `Fetched`."""
 
     idempotent: ClassVar[bool] = True  # answered again rather than kept: the answer is large
     job: str
@@ -658,15 +663,18 @@ class Fetch(Message):
     incarnation: int
     name: str
     offset: int
+    most: int = 1 << 20  # bytes, and no more than this
 
 
 class Fetched(Message):
-    """The payload are its bytes from `offset` on, 1 MB at most. `path` may be on the script's own machine, too."""
+    """The payload are its bytes from `offset` on, as many as were asked for or as there are. `path` may be on the
+    script's own machine, too."""
 
     job: str
     bytes: int  # of the whole file, -1 where there is none
-    xxh3: str = ""
+    xxh3: str = ""  # of the whole file
     path: str = ""
+    piece: str = ""  # xxh3 of the payload
 
 
 class Loaded(Message):

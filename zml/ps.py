@@ -26,9 +26,11 @@ from msgspec import Struct
 
 from .backup import Backup
 from .base import state_of
-from .compiled import compile_kernels, prepare
+from .begin import CannotBegin, Sees
+from .checkpoint.folder import is_seen
+from .compiled import compile_kernels
 from .compression import parse
-from .errors import FENCED, LOG_DAMAGED, LOST, ZmlError
+from .errors import BAD_CHECKPOINT, FENCED, LOG_DAMAGED, LOST, ZmlError
 from .lease import COORDINATOR, Lease, ask, join
 from .messages import (
     Adopt,
@@ -53,9 +55,9 @@ from .messages import (
     Vacated,
     Wait,
     Write,
-    Written,
 )
 from .mirror import Mirror
+from .porter import Porter
 from .pushlog import NoLog, PushLog
 from .records import Damaged
 from .scheduler.ids import JobId
@@ -80,7 +82,8 @@ class Ps:
 
     `bulk` is called in the bulk thread, as are `listen` and `dial`, which make endpoints there under a shard's name and
     for a mirror. `state` is the folder of this shard's push log, for a run directory that the coordinator has named;
-    None where state may die with the process. Other logs lie beside it.
+    None where state may die with the process. Other logs lie beside it. `sees` says whether a folder of the
+    coordinator's is on this machine.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Ps:
         state: Callable[[str], Path | None] = lambda run_dir: None,
         listen: Callable[[str, Handler], Awaitable[Endpoint]] | None = None,
         dial: Callable[[str], Endpoint] | None = None,
+        sees: Sees = is_seen,
     ) -> None:
         self.name = f"p{index}"
         self.state = state
@@ -112,6 +116,7 @@ class Ps:
         self.over: asyncio.Future[int] = self.loop.create_future()
         # A name for this process alone: a second one that wants to be the same shard is told apart.
         self.endpoint = control(f"{self.name}-{socket.gethostname()}-{os.getpid()}", self.handle)
+        self.porter = Porter(settings, control, sees)
 
     @property
     def core(self) -> Shard | None:
@@ -124,6 +129,7 @@ class Ps:
         keeping: asyncio.Task[ZmlError] | None = None
         try:
             self.lease = await join(self.endpoint, self.settings, "shard", self.name, addresses=addresses)
+            self.porter.lease = self.lease
             keeping = asyncio.ensure_future(self.lease.keep())
             keeping.add_done_callback(lambda task: None if task.cancelled() else self.finish(task.result()))
             serves = self.lease.joined.serves
@@ -179,11 +185,18 @@ class Ps:
     async def _read(self, folder: Path | None, job: str, shard: str) -> Shard:
         """A shard as its log has it, which it goes on to write."""
         core = Shard(JobId(job), shard)
+        core.sees = self.porter.sees
         if folder is not None:
             began = time.monotonic()
             try:
                 core.log = self.logs[shard] = pushes = PushLog(folder)
-                count = await self.in_bulk(lambda: core.recover(pushes))
+                try:
+                    count = await self.in_bulk(lambda: core.recover(pushes))
+                except CannotBegin as lacks:  # nothing but rosters comes before, and twice they are the same
+                    await self.porter.bring(core, lacks.assign, lacks.payload)
+                    count = await self.in_bulk(lambda: core.recover(pushes))
+            except Refusal as refusal:
+                raise ZmlError(BAD_CHECKPOINT, f"{core.name} cannot go on: {refusal.because}") from None
             except Damaged as bad:
                 fix = "Remove that folder only if the run may begin anew; nobody else has what is in it."
                 raise ZmlError(LOG_DAMAGED, f"{core.name}: {bad}", fix) from None
@@ -368,7 +381,7 @@ class Ps:
             case Assign() | Roster() | Settle() | Hold() | Align() | Snap() | Release():
                 return self._order(message, bytes(payload or b""))
             case Write():
-                return self._write(message)
+                return self.porter.write(self._core(message.shard), message)
             case Pair():
                 return self._pair(message)
             case Promote():
@@ -386,35 +399,12 @@ class Ps:
                 return None
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
 
-    async def _write(self, message: Write) -> Message:
-        """Write the newest copy, beside the training."""
-        from .checkpoint import shard_metadata, write_shard_file
-
-        core = self._core(message.shard)
-        copy = core.copy
-        if copy is None or copy[0] != message.checkpoint:
-            raise Refusal("checkpoint", f"{core.name} has no copy for checkpoint {message.checkpoint}")
-        if not Path(message.folder).is_dir():
-            raise Refusal("checkpoint", f"{message.folder} cannot be seen from {core.name}'s machine")
-        _, versions, tensors = copy
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        metadata = shard_metadata({index: version for index, (version, _, _) in versions.items()})
-        try:
-            written = await asyncio.to_thread(
-                write_shard_file, Path(message.folder, message.name), arrays, metadata
-            )
-        except ZmlError as error:
-            raise Refusal("checkpoint", str(error)) from None
-        finally:
-            core.copy = None
-        return Written(written.bytes, written.xxh3)
-
     async def _order(
         self, message: Assign | Roster | Settle | Hold | Align | Snap | Release, payload: bytes
     ) -> Any:
         core = self._core(message.shard)
-        if isinstance(message, Assign) and parse(message.compress).sparse:
-            await asyncio.to_thread(compile_kernels)  # meanwhile the bulk thread takes rosters
+        if isinstance(message, Assign):
+            await self._prepare(core, message, payload)
         answer = await self.in_bulk(lambda: core.covered(core.order(message, payload)))
         if isinstance(message, Assign):
             pushes = self.logs.get(core.name)
@@ -425,6 +415,18 @@ class Ps:
                     log.warning("the log needs the checkpoint it began with", because=str(error))
             log.info("layout", shard=core.name, chunks=len(core.store.chunks) if core.store else 0)
         return answer
+
+    async def _prepare(self, core: Shard, message: Assign, payload: bytes | memoryview) -> None:
+        """What takes long: meanwhile the bulk thread takes rosters. Raises Refusal, and then nothing has changed."""
+        if parse(message.compress).sparse:
+            await asyncio.to_thread(compile_kernels)
+        if message.checkpoint:
+            await self.porter.bring(core, message, payload)
+
+    async def _prepare_backup(self, core: Shard, message: Assign, payload: bytes | memoryview) -> None:
+        """The same, asked for in the bulk thread."""
+        preparing = asyncio.run_coroutine_threadsafe(self._prepare(core, message, payload), self.loop)
+        await asyncio.wrap_future(preparing)
 
     def _core(self, shard: str) -> Shard:
         core = self.cores.get(shard or self.name)
@@ -483,7 +485,7 @@ class Ps:
             if backup is not None:
                 backup.drop()
             backup = self.backups[shard] = Backup(
-                message, lambda name: self._log_folder(lease, name), prepare, self._based
+                message, lambda name: self._log_folder(lease, name), self._prepare_backup, self._based
             )
         elif backup.age > (message.home, message.copy):
             raise Refusal("fenced", f"{self.name} keeps a newer copy of {shard}")

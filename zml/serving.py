@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from .checkpoint.folder import is_seen
 from .compiled import compile_kernels
 from .compression import parse
 from .iothread import IoThread
@@ -58,7 +59,10 @@ async def _serve(settings: Settings, shard: int) -> int:
         def dial(name: str) -> Endpoint:
             return bulk_endpoint(settings, name, nobody, keys=(f"p{shard}", LISTENER), listens=False)
 
-        ps = Ps(shard, settings, control, in_bulk, state, another, dial)
+        def sees(folder: Path) -> bool:
+            return settings.shared_folder == "auto" and is_seen(folder)
+
+        ps = Ps(shard, settings, control, in_bulk, state, another, dial, sees)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             loop.add_signal_handler(number, ps.leave, signal.Signals(number).name)
         listener = await asyncio.wrap_future(thread.submit(_listen(settings, ps.name, ps.bulk)))

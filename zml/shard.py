@@ -19,7 +19,6 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -28,18 +27,18 @@ from msgspec import Struct
 from torch import Tensor
 
 from . import base
-from .checkpoint import read
-from .checkpoint.reading import BadCheckpoint
+from .begin import CannotBegin, Sees, begin, read_assignment
+from .checkpoint import Checkpoint
+from .checkpoint.folder import is_seen
 from .codec import BadFrame, by_name, split
 from .compression import parse
 from .holding import Holding, Waiting, front_of
 from .hyper import BadHyper, Hyper, read_hyper
-from .layout import BadLayout, Bucket, Registration, buckets
+from .layout import Bucket, Registration, buckets
 from .messages import (
     Advance,
     Align,
     Assign,
-    Assignment,
     Commit,
     Delta,
     Enter,
@@ -148,6 +147,10 @@ class Shard:
         self.hyper_bytes = b""  # the same, as they came
         self.assigned: Assign | None = None  # the order that brought the chunks
         self.assignment = b""
+        self.brought: Checkpoint | None = (
+            None  # what the order to come begins with, where it was looked for before
+        )
+        self.sees: Sees = is_seen
         self.holding: Holding | None = None  # while a checkpoint is cut
         self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest
         self.steps = 0
@@ -165,7 +168,7 @@ class Shard:
                 fresh = self.store is None
                 self.assign(registration, placement, message.staleness, message.compress)
                 if fresh and message.checkpoint:
-                    self._load_checkpoint(message.checkpoint)
+                    self._begin_with(message, payload)
                 self.assigned, self.assignment = message, bytes(payload)
                 return Ok()
             case Roster():
@@ -251,16 +254,14 @@ class Shard:
         worker = self._admit(waiting.peer, waiting.message)
         return self._take(worker, waiting.message, waiting.payload)
 
-    def _load_checkpoint(self, folder: str) -> None:
-        """Begin with what a checkpoint has of these chunks, whoever wrote it. Raises Refusal."""
-        store = self._store()
+    def _begin_with(self, message: Assign, payload: bytes | memoryview) -> None:
+        """Begin with what a checkpoint has of these chunks, whoever wrote it. Raises CannotBegin."""
+        brought, self.brought = self.brought, None
         try:
-            checkpoint = read(Path(folder), deep=False)
-            checkpoint.check(store.chunks)
-            store.begin_with({index: checkpoint.chunk(index) for index in store.chunks})
-        except (BadCheckpoint, ValueError, KeyError) as bad:
+            begin(self._store(), self.name, message, payload, brought, self.sees)
+        except CannotBegin:
             self.store, self.layout_digest = None, ""
-            raise Refusal("checkpoint", f"{self.name} cannot begin with {folder}: {bad}") from None
+            raise
 
     def _note(self, message: Message, payload: bytes | memoryview | None = None) -> None:
         """To the log, before it is done. Refusal where there is no room: then it is not done."""
@@ -588,12 +589,3 @@ class Shard:
 async def _behind(wait: Awaitable[None], reply: Reply) -> Reply:
     await wait
     return reply
-
-
-def read_assignment(payload: bytes | memoryview) -> tuple[Registration, list[int]]:
-    """A layout and where its chunks live. Refusal where it cannot be read."""
-    try:
-        assignment = msgspec.msgpack.decode(payload, type=Assignment)
-        return Registration.from_bytes(assignment.registration), assignment.placement
-    except (msgspec.MsgspecError, BadLayout) as bad:
-        raise Refusal("layout", f"the layout cannot be used: {bad}") from None

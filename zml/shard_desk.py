@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 ASSIGN_S = (
     300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
 )
+BEGIN_S = 3600.0  # and to read or fetch what its chunks begin with; one that dies meanwhile is noticed before
 
 
 class ShardDesk:
-    """One job's shards. `begin_with` is the checkpoint that their chunks begin with, if there is one."""
+    """One job's shards. `begin_with` is the checkpoint that their chunks begin with, if there is one, and `manifest`
+    the hash by which they know it."""
 
-    def __init__(self, hall: Coordinator, begin_with: str = "") -> None:
+    def __init__(self, hall: Coordinator, begin_with: str = "", manifest: str = "") -> None:
         self.hall = hall
         self.begin_with = begin_with
+        self.manifest = manifest
         self.assigned: set[str] = set()  # those that have taken the layout from this process
 
     @property
@@ -109,7 +112,8 @@ class ShardDesk:
         """Give this shard the layout and the placement; when all have them, workers may go on."""
         hall, facts = self.hall, self.hall.docket.facts
         payload = msgspec.msgpack.encode(Assignment(facts.registration, list(facts.placement)))
-        message = Assign(hall.job, shard, hall.spec.staleness, hall.spec.compress, self.begin_with)
+        spec, within_s = hall.spec, BEGIN_S if self.begin_with else ASSIGN_S
+        message = Assign(hall.job, shard, spec.staleness, spec.compress, self.begin_with, self.manifest)
         host = hall.homes.host(shard)
         peer = hall.orders.peers[host]
 
@@ -125,7 +129,7 @@ class ShardDesk:
                 because = f"{shard} did not take the layout; its log says why"
                 hall.dispatch(events.Cancelled(hall.job, because))
 
-        hall.orders.send(host, message, payload, ASSIGN_S).add_done_callback(ended)
+        hall.orders.send(host, message, payload, within_s).add_done_callback(ended)
 
     def _ending(self) -> bool:
         job = self.hall.docket.running

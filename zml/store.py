@@ -356,9 +356,10 @@ class Store:
         return int(per_element * sum(held.chunk.size for held in self._held.values()))
 
     def begin_with(self, chunks: Mapping[int, Mapping[str, NDArray[np.float32]]]) -> None:
-        """Version 0 of every chunk, w and optimizer state, from a checkpoint; copied. ValueError if it does not fit."""
+        """Version 0 of every chunk, w and optimizer state, from a checkpoint; what is read-only is copied, the rest
+        taken over. ValueError if it does not fit."""
         tensors = {
-            f"{index}/{name}": torch.from_numpy(np.array(values))
+            f"{index}/{name}": torch.from_numpy(values if values.flags.writeable else np.array(values))
             for index, parts in chunks.items()
             for name, values in parts.items()
         }

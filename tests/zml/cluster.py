@@ -15,6 +15,7 @@ import torch
 
 from zml.binding import Binding
 from zml.checkpoint import Checkpoint
+from zml.checkpoint.folder import is_seen
 from zml.client import Client
 from zml.codec import by_name
 from zml.config import Settings
@@ -280,10 +281,12 @@ class Cluster:
         folder: Path | None = None,
         resumed: Checkpoint | None = None,
         state: Path | None = None,
+        sees: Callable[[Path], bool] = is_seen,
     ) -> None:
         """`folder`: where shards keep their push logs; without one their state dies with them. `state`: where the
-        coordinator's journal is, for one that is to die and go on."""
+        coordinator's journal is, for one that is to die and go on. `sees`: do shards' processes see a folder?"""
         self.folder = folder
+        self.sees = sees
         self.silent = False  # scripts do not answer when they are asked to keep their optimizers' state
         self.resumed = resumed
         self.network = network
@@ -412,7 +415,7 @@ class Cluster:
         def dial(name: str) -> MemoryEndpoint:
             return endpoint(name, nobody, BULK, [])
 
-        ps = Ps(index, self.settings, control, here, state, listen, dial)
+        ps = Ps(index, self.settings, control, here, state, listen, dial, self.sees)
         self.shards[index] = ps
         listener = endpoint(ps.name, self.tapped(ps, ps.name, ps.bulk), BULK, ["tcp://127.0.0.1:0"])
         await listener.start()

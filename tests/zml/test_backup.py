@@ -14,7 +14,7 @@ from tests.simulation import simulate
 from zml import mirror
 from zml.backup import Backup
 from zml.base import state_of
-from zml.messages import Copy, Message, Ok, Roster
+from zml.messages import Assign, Copy, Message, Ok, Roster
 from zml.messages import Muster as Seats
 from zml.mirror import PIECE_BYTES, pieces
 from zml.pushlog import LENGTH
@@ -23,7 +23,7 @@ from zml.shard import Shard
 from zml.transport import Refusal
 
 
-async def nothing() -> None:
+async def nothing(core: Shard, message: Assign, payload: bytes | memoryview) -> None:
     pass
 
 

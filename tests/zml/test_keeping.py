@@ -21,9 +21,10 @@ from zml.checkpoint import Refused as WriterRefused
 from zml.checkpoints import When
 from zml.errors import BAD_CHECKPOINT, ZmlError
 from zml.iothread import IoThread
-from zml.keeping import PIECE, Keeping, fetch, pieces
+from zml.keeping import Keeping, fetch
 from zml.messages import Fetch, Fetched, JobSpec, Keep, Kept, Ok, Piece
 from zml.optimizer_state import ABOUT, TENSORS
+from zml.piecewise import PIECE, pieces
 from zml.schedules import Schedules
 from zml.seat import Seat
 from zml.transport import Answer, Refused
@@ -69,11 +70,11 @@ class Coordinator:
         if path is None or self.resumes is None:
             return Answer(Fetched("job", -1), None)
         data = path.read_bytes()[message.offset : message.offset + PIECE]
-        if self.damage:
-            data = bytes(len(data))
         listed = self.resumes.manifest.files[message.name]
         where = str(path) if self.path else "/nowhere/else"
-        return Answer(Fetched("job", listed.bytes, listed.xxh3, where), memoryview(data))
+        piece = xxhash.xxh3_64_hexdigest(data)
+        data = bytes(len(data)) if self.damage else data
+        return Answer(Fetched("job", listed.bytes, listed.xxh3, where, piece), memoryview(data))
 
 
 @pytest.fixture
@@ -318,8 +319,32 @@ def test_a_script_without_a_shared_folder_sends_its_state_and_who_resumes_fetche
         return [answer.message for answer in answers], [bytes(answer.payload or b"") for answer in answers]  # type: ignore[misc]
 
     checkpoint, codes = simulate(kept())
-    assert codes == ["checkpoint"] * 3
+    assert codes == ["checkpoint", "checkpoint", "gap"]
     assert (checkpoint.path / TENSORS).read_bytes() == tensors
     messages, payloads = simulate(resumed(checkpoint))
     assert payloads == [tensors, tensors[2400:], about, b""]
     assert [message.bytes for message in messages] == [2500, 2500, 2, -1]
+
+
+def test_a_script_that_sends_half_a_file_costs_the_checkpoint_that_file_and_no_more(tmp_path: Path) -> None:
+    async def main() -> Checkpoint:
+        cluster = Cluster(
+            MemoryNetwork(1), JobSpec(workers=1, shards=1, optimizer_on="worker"), compute_s=lambda w: 5.0
+        )
+        cluster.silent = True
+        await cluster.start()
+        cluster.coordinator.checkpoint_desk.keep(tmp_path / "checkpoints", When())
+        script = cluster.script("w0")
+        await cluster.until(lambda: script.trained)
+        assert cluster.coordinator.checkpoint_desk.checkpoints is not None
+        taking = asyncio.ensure_future(cluster.coordinator.checkpoint_desk.checkpoints.take("a test"))
+        await cluster.until(lambda: script.keep is not None)
+        assert script.keep is not None
+        piece = Piece(**ME, checkpoint=script.keep.checkpoint, name=TENSORS, offset=0)
+        await script.client.of_checkpoint(piece, b"half")
+        path = await taking
+        assert path is not None and await cluster.finish() == 0
+        return read(path)
+
+    checkpoint = simulate(main())
+    assert checkpoint.file(TENSORS) is None and not (checkpoint.path / TENSORS).exists()

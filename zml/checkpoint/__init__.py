@@ -17,7 +17,7 @@ from .manifest import Manifest
 from .reading import BadCheckpoint, Checkpoint, Skipped, newest, read, read_manifest
 from .retention import prune, to_drop
 from .tensors import shard_file, shard_metadata, write_shard_file
-from .writing import Refused, Writer
+from .writing import Gap, Refused, Writer
 
 __all__ = [
     "DISK",
@@ -26,6 +26,7 @@ __all__ = [
     "Difference",
     "Disk",
     "Entry",
+    "Gap",
     "Manifest",
     "Refused",
     "Skipped",

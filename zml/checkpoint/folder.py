@@ -15,6 +15,7 @@
 Names that begin with a dot are nobody's checkpoint. Newer is the higher step, and of one step the higher attempt.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +77,11 @@ def entries(root: Path) -> list[Entry]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(each for each in found if each is not None)
+
+
+def is_seen(folder: Path) -> bool:
+    """Is this folder on this machine? False too where that cannot be found out; `Path.is_dir` would raise then."""
+    return os.path.isdir(folder)
 
 
 def is_file_name(name: str) -> bool:

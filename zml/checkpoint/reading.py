@@ -20,7 +20,7 @@ from .disk import AT_ONCE
 from .folder import JOB, LAYOUT, LEDGER, MANIFEST, SHARD, entries
 from .manifest import MOST_BYTES as MOST_MANIFEST
 from .manifest import BadManifest, File, Manifest, parse
-from .tensors import BadTensors, TensorFile, by_chunk, versions
+from .tensors import BadTensors, TensorFile, Tensors, by_chunk, versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ class Checkpoint:
     ledger: dict[str, Any] = field(repr=False)
     job: dict[str, Any] = field(repr=False)
     versions: dict[int, int] = field(repr=False)  # updates applied to each chunk
-    holders: dict[int, TensorFile] = field(repr=False)  # of each chunk the file that has it
+    holders: dict[int, Tensors] = field(repr=False)  # of each chunk the file that has it
     kinds: dict[int, tuple[str, ...]] = field(repr=False)  # of each chunk what is saved: w, exp_avg ...
 
     def chunk(self, index: int) -> dict[str, "NDArray[np.float32]"]:
@@ -152,7 +152,7 @@ def assemble(path: Path, manifest: Manifest, deep: bool) -> Checkpoint:
     checkpoint = Checkpoint(path, manifest, registration, description, ledger, job, {}, {}, {})
     for name in sorted(filter(SHARD.fullmatch, manifest.files)):
         try:
-            _take(checkpoint, TensorFile(path / name))
+            enter(checkpoint, TensorFile(path / name))
         except BadTensors as error:
             raise BadCheckpoint(path, name, str(error)) from None
         except OSError as error:
@@ -176,7 +176,7 @@ def _check(path: Path, name: str, listed: File) -> None:
         )
 
 
-def _take(checkpoint: Checkpoint, file: TensorFile) -> None:
+def enter(checkpoint: Checkpoint, file: Tensors) -> None:
     """Enter the chunks of one shard's file. Raises BadTensors if they are not chunks of this layout."""
     chunks = checkpoint.registration.layout.chunks
     held, known = by_chunk(file), versions(file)

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -106,6 +106,22 @@ def write_shard_file(
     Hashed as it is written, synced, and renamed into its place: a shard may do it twice. Raises ZmlError if the disk
     does not take it; then there is no file.
     """
+    described, views = _laid_out(tensors)
+    return write_tensors(path, described, views, metadata, disk)
+
+
+def shard_bytes(
+    tensors: Mapping[str, "NDArray[np.float32] | Buffer"], metadata: Mapping[str, str]
+) -> list[memoryview]:
+    """The bytes of the same file, one buffer after another: a header, and the tensors' own memory."""
+    described, views = _laid_out(tensors)
+    first, _ = header(described, metadata)
+    return [memoryview(first), *(view.cast("B") if view.nbytes else memoryview(b"") for view in views)]
+
+
+def _laid_out(
+    tensors: Mapping[str, "NDArray[np.float32] | Buffer"],
+) -> tuple[list[tuple[str, Sequence[int]]], list[memoryview]]:
     views = {
         name: memoryview(tensor) if isinstance(tensor, bytes | bytearray | memoryview) else tensor.data
         for name, tensor in tensors.items()
@@ -113,11 +129,11 @@ def write_shard_file(
     for name, view in views.items():
         if view.format not in ("f", "<f", "B", "b", "c") or not view.c_contiguous or view.nbytes % 4:
             raise ValueError(f"{name} is no C-contiguous float32")
-    described = [
+    described: list[tuple[str, Sequence[int]]] = [
         (name, view.shape if view.itemsize == 4 and view.shape is not None else (view.nbytes // 4,))
         for name, view in views.items()
     ]
-    return write_tensors(path, described, views.values(), metadata, disk)
+    return described, list(views.values())
 
 
 def shard_metadata(versions: Mapping[int, int]) -> dict[str, str]:
@@ -149,6 +165,18 @@ def not_written(error: OSError, path: Path, needed: int, at_least: bool = False)
 
 
 # -- reading -----------------------------------------------------------------------------------------------
+
+
+class Tensors(Protocol):
+    """A file's tensors, wherever they are."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, Placed]
+
+    def array(self, name: str) -> "NDArray[np.float32]":
+        """One of them, in its shape."""
+        ...
 
 
 class TensorFile:
@@ -218,7 +246,7 @@ def parse_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, Plac
     return metadata, found
 
 
-def by_chunk(file: TensorFile) -> dict[int, dict[str, Placed]]:
+def by_chunk(file: Tensors) -> dict[int, dict[str, Placed]]:
     """The tensors of a shard's file under their chunks and names. Raises BadTensors."""
     found: dict[int, dict[str, Placed]] = {}
     for key, placed in file.tensors.items():
@@ -229,7 +257,7 @@ def by_chunk(file: TensorFile) -> dict[int, dict[str, Placed]]:
     return found
 
 
-def versions(file: TensorFile) -> dict[int, int]:
+def versions(file: Tensors) -> dict[int, int]:
     """Of each chunk in a shard's file, its version. Raises BadTensors."""
     try:
         return msgspec.json.decode(file.metadata.get("versions", ""), type=dict[int, int])

@@ -6,8 +6,8 @@ with a dot. Nothing that exists is ever written into or replaced, except LATEST.
 
 One coordinator at a time writes below a run directory, and its lock keeps others out. So a partial folder whose name
 has another process's token is a dead one's, and the next writer sweeps it; those of this process are
-removed by their own writers. Each name is used once: a shard that still writes for an abandoned attempt finds its
-folder gone, and never the next attempt.
+removed by their own writers. Each name is drawn at random and used once: who finds a folder of this name sees this very
+disk, and a shard that still writes or sends for an abandoned attempt finds it gone, and never the next attempt.
 """
 
 import json
@@ -48,6 +48,10 @@ MOST_FILE = 1 << 44  # bytes
 
 class Refused(ValueError):
     """What a member said of its file is not so. The writer is as before; the message names the file."""
+
+
+class Gap(Refused):
+    """A piece came before the one that it follows: it may come again."""
 
 
 class _Stream(NamedTuple):
@@ -106,7 +110,7 @@ class Writer:
     def piece(self, name: str, offset: int, data: Buffer) -> None:
         """The next bytes of a file that arrives bit by bit. What is there already is not written twice.
 
-        Raises Refused if bytes before `offset` have not come yet.
+        Raises Gap if bytes before `offset` have not come yet.
         """
         if name in self._files:
             if offset + memoryview(data).nbytes <= self._files[name].bytes:
@@ -117,7 +121,7 @@ class Writer:
         have = stream.bytes if stream is not None else 0
         flat = memoryview(data).cast("B")
         if not 0 <= offset <= have:
-            raise Refused(f"{name} has {have} bytes, and the next piece begins at {offset}")
+            raise Gap(f"{name} has {have} bytes, and the next piece begins at {offset}")
         if offset + len(flat) > MOST_FILE:
             raise Refused(f"{name} has more than {MOST_FILE} bytes")
         fresh = flat[have - offset :]
@@ -161,6 +165,13 @@ class Writer:
             self._disk.fsync(stream.handle)
             del self._streams[name]
             self._disk.close(stream.handle)
+
+    def forget(self, name: str) -> None:
+        """Go without a file whose pieces have not all come."""
+        stream = self._streams.pop(name, None)
+        if stream is not None:
+            with suppress(OSError):  # what is there of it is removed when the checkpoint is sealed
+                self._disk.close(stream.handle)
 
     def seal(
         self,
