@@ -98,7 +98,7 @@ class Porter:
         def piece(offset: int) -> Piece:
             return Piece(**self._me(), checkpoint=checkpoint, name=name, offset=offset)
 
-        async with self._connected() as endpoint:
+        async with self._connected(CONNECT_S) as endpoint:
 
             async def say(message: Message, payload: Any) -> Answer:
                 return await endpoint.request(COORDINATOR, message, payload, timeout_s=PIECE_S)
@@ -134,7 +134,7 @@ class Porter:
         def fetch(name: str, offset: int, most: int) -> Fetch:
             return Fetch(**self._me(), name=name, offset=offset, most=most)
 
-        async with self._connected() as endpoint:
+        async with self._connected(FETCH_S) as endpoint:
 
             async def say(message: Message, payload: Any) -> Answer:
                 return await ask(endpoint, message, within_s=FETCH_S, each_s=EACH_S)
@@ -149,13 +149,13 @@ class Porter:
         return {"job": joined.job, "member": joined.member, "incarnation": joined.incarnation}
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Endpoint]:
+    async def _connected(self, within_s: float) -> AsyncIterator[Endpoint]:
         me = self._me()
         name = f"{me['member']}.{me['incarnation']}.files{next(self._connections)}"
         endpoint = self.dial(name, _nobody)
         await endpoint.start()
         try:
-            await endpoint.connect(COORDINATOR, self.settings.coordinator, timeout_s=CONNECT_S)
+            await endpoint.connect(COORDINATOR, self.settings.coordinator, timeout_s=within_s)
             yield endpoint
         finally:
             await endpoint.close()
