@@ -61,7 +61,11 @@ def waiting_for(job: Job) -> str:
                 missing.append(f"{'shard' if len(shards) == 1 else 'shards'} {listed(shards)}")
             return f"waiting for {listed(missing)}"
         case Running() if job.away:
-            return f"waiting for {'shard' if len(job.away) == 1 else 'shards'} {listed(list(job.away))} to come back"
+            taken = [f"{home.host} to serve {shard}" for shard, home in job.promoting.items()]
+            gone = [shard for shard in job.away if shard not in job.promoting]
+            if gone:
+                taken.append(f"{'shard' if len(gone) == 1 else 'shards'} {listed(gone)} to come back")
+            return f"waiting for {listed(taken)}"
         case Running() if not job.members.workers():
             gone = job.members.gone("worker")
             return f"waiting for {listed([w for w, end in gone if end.back_by is not None])} to come back"

@@ -262,6 +262,7 @@ def test_a_process_that_is_to_leave_has_what_lives_there_copied_to_the_next_and_
     assert isinstance(promote, Promote) and (promote.shard, promote.host, promote.log) == (P1, to, "p1-1-1")
     assert not play.machine.serves_at(JOB, "p1", "p1", 1), "its former home is told so when it asks"
     assert play.machine.needed_in(JOB, "p1") == [P1], "until it is there"
+    assert play.machine.waiting_for(JOB) == f"waiting for {to} to serve p1"
     assert serves(play, "p1", str(to)) == [Rehome(JOB, P1, 2, "p1 is back")]
     assert play.machine.needed_in(JOB, "p1") == []
     assert play.tell(Left(JOB, "p1", 1, "SIGTERM")) == [], "nobody waits for it"
