@@ -132,7 +132,7 @@ def begin(
 NETWORKS: list[dict[str, Any]] = [
     {"ordered": True},
     {"delay_s": (0.001, 0.05)},
-    *soak([{"loss": 0.05}, {"loss": 0.05, "duplication": 0.1}]),
+    *soak([{"loss": 0.02}, {"loss": 0.02, "duplication": 0.05}]),
 ]
 
 
