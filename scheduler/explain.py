@@ -62,9 +62,9 @@ def waiting_for(job: Job) -> str:
             return f"waiting for {listed(missing)}"
         case Running() if job.away:
             taken = [f"{home.host} to serve {shard}" for shard, home in job.promoting.items()]
-            gone = [shard for shard in job.away if shard not in job.promoting]
-            if gone:
-                taken.append(f"{'shard' if len(gone) == 1 else 'shards'} {listed(gone)} to come back")
+            away = [shard for shard in job.away if shard not in job.promoting]
+            if away:
+                taken.append(f"{'shard' if len(away) == 1 else 'shards'} {listed(away)} to come back")
             return f"waiting for {listed(taken)}"
         case Running() if not job.members.workers():
             gone = job.members.gone("worker")
