@@ -168,9 +168,12 @@ class Dealer:
         if message.most == 0:  # it leaves, and only tells
             return Taken(self.hall.job, message.epoch, [])
         end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
+        dealt_again = self.ledger.dealt_again
         while True:
             taken = self.perform(calls.Take(worker, message.epoch, message.most, message.have, message.clock))
-            if not isinstance(taken, batches.Waiting) or not await self.hall.pause(end):
+            if not isinstance(taken, batches.Waiting) or self.ledger.dealt_again != dealt_again:
+                break  # who waits must rest longer now, and somebody may wait for that
+            if not await self.hall.pause(end):
                 break
             self.hall.admit(message.worker, message.incarnation)
         match taken:

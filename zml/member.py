@@ -291,9 +291,12 @@ class Member:
         if wait and self.plan.overlap and self._in_last_epoch() and self.hooks is not None:
             # Before the last batches are told to be done: once the epoch is over nothing waits on any worker.
             self.hooks.finish()
+        rests, wanted = 0, 1
         while not self.stopping():
             clock = self._joined().clock
-            reply = self.io.call(self.client.take(self.ledger_epoch, clock, most, done, hold=wait))
+            # The answer may take a second only once this worker rests: until then the others wait for it.
+            hold = rests >= wanted
+            reply = self.io.call(self.client.take(self.ledger_epoch, clock, most, done, hold=hold))
             done = []
             match reply:
                 case Taken():
@@ -312,6 +315,7 @@ class Member:
                         return []
                     self._look()
                     self._rest(longer=reply.dealt_again)
+                    rests, wanted = rests + 1, 2 if reply.dealt_again else 1
                     self.io.post(self.client.note_wait, reply)
         self.untold += done
         return None

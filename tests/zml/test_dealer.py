@@ -8,7 +8,7 @@ import pytest
 
 from zml.dealer import MOST_SAMPLES, Dealer
 from zml.docket import Docket
-from zml.messages import Contents, Evaluate, Evaluating, JobSpec, Ok, Result, Skip, Take, Totals
+from zml.messages import Contents, Evaluate, Evaluating, JobSpec, Ok, Result, Skip, Take, Totals, Wait
 from zml.notes import Notes
 from zml.scheduler import calls
 from zml.scheduler.events import Exited
@@ -158,3 +158,23 @@ def test_who_takes_training_batches_has_left_its_evaluation() -> None:
     run(dealer.take(take, None))
     (evaluation,) = dealer.evaluations.going.values()
     assert evaluation.back == [0] and not evaluation.leases
+
+
+def test_who_waits_for_batches_is_told_at_once_when_workers_come_or_go_for_it_must_rest_longer() -> None:
+    dealer = Dealer(hall := Hall())
+    dealer.members([Seat(W0, 1, True), Seat(W1, 1, True)])
+    for worker in (W0, W1):
+        dealer.perform(calls.Open(worker, 0, 1, b"", 8, 8))
+    dealer.perform(calls.Take(W0, 0, 16, 0))
+    pauses = 0
+
+    async def somebody_joins(end: float) -> bool:
+        nonlocal pauses
+        pauses += 1
+        dealer.members([Seat(W0, 1, True), Seat(W1, 1, True), Seat(WorkerId("w2"), 1, False)])
+        dealer.perform(calls.Open(WorkerId("w2"), 0, 1, b"", 8, 8))
+        return True
+
+    hall.pause = somebody_joins  # type: ignore[method-assign]
+    waits = run(dealer.take(Take(epoch=0, clock=0, most=1, have=0, hold=True, **ME), None))
+    assert isinstance(waits, Wait) and (waits.waiting_for, waits.dealt_again, pauses) == (["w0"], True, 1)
