@@ -79,6 +79,23 @@ def test_where_bad_batches_are_skipped_it_is_a_loss_and_the_batch_is_left_out(co
     assert dealer.ledger.skipped == 1 and not dealer.ledger.suspects(range(4)) == [0]
 
 
+@pytest.mark.parametrize(
+    ("begun", "suspects"),
+    [(None, [0, 2]), ((0, 2), [0, 2]), ((0, 1), [0]), ((0, 0), []), ((0, -1), []), ((1, 2), [])],
+    ids=["not known", "both", "one", "none", "less than none", "another epoch"],
+)
+def test_only_what_a_script_had_begun_can_be_what_it_crashed_over(
+    begun: tuple[int, int] | None, suspects: list[int]
+) -> None:
+    dealer = Dealer(Hall())
+    dealer.members([Seat(W0, 1, True), Seat(W1, 1, True)])
+    for worker in (W0, W1):
+        dealer.perform(calls.Open(worker, 0, 4, b"", 32, 8))
+    dealer.perform(calls.Take(W0, 0, 16, 0))
+    dealer.crashed(crash(W0), begun)
+    assert dealer.ledger.suspects(range(4)) == suspects
+
+
 def test_more_crashes_may_be_asked_for() -> None:
     dealer = suspicious(bad_batch_kills=3)
     assert dealer.crashed(crash(W1)) == crash(W1)
