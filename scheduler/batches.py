@@ -9,9 +9,10 @@ Rules: no batch is ever lost; it is leased to one worker at a time, and again to
 The ledger is deterministic: the same calls in the same order give the same deal. It knows no time; whoever must wait is
 told for whom, and asks again.
 
-A batch that kills: when a script crashes, every batch that its worker had in hand becomes a suspect, for it may have
-crashed over one that its loader had only begun to read. A suspect goes out alone from then on, and is cleared when it
-is committed. So the next crash over it convicts nobody else, and with enough of them it is condemned.
+A batch that kills: when a script crashes, every batch that it had in hand becomes a suspect, for it may have crashed
+over one that its loader had only begun to read. What it had taken and not begun is innocent. A suspect goes out alone
+from then on, and is cleared when it is committed. So the next crash over it convicts nobody else, and with enough of
+them it is condemned.
 
 A founder is present from the start, any other worker from its first `open`: nobody waits for a script that is still
 importing its libraries.
@@ -158,7 +159,7 @@ class Ledger:
             case calls.Skip():
                 return self.skip(call.worker, call.epoch, call.batch)
             case calls.Blame():
-                return self.blame(call.worker, call.kills)
+                return self.blame(call.worker, call.kills, call.begun)
             case calls.Drain():
                 self.drain(call.because)
         return None
@@ -395,16 +396,17 @@ class Ledger:
         current.end(batch, SKIPPED)
         return None
 
-    def blame(self, worker: WorkerId, kills: int) -> Suspected | Condemned | None:
+    def blame(self, worker: WorkerId, kills: int, begun: int | None = None) -> Suspected | Condemned | None:
         """The script of this worker crashed. To be told before the worker is gone, and after what it did is settled.
 
+        In hand were those of the first `begun` that it was given which are not applied; None: of all.
         With `kills` crashes a batch is condemned, if it was alone in hand at the last of them. None where no batch was.
         """
         assert worker in self.incarnations, f"{worker} is not a member"
         current = self.current
         if current is None:
             return None
-        in_hand = current.held(worker)
+        in_hand = current.held(worker, begun)
         self.news = bool(in_hand)
         for batch in in_hand:
             current.strikes[batch] = current.strikes.get(batch, 0) + 1

@@ -96,10 +96,14 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """The script of this worker has crashed with its batches in hand; with `kills` times a batch is condemned."""
+    """The script of this worker has crashed with its batches in hand; with `kills` times a batch is condemned.
+
+    Of all that it was given in the epoch, in that order, it had begun the first `begun`; None: perhaps all.
+    """
 
     worker: WorkerId
     kills: int
+    begun: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

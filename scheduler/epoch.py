@@ -73,9 +73,9 @@ class Pass:
         leasing = set(self.leases.values())
         return [worker for worker, share in self.shares.items() if share or worker in leasing]
 
-    def held(self, worker: WorkerId) -> list[int]:
-        """What this worker has taken and not committed, in the order in which it took it."""
-        return [batch for batch in self.given.get(worker, ()) if self.leases.get(batch) == worker]
+    def held(self, worker: WorkerId, first: int | None = None) -> list[int]:
+        """What this worker has taken and not committed, in the order in which it took it; of the `first` so many."""
+        return [batch for batch in self.given.get(worker, [])[:first] if self.leases.get(batch) == worker]
 
     def end(self, batch: int, how: int) -> None:
         """A leased batch is over."""

@@ -45,6 +45,11 @@ BATCH: Final = 64  # messages taken in before others have a turn
 BATCH_BYTES: Final = 8 * MB
 RETRY_S: Final = 0.005  # for what a full socket did not take, should its signal be missed
 LINGER_MS: Final = 1000  # for goodbyes
+REDIAL_MS: Final = 100  # a connection that broke is made again after this long, then after ever longer, up to
+REDIAL_HERE_MS: Final = 250  # on this machine, where nobody minds, and
+REDIAL_MOST_MS: Final = (
+    1000  # elsewhere: thousands dial whoever is started again, and should not all come at once
+)
 LARGE: Final = MB  # payloads for which memory is worth keeping
 LOOPBACK_SEND_BYTES: Final = 512 * KB  # small enough that what was sent is received out of the cache
 REVOKE_S: Final = 2.0  # how often the list of authorized keys is looked at
@@ -445,8 +450,8 @@ class ZmqEndpoint(Exchange):
             zmq.RCVHWM: limits.receive_hwm,
             zmq.MAXMSGSIZE: max(limits.payload_bytes, HEADER_BYTES),
             zmq.HANDSHAKE_IVL: 3000,
-            zmq.RECONNECT_IVL: 100,
-            zmq.RECONNECT_IVL_MAX: 5000,
+            zmq.RECONNECT_IVL: REDIAL_MS,
+            zmq.RECONNECT_IVL_MAX: REDIAL_MOST_MS,
             zmq.TCP_KEEPALIVE: 1,
             # Clears away half-open connections; our own pings decide who is lost. A frame that is on its way for
             # longer than the timeout would be cut off, so the timeout is long.
@@ -461,6 +466,7 @@ class ZmqEndpoint(Exchange):
         if all(a.startswith("ipc://") or _is_loopback(_host(a)) for a in addresses):
             # Between machines the kernel fits it to the distance; within one it lets it outgrow the cache.
             options[zmq.SNDBUF] = LOOPBACK_SEND_BYTES
+            options[zmq.RECONNECT_IVL_MAX] = REDIAL_HERE_MS
         if keys is not None:
             options |= {
                 zmq.CURVE_PUBLICKEY: keys.public.encode("ascii"),

@@ -301,6 +301,7 @@ class Agent:
             signal=max(-code, 0),
             failure=failure,
             returns=returns,
+            begun=self.child.begun if self.child is not None else None,
         )
         try:
             await ask(self.endpoint, message, within_s=self.settings.coordinator_away_s)

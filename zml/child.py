@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .leaving import AgentEnd
+from .tally import AgentTally, Tally
 
 OUTPUT_S = 2.0  # for what a script has printed to arrive, once it has ended
 KILLED_S = 5.0  # for the kernel to end what was killed
@@ -26,6 +27,8 @@ class Child:
 
     def __init__(self, left: Callable[[], None]) -> None:
         self.line = AgentEnd(left)
+        self.tally = AgentTally()
+        self.begun: Tally | None = None  # how far it had come, once it has ended
         self.tail: deque[str] = deque(maxlen=LAST_WORDS)
         self.process: asyncio.subprocess.Process | None = None
 
@@ -37,16 +40,17 @@ class Child:
             self.process = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=folder,
-                env={**environment, **self.line.environment()},
+                env={**environment, **self.line.environment(), **self.tally.environment()},
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 limit=LINE_BYTES,
                 start_new_session=True,
-                pass_fds=self.line.pass_fds,
+                pass_fds=(*self.line.pass_fds, self.tally.file),
             )
             self.line.other.close()
             copying = asyncio.ensure_future(self._copy_output(self.process, out))
             code = await self.process.wait()
+            self.begun = self.tally.read()
             # Processes that the script has started may hold its output open, and must not outlive it.
             await asyncio.wait([copying], timeout=OUTPUT_S)
             _kill_group(self.process.pid)
@@ -54,6 +58,7 @@ class Child:
             return code
         finally:
             self.line.close()
+            self.tally.close()
 
     async def end(self, grace_s: float) -> None:
         """SIGTERM to the script and all it started, then SIGKILL after the grace."""

@@ -570,7 +570,7 @@ class Coordinator:
             returns=message.returns,
         )
         if crashed:
-            event = self.dealer.crashed(event)
+            event = self.dealer.crashed(event, message.begun)
             if self.dealer.stopped_by is not None:
                 self.docket.fact(Failed(self.board.meant(message, self.dealer.stopped_by)))
         self.dispatch(event)

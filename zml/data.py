@@ -7,6 +7,7 @@ would have drawn, in the same order, from the same generators.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Protocol, cast
@@ -23,10 +24,12 @@ from torch.utils.data import (
 )
 
 from .errors import LOADER, ZmlError
+from .scheduler.ahead import ahead
 
 DIVISIBLE = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-TAKE = 16  # batches asked for at once: a message in every 16 steps
+TAKE = 16  # batches asked for at once, at least: a message in every 16 steps
 MOST_AT_ONCE = 256  # what fits into one header, asked for and reported
+SMOOTHING = 8  # steps over which the time of one is averaged, about
 
 
 class Ledger(Protocol):
@@ -41,6 +44,23 @@ class Ledger(Protocol):
 
     def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
         """More batches; [] when there are none for now (only with `wait` false), None when the epoch is over."""
+        ...
+
+    def ask(self, most: int, done: list[int]) -> None:
+        """Begin to ask for more, as `take` without waiting, while the script goes on with what it has."""
+        ...
+
+    def answered(self, *, wait: bool) -> list[int] | None:
+        """What `ask` has brought, once; None while it has not been answered (only with `wait` false)."""
+        ...
+
+    def begin(self, batches: int) -> None:
+        """The inner loader is asked for the last of the first so many batches of this epoch that were taken."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Among whom an epoch is divided, about."""
         ...
 
     def in_hand(self, batches: int, samples: int) -> None:
@@ -90,6 +110,8 @@ class DividedLoader:
     Invariants, of the batches taken from the ledger: `leased` are not asked of the inner loader yet, `handed` are and
     come out of it in this order, `open` were yielded, the first `before` of them to local steps that were made already,
     `on_their_way` are in steps to the shards, oldest step first, `done` are applied, and not yet reported.
+
+    More are asked for while there are some left (`scheduler.ahead`): the script goes on while the coordinator is away.
     """
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger, *, checked: bool = False) -> None:
@@ -102,11 +124,16 @@ class DividedLoader:
         self.position = (
             0  # batches of this epoch that were yielded: the first so many of all that this worker was given
         )
+        self.begun = 0  # batches of this epoch that were asked of the inner loader
+        self.asking = False  # for more, while the script computes
+        self.dry = False  # there were no more when it was asked last
+        self.batch_s: float | None = None  # from one batch to the next, smoothed; None before the second
         self.on_their_way: deque[list[int]] = deque()  # one list per step that does not count yet
         self.done: list[int] = []
         self.order: list[list[int]] = []
         self.fetching = False  # the inner loader is asked for the first of `handed`
         self.under_way = False  # an epoch was begun and is not over; after the loop: the script left it early
+        self.yielded_at: float | None = None  # None where what came between is no step
         self._inner: DataLoader[Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -151,7 +178,8 @@ class DividedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self.finish()
-        self.under_way, self.position = True, 0
+        self.under_way, self.position, self.begun = True, 0, 0
+        self.dry, self.yielded_at = False, None
         source: Iterator[Any] = iter(self._divided())
         self.fetching = True
         while not self.ledger.stopping():
@@ -161,6 +189,7 @@ class DividedLoader:
                 self.open.append(batch)
                 self.position += 1
                 self.ledger.in_hand(batch, samples)
+                self._clock()
                 yield item
                 if self.ledger.stopping():
                     break
@@ -169,8 +198,10 @@ class DividedLoader:
                 self.fetching = False
                 self._pass_over()
                 more = self.ledger.take(TAKE, self.take_done(), wait=True)
+                self.yielded_at = None
                 if more is not None:
                     self.leased.extend(more)
+                    self.dry = False
                     source, self.fetching = self._again(), True
                 elif not self.ledger.stopping():
                     self.under_way = False
@@ -180,6 +211,7 @@ class DividedLoader:
     def _stop(self) -> None:
         """What was taken and has not come into a step is left to others."""
         self.under_way = self.fetching = False
+        self._come_in()
         self.ledger.depart()
         for taken in (self.open, self.handed, self.leased):
             taken.clear()
@@ -206,6 +238,7 @@ class DividedLoader:
             return
         self.under_way = False
         self._pass_over()
+        self._come_in()
         self.done += [*(batch for batch, _ in self.handed), *self.leased]
         self.handed.clear()
         self.leased.clear()
@@ -235,11 +268,50 @@ class DividedLoader:
 
     def hand_out(self) -> Iterator[list[int]]:
         """The samples of each leased batch, as the inner loader asks for them."""
-        while self.leased:
+        while self.more():
             batch = self.leased.popleft()
             samples = self.order[batch]
             self.handed.append((batch, len(samples)))
+            self.begin()
             yield samples
+
+    def begin(self) -> None:
+        """One more is asked of the inner loader. Whoever looks for what a script has crashed over looks no further."""
+        self.begun += 1
+        self.ledger.begin(self.begun)
+
+    def more(self) -> bool:
+        """Is there a batch to go on with? Waits only where there is none, and for no other worker."""
+        while True:
+            if self.asking and (came := self.ledger.answered(wait=not self.leased)) is not None:
+                self.asking = False
+                self.leased.extend(came)
+                self.dry = not came
+            few = ahead(self.batch_s, len(self) // max(self.ledger.workers, 1))
+            if not self.asking and not self.dry and len(self.leased) <= few:
+                self.asking = True
+                self.ledger.ask(min(few + TAKE - len(self.leased), MOST_AT_ONCE), self.take_done())
+            if self.leased or not self.asking:
+                return bool(self.leased)
+
+    def look_again(self) -> bool:
+        """Has something been dealt to this worker since there was no more?"""
+        self.dry = False
+        return self.more()
+
+    def _come_in(self) -> None:
+        """What was asked for is here."""
+        if self.asking:
+            self.asking = False
+            self.leased.extend(self.ledger.answered(wait=True) or ())
+
+    def _clock(self) -> None:
+        now = time.monotonic()
+        if self.yielded_at is not None:
+            took_s = now - self.yielded_at
+            usual_s = took_s if self.batch_s is None else self.batch_s
+            self.batch_s = usual_s + (took_s - usual_s) / SMOOTHING
+        self.yielded_at = now
 
 
 class _Share:
@@ -254,9 +326,8 @@ class _Share:
     def __iter__(self) -> Iterator[list[int]]:
         divided = self.divided
         divided.draw_order()
-        # Never wait here: a loader with worker processes asks ahead, while its own batches are still under way.
-        while batches := divided.ledger.take(TAKE, divided.take_done(), wait=False):
-            divided.leased.extend(batches)
+        # Never wait for others here: a loader with worker processes asks ahead, while its own batches are under way.
+        while divided.look_again():
             yield from divided.hand_out()
 
 

@@ -168,9 +168,12 @@ class Dealer:
         if message.most == 0:  # it leaves, and only tells
             return Taken(self.hall.job, message.epoch, [])
         end = asyncio.get_running_loop().time() + (HOLD_S if message.hold else 0.0)
+        dealt_again = self.ledger.dealt_again
         while True:
             taken = self.perform(calls.Take(worker, message.epoch, message.most, message.have, message.clock))
-            if not isinstance(taken, batches.Waiting) or not await self.hall.pause(end):
+            if not isinstance(taken, batches.Waiting) or self.ledger.dealt_again != dealt_again:
+                break  # who waits must rest longer now, and somebody may wait for that
+            if not await self.hall.pause(end):
                 break
             self.hall.admit(message.worker, message.incarnation)
         match taken:
@@ -221,16 +224,20 @@ class Dealer:
         )
         self.hall.wake()
 
-    def crashed(self, event: events.Exited) -> events.Exited:
+    def crashed(self, event: events.Exited, begun: tuple[int, int] | None = None) -> events.Exited:
         """A script ended badly, and its worker is still a member: who is to blame, and so what the event means.
 
+        `begun`: how many batches it had begun, of which epoch; in another than the open one it says that none had.
         Crashing over a batch counts as a loss of the worker where bad batches are to be skipped. Where they are to stop
         the job, the crash that condemns a batch counts as a failure of the script, which does.
         """
         if event.signal in ENDED_BY_SOMEBODY:
             return event
         worker = WorkerId(event.worker)
-        verdict = self.perform(calls.Blame(worker, self.hall.spec.bad_batch_kills))
+        count = None
+        if begun is not None:
+            count = max(begun[1], 0) if begun[0] == self.ledger.epoch else 0
+        verdict = self.perform(calls.Blame(worker, self.hall.spec.bad_batch_kills, count))
         if verdict is None:
             return event
         skips = self.hall.spec.on_bad_batch == "skip"

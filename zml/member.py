@@ -12,6 +12,7 @@ that it has made leaves first, and then it asks nothing of the job any more: oth
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
 import time
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
@@ -46,6 +47,7 @@ from .schedules import Schedules, Told
 from .script import EXACT, number, write_model
 from .seat import Seat
 from .streams import StreamLoader
+from .tally import ScriptTally
 from .timeline import Timeline
 from .traffic import Traffic
 from .updates import Updates, outer_spec
@@ -56,6 +58,7 @@ DRAINED = "drained.safetensors"  # in the run directory
 EX_TEMPFAIL = 75  # safe to run again
 
 log = structlog.get_logger()
+Asked = Taken | Wait | EpochOver | Drained
 
 
 class Member:
@@ -66,6 +69,7 @@ class Member:
         self.told = ""  # why this worker is to leave the job, once its agent or a signal has said so
         self.draining = ""  # why the whole job ends early
         self.agent = ScriptEnd(self._told_to_leave)
+        self.tally = ScriptTally()
         self.io = IoThread(f"zml-{seat.worker}")
         self.client: Client = self.io.call(self._connect())
         self.plan = Plan.of(seat.spec)
@@ -98,6 +102,7 @@ class Member:
         self.left_out_in_a_row = 0  # steps whose gradient was not finite
         self.samples = 0  # since the last report
         self.untold: list[int] = []  # batches that are applied, while the worker comes to an early end
+        self.asked: concurrent.futures.Future[Asked] | None = None  # for batches, while the script computes
         self.values: dict[str, Any] = {}
         self.reported_at = time.monotonic()
         self.io.post(self.agent.listen, self.io.loop)
@@ -291,16 +296,17 @@ class Member:
         if wait and self.plan.overlap and self._in_last_epoch() and self.hooks is not None:
             # Before the last batches are told to be done: once the epoch is over nothing waits on any worker.
             self.hooks.finish()
+        rests, wanted = 0, 1
         while not self.stopping():
             clock = self._joined().clock
-            reply = self.io.call(self.client.take(self.ledger_epoch, clock, most, done, hold=wait))
+            # The answer may take a second only once this worker rests: until then the others wait for it.
+            hold = rests >= wanted
+            reply = self.io.call(self.client.take(self.ledger_epoch, clock, most, done, hold=hold))
             done = []
             match reply:
                 case Taken():
                     self._return_to_gate()
-                    for batch in reply.suspects:
-                        samples = self.loader.samples_of(batch) if self.loader is not None else []
-                        self.io.call(self.client.tell_contents(reply.epoch, batch, samples))
+                    self.io.call(self._tell_contents(reply))
                     return reply.batches
                 case EpochOver():
                     self._settle(reply.next_clock)
@@ -312,9 +318,47 @@ class Member:
                         return []
                     self._look()
                     self._rest(longer=reply.dealt_again)
+                    rests, wanted = rests + 1, 2 if reply.dealt_again else 1
                     self.io.post(self.client.note_wait, reply)
         self.untold += done
         return None
+
+    def ask(self, most: int, done: list[int]) -> None:
+        assert self.asked is None, "one request at a time: the next one begins where its answer ends"
+        if self.stopping():
+            self.untold += done
+            return
+        self.asked = self.io.submit(self._ask(self.ledger_epoch, self._joined().clock, most, done))
+
+    async def _ask(self, epoch: int, clock: int, most: int, done: list[int]) -> Asked:
+        """In the I/O thread."""
+        reply = await self.client.take(epoch, clock, most, done, hold=False)
+        if isinstance(reply, Taken):
+            await self._tell_contents(reply)
+        return reply
+
+    async def _tell_contents(self, reply: Taken) -> None:
+        for batch in reply.suspects:
+            samples = self.loader.samples_of(batch) if self.loader is not None else []
+            await self.client.tell_contents(reply.epoch, batch, samples)
+
+    def answered(self, *, wait: bool) -> list[int] | None:
+        if self.asked is None:
+            return []
+        if not wait and not self.asked.done():
+            return None
+        asked, self.asked = self.asked, None
+        reply = asked.result()
+        if isinstance(reply, Drained):
+            self.draining = reply.because
+        return reply.batches if isinstance(reply, Taken) else []
+
+    def begin(self, batches: int) -> None:
+        self.tally.begin(self.ledger_epoch, batches)
+
+    @property
+    def workers(self) -> int:
+        return self._joined().workers
 
     def stopping(self) -> str:
         return self.told or self.draining

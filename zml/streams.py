@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from torch.utils.data import DataLoader, IterableDataset
 
-from .data import TAKE, DividedLoader, Ledger
+from .data import DividedLoader, Ledger
 from .errors import LOADER, ZmlError
 
 log = structlog.get_logger()
@@ -48,12 +48,12 @@ class StreamLoader(DividedLoader):
 
     def _divided(self) -> Iterator[Any]:
         self.ledger.open_epoch(self.batches, b"", 0, 0)
-        while batches := self.ledger.take(TAKE, self.take_done(), wait=False):
-            self.leased.extend(batches)
+        while self.look_again():
             yield from self._again()
 
     def _again(self) -> Iterator[Any]:
-        while self.leased:
+        while self.more():
+            self.begin()
             item = self._read()
             self.handed.append((self.leased.popleft(), self.loader.batch_size or 1))
             yield item

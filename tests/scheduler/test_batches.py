@@ -402,6 +402,28 @@ def test_nobody_is_condemned_together_with_others_however_many_crashes() -> None
         assert ledger.blame(W0, 2) == Suspected(0, (0, 1, 2, 3))
 
 
+def test_what_a_crashed_script_had_taken_and_not_begun_is_innocent() -> None:
+    ledger = opened(8, W0, W1)
+    assert taken(ledger, W0) == [0, 2, 4, 6]
+    ledger.commit(W0, 0, [0])
+    assert ledger.blame(W0, 2, begun=1) is None, "it had begun one, which is applied"
+    assert ledger.blame(W0, 2, begun=2) == Suspected(0, (2,))
+    ledger.members(founders(W1))
+    assert ledger.suspects(range(8)) == [2]
+    assert taken(ledger, W1) == [2]
+    ledger.commit(W1, 0, [2])
+    assert taken(ledger, W1) == [4, 6, 1, 3, 5, 7], "what came back goes out first, and no more alone"
+    ledger.check()
+
+
+def test_a_batch_that_crashes_two_scripts_is_condemned_though_the_second_had_taken_others_too() -> None:
+    ledger = opened(4, W0, W1)
+    assert taken(ledger, W0) == [0, 2] and taken(ledger, W1) == [1, 3]
+    assert ledger.blame(W0, 2, begun=1) == Suspected(0, (0,))
+    assert ledger.blame(W0, 2, begun=1) == Condemned(0, 0, 2)
+    assert ledger.blame(W1, 2, begun=1) == Suspected(0, (1,))
+
+
 def test_a_crash_without_a_batch_in_hand_accuses_nobody() -> None:
     ledger = opened(2, W0, W1)
     assert ledger.blame(W0, 2) is None

@@ -194,10 +194,13 @@ class Script:
             rested: int | None = None
             self.taken = 0
             done: list[int] = []
+            rests, wanted = 0, 1
             while True:
-                reply = await client.take(epoch, self.clock, 2, done, hold=True)
+                reply = await client.take(epoch, self.clock, 2, done, hold=rests >= wanted)
                 done = []
+                rests, wanted = rests + 1, 1
                 if isinstance(reply, Wait):
+                    wanted = 2 if reply.dealt_again else 1
                     if (rested is None and self.clock >= end) or (rested is not None and reply.dealt_again):
                         end = self.clock + self.batches
                     if self.clock < end:
@@ -211,6 +214,7 @@ class Script:
                     self.clock = await client.enter(at_least=rested)
                     await self._pull(cut, self.clock)
                     rested = None
+                rests = 0
                 for batch in reply.batches:
                     await self._step(cut, outboxes, binding, epoch, batch)
                     done.append(batch)

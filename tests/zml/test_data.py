@@ -21,7 +21,29 @@ from zml.data import DividedLoader
 from zml.errors import ZmlError
 
 
-class Alone:
+class AnswersAtOnce:
+    """The part of a ledger that a worker asks while it computes."""
+
+    workers = 1
+    begun = 0
+    answer: list[int] | None = None
+
+    def take(self, most: int, done: list[int], *, wait: bool) -> list[int] | None:
+        raise NotImplementedError
+
+    def ask(self, most: int, done: list[int]) -> None:
+        assert self.answer is None, "it has not looked at the last answer"
+        self.answer = self.take(most, done, wait=False)
+
+    def answered(self, *, wait: bool) -> list[int] | None:
+        answer, self.answer = self.answer, None
+        return answer
+
+    def begin(self, batches: int) -> None:
+        self.begun = batches
+
+
+class Alone(AnswersAtOnce):
     """A ledger with one worker: everything is dealt to it."""
 
     def __init__(self) -> None:
@@ -54,7 +76,7 @@ class Alone:
         raise AssertionError("nobody is to leave")
 
 
-class Dealt:
+class Dealt(AnswersAtOnce):
     """Workers of one job in turn: worker `rank` of `world` gets every `world`-th batch, all share one order."""
 
     def __init__(self, rank: int, world: int, state: bytes | None) -> None:
@@ -259,6 +281,48 @@ def test_a_batch_is_done_once_a_step_has_taken_it_up() -> None:
         assert set(ledger.done) <= set(range(index)), "no batch is done before its step"
     assert sorted(ledger.done) == list(range(40))
     assert ledger.samples == 40
+
+
+class Away(Alone):
+    """Its coordinator dies once the loader knows how long a step takes, and answers when `back` is set."""
+
+    back = False
+
+    def answered(self, *, wait: bool) -> list[int] | None:
+        if not self.back and self.begun > 1:
+            assert not wait, "nobody waits who has batches left"
+            return None
+        return super().answered(wait=wait)
+
+
+def test_a_script_goes_on_with_what_it_has_while_the_coordinator_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zml.data.ahead", lambda batch_s, share: 20)
+    ledger = Away()
+    loader = DividedLoader(DataLoader(numbers(100), batch_size=1), ledger)
+    seen = []
+    for (batch,) in loader:
+        seen.append(int(batch))
+        loader.leaving()
+        loader.counted()
+        assert ledger.begun == len(seen), "nothing is begun that is not asked for"
+        assert ledger.back or len(loader.leased) + len(seen) == 36, "20 ahead, and a message's worth"
+        assert ledger.back or loader.asking == (len(loader.leased) < 20)
+        ledger.back = ledger.back or not loader.leased
+    assert seen == list(range(100)) and sorted(ledger.done) == seen
+
+
+def test_what_was_asked_for_when_the_loop_was_left_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zml.data.ahead", lambda batch_s, share: 20)
+    ledger = Away()
+    loader = DividedLoader(DataLoader(numbers(100), batch_size=1), ledger)
+    for _ in loader:
+        if loader.asking:
+            break
+    ledger.back = True
+    loader.finish()
+    assert sorted(ledger.done) == list(range(100)) and not loader.asking
 
 
 def test_batches_of_a_lost_worker_follow_after_the_own_share() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from zml.dealer import MOST_SAMPLES, Dealer
 from zml.docket import Docket
-from zml.messages import Contents, Evaluate, Evaluating, JobSpec, Ok, Result, Skip, Take, Totals
+from zml.messages import Contents, Evaluate, Evaluating, JobSpec, Ok, Result, Skip, Take, Totals, Wait
 from zml.notes import Notes
 from zml.scheduler import calls
 from zml.scheduler.events import Exited
@@ -77,6 +77,23 @@ def test_where_bad_batches_are_skipped_it_is_a_loss_and_the_batch_is_left_out(co
     event = dealer.crashed(crash(W1, code, signal))
     assert (event.code, event.signal, event.is_loss) == (code, signal, True)
     assert dealer.ledger.skipped == 1 and not dealer.ledger.suspects(range(4)) == [0]
+
+
+@pytest.mark.parametrize(
+    ("begun", "suspects"),
+    [(None, [0, 2]), ((0, 2), [0, 2]), ((0, 1), [0]), ((0, 0), []), ((0, -1), []), ((1, 2), [])],
+    ids=["not known", "both", "one", "none", "less than none", "another epoch"],
+)
+def test_only_what_a_script_had_begun_can_be_what_it_crashed_over(
+    begun: tuple[int, int] | None, suspects: list[int]
+) -> None:
+    dealer = Dealer(Hall())
+    dealer.members([Seat(W0, 1, True), Seat(W1, 1, True)])
+    for worker in (W0, W1):
+        dealer.perform(calls.Open(worker, 0, 4, b"", 32, 8))
+    dealer.perform(calls.Take(W0, 0, 16, 0))
+    dealer.crashed(crash(W0), begun)
+    assert dealer.ledger.suspects(range(4)) == suspects
 
 
 def test_more_crashes_may_be_asked_for() -> None:
@@ -158,3 +175,23 @@ def test_who_takes_training_batches_has_left_its_evaluation() -> None:
     run(dealer.take(take, None))
     (evaluation,) = dealer.evaluations.going.values()
     assert evaluation.back == [0] and not evaluation.leases
+
+
+def test_who_waits_for_batches_is_told_at_once_when_workers_come_or_go_for_it_must_rest_longer() -> None:
+    dealer = Dealer(hall := Hall())
+    dealer.members([Seat(W0, 1, True), Seat(W1, 1, True)])
+    for worker in (W0, W1):
+        dealer.perform(calls.Open(worker, 0, 1, b"", 8, 8))
+    dealer.perform(calls.Take(W0, 0, 16, 0))
+    pauses = 0
+
+    async def somebody_joins(end: float) -> bool:
+        nonlocal pauses
+        pauses += 1
+        dealer.members([Seat(W0, 1, True), Seat(W1, 1, True), Seat(WorkerId("w2"), 1, False)])
+        dealer.perform(calls.Open(WorkerId("w2"), 0, 1, b"", 8, 8))
+        return True
+
+    hall.pause = somebody_joins  # type: ignore[method-assign]
+    waits = run(dealer.take(Take(epoch=0, clock=0, most=1, have=0, hold=True, **ME), None))
+    assert isinstance(waits, Wait) and (waits.waiting_for, waits.dealt_again, pauses) == (["w0"], True, 1)

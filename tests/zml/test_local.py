@@ -287,6 +287,22 @@ def test_a_coordinator_that_is_killed_is_started_again_with_the_same_flags(tmp_p
     assert nothing_is_left(run.folder)
 
 
+def test_nobody_waits_for_a_goodbye_to_a_coordinator_that_was_killed(tmp_path: Path) -> None:
+    """Its connection is given up after a second; here, only once the job is over."""
+    run = Run(tmp_path, "dies_once.py")
+    hang_up = run.observer.close
+
+    async def patient() -> None:
+        while rundir.last_status(run.folder) is None:
+            await asyncio.sleep(0.01)
+        await hang_up()
+
+    run.observer.close = patient  # type: ignore[method-assign]
+    status = run.run()
+    assert status is not None and status.state == "SUCCEEDED"
+    assert run.observer.open == 0
+
+
 def test_a_coordinator_that_is_killed_too_often_ends_the_run_and_everything_in_it(tmp_path: Path) -> None:
     run = Run(tmp_path, "dies.py", coordinator_restarts=2)
     assert run.run() is None

@@ -120,6 +120,7 @@ class LocalRun:
         self.wake = asyncio.Event()
         self.link: Any = None  # our connection to the coordinator, once there is one
         self.connecting = asyncio.Lock()
+        self.hanging_up: set[asyncio.Task[None]] = set()
 
     async def run(self) -> JobStatus | None:
         """Start everything, watch it to its end; returns how the job ended, None if it was stopped before.
@@ -143,6 +144,8 @@ class LocalRun:
             if self.reviving:
                 await asyncio.wait(self.reviving)  # or it might start something yet
             await self._hang_up()
+            if self.hanging_up:
+                await asyncio.wait(self.hanging_up)
             await self._kill_all()
             shutil.rmtree(sockets, ignore_errors=True)
             for number in numbers:
@@ -214,6 +217,7 @@ class LocalRun:
         loop = asyncio.get_running_loop()
         started = heard = loop.time()
         while not self.killed:
+            self.wake.clear()
             # Before we look: then it explains what we see.
             ended = [child for child in self.children.values() if child.ended]
             coordinator = self.children["coordinator"]
@@ -265,7 +269,10 @@ class LocalRun:
             return False
         self.viewer.say(f"{child.member} {child.how()}; starting it again ({again.number} of {again.most})")
         if child.member == "coordinator":
-            await self._hang_up()
+            # Not waited for: what was said to the dead one may take a second to be given up.
+            hanging_up = asyncio.ensure_future(self._hang_up())
+            self.hanging_up.add(hanging_up)
+            hanging_up.add_done_callback(self.hanging_up.discard)
         until = asyncio.get_running_loop().time() + again.after_s
         while (left_s := until - asyncio.get_running_loop().time()) > 0 and not self.killed:
             await asyncio.sleep(min(left_s, LOOK_EVERY_S))
@@ -316,8 +323,7 @@ class LocalRun:
         return f"Its log is {console.near(str(self.folder / rundir.LOGS / member))}.jsonl."
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, less if something happens."""
-        self.wake.clear()
+        """Wait, less if something happens, or has happened since `wake` was cleared."""
         try:
             await asyncio.wait_for(self.wake.wait(), seconds)
         except TimeoutError:

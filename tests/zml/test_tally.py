@@ -1,0 +1,36 @@
+"""How far a script has come, read by its agent."""
+
+import os
+import sys
+
+from zml.tally import AgentTally, ScriptTally
+
+
+def test_an_agent_reads_how_far_its_script_had_come_when_the_script_is_dead() -> None:
+    agent = AgentTally()
+    assert agent.read() == (0, 0)
+    script = """
+import os
+from zml.tally import ScriptTally
+tally = ScriptTally()
+for epoch, batches in [(0, 1), (0, 2), (7, 4_000_000_000)]:
+    tally.begin(epoch, batches)
+assert "ZML_TALLY" not in os.environ
+os.kill(os.getpid(), 9)
+"""
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-c", script],
+        {**os.environ, **agent.environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
+        file_actions=[(os.POSIX_SPAWN_DUP2, agent.file, agent.file)],
+    )
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+    assert agent.read() == (7, 4_000_000_000)
+    agent.close()
+    agent.close()
+
+
+def test_without_an_agent_nobody_reads_it() -> None:
+    tally = ScriptTally({})
+    tally.begin(0, 1)
+    assert tally.memory is None
