@@ -125,7 +125,7 @@ def test_at_the_second_signal_a_process_hands_over_nothing(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("staleness", MODES)
 @pytest.mark.parametrize("dies", [0, 1])
-@pytest.mark.parametrize("at", [1, 3, 5, 8, *soak([2, 4, 6, 7])])
+@pytest.mark.parametrize("at", [1, 6, *soak([2, 3, 4, 5, 7, 8])])
 def test_a_move_during_which_either_process_dies_loses_nothing(
     tmp_path: Path, at: int, dies: int, staleness: int | None
 ) -> None:
