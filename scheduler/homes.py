@@ -83,7 +83,10 @@ def copy_at(
 ) -> ShardId | None:
     """Where a shard that lives in `host` is to have its copy: its backup or, where it is misplaced, its next home.
 
-    `here` are the processes that are alive. None where there is no such place now.
+    `here` are the processes that are alive. None where there is no such place now. A shard that has to go, and whose
+    next place is away, goes to whoever is here, and from there where it belongs.
     """
     places = belongs(shard, shards, replicas, off)
+    if host in off:
+        places = [process for process in around(shard, shards) if process not in off]
     return next((process for process in places if process != host and process in here), None)

@@ -75,6 +75,14 @@ class Housing:
         found = self.jobs.get(job)
         return found is not None and ShardId(host) in found.off
 
+    def is_last(self, job: JobId, host: str) -> bool:
+        """Is there no other process that could take what this one has?"""
+        found = self.jobs.get(job)
+        if found is None:
+            return True
+        others = (other for other in found.members.alive("shard") if other != host)
+        return all(other in found.off for other in others)
+
     def needed_in(self, job: JobId, host: str) -> list[ShardId]:
         """The shards that live in this process, or are on the way to it."""
         found = self.jobs.get(job)
@@ -97,11 +105,11 @@ class Housing:
         homes = found.homes.items()
         return [(shard, home) for shard, home in homes if home.host == host and shard not in found.promoting]
 
-    def moves(self, job: JobId, because: str) -> list[Action]:
+    def moves(self, job: JobId, because: str) -> list[Promote | Adopt | Pair]:
         """What is under way between homes, to be ordered again by who has taken another's place."""
         found = self.jobs[job]
         here = found.members.alive("shard")
-        orders: list[Action] = []
+        orders: list[Promote | Adopt | Pair] = []
         for shard, home in found.promoting.items():
             kind = Adopt if home.log == found.homes[shard].log else Promote
             orders.append(kind(job, shard, home.host, home.incarnation, home.log, because))
@@ -117,6 +125,8 @@ class Housing:
         """A shard's process has been started again. It reads its logs before it serves what lives there."""
         here = shard_id(name.number)
         job.off.discard(here)
+        for refused in job.refused.values():
+            refused.discard(here)
         if isinstance(former := job.members.records.get(here), Alive):
             because = f"{here} joined again as incarnation {former.incarnation + 1}"
             yield Fence(job.id, here, former.incarnation, because)
@@ -152,6 +162,7 @@ class Housing:
         if job.promoting.pop(shard, None) is not None:
             job.homes[shard] = home
         job.given_up.pop(shard, None)
+        job.refused.pop(shard, None)
         del job.away[shard]
         yield Rehome(job.id, shard, home.incarnation, f"{shard} is back")
         job.copying.pop(shard, None)  # it has to be told, whatever its former self was told
@@ -191,11 +202,10 @@ class Housing:
     def _vacate(self, job: Job, event: Vacating, now: float) -> Actions:
         """A process is to leave: what it has goes where it belongs without it."""
         host = ShardId(event.member)
-        others = [other for other in job.members.alive("shard") if other != host and other not in job.off]
         if host in job.off:
             yield Ignored(job.id, f"{host} has said before that it is to leave")
             return
-        if not others:
+        if self.is_last(job.id, host):
             yield Ignored(job.id, f"there is no other process for what {host} has")
             return
         job.off.add(host)
@@ -231,64 +241,74 @@ class Housing:
         home, backup = job.homes[shard], job.backups.pop(shard)
         log = copy_name(shard, home.incarnation, backup.copy)
         new = job.promoting[shard] = Home(backup.host, home.incarnation + 1, log)
-        job.away[shard] = now + self.rules.return_s
+        job.away[shard] = now + self.rules.promote_s
         told = f"{because}; its backup in {new.host} serves"
         yield Promote(job.id, shard, new.host, new.incarnation, log, told)
 
     def _do_without(self, job: Job, now: float) -> Actions:
-        """A shard that was to come back has had its time."""
+        """A shard that was to come back, or to be taken over, has had its time."""
         shard = next(shard for shard, until in job.away.items() if until <= now)
-        host = (job.promoting.get(shard) or job.homes[shard]).host
+        if (home := job.promoting.get(shard)) is not None:
+            because = f"{home.host} did not serve {shard} within {self.rules.promote_s:g} s"
+            yield from self._not_promoted(job, NotPromoted(job.id, shard, home.incarnation, because), now)
+            return
+        host, within = job.homes[shard].host, f"within {self.rules.return_s:g} s"
         record = job.members.records[host]
         if not isinstance(record, Gone):
-            because = f"{host} did not finish reading the log of {shard} within {self.rules.return_s:g} s"
+            because = f"{host} did not finish reading the log of {shard} {within}"
             yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
             return
-        because = f"{how_it_ended(host, record)}; it did not come back within {self.rules.return_s:g} s"
-        if any(other not in job.off for other in job.members.alive("shard")):
-            yield from self._adopt(job, host, because, now)
-        else:
-            because = f"{because}, and nobody else has its chunks"
-            yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
+        because = f"{how_it_ended(host, record)}; it did not come back {within}"
+        job.off.add(host)
+        lived = [each for each, home in job.homes.items() if home.host == host]
+        for each in lived:
+            if each not in job.promoting and isinstance(job.phase, Running | Draining):
+                yield from self._adopt(job, each, because, now, "nobody else has its chunks")
+        if isinstance(job.phase, Running | Draining):
+            yield from self._spread(job, now)
 
-    def _adopt(self, job: Job, gone: ShardId, because: str, now: float) -> Actions:
-        """A process does not come back: others, of whom there is one, are to read its logs."""
-        job.off.add(gone)
-        here = [process for process in job.members.alive("shard") if process not in job.off]
-        for shard, home in job.homes.items():
-            if home.host == gone and shard not in job.promoting:
-                host = next(process for process in around(shard, job.shards) if process in here)
-                new = job.promoting[shard] = Home(host, home.incarnation + 1, home.log)
-                job.away[shard] = now + self.rules.return_s
-                told = f"{because}; {host} is to read the log of {shard}"
-                yield Adopt(job.id, shard, host, new.incarnation, home.log, told)
-        yield from self._spread(job, now)
+    def _adopt(self, job: Job, shard: ShardId, because: str, now: float, or_else: str) -> Actions:
+        """The former home's log has everything: whoever may see it is asked to read it, its own process first. When
+        nobody can, the job is over."""
+        home, here = job.homes[shard], job.members.alive("shard")
+        refused = job.refused.get(shard, set())
+        order = [home.host, *(process for process in around(shard, job.shards) if process not in job.off)]
+        host = next((process for process in order if process in here and process not in refused), None)
+        if host is None:
+            yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, f"{because}, and {or_else}", now)
+            return
+        new = job.promoting[shard] = Home(host, home.incarnation + 1, home.log)
+        job.away[shard] = now + self.rules.promote_s
+        yield Adopt(job.id, shard, host, new.incarnation, home.log, f"{because}; {host} is to read its log")
 
     def _not_promoted(self, job: Job, event: NotPromoted, now: float) -> Actions:
-        home = job.promoting.get(event.shard)
-        if home is None or home.incarnation != event.home:
+        home, former = job.promoting.get(event.shard), job.homes.get(event.shard)
+        if home is None or former is None or home.incarnation != event.home:
             return
-        former = job.homes[event.shard]
-        record = job.members.records[former.host]
-        if home.log == former.log and isinstance(record, Gone):  # nobody else has another
-            because = (
-                f"{how_it_ended(former.host, record)}; it did not come back in time, and {event.because}"
-            )
-            yield from self._finish(job, Cause.SHARD_LOST, EXIT_LOST, because, now)
-        else:
+        if home.log != former.log:
             yield from self._fall_back(job, event.shard, event.because, now)
+            return
+        job.refused.setdefault(event.shard, set()).add(home.host)
+        self._give_back(job, event.shard)
+        record, because = job.members.records[former.host], event.because
+        if isinstance(record, Gone):
+            because = f"{how_it_ended(former.host, record)}; it did not come back in time; {because}"
+        yield from self._adopt(job, event.shard, because, now, "nobody else can read the log")
+
+    def _give_back(self, job: Job, shard: ShardId) -> None:
+        """Whoever was to serve it does not. What is still said from there must not count for its next home."""
+        promoted = job.promoting.pop(shard)
+        job.homes[shard] = replace(job.homes[shard], incarnation=promoted.incarnation)
 
     def _fall_back(self, job: Job, shard: ShardId, because: str, now: float) -> Actions:
-        """A promotion did not come about, and nobody was served there: the former home's log has everything."""
-        promoted = job.promoting.pop(shard)
-        # What is still said from there must not count for the former home's next life.
-        home = job.homes[shard] = replace(job.homes[shard], incarnation=promoted.incarnation)
-        yield Await(job.id, shard, job.away[shard], f"{because}{ALONE}")
-        record = job.members.records[home.host]
-        if isinstance(record, Alive):  # it was started again, and told that it need not read its log
-            yield Fence(job.id, home.host, record.incarnation, because)
-            self._close(job, home.host, Fate.LOST, because, EXIT_LOST)
-            yield from self._unhouse(job, home.host, because, now)
+        """A promotion did not come about, and nobody was served there: the former home's log has everything. Its
+        process, if it is here, has said nothing since, or was started again and told that it need not read."""
+        self._give_back(job, shard)
+        if job.homes[shard].host in job.members.alive("shard"):
+            yield from self._adopt(job, shard, because, now, "nobody else has its chunks")
+        else:
+            until = job.away[shard] = now + self.rules.return_s
+            yield Await(job.id, shard, until, f"{because}{ALONE}")
 
     def _back_up(self, job: Job, event: BackupReady, now: float) -> Actions:
         shard = ShardId(event.shard)

@@ -22,6 +22,9 @@ class Rules:
     return_s: float = 60.0
     """How long the job waits for a shard that is gone to come back, or for its last worker that was lost."""
 
+    promote_s: float = 60.0
+    """How long a process may take to serve what it is given: a copy of a shard, or the log of another process."""
+
     goodbye_s: float = 10.0
     """How long members may take to stop before the job is over without them."""
 
@@ -33,7 +36,7 @@ class Rules:
             raise ValueError(
                 f"lease_s must be above 0 and at most {self.lease_most_s:g}, not {self.lease_s:g}"
             )
-        for name in ("jitter_factor", "lag_s", "return_s", "goodbye_s", "remembered_jobs"):
+        for name in ("jitter_factor", "lag_s", "return_s", "promote_s", "goodbye_s", "remembered_jobs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name):g}")
 

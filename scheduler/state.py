@@ -185,6 +185,9 @@ class Job:
         default_factory=dict
     )  # what serving shards were told of their copies
     copyings: dict[ShardId, int] = field(default_factory=dict)  # how often they were told
+    refused: dict[ShardId, set[ShardId]] = field(
+        default_factory=dict
+    )  # who could not read the log of its home
 
     @property
     def state(self) -> State:

@@ -242,8 +242,7 @@ class Coordinator:
                     self.perform(actions.Launch(self.job, seat.worker, seat.incarnation, because))
                 if self.facts.placement:
                     self.perform(actions.Place(self.job, self.facts.placement, because))
-                for order in self.machine.moves(self.job, because):
-                    self.perform(order)
+                self.homes.again(because)
                 if isinstance(job.phase, Draining):
                     self.perform(actions.Drain(self.job, job.phase.because))
             case Finishing():

@@ -7,7 +7,8 @@ without its backup is told yes only when the machine, after all that has happene
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import structlog
 from msgspec.structs import replace
@@ -20,6 +21,7 @@ from .messages import (
     Moved,
     Pair,
     Promote,
+    Retire,
     Returned,
     Roster,
     Settle,
@@ -33,6 +35,7 @@ from .rosters import Account
 from .scheduler import actions, events
 from .scheduler.ids import JobId
 from .scheduler.machine import Machine
+from .scheduler.state import Draining, Finishing
 from .transport import Answer, Refusal
 
 log = structlog.get_logger()
@@ -103,13 +106,16 @@ class ShardHomes:
     def perform(self, action: actions.Promote | actions.Adopt | actions.Pair | actions.Unpair) -> None:
         match action:
             case actions.Promote():
-                task = asyncio.ensure_future(self.promote(action))
+                self._start(self.promote(action))
             case actions.Adopt():
-                task = asyncio.ensure_future(self.adopt(action))
+                self._start(self.adopt(action))
             case actions.Pair():
-                task = asyncio.ensure_future(self.pair(action))
+                self._start(self.pair(action))
             case actions.Unpair():
-                task = asyncio.ensure_future(self.unpair(action))
+                self._start(self.unpair(action))
+
+    def _start(self, order: Coroutine[Any, Any, bool]) -> None:
+        task = asyncio.ensure_future(order)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -144,6 +150,25 @@ class ShardHomes:
             self.dispatch(events.NotPromoted(self.job, action.shard, action.incarnation, because))
         return taken
 
+    async def retire(self, member: str, order: Retire) -> bool:
+        return await self.ask(member, order) is not None
+
+    def rehome(self, shard: str, incarnation: int, copy: int = 0, backup: str = "") -> None:
+        """It serves, or has a copy in step: whoever else has something of it has it no longer."""
+        job = self.machine.jobs.get(self.job)
+        for member in job.members.alive("shard") if job is not None else ():
+            if member not in (self.host(shard), backup):
+                self._start(self.retire(member, Retire(self.job, shard, incarnation, copy)))
+
+    def again(self, because: str) -> None:
+        """Another process was the coordinator: what it may not have ordered yet."""
+        for order in self.machine.moves(self.job, because):
+            self.perform(order)
+        for shard in self.machine.shards(self.job):
+            home = self.machine.home(self.job, shard)
+            if home is not None and self.serves(shard):
+                self.rehome(shard, home.incarnation)
+
     async def settle(self, shard: str, message: Settle) -> Account | None:
         """Where a lost worker stands on this shard; None where the shard does not say."""
         if not self.serves(shard):
@@ -173,13 +198,21 @@ class ShardHomes:
     async def vacate(self, message: Vacate) -> Message:
         """A process is to leave. What it has goes to others, if there are any."""
         member = message.member
-        self.dispatch(events.Vacating(self.job, member, message.incarnation, message.because))
         if not self.machine.is_leaving(self.job, member):
-            return Vacated(self.job, handed_over=False)
+            self.dispatch(events.Vacating(self.job, member, message.incarnation, message.because))
         if await self.until(lambda: not self.machine.needed_in(self.job, member)):
             return Vacated(self.job, handed_over=True)
-        waiting_for = [str(shard) for shard in self.machine.needed_in(self.job, member)]
-        return Wait(self.job, waiting_for, f"they are on the way from {member} to other processes")
+        if not self.machine.is_last(self.job, member):
+            waiting_for = [str(shard) for shard in self.machine.needed_in(self.job, member)]
+            return Wait(self.job, waiting_for, f"they are on the way from {member} to other processes")
+        job = self.machine.jobs.get(self.job)
+        if job is not None and isinstance(
+            job.phase, Draining | Finishing
+        ):  # told to leave with everybody else
+            return Wait(
+                self.job, [*job.members.workers()], "they finish their step and need their parameters"
+            )
+        return Vacated(self.job, handed_over=False)
 
     def standing(self, message: Standing) -> None:
         """How a shard and its backup stand. Raises Refusal where the shard lives elsewhere by now."""
@@ -199,5 +232,6 @@ class ShardHomes:
         told = {"shard": message.shard, "host": message.host, "copy": message.copy}
         if message.ready:
             log.info("backup in step", **told)
+            self.rehome(shard, home_number, copy, message.host)
         else:
             log.warning("without a backup", **told, because=message.because)

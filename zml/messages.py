@@ -234,6 +234,16 @@ class Adopt(Message):
     log: str
 
 
+class Retire(Message):
+    """To every other process: this shard serves in its home of this number, and its newest copy is this. What you have
+    of it that is older is of no use."""
+
+    job: str
+    shard: str
+    incarnation: int
+    copy: int = 0
+
+
 class Seat(msgspec.Struct, frozen=True, array_like=True):
     """One active worker of a generation. A founder is waited for from clock 0 on."""
 
@@ -831,6 +841,7 @@ AnyMessage = (
     | Pair
     | Promote
     | Adopt
+    | Retire
     | Copy
     | Exited
     | Leave

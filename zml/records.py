@@ -102,7 +102,7 @@ class Records:
         size = sum(len(part) for part in parts)
         if size > MOST_BYTES:
             raise ValueError(f"a record of {size} bytes; {MOST_BYTES} are allowed")
-        if self._end >= self.segment_bytes:
+        if self._file < 0 or self._end >= self.segment_bytes:
             self.begin_segment()
         crc = 0
         for part in parts:
@@ -121,6 +121,8 @@ class Records:
 
     def begin_segment(self) -> int:
         """Let the next record begin a new segment; returns its number. What lies before can then be dropped."""
+        if self._file < 0:
+            raise OSError(errno.EBADF, "closed", str(self.folder))
         if self._end:
             os.fdatasync(self._file)
             file = self._create()
@@ -154,7 +156,11 @@ class Records:
             os.close(file)
 
     def close(self) -> None:
-        os.close(self._file)
+        """Twice is the same as once. What is asked of it then is an OSError: its number may be another file's."""
+        with self._lock:
+            former, self._file = self._file, -1
+        if former >= 0:
+            os.close(former)
 
     def _create(self) -> int:
         path = self.folder / f"{self.next:020d}{SUFFIX}"

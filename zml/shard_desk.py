@@ -139,6 +139,7 @@ class ShardDesk:
         """A shard serves its chunks again: it gets what it has missed, and the scripts its address."""
         if self.hall.docket.facts.placement:
             self.assign(shard)
+        self.hall.homes.rehome(shard, incarnation)
         self.hall.rosters.again(shard)
         where = self.hall.homes.addresses(shard)
         for peer in self.hall.docket.facts.scripts.values():

@@ -222,9 +222,8 @@ def test_a_promotion_that_is_refused_falls_back_and_sends_a_process_that_was_sta
     because = "p1 does not serve its backup of p0"
     assert play.tell(NotPromoted(JOB, P0, 1, because)) == [], "another promotion is meant"
     actions = play.tell(NotPromoted(JOB, P0, 2, because))
-    assert of_kind(actions, Fence) == [Fence(JOB, P0, 2, because)]
-    play.join("shard", "once more", "p0")
-    assert play.machine.served_by(JOB, "p0") == [(P0, Home(P0, 3, "p0"))]
+    assert [(a.host, a.incarnation, a.log) for a in of_kind(actions, Adopt)] == [("p0", 3, "p0")]
+    assert serves(play, "p0", "p0")[0] == Rehome(JOB, P0, 3, "p0 is back")
 
 
 def test_a_promoted_backup_must_have_the_layout() -> None:
@@ -311,11 +310,12 @@ def test_where_a_shard_is_to_move_dies_and_the_next_one_is_asked() -> None:
     vacate(play, "p0")
     actions = play.fall_silent("p1")
     assert [(a.shard, a.host, a.number) for a in of_kind(actions, Unpair)] == [("p0", "p1", 2)]
-    assert play.machine.needed_in(JOB, "p0") == [P0], "p1 is still on the ring, and may come back"
-    vacated = play.join("shard", "again", "p1")
-    assert [(a.shard, a.host, a.host_incarnation, a.number) for a in of_kind(vacated, Pair)] == [
-        ("p0", "p1", 2, 3)
-    ]
+    assert [(a.shard, a.host, a.number) for a in of_kind(actions, Pair)] == [("p0", "p2", 3)]
+    ready(play, "p0")
+    serves(play, "p0", "p2")
+    assert play.machine.needed_in(JOB, "p0") == []
+    moves = of_kind(play.join("shard", "again", "p1"), Pair)
+    assert [(a.shard, a.host) for a in moves] == [("p0", "p1")], "where it belongs without its own process"
 
 
 def test_a_move_whose_process_dies_falls_back_on_the_log_that_it_came_from() -> None:
@@ -324,9 +324,10 @@ def test_a_move_whose_process_dies_falls_back_on_the_log_that_it_came_from() -> 
     vacate(play, "p1")
     ready(play, "p1")
     actions = play.fall_silent("p0")
-    assert [fence.member for fence in of_kind(actions, Fence)] == ["p0", "p1"], "it says nothing any more"
-    play.join("shard", "again", "p1")
-    assert play.machine.served_by(JOB, "p1") == [(P1, Home(P1, 3, "p1"))]
+    (adopt,) = of_kind(actions, Adopt)
+    assert (adopt.shard, adopt.host, adopt.incarnation, adopt.log) == (P1, P1, 3, "p1"), "it goes on itself"
+    assert serves(play, "p1", "p1")[0] == Rehome(JOB, P1, 3, "p1 is back")
+    assert [fence.member for fence in of_kind(actions, Fence)] == ["p0"]
 
 
 # -- a process does not come back -------------------------------------------------------------------------------
@@ -351,8 +352,31 @@ def test_a_log_that_cannot_be_read_by_another_ends_the_job() -> None:
     run_out(play)
     assert play.tell(NotPromoted(JOB, P1, 1, "another adoption is meant")) == []
     actions = play.tell(NotPromoted(JOB, P1, 2, "p0 cannot read its log"))
-    because = "p1 was lost: silent for 1.0 s; it did not come back in time, and p0 cannot read its log"
+    because = (
+        "p1 was lost: silent for 1.0 s; it did not come back in time; p0 cannot read its log, "
+        "and nobody else can read the log"
+    )
     assert {stop.because for stop in of_kind(actions, Stop)} == {because}
+
+
+def test_everybody_who_may_see_a_log_is_asked_before_the_job_is_given_up() -> None:
+    play = running(1, 3)
+    play.register("w0")
+    play.fall_silent("p1")
+    assert [adopt.host for adopt in of_kind(run_out(play), Adopt)] == ["p2"]
+    (adopt,) = play.tell(NotPromoted(JOB, P1, 2, "p2 cannot read its log"))
+    assert isinstance(adopt, Adopt) and (adopt.host, adopt.incarnation) == (P0, 3)
+    assert serves(play, "p1", "p0")[0] == Rehome(JOB, P1, 3, "p1 is back")
+
+
+def test_a_log_that_is_not_read_in_time_is_given_to_the_next() -> None:
+    play = running(1, 3)
+    play.register("w0")
+    play.fall_silent("p1")
+    assert [adopt.host for adopt in of_kind(run_out(play), Adopt)] == ["p2"]
+    assert [adopt.host for adopt in of_kind(run_out(play), Adopt)] == ["p0"]
+    actions = run_out(play)
+    assert of_kind(actions, Stop), "there is nobody else"
 
 
 def test_a_process_that_comes_back_while_its_log_is_given_to_another_has_nothing_to_serve() -> None:
@@ -362,10 +386,8 @@ def test_a_process_that_comes_back_while_its_log_is_given_to_another_has_nothing
     run_out(play)
     play.join("shard", "again", "p1")
     assert play.machine.served_by(JOB, "p1") == []
-    actions = play.tell(NotPromoted(JOB, P1, 2, "p0 cannot read its log"))
-    assert [fence.member for fence in of_kind(actions, Fence)] == ["p1"]
-    play.join("shard", "once more", "p1")
-    assert play.machine.served_by(JOB, "p1") == [(P1, Home(P1, 3, "p1"))], "then it reads it itself"
+    (adopt,) = play.tell(NotPromoted(JOB, P1, 2, "p0 cannot read its log"))
+    assert isinstance(adopt, Adopt) and (adopt.host, adopt.log) == (P1, "p1"), "then it reads it itself"
 
 
 def test_whoever_reads_the_log_of_another_and_dies_is_followed_by_the_next() -> None:
@@ -374,9 +396,8 @@ def test_whoever_reads_the_log_of_another_and_dies_is_followed_by_the_next() -> 
     play.fall_silent("p1")
     assert [adopt.host for adopt in of_kind(run_out(play), Adopt)] == ["p2"]
     play.fall_silent("p2")
-    assert {(a.shard, a.host) for a in of_kind(run_out(play), Adopt)} == {("p1", "p0")}
+    assert {(a.shard, a.host) for a in of_kind(run_out(play), Adopt)} == {("p1", "p0"), ("p2", "p0")}
     serves(play, "p1", "p0")
-    assert {(a.shard, a.host) for a in of_kind(run_out(play), Adopt)} == {("p2", "p0")}
     serves(play, "p2", "p0")
     play.fall_silent("p0")
     assert of_kind(run_out(play), Stop) or of_kind(run_out(play), Finish), "nobody is left"
@@ -492,8 +513,8 @@ class Ring(RuleBasedStateMachine):
         home = job.promoting.get(shard) or job.homes[shard]
         if shard not in job.away or home.host not in self.play.alive():
             return
-        if refused and shard in job.promoting and home.log != job.homes[shard].log:
-            self.forget(str(job.homes[shard].host))
+        if refused and shard in job.promoting:
+            self.in_step.pop(shard, None)
             self.play.tell(NotPromoted(JOB, shard, home.incarnation, "no room"))
         elif shard in job.promoting or (shard, home) in self.play.machine.served_by(JOB, home.host):
             self.play.tell(Returned(JOB, home.host, self.play.incarnation(home.host), "", shard))

@@ -11,8 +11,12 @@ import pytest
 
 from tests.simulation import simulate
 from tests.soaking import soak
+from tests.zml.test_checkpointing import held
+from tests.zml.test_cluster import same
 from tests.zml.test_recovery import ALL, MODES, replayed, same_bits
 from tests.zml.test_replicas import Case
+from zml.checkpoint import read
+from zml.checkpoints import When
 from zml.messages import Copy
 from zml.messages import Promote as PromoteOrder
 from zml.ps import Ps
@@ -86,7 +90,7 @@ def test_a_shard_moves_home_when_its_process_joins_again(
 
 def test_the_last_process_says_goodbye_at_once_and_the_next_one_reads_its_log(tmp_path: Path) -> None:
     async def main() -> Case:
-        case = Case(1, shards=1, replicas=0, folder=tmp_path)
+        case = Case(1, shards=1, replicas=0, folder=tmp_path, compute_s=0.4)
         await case.start()
         await case.until_trained(4)
         case.leave(0)
@@ -275,8 +279,192 @@ def test_a_log_that_no_other_process_sees_ends_the_job_and_says_so() -> None:
 
     code, because = simulate(main())
     assert code == 4 and because.endswith(
-        "it did not come back in time, and p0 cannot read the log of p1; its own log says why"
+        "it did not come back in time; p0 cannot read the log of p1; its own log says why, "
+        "and nobody else can read the log"
     )
+
+
+def test_of_several_processes_the_one_that_sees_the_log_reads_it(tmp_path: Path) -> None:
+    async def main() -> Case:
+        case = Case(1, shards=3, replicas=0, folder=tmp_path, return_s=5.0, compute_s=0.4)
+        await case.start()
+        await asyncio.sleep(0)
+        case.cluster.shards[2].state = lambda run_dir: tmp_path / "another machine" / "p2"
+        await case.until_trained(4)
+        case.kill(1)
+        await case.cluster.until(partial(moved, case, "p1", "p0"))
+        await case.finish()
+        return case
+
+    simulate(main()).audit()
+
+
+# -- what is left of it --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_whoever_has_handed_over_keeps_nothing_on_disk_or_in_memory(tmp_path: Path, replicas: int) -> None:
+    async def main() -> Case:
+        case = Case(1, shards=3, replicas=replicas, folder=tmp_path, compute_s=0.4)
+        await case.start()
+        for batches in (3, 12):
+            await case.until_trained(batches)
+            case.leave(1)
+            assert await case.has_left(1) == 75
+            case.cluster.start_shard(1)
+            if replicas:
+                await case.until_backed_up("p0", "p1", "p2")
+            else:
+                await case.cluster.until(partial(moved, case, "p1", "p1"))
+        await case.finish()
+        return case
+
+    case = simulate(main())
+    case.audit()
+    lives = {shard: ps.name for ps in case.cluster.shards.values() for shard in ps.cores}
+    assert lives == case.hosts and sum(len(ps.cores) for ps in case.cluster.shards.values()) == 3
+    logs = sorted(folder.name for folder in tmp_path.iterdir())
+    of_p1 = [name for name in logs if name.startswith("p1")]
+    assert len(of_p1) <= 2 + replicas, (
+        "p1 left twice; the folder of the first life stays, nobody was there for it"
+    )
+    assert sum(len(ps.backups) for ps in case.cluster.shards.values()) == 3 * replicas
+
+
+def test_a_process_that_takes_over_a_backup_in_step_leaves_nothing_behind_in_the_former_home() -> None:
+    """Nobody asked the coordinator for leave: the backup was in step before."""
+
+    async def main() -> Case:
+        case = Case(1, shards=4, replicas=1, compute_s=2.0)
+        await case.start()
+        await case.until_backed_up("p0", "p1", "p2", "p3")
+        for index in (1, 2):
+            case.leave(index)
+            assert await case.has_left(index) == 75
+        case.cluster.start_shard(1)
+        await case.cluster.until(lambda: case.cluster.backed_up("p1"))
+        case.cluster.start_shard(2)
+        await case.cluster.until(lambda: case.cluster.coordinator.homes.host("p1") != "p3")
+        await case.until_backed_up("p0", "p1", "p2", "p3")
+        assert "p1" not in case.cluster.shards[3].cores
+        await case.finish()
+        return case
+
+    case = simulate(main())
+    assert case.trained() == ALL
+    same(case.scripts)
+
+
+# -- who is not there, or goes too ---------------------------------------------------------------------------------
+
+
+def test_a_shard_goes_on_at_home_when_the_process_that_was_to_take_it_dies(tmp_path: Path) -> None:
+    """Nobody starts anything again, and nobody is fenced."""
+
+    async def main() -> Case:
+        case = Case(1, replicas=0, folder=tmp_path, compute_s=0.4)
+        await case.start()
+        await case.until_trained(3)
+        case.leave(1)
+        assert await case.has_left(1) == 75
+        case.cluster.start_shard(1)
+
+        async def dies(message: Any) -> Any:
+            case.kill(1)
+            return await asyncio.get_running_loop().create_future()
+
+        while 1 not in case.down or not case.cluster.shard_tasks[1].done():
+            case.cluster.shards[1]._promote = dies  # type: ignore[method-assign]
+            await asyncio.sleep(0.001)
+        await case.finish()
+        return case
+
+    case = simulate(main())
+    case.audit()
+    assert case.hosts == {"p0": "p0", "p1": "p0"} and case.cluster.lives[0] == 1
+
+
+def test_processes_that_are_told_to_leave_together_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    async def main() -> Case:
+        case = Case(1, replicas=0, folder=tmp_path, compute_s=2.0)
+        await case.start()
+        await case.until_trained(2)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for index in (0, 1):
+            case.leave(index)
+        assert {await case.has_left(0), await case.has_left(1)} <= {75, 130}
+        assert loop.time() - began < 10
+        case.bring_back(0)
+        case.bring_back(1)
+        await case.finish()
+        return case
+
+    simulate(main()).audit()
+
+
+def test_a_shard_does_not_wait_for_a_process_that_is_down_when_another_is_there(tmp_path: Path) -> None:
+    async def main() -> Case:
+        case = Case(1, shards=3, replicas=0, folder=tmp_path, compute_s=2.0)
+        await case.start()
+        await case.until_trained(2)
+        case.kill(1)
+        await asyncio.sleep(3)
+        case.leave(0)
+        assert await case.has_left(0) == 75
+        assert case.cluster.coordinator.homes.host("p0") == "p2"
+        case.cluster.start_shard(1)
+        await case.finish()
+        return case
+
+    simulate(main()).audit()
+
+
+@pytest.mark.parametrize("return_s", [0.0, 60.0])
+def test_leaving_in_order_needs_no_patience(tmp_path: Path, return_s: float) -> None:
+    async def main() -> Case:
+        case = Case(1, replicas=0, folder=tmp_path, return_s=return_s, compute_s=0.4)
+        await case.start()
+        await case.until_trained(4)
+        case.leave(1)
+        assert await case.has_left(1) == 75
+        await case.finish()
+        return case
+
+    simulate(main()).audit()
+
+
+@pytest.mark.parametrize("staleness", MODES)
+def test_checkpoints_while_shards_move_hold_each_batch_once_or_are_not_taken(
+    tmp_path: Path, staleness: int | None
+) -> None:
+    async def main() -> tuple[Case, list[Path]]:
+        case = Case(1, replicas=0, staleness=staleness, folder=tmp_path / "logs", compute_s=0.2)
+        await case.start()
+        desk = case.cluster.coordinator.checkpoint_desk
+        desk.keep(tmp_path / "checkpoints", When(), keep_last=100)
+        assert desk.checkpoints is not None
+        await case.until_trained(2)
+        taken: list[Path] = []
+        for _ in range(2):
+            case.leave(1)
+            for _ in range(4):
+                if (path := await desk.checkpoints.take("a moment")) is not None:
+                    taken.append(path)
+            assert await case.has_left(1) == 75
+            case.cluster.start_shard(1)
+            if (path := await desk.checkpoints.take("a moment")) is not None:
+                taken.append(path)
+            await case.cluster.until(partial(moved, case, "p1", "p1"))
+        await case.finish()
+        return case, taken
+
+    case, taken = simulate(main())
+    case.audit()
+    assert taken, "most are"
+    for path in taken:
+        batches = held(read(path))
+        assert batches <= set(ALL)
 
 
 # -- the coordinator dies ------------------------------------------------------------------------------------------

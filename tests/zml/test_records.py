@@ -136,3 +136,17 @@ def test_parts_beyond_what_one_call_takes_are_all_written(tmp_path: Path) -> Non
     log.append(*parts)
     log.close()
     assert held(tmp_path) == [(0, b"".join(parts))]
+
+
+def test_a_log_that_is_closed_refuses_and_touches_no_other_file(tmp_path: Path) -> None:
+    closed = Records(tmp_path / "closed")
+    closed.append(b"before")
+    closed.close()
+    closed.close()
+    other = Records(tmp_path / "other")
+    for use in (lambda: closed.append(b"after"), closed.begin_segment, closed.sync):
+        with pytest.raises(OSError, match=r"closed|Bad file descriptor"):
+            use()
+    assert other.append(b"as ever") == 0
+    other.close()
+    assert held(tmp_path / "closed") == [(0, b"before")]
