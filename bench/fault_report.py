@@ -28,6 +28,7 @@ class Steps:
     pid: int
     at: list[float] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
 
 
 def read_steps(folder: Path) -> list[Steps]:
@@ -40,6 +41,7 @@ def read_steps(folder: Path) -> list[Steps]:
             words = line.split()
             if len(words) == 4:
                 steps.at.append(float(words[0]))
+                steps.epochs.append(int(words[1]))
                 steps.numbers.append(int(words[2]))
         found.append(steps)
     return found
@@ -56,9 +58,16 @@ class Gap(NamedTuple):
     begin: float
 
 
-def longest_gap(processes: Iterable[Steps], begin: float = -math.inf, end: float = math.inf) -> Gap:
-    """Of those of which any part lies between these moments."""
-    gaps = [Gap(b - a, a) for each in processes for a, b in pairwise(each.at) if b > begin and a < end]
+def longest_gap(
+    processes: Iterable[Steps], begin: float = -math.inf, end: float = math.inf, *, within: bool = False
+) -> Gap:
+    """Of those of which any part lies between these moments; `within`: of those between two steps of one epoch."""
+    gaps = [
+        Gap(b - a, a)
+        for each in processes
+        for (a, of), (b, to) in pairwise(zip(each.at, each.epochs, strict=True))
+        if b > begin and a < end and (of == to or not within)
+    ]
     return max(gaps, default=Gap(0.0, begin))
 
 
@@ -71,6 +80,8 @@ class Kill:
     detection_s: float | None = None
     pause_s: float | None = None
     pause_from_s: float | None = None
+    within_s: float | None = None  # the longest pause that is not at an epoch's end
+    demanded_s: float | None = None  # how long the staleness bound alone would have made the others wait
     back_s: float | None = None
     redone: int = 0  # steps that torch's processes did again
 
@@ -86,6 +97,7 @@ class Run:
     wall_s: float = 0.0
     step_s: float = 0.0
     gap_s: float = 0.0  # the longest of all, beyond the usual step
+    within_s: float | None = None  # the longest of those that are not at an epoch's end
     loss: float | None = None
     kills: list[Kill] = field(default_factory=list)
     batches: int = 0
@@ -187,6 +199,8 @@ COLUMNS = (
     "kills",
     "detection s",
     "pause of the others s",
+    "within an epoch s",
+    "demanded s",
     "back s",
     "batches lost / doubled",
     "updates lost / doubled",
@@ -212,10 +226,10 @@ def row(run: Run, calm: Sequence[Run]) -> list[str]:
     cells = [f"{run.system} {run.mode}".strip(), run.role or "nobody", str(len(run.kills))]
     if run.failure:
         return [*cells, run.failure, *[""] * (len(COLUMNS) - len(cells) - 1)]
-    for name in ("detection_s", "pause_s", "back_s"):
+    for name in ("detection_s", "pause_s", "within_s", "demanded_s", "back_s"):
         cells.append(shown(median(getattr(kill, name) for kill in run.kills)))
     if not run.role:
-        cells[-2] = shown(run.gap_s)
+        cells[4], cells[5] = shown(run.gap_s), shown(run.within_s)
     if run.system == "zml":
         cells += [
             f"{run.lost_batches} / {run.doubled_batches}",

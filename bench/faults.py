@@ -1,8 +1,9 @@
 """What dies, and what it costs: each kind of process is killed while a real training runs, with zml and under torchrun.
 
-    python bench/faults.py                        sync and staleness 2, each role, 2 kills; a quarter of an hour
+    python bench/faults.py                        sync, staleness 2 and async, each role, 2 kills; half an hour
     python bench/faults.py --role shard --mode sync --no-peers --kills 3
     python bench/faults.py --mode async --json faults.json
+    python bench/faults.py --role coordinator --batches 1200      longer epochs
 
 `zml run -w 3 -p 2` trains the script of `fault_trainee.py`, whose step takes about 50 ms, and starts again by itself
 what died: nobody helps. One run for each role and mode, all its kills in it, by SIGKILL, each after the former has
@@ -15,6 +16,10 @@ detection      from the kill until the run's events say that the member is lost;
 pause          the longest time between two steps of any other worker, from the kill until the next one or the end,
                minus the usual step; the JSON says how long after the kill it began. In the line "nobody":
                the longest of that undisturbed run, at ends of epochs too
+within         the same, without pauses at an epoch's end: there the coordinator is needed, and all wait for the last
+               batches
+demanded       by the staleness bound: from the moment when a worker that makes usual steps must wait for the dead one
+               (in sync at once, with staleness s after s steps, in async never) until detection
 back           from the kill until the member's next step; of a shard or the coordinator, until it serves again; of
                torchrun, until there is a step that had not been done before the kill
 batches        lost and doubled, by `zml data audit`
@@ -176,11 +181,11 @@ def parent(pid: int) -> int:
         return 0
 
 
-def trainee(way: str, epochs: int, seed: int) -> list[str]:
+def trainee(way: str, epochs: int, seed: int, batches: int = BATCHES) -> list[str]:
     # The folder of the training is the one that the command starts in.
     return [
         str(HERE / "fault_trainee.py"),
-        *("--way", way, "--folder", ".", "--epochs", str(epochs), "--batches", str(BATCHES), "--seed", str(seed)),
+        *("--way", way, "--folder", ".", "--epochs", str(epochs), "--batches", str(batches), "--seed", str(seed)),
     ]  # fmt: skip
 
 
@@ -251,11 +256,20 @@ def strike(made: Training, role: str, member: str, killed: set[int]) -> Kill | N
     return found if found.back_s is not None else None
 
 
-def measure_zml(mode: str, role: str, kills: int, epochs: int, seed: int) -> Run:
+def demanded(mode: str, detection_s: float | None, step_s: float) -> float | None:
+    """Before a loss is known, a worker may be as many steps ahead of the lost one as the bound says, in async any."""
+    if detection_s is None:
+        return None
+    bounds = {"sync": 0.0, "async": math.inf}
+    bound = bounds[mode] if mode in bounds else float(mode.split()[-1])
+    return max(0.0, detection_s - bound * step_s)
+
+
+def measure_zml(mode: str, role: str, kills: int, epochs: int, seed: int, batches: int = BATCHES) -> Run:
     run, dice, killed = Run("zml", mode, role), random.Random(seed), set[int]()
     begin = time.monotonic()
     flags = ["-w", str(WORKERS), "-p", str(SHARDS), "--cpu", MODES[mode]]
-    command = [sys.executable, "-m", "zml", "run", *flags, *trainee("zml", epochs, seed)]
+    command = [sys.executable, "-m", "zml", "run", *flags, *trainee("zml", epochs, seed, batches)]
     with training(command, **LIMITS) as made:
         made.until(lambda: all_step(made, begin), "the first steps", START_S)
         for _ in range(kills if role else 0):
@@ -272,15 +286,20 @@ def measure_zml(mode: str, role: str, kills: int, epochs: int, seed: int) -> Run
         processes, run_dir = read_steps(made.folder), run_dir_of(made)
         run.step_s = usual_step(processes)
         run.gap_s = longest_gap(processes).length - run.step_s
+        run.within_s = longest_gap(processes, within=True).length - run.step_s
         for number, found in enumerate(run.kills):
             others = [each for each in processes if each.worker != found.who]
             until = run.kills[number + 1].at if number + 1 < len(run.kills) else math.inf
             gap = longest_gap(others, found.at, until)
             found.pause_s, found.pause_from_s = max(0.0, gap.length - run.step_s), gap.begin - found.at
+            within = longest_gap(others, found.at, until, within=True)
+            found.within_s = max(0.0, within.length - run.step_s)
+            if role in ("worker", "script"):
+                found.demanded_s = demanded(mode, found.detection_s, run.step_s)
         audit = [sys.executable, "-m", "zml", "data", "audit", "--json", str(run_dir)]
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
         proof = subprocess.run(audit, capture_output=True, text=True, timeout=60, env=environment)
-        account_of_batches(run, json.loads(proof.stdout), epochs, BATCHES)
+        account_of_batches(run, json.loads(proof.stdout), epochs, batches)
         account_of_updates(run, run_dir, processes, killed)
         run.loss = json.loads((made.folder / RESULT).read_text())
     return run
@@ -297,12 +316,18 @@ def further(made: Training, former: set[int]) -> bool:
     return max(tops[False]) > max(tops[True])
 
 
-def measure_torch(role: str, kills: int, epochs: int, seed: int) -> Run:
+def measure_torch(role: str, kills: int, epochs: int, seed: int, batches: int = BATCHES) -> Run:
     run = Run("DDP, torchrun", "", role)
     begin = time.monotonic()
     # Without the variable a restart fails for the store of the former attempt: pytorch issue 135712.
     flags = ["--standalone", "--nproc-per-node", str(WORKERS), "--max-restarts", "20"]
-    command = [sys.executable, "-m", "torch.distributed.run", *flags, *trainee("torch", epochs, seed)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *flags,
+        *trainee("torch", epochs, seed, batches),
+    ]
     with training(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") as made:
         made.until(lambda: all_step(made, begin), "the first steps", START_S)
         for _ in range(kills if role else 0):
@@ -378,7 +403,7 @@ def interrupted(number: int, frame: Any) -> None:
     "modes",
     multiple=True,
     type=click.Choice(list(MODES)),
-    default=("sync", "staleness 2"),
+    default=tuple(MODES),
     show_default=True,
 )
 @click.option("--peers/--no-peers", default=True, show_default=True, help="torchrun, too.")
@@ -387,6 +412,13 @@ def interrupted(number: int, frame: Any) -> None:
 )
 @click.option(
     "--mtbf", type=float, default=24.0, show_default=True, help="Hours between two failures of a process."
+)
+@click.option(
+    "--batches",
+    type=click.IntRange(6),
+    default=BATCHES,
+    show_default=True,
+    help="Of an epoch, of all workers.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
@@ -397,26 +429,27 @@ def main(
     peers: bool,
     calm: int,
     mtbf: float,
+    batches: int,
     seed: int,
     json_file: Path | None,
 ) -> None:
     signal.signal(signal.SIGTERM, interrupted)
-    epochs = 2 + 2 * kills
+    epochs = max(2, math.ceil((2 + 2 * kills) * BATCHES / batches))
     load, found = os.getloadavg()[0], list[Run]()
     try:
         for mode in modes:
             for role in [""] * calm + list(roles):
                 run = Run("zml", mode, role)
-                found.append(attempt(run, lambda: measure_zml(mode, role, kills, epochs, seed)))  # noqa: B023
+                found.append(attempt(run, lambda: measure_zml(mode, role, kills, epochs, seed, batches)))  # noqa: B023
         for role in ["", "worker"] if peers else []:
             run = Run("DDP, torchrun", "", role)
-            found.append(attempt(run, lambda: measure_torch(role, kills, epochs, seed)))  # noqa: B023
+            found.append(attempt(run, lambda: measure_torch(role, kills, epochs, seed, batches)))  # noqa: B023
     except KeyboardInterrupt:
         click.echo("interrupted; what there is so far:", err=True)
     click.echo(markdown(found))
     click.echo()
     spreads = {
-        at_once: [alone(epochs, BATCHES, at_once, seed, order) for order in range(ORDERS)]
+        at_once: [alone(epochs, batches, at_once, seed, order) for order in range(ORDERS)]
         for at_once in (1, WORKERS)
     }
     for at_once, losses in spreads.items():
@@ -431,7 +464,7 @@ def main(
             "cores": os.cpu_count(),
             "load_before": load,
             "epochs": epochs,
-            "batches": BATCHES,
+            "batches": batches,
             "seed": seed,
             "mtbf_h": mtbf,
             "losses_of_other_orders": spreads,
