@@ -546,6 +546,8 @@ class Coordinator:
 
     async def exited(self, message: Exited) -> Reply:
         """A script has ended. Where it crashed, what it did is settled first: only the rest can be to blame."""
+        if self.docket.has_finished(message.member, message.incarnation):
+            return Ok()  # it has said so before
         if not self.is_current(message.member, message.incarnation):  # its agent may come again
             raise Refusal("fenced", f"{message.member}#{message.incarnation} was over before")
         crashed = bool(message.code or message.signal)
