@@ -105,8 +105,8 @@ class Run:
     doubled_batches: int = 0
     reissued: int = 0
     returned: int = 0  # optimizer steps, in scripts
-    lost_updates: int = 0
-    doubled_updates: int = 0
+    lost_updates: int | None = 0  # None where nobody has counted
+    doubled_updates: int | None = 0
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def detected(events: Sequence[dict[str, Any]], member: str, after: float) -> flo
 def served_again(events: Sequence[dict[str, Any]], role: str, member: str, after: float) -> float | None:
     """When a shard is there again with all that it had, or the coordinator."""
     for event in events:
-        shard = role == "shard" and event["event"] == "Rehome" and event.get("shard") == member
+        shard = role.endswith("shard") and event["event"] == "Rehome" and event.get("shard") == member
         coordinator = role == "coordinator" and event["event"] == "the coordinator goes on"
         if event["at"] > after and (shard or coordinator):
             return float(event["at"])
@@ -175,13 +175,15 @@ def account_of_updates(run: Run, run_dir: Path, processes: Sequence[Steps], kill
     """
     run.returned = sum(len(each.at) for each in processes)
     logs = [counted(folder) for folder in sorted((run_dir / "state").glob("p*"))]
+    lost = 0
     run.doubled_updates = sum(twice for _, twice in logs)
     for each in processes:
         script = (each.worker, each.incarnation)
         anywhere = set[int]().union(*(clocks.get(script, ()) for clocks, _ in logs))
-        run.lost_updates += sum(len(anywhere - clocks.get(script, set())) for clocks, _ in logs)
+        lost += sum(len(anywhere - clocks.get(script, set())) for clocks, _ in logs)
         under_way = 1 if each.pid in killed and run.mode != "sync" else 0
-        run.lost_updates += max(0, len(each.at) - under_way - len(anywhere))
+        lost += max(0, len(each.at) - under_way - len(anywhere))
+    run.lost_updates = lost
 
 
 def account_of_batches(run: Run, rows: Sequence[dict[str, Any]], epochs: int, batches: int) -> None:
@@ -233,7 +235,7 @@ def row(run: Run, calm: Sequence[Run]) -> list[str]:
     if run.system == "zml":
         cells += [
             f"{run.lost_batches} / {run.doubled_batches}",
-            f"{run.lost_updates} / {run.doubled_updates}",
+            "-" if run.lost_updates is None else f"{run.lost_updates} / {run.doubled_updates}",
         ]
         cells.append(str(max(0, run.returned - run.batches)))
     else:
@@ -265,6 +267,8 @@ def availability(
             pause = median(pauses)
             if pause is None:
                 continue
+            if run.role not in there:
+                continue  # another way to run shards
             number = there[run.role]
             terms.append(f"{run.role} {number} * {pause:.2f} s")
             lost += number * pause / mtbf_s

@@ -4,6 +4,7 @@
     python bench/faults.py --role shard --mode sync --no-peers --kills 3
     python bench/faults.py --mode async --json faults.json
     python bench/faults.py --role coordinator --batches 1200      longer epochs
+    python bench/faults.py --role "backed shard" --role "leaving shard" --no-peers
 
 `zml run -w 3 -p 2` trains the script of `fault_trainee.py`, whose step takes about 50 ms, and starts again by itself
 what died: nobody helps. One run for each role and mode, all its kills in it, by SIGKILL, each after the former has
@@ -11,6 +12,8 @@ healed; before them two undisturbed runs with the same seed. Under torchrun thre
 DistributedDataParallel over gloo and a checkpoint every 50 steps. All times are medians over the kills.
 
 worker         an agent and its script; script: the script alone. w0, which brought the first parameters, lives on
+backed shard   one of a job with --replicas 1; leaving shard: with SIGTERM, so that it hands over what it has, and is
+               then started again by this bench, so that it gets it back; its pause covers both moves
 detection      from the kill until the run's events say that the member is lost; of the coordinator, until `zml run`
                has said that it starts it again. Not measured of torchrun
 pause          the longest time between two steps of any other worker, from the kill until the next one or the end,
@@ -25,7 +28,7 @@ back           from the kill until the member's next step; of a shard or the coo
 batches        lost and doubled, by `zml data audit`
 updates        lost: optimizer steps that returned in a script and are in no shard's push log at the end (of a killed
                script all but its last, where the exchange runs beside computing), or not in that of every shard.
-               Doubled: twice in a log
+               Doubled: twice in a log. Not accounted where the log of a shard begins with a copy of it
 done again     of torchrun, steps that all processes do a second time, because the checkpoint is older; of zml, steps
                that returned in a script beyond the number of batches
 loss           on held-out data at the end, and its distance from the mean of the undisturbed runs. In sync fewer
@@ -83,7 +86,8 @@ START_S, HEAL_S, END_S = (
 ORDERS = 6  # that plain Python trains in
 HEALTH_S = 1.5  # of steps between two kills
 WORKERS, SHARDS = 3, 2
-ROLES = ("worker", "script", "shard", "coordinator")
+ROLES = ("worker", "script", "shard", "coordinator", "backed shard", "leaving shard")
+OF_SHARDS = ("shard", "backed shard", "leaving shard")
 MODES = {"sync": "--sync", "staleness 2": "--staleness=2", "async": "--async"}
 BATCHES = 180  # of an epoch, for all workers together
 LIMITS = {
@@ -169,9 +173,9 @@ def training(command: Sequence[str], **more: str) -> Iterator[Training]:
             made.end()
 
 
-def kill(pid: int) -> None:
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def parent(pid: int) -> int:
@@ -206,7 +210,7 @@ def victims(made: Training, role: str, member: str) -> list[int]:
     """The processes to kill. An agent before its script, which it would start again."""
     if role == "coordinator":
         return made.pids("zml coordinator")
-    if role == "shard":
+    if role in OF_SHARDS:
         return made.pids(f"--shard {member[1:]} ")
     agents = made.pids("worker", f"--name {member} ")
     scripts = [pid for pid in made.pids("zml.runner") if parent(pid) in agents]
@@ -230,7 +234,7 @@ def strike(made: Training, role: str, member: str, killed: set[int]) -> Kill | N
     at, epoch_s = time.monotonic(), time.time()
     found = Kill(member, at)
     for pid in pids:
-        kill(pid)
+        kill(pid, signal.SIGTERM if role == "leaving shard" else signal.SIGKILL)
     killed.update(pids)
 
     def healed() -> bool:
@@ -240,7 +244,7 @@ def strike(made: Training, role: str, member: str, killed: set[int]) -> Kill | N
             and made.text.count(f"{member} ended by") > said
         ):
             found.detection_s = time.monotonic() - at
-        if role in ("shard", "coordinator"):
+        if role in (*OF_SHARDS, "coordinator"):
             served = served_again(read_events(run_dir), role, member, epoch_s)
             found.back_s = served - epoch_s if served else None
         else:
@@ -249,11 +253,28 @@ def strike(made: Training, role: str, member: str, killed: set[int]) -> Kill | N
         return found.back_s is not None
 
     made.until(healed, f"{member} is back", HEAL_S)
+    if role == "leaving shard":
+        bring_back(made, member, set(pids))
     made.until(lambda: all_step(made, at + (found.back_s or 0) + HEALTH_S), "all make steps", HEAL_S)
     if found.detection_s is None and role != "coordinator":
         seen = detected(read_events(run_dir), member, epoch_s)
         found.detection_s = seen - epoch_s if seen else None
     return found if found.back_s is not None else None
+
+
+def bring_back(made: Training, member: str, left: set[int]) -> None:
+    """Start a shard's process again that has left, as its user would, and wait until it has its chunks again."""
+    made.until(lambda: not left & set(made.pids(f"--shard {member[1:]} ")), f"{member} has left", HEAL_S)
+    run_dir, since = run_dir_of(made), time.time()
+    addresses = json.loads((run_dir / "coordinator.json").read_text())["addresses"]
+    command = [sys.executable, "-m", "zml", "ps", "--shard", member[1:], "--run-dir", str(run_dir)]
+    command += ["--coordinator", addresses[0]]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    quiet = subprocess.DEVNULL
+    subprocess.Popen(command, cwd=made.folder, env=environment, stdin=quiet, stdout=quiet, stderr=quiet)
+    made.until(
+        lambda: served_again(read_events(run_dir), "shard", member, since), f"{member} is home", HEAL_S
+    )
 
 
 def demanded(mode: str, detection_s: float | None, step_s: float) -> float | None:
@@ -269,11 +290,13 @@ def measure_zml(mode: str, role: str, kills: int, epochs: int, seed: int, batche
     run, dice, killed = Run("zml", mode, role), random.Random(seed), set[int]()
     begin = time.monotonic()
     flags = ["-w", str(WORKERS), "-p", str(SHARDS), "--cpu", MODES[mode]]
+    flags += ["--replicas", "1"] if role == "backed shard" else []
     command = [sys.executable, "-m", "zml", "run", *flags, *trainee("zml", epochs, seed, batches)]
     with training(command, **LIMITS) as made:
         made.until(lambda: all_step(made, begin), "the first steps", START_S)
         for _ in range(kills if role else 0):
-            names = {"coordinator": ["coordinator"], "shard": ["p0", "p1"]}.get(role, ["w1", "w2"])
+            names = ["p0", "p1"] if role in OF_SHARDS else ["w1", "w2"]
+            names = ["coordinator"] if role == "coordinator" else names
             if (found := strike(made, role, dice.choice(names), killed)) is None:
                 break
             run.kills.append(found)
@@ -300,7 +323,10 @@ def measure_zml(mode: str, role: str, kills: int, epochs: int, seed: int, batche
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
         proof = subprocess.run(audit, capture_output=True, text=True, timeout=60, env=environment)
         account_of_batches(run, json.loads(proof.stdout), epochs, batches)
-        account_of_updates(run, run_dir, processes, killed)
+        if role in ("backed shard", "leaving shard"):
+            run.lost_updates = run.doubled_updates = None
+        else:
+            account_of_updates(run, run_dir, processes, killed)
         run.loss = json.loads((made.folder / RESULT).read_text())
     return run
 
@@ -397,7 +423,7 @@ def interrupted(number: int, frame: Any) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
 @click.option("--kills", type=click.IntRange(1), default=2, show_default=True, help="In each run.")
-@click.option("--role", "roles", multiple=True, type=click.Choice(ROLES), default=ROLES, show_default=True)
+@click.option("--role", "roles", multiple=True, type=click.Choice(ROLES), default=ROLES[:4], show_default=True)
 @click.option(
     "--mode",
     "modes",

@@ -102,6 +102,7 @@ class Mirror:
         self.task: asyncio.Task[None] | None = None
         self.telling: asyncio.Task[None] | None = None
         self.connecting: asyncio.Task[None] | None = None
+        self.closing: set[asyncio.Task[None]] = set()  # connections of copies that are over
 
     # -- for the shard -----------------------------------------------------------------------------------
 
@@ -218,7 +219,10 @@ class Mirror:
                 task.cancel()
             self.queue.clear()
             self.queued_bytes = 0
-            await endpoint.close()
+            # Nobody waits for its goodbye, least of all those whose answers wait for the coordinator's leave.
+            closing = asyncio.ensure_future(endpoint.close())
+            self.closing.add(closing)
+            closing.add_done_callback(self.closing.discard)
 
     def _begin(self) -> None:
         """The state as it is now, and behind it whatever comes from now on."""
