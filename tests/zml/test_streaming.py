@@ -703,9 +703,12 @@ def test_the_coordinator_may_be_away_while_shards_fetch(tmp_path: Path) -> None:
     same([*undisturbed, *scripts])
 
 
-def test_a_backup_fetches_for_itself_and_has_the_same_bits(tmp_path: Path) -> None:
+def test_a_backup_never_fetches_and_has_the_same_bits(tmp_path: Path) -> None:
+    """It is copied from the shard's memory, once that has begun."""
     _, _, (checkpoint, _) = train(tmp_path / "first")
     cluster, _ = begin(tmp_path, checkpoint, JobSpec(workers=2, shards=2, replicas=1))
+    asked = [message.member for message in cluster.messages if message.name == "MANIFEST.json"]
+    assert sorted(asked) == ["p0", "p1"], "each for the shard that lives in it"
     backups = {name: backup for ps in cluster.shards.values() for name, backup in ps.backups.items()}
     assert backups.keys() == {"p0", "p1"}
     for name, backup in backups.items():
@@ -713,3 +716,51 @@ def test_a_backup_fetches_for_itself_and_has_the_same_bits(tmp_path: Path) -> No
         assert core is not None and not backup.broken
         ours, theirs = bits(core), bits(backup.core)
         assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("when", ["fetching", "begun", "training"])
+def test_a_shard_that_dies_while_or_after_it_fetches_is_replaced_by_its_backup(
+    tmp_path: Path, when: str
+) -> None:
+    """Nobody starts it again."""
+    _, _, (checkpoint, _) = train(tmp_path / "first")
+    _, undisturbed = begin(tmp_path / "calm", checkpoint, JobSpec(workers=2, shards=2))
+
+    async def main() -> list[Script]:
+        cluster = Watched(
+            MemoryNetwork(2),
+            JobSpec(workers=2, shards=2, replicas=1),
+            resumed=checkpoint,
+            sees=nowhere,
+            compute_s=lambda name: 0.2,
+        )
+
+        def slow(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Fetch):
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                begun = when != "fetching" and "p0" in cluster.coordinator.shard_desk.assigned
+                await asyncio.sleep(
+                    60.0 if begun else 0.2
+                )  # a backup's, longer than a promotion is waited for
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = slow
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}", seed=100 + index) for index in range(2)]
+        fetched = lambda: [m.member for m in cluster.messages].count("p1")  # noqa: E731
+        assigned = cluster.coordinator.shard_desk.assigned
+        moments: dict[str, Callable[[], object]] = {
+            "fetching": lambda: fetched() > 3,
+            "begun": lambda: {"p0", "p1"} <= assigned and cluster.backed_up("p1"),
+            "training": lambda: trained(scripts) and cluster.backed_up("p1"),
+        }
+        await cluster.until(moments[when])
+        cluster.kill_shard(1)
+        assert await cluster.finish() == 0, [script.error for script in scripts]
+        return scripts
+
+    same([*undisturbed, *simulate(main())])
