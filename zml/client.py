@@ -532,7 +532,7 @@ class Client:
         None if `enough` came to hold before.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + self.seat.patience_s
+        until, moved = loop.time() + self.seat.patience_s, 0
         while not enough():
             try:
                 answer: Answer = await ask()
@@ -547,6 +547,8 @@ class Client:
                 self.waits.clear()
                 return answer
             assert isinstance(answer.message, Wait), answer.message
+            if answer.message.moved != moved:
+                until, moved = loop.time() + self.seat.patience_s, answer.message.moved
             self._waiting(answer.message, until)
         return None
 

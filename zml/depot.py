@@ -132,6 +132,7 @@ class Offer:
     def __init__(self, job: str, folder: str) -> None:
         self.job = job
         self.folder = folder
+        self.given: Counter[str] = Counter()  # answers with bytes, by the member that asked
         self._lock = asyncio.Lock()  # one file at a time is verified
         self._manifest: Manifest | None = None
         self._verified: dict[str, _Open] = {}
@@ -159,6 +160,7 @@ class Offer:
         except (OSError, ZmlError) as error:
             raise Refusal("checkpoint", f"{name} cannot be read: {error}") from None
         piece = xxhash.xxh3_64_hexdigest(data)
+        self.given[message.member] += 1
         return Fetched(self.job, size, found.file.xxh3, str(found.path), piece), data
 
     def _verify(self, name: str) -> _Open | None:

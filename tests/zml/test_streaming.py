@@ -21,7 +21,7 @@ from tests.zml.test_checkpointing import held
 from tests.zml.test_cluster import run, same, trained
 from tests.zml.test_going_on import Mortal
 from tests.zml.test_recovery import bits
-from zml import piecewise, porter
+from zml import piecewise, porter, shard_desk
 from zml.checkpoint import Checkpoint, Disk, newest, read
 from zml.checkpoint.folder import is_seen
 from zml.checkpointer import WRITE_S
@@ -703,6 +703,47 @@ def test_the_coordinator_may_be_away_while_shards_fetch(tmp_path: Path) -> None:
     same([*undisturbed, *scripts])
 
 
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_shard_may_fetch_as_long_as_pieces_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """Longer than an order or a script waits without a sign; one to whom nothing comes ends the job."""
+    _, _, (checkpoint, _) = train(tmp_path / "first", spec=JobSpec(workers=1, shards=1))
+    patience_s = 20.0
+    monkeypatch.setattr(shard_desk, "READ_S", patience_s)
+    monkeypatch.setattr(shard_desk, "FETCH_S", patience_s)
+
+    async def main() -> tuple[int, float, list[str]]:
+        cluster = Watched(MemoryNetwork(2), JobSpec(workers=1, shards=1), resumed=checkpoint, sees=nowhere)
+        cluster.patience_s = 10 * patience_s if stops else patience_s
+
+        def slow(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Fetch):
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                await asyncio.sleep(1e6 if stops and cluster.came["Fetch"] > 9 else patience_s / 4)
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = slow
+        await cluster.start()
+        script = cluster.script("w0")
+        loop = asyncio.get_running_loop()
+        while not script.trained and not cluster.coordinator.machine.over:
+            await asyncio.sleep(0.1)
+        took_s = loop.time()
+        code = await cluster.finish()
+        return code, took_s, [over.because for over in cluster.coordinator.machine.over.values()]
+
+    code, took_s, said = simulate(main())
+    if stops:
+        assert code != 0 and said == ["p0 did not take the layout; its log says why"]
+    else:
+        assert code == 0 and took_s > 5 * patience_s
+
+
 def test_a_backup_never_fetches_and_has_the_same_bits(tmp_path: Path) -> None:
     """It is copied from the shard's memory, once that has begun."""
     _, _, (checkpoint, _) = train(tmp_path / "first")
@@ -751,10 +792,9 @@ def test_a_shard_that_dies_while_or_after_it_fetches_is_replaced_by_its_backup(
         cluster.instead = slow
         await cluster.start()
         scripts = [cluster.script(f"w{index}", seed=100 + index) for index in range(2)]
-        fetched = lambda: [m.member for m in cluster.messages].count("p1")  # noqa: E731
         assigned = cluster.coordinator.shard_desk.assigned
         moments: dict[str, Callable[[], object]] = {
-            "fetching": lambda: fetched() > 3,
+            "fetching": lambda: sum(message.member == "p1" for message in cluster.messages) > 3,
             "begun": lambda: {"p0", "p1"} <= assigned and cluster.backed_up("p1"),
             "training": lambda: trained(scripts) and cluster.backed_up("p1"),
         }
