@@ -106,6 +106,11 @@ class Checkpointer:
             except (NotTaken, Refused, ZmlError) as error:
                 log.warning("no checkpoint", because=str(error), wanted=because)
                 return None
+            except asyncio.CancelledError:
+                log.error(
+                    "no checkpoint", because="the coordinator ended before it was whole", wanted=because
+                )
+                raise
             except Exception as error:  # a checkpoint is not worth those that would come after it
                 log.error("no checkpoint", because=repr(error), wanted=because)
                 return None

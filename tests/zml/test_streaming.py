@@ -31,6 +31,7 @@ from zml.lease import COORDINATOR
 from zml.messages import Fetch, Fetched, JobSpec, Piece, Write
 from zml.ps import Ps
 from zml.pushlog import PushLog
+from zml.scheduler.rules import Rules
 from zml.shard import Shard
 from zml.transport import Refused
 from zml.transport.memory import MemoryNetwork
@@ -447,6 +448,49 @@ def test_a_coordinator_that_is_started_again_takes_the_next_checkpoint_and_not_t
     assert path is not None and read(path).path == path
     assert "a part of a checkpoint is missing" in events, "the former one's"
     assert trained(scripts) == [(0, batch) for batch in range(30)]
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_end_waits_for_the_last_checkpoint_as_long_as_pieces_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """And one that does not become whole is told of."""
+    monkeypatch.setattr(piecewise.pieces, "__defaults__", (3 * SMALL,))
+
+    async def main() -> tuple[int, float, list[str]]:
+        cluster = Watched(MemoryNetwork(1), JobSpec(workers=1, shards=1), sees=nowhere)
+
+        def slow(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Piece):
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                await asyncio.sleep(1e6 if stops else 8.0)
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = slow
+        await cluster.start()
+        keep(cluster, tmp_path)
+        script = cluster.script("w0", batches=2)
+        await cluster.until(lambda: len(script.trained) == 4)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with capture_logs() as logs:
+            code = await cluster.finish()
+        said = [f"{line['log_level']}: {line['wanted']}" for line in logs if line["event"] == "no checkpoint"]
+        return code, loop.time() - began, said
+
+    code, took_s, said = simulate(main())
+    assert code == 0
+    found, skipped = newest(tmp_path / "checkpoints")
+    assert not skipped
+    if stops:
+        assert found is None and said == ["error: at the end"]
+    else:
+        assert found is not None and not said
+        assert took_s > 2 * Rules().goodbye_s
 
 
 # -- a job goes on ---------------------------------------------------------------------------------------------
