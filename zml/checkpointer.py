@@ -23,7 +23,7 @@ import structlog
 from msgspec import Struct
 
 from .checkpoint import Refused, entry, prune, shard_file
-from .depot import Intake
+from .depot import Intake, Kept
 from .errors import ZmlError
 from .holding import HOLD_MOST_S, alike, furthest
 from .layout import Registration
@@ -53,7 +53,7 @@ class Answered(NamedTuple):
 
 
 Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
-Keep = Callable[[Intake], Awaitable[None]]  # bring further files
+Keep = Callable[[Intake], Awaitable[Sequence[Kept]]]  # bring further files; those that can be done without
 At = Callable[[Front], Cut | None]  # None: who belongs to the job is just changing, and the ledger with it
 
 
@@ -176,11 +176,13 @@ class Checkpointer:
         self.intake = intake = await Intake.begin(self.root, step)
         try:
             parts = [self._part(number, shard, intake) for shard in shards]
-            written, _ = await asyncio.gather(asyncio.gather(*parts), self.keep(intake))
+            written, kept = await asyncio.gather(asyncio.gather(*parts), self.keep(intake))
             for shard, part in zip(shards, written, strict=True):
                 if part is None:
                     raise NotTaken(intake.trouble)
                 await intake.adopt(shard_file(int(shard[1:])), part.bytes, part.xxh3)
+            # Last, and when no piece is under way: to sync a file takes long, and the disk is asked in one thread.
+            await intake.adopt_what_fits(kept)
             for name, data in cut.files.items():
                 await intake.run(intake.writer.write, name, data)
             return await intake.run(self._seal, intake, cut, because)

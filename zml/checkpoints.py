@@ -7,7 +7,7 @@ and what of both an earlier run has left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 import structlog
 
-from .checkpoint import Checkpoint, Refused
+from .checkpoint import Checkpoint
 from .checkpoint.disk import Buffer
 from .checkpointer import Answered, Checkpointer, Cut
 from .client import runs
 from .depot import ABOUT, TENSORS, Intake
+from .depot import Kept as KeptFile
 from .facts import Noted
 from .holding import Applied
 from .layout import BadLayout, Registration
@@ -129,23 +130,19 @@ class Checkpoints:
         self.when.taken(steps, asyncio.get_running_loop().time())  # also where it failed: not at once again
         return path
 
-    async def _keep(self, intake: Intake) -> None:
-        """What lives in the senior's script comes into the checkpoint, if that does not take too long."""
+    async def _keep(self, intake: Intake) -> Sequence[KeptFile]:
+        """What lives in the senior's script, if that comes and does not take too long."""
         try:
             member = self.ask_to_keep(intake.name, str(intake.writer.folder))
             if not member:
-                return
+                return ()
             intake.senders |= dict.fromkeys((ABOUT, TENSORS), member)
             self.keeping = (intake.name, member, asyncio.get_running_loop().create_future())
             async with asyncio.timeout(KEEP_S):
-                kept = await self.keeping[2]
-            for file, size, xxh3 in kept.files:
-                await intake.adopt(file, size, xxh3)
-        except (TimeoutError, Refused) as error:
-            await intake.forget(ABOUT, TENSORS)
-            log.warning(
-                "a checkpoint without the worker's optimizer", because=str(error) or "it did not come in time"
-            )
+                return (await self.keeping[2]).files
+        except TimeoutError:
+            await intake.without("it did not come in time", ABOUT, TENSORS)
+            return ()
         finally:
             self.keeping = None
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
+import structlog
 import xxhash
 
 from .checkpoint import BadCheckpoint, Gap, Refused, Writer
@@ -30,7 +31,9 @@ from .piecewise import GAP, PIECE
 from .transport import Refusal
 
 TENSORS, ABOUT = "worker.safetensors", "worker.json"
+Kept = tuple[str, int, str]  # a script's file: name, bytes, xxh3
 
+log = structlog.get_logger()
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -98,6 +101,18 @@ class Intake:
             self.writer.adopt(name, size, xxh3)
 
         await self.run(adopt)
+
+    async def adopt_what_fits(self, files: Sequence[Kept]) -> None:
+        """These belong together, and the checkpoint can go without them: all of them, or none."""
+        try:
+            for file in files:
+                await self.adopt(*file)
+        except Refused as refused:
+            await self.without(str(refused), *(name for name, _, _ in files))
+
+    async def without(self, because: str, *names: str) -> None:
+        await self.forget(*names)
+        log.warning("a checkpoint without the worker's optimizer", because=because)
 
     async def forget(self, *names: str) -> None:
         """Go without these, as far as they are not complete, and take nothing more of them."""

@@ -21,11 +21,12 @@ from tests.zml.test_checkpointing import held
 from tests.zml.test_cluster import run, same, trained
 from tests.zml.test_going_on import Mortal
 from tests.zml.test_recovery import bits
-from zml import piecewise, porter, shard_desk
-from zml.checkpoint import Checkpoint, Disk, newest, read
+from zml import keeping, piecewise, porter, shard_desk
+from zml.checkpoint import Checkpoint, Disk, Writer, newest, read
 from zml.checkpoint.folder import is_seen
 from zml.checkpointer import WRITE_S
 from zml.checkpoints import When
+from zml.depot import ABOUT, TENSORS
 from zml.errors import BAD_CHECKPOINT, DISK_FULL, FENCED, NOT_WRITTEN, ZmlError
 from zml.lease import COORDINATOR
 from zml.messages import Fetch, Fetched, JobSpec, Piece, Write
@@ -448,6 +449,78 @@ def test_a_coordinator_that_is_started_again_takes_the_next_checkpoint_and_not_t
     assert path is not None and read(path).path == path
     assert "a part of a checkpoint is missing" in events, "the former one's"
     assert trained(scripts) == [(0, batch) for batch in range(30)]
+
+
+def with_optimizer(tmp_path: Path, **more: Any) -> Watched:
+    """Of a job whose senior script is asked to keep its optimizer, and does so when the test lets it."""
+    spec = JobSpec(workers=1, shards=1, optimizer_on="worker")
+    cluster = Watched(MemoryNetwork(1), spec, compute_s=lambda name: 5.0, **more)
+    cluster.silent = True
+    return cluster
+
+
+async def asked(cluster: Watched, tmp_path: Path) -> tuple[Script, asyncio.Future[Path | None]]:
+    """A script that has been told to keep it, and the checkpoint that is taken."""
+    await cluster.start()
+    take = keep(cluster, tmp_path)
+    script = cluster.script("w0", batches=40)
+    await cluster.until(lambda: script.trained)
+    taking = asyncio.ensure_future(take())
+    await cluster.until(lambda: script.keep is not None)
+    return script, taking
+
+
+FILES = {TENSORS: [memoryview(b"t" * 100 * SMALL)], ABOUT: [memoryview(b"{}")]}
+
+
+async def ended(cluster: Watched) -> None:
+    cluster.coordinator.interrupt("SIGINT")
+    cluster.coordinator.interrupt("SIGINT")
+    await cluster.finish()
+
+
+def test_a_script_s_files_are_synced_when_the_shards_parts_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However early they come: the disk is asked in one thread, and pieces would wait behind that."""
+    adopted: list[str] = []
+    adopt = Writer.adopt
+
+    def noted(writer: Writer, name: str, size: int, xxh3: str) -> None:
+        adopted.append(name)
+        adopt(writer, name, size, xxh3)
+
+    monkeypatch.setattr(Writer, "adopt", noted)
+    monkeypatch.setattr(keeping, "is_seen", nowhere)
+
+    async def main() -> list[str]:
+        cluster = with_optimizer(tmp_path, sees=nowhere)
+        kept = asyncio.Event()
+
+        def hold(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Piece) or message.member == "w0":
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                await kept.wait()
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = hold
+        script, taking = await asked(cluster, tmp_path)
+        assert script.keep is not None
+        await keeping.keep(script.client, script.keep, FILES)
+        assert cluster.came["Kept"] == 1
+        early = list(adopted)
+        kept.set()
+        path = await taking
+        assert path is not None and read(path).file(TENSORS) is not None
+        await ended(cluster)
+        return early
+
+    assert simulate(main()) == []
+    assert adopted == ["shard-0000.safetensors", TENSORS, ABOUT]
 
 
 @pytest.mark.parametrize("stops", [False, True])
