@@ -28,11 +28,11 @@ from .errors import ZmlError
 from .holding import HOLD_MOST_S, alike, furthest
 from .layout import Registration
 from .messages import Align, Front, Held, Hold, Message, Release, Snap, Snapped, Write, Written
+from .orders import MOST_S, while_moving
 
 ALIGN_S = HOLD_MOST_S - 1.0
 AGAIN_S = 0.003
 WRITE_S = 600.0  # for a shard to write its part, or to send the next piece of it
-WRITE_MOST_S = 24 * 3600.0
 
 log = structlog.get_logger()
 
@@ -195,13 +195,10 @@ class Checkpointer:
         name = shard_file(int(shard[1:]))
         intake.senders[name] = self.host(shard)
         order = Write(self.job, number, str(intake.writer.folder), name)
-        asked = asyncio.ensure_future(self.ask(shard, order, None, WRITE_MOST_S))
+        asked = asyncio.ensure_future(self.ask(shard, order, None, MOST_S))
         try:
-            come = -1
-            while not asked.done() and intake.received[name] != come:
-                come = intake.received[name]
-                await asyncio.wait({asked}, timeout=WRITE_S)
-            answer = asked.result() if asked.done() else None
+            done = await while_moving(asked, lambda: intake.received[name], lambda: WRITE_S)
+            answer = asked.result() if done else None
         finally:
             asked.cancel()
         if answer is None or not isinstance(answer.message, Written):

@@ -25,6 +25,7 @@ from .facts import Noted
 from .holding import Applied
 from .layout import BadLayout, Registration
 from .messages import Front, JobSpec, Kept, Message, Ok, Piece
+from .orders import while_moving
 from .scheduler import calls
 from .scheduler.batches import MOST_BATCHES, Ledger
 from .scheduler.epoch import COMMITTED, SKIPPED, Pass
@@ -32,7 +33,7 @@ from .scheduler.ids import WorkerId
 from .transport import Refusal
 
 LOOK_EVERY_S = 0.25
-KEEP_S = 30.0  # for the senior's script to come to the end of its step, and to write
+KEEP_S = 60.0  # for the senior's script to come to the end of its step and write, or to send the next piece
 
 log = structlog.get_logger()
 
@@ -137,10 +138,11 @@ class Checkpoints:
             if not member:
                 return ()
             intake.senders |= dict.fromkeys((ABOUT, TENSORS), member)
-            self.keeping = (intake.name, member, asyncio.get_running_loop().create_future())
-            async with asyncio.timeout(KEEP_S):
-                return (await self.keeping[2]).files
-        except TimeoutError:
+            kept: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
+            self.keeping = (intake.name, member, kept)
+            come = intake.received
+            if await while_moving(kept, lambda: come[ABOUT] + come[TENSORS], lambda: KEEP_S):
+                return kept.result().files
             await intake.without("it did not come in time", ABOUT, TENSORS)
             return ()
         finally:

@@ -19,6 +19,7 @@ from .messages import Fetch, Fetched, Piece
 from .transport import Answer, Refused
 
 PIECE = 1 << 20  # bytes; the most that a control message takes
+PIECE_S = 30.0  # for one to arrive and be written
 WINDOW = 4  # pieces under way
 GAP = "gap"  # the refusal of a piece that came before the one it follows
 

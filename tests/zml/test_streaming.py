@@ -25,7 +25,8 @@ from zml import keeping, piecewise, porter, shard_desk
 from zml.checkpoint import Checkpoint, Disk, Writer, newest, read
 from zml.checkpoint.folder import is_seen
 from zml.checkpointer import WRITE_S
-from zml.checkpoints import When
+from zml.checkpoints import KEEP_S, When
+from zml.client import ASK_S
 from zml.depot import ABOUT, TENSORS
 from zml.errors import BAD_CHECKPOINT, DISK_FULL, FENCED, NOT_WRITTEN, ZmlError
 from zml.lease import COORDINATOR
@@ -243,7 +244,7 @@ def test_a_part_may_take_as_long_as_pieces_come(tmp_path: Path, monkeypatch: pyt
 
     took_s, first, silent_s, second = simulate(main())
     assert first is not None and took_s > 2 * WRITE_S
-    assert second is None and silent_s <= porter.PIECE_S + 1
+    assert second is None and silent_s <= piecewise.PIECE_S + 1
 
 
 def test_only_the_shard_itself_may_send_its_part_and_only_while_it_is_made(tmp_path: Path) -> None:
@@ -470,7 +471,7 @@ async def asked(cluster: Watched, tmp_path: Path) -> tuple[Script, asyncio.Futur
     return script, taking
 
 
-FILES = {TENSORS: [memoryview(b"t" * 100 * SMALL)], ABOUT: [memoryview(b"{}")]}
+FILES = {TENSORS: [memoryview(b"t" * 17 * SMALL)], ABOUT: [memoryview(b"{}")]}
 
 
 async def ended(cluster: Watched) -> None:
@@ -521,6 +522,47 @@ def test_a_script_s_files_are_synced_when_the_shards_parts_are(
 
     assert simulate(main()) == []
     assert adopted == ["shard-0000.safetensors", TENSORS, ABOUT]
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_script_may_send_its_optimizer_as_long_as_pieces_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """Each of them may take longer than the coordinator mostly needs to answer."""
+    monkeypatch.setattr(keeping, "is_seen", nowhere)
+    slow_s = 4 * ASK_S
+
+    async def main() -> tuple[float, Path | None, int]:
+        cluster = with_optimizer(tmp_path)
+
+        def slow(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Piece):
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                await asyncio.sleep(1e6 if stops else slow_s)
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = slow
+        script, taking = await asked(cluster, tmp_path)
+        began = asyncio.get_running_loop().time()
+        assert script.keep is not None
+        sending = asyncio.ensure_future(keeping.keep(script.client, script.keep, FILES))
+        path = await taking
+        took_s = asyncio.get_running_loop().time() - began
+        sending.cancel()
+        await ended(cluster)
+        return took_s, path, cluster.came["Piece"]
+
+    took_s, path, came = simulate(main())
+    assert path is not None
+    if stops:
+        assert read(path).file(TENSORS) is None and took_s < KEEP_S + 1
+    else:
+        assert read(path).file(TENSORS) is not None and took_s > KEEP_S
+        assert came <= 2 * (17 + 1), "once more where it has overtaken another, and not because it took long"
 
 
 @pytest.mark.parametrize("stops", [False, True])
