@@ -150,7 +150,9 @@ class Offer:
         self.given: Counter[str] = Counter()  # answers with bytes, by the member that asked
         self._lock = asyncio.Lock()  # one file at a time is verified
         self._manifest: Manifest | None = None
-        self._verified: dict[str, _Open] = {}
+        self._verified: dict[
+            str, _Open | ZmlError | None
+        ] = {}  # also what is not there, or cannot be given out
 
     async def fetched(self, message: Fetch, *, to_shard: bool) -> tuple[Message, bytes]:
         """Some bytes of a file. Raises Refusal.
@@ -163,8 +165,7 @@ class Offer:
         if not self.folder or not known:
             return Fetched(self.job, -1), b""
         try:
-            async with self._lock:
-                found = self._verified.get(name) or await asyncio.to_thread(self._verify, name)
+            found = await self._open(name)
             if found is None:
                 return Fetched(self.job, -1), b""
             size = found.file.bytes
@@ -177,6 +178,20 @@ class Offer:
         piece = xxhash.xxh3_64_hexdigest(data)
         self.given[message.member] += 1
         return Fetched(self.job, size, found.file.xxh3, str(found.path), piece), data
+
+    async def _open(self, name: str) -> _Open | None:
+        """Who asks for a file that is verified waits for no other. Raises OSError, and ZmlError."""
+        if name not in self._verified:
+            async with self._lock:
+                if name not in self._verified:
+                    try:
+                        self._verified[name] = await asyncio.to_thread(self._verify, name)
+                    except ZmlError as bad:
+                        self._verified[name] = bad
+        found = self._verified[name]
+        if isinstance(found, ZmlError):
+            raise found
+        return found
 
     def _verify(self, name: str) -> _Open | None:
         """None where there is no such file."""
@@ -195,8 +210,7 @@ class Offer:
             listed = self._manifest.files[name]
             if File(*hash_file(path)) != listed:
                 raise BadCheckpoint(folder, name, "has changed since it was written")
-        self._verified[name] = _Open(listed, path)
-        return self._verified[name]
+        return _Open(listed, path)
 
 
 def _read(path: Path, offset: int, count: int) -> bytes:

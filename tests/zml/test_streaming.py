@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +17,16 @@ from structlog.testing import capture_logs
 
 from tests.simulation import simulate
 from tests.soaking import soak
+from tests.zml.checkpoints import make
 from tests.zml.cluster import Cluster, Script
 from tests.zml.test_checkpointing import held
 from tests.zml.test_cluster import run, same, trained
 from tests.zml.test_going_on import Mortal
 from tests.zml.test_recovery import bits
-from zml import keeping, piecewise, porter, shard_desk
+from zml import depot, keeping, piecewise, porter, shard_desk
 from zml.checkpoint import Checkpoint, Disk, Writer, newest, read
 from zml.checkpoint.folder import is_seen
+from zml.checkpoint.reading import hash_file
 from zml.checkpointer import WRITE_S
 from zml.checkpoints import KEEP_S, When
 from zml.client import ASK_S
@@ -35,7 +38,7 @@ from zml.ps import Ps
 from zml.pushlog import PushLog
 from zml.scheduler.rules import Rules
 from zml.shard import Shard
-from zml.transport import Refused
+from zml.transport import Refusal, Refused
 from zml.transport.memory import MemoryNetwork
 
 ALL = [(epoch, batch) for epoch in range(2) for batch in range(12)]
@@ -787,6 +790,50 @@ def test_a_file_that_has_changed_at_the_coordinator_is_not_given_out(tmp_path: P
 
     (said,) = simulate(main())
     assert "shard-0000.safetensors has changed since it was written" in said
+
+
+def test_a_file_is_verified_once_and_who_asks_for_another_does_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is as it was written or not."""
+    whole = make(tmp_path / "checkpoints", 3, shards=3)
+    names = [f"shard-000{index}.safetensors" for index in range(3)]
+    (whole / names[2]).write_bytes(bytes((whole / names[2]).stat().st_size))
+    hashed: list[str] = []
+    go_on = threading.Event()
+
+    def hold(path: Path) -> tuple[int, str]:
+        hashed.append(path.name)
+        assert path.name != names[1] or go_on.wait(60)
+        return hash_file(path)
+
+    monkeypatch.setattr(depot, "hash_file", hold)
+
+    async def main() -> None:
+        offer = depot.Offer("job", str(whole))
+
+        async def fetch(name: str) -> Any:
+            said, _ = await offer.fetched(Fetch("job", "p0", 1, name, 0, 10), to_shard=True)
+            return said
+
+        assert (await fetch(names[0])).bytes > 0
+        for _ in range(2):
+            with pytest.raises(Refusal, match="has changed since it was written"):
+                await fetch(names[2])
+        others = [asyncio.ensure_future(fetch(names[1])) for _ in range(2)]
+        async with asyncio.timeout(60):
+            while names[1] not in hashed:
+                await asyncio.sleep(0)
+            assert (await fetch(names[0])).bytes > 0
+            assert not any(other.done() for other in others)
+        go_on.set()
+        assert all(said.bytes > 0 for said in await asyncio.gather(*others))
+
+    try:
+        asyncio.run(main())
+    finally:
+        go_on.set()
+    assert hashed == [names[0], names[2], names[1]]
 
 
 def test_a_shard_that_dies_before_its_log_has_a_base_fetches_again(
