@@ -1,9 +1,9 @@
 """Files of checkpoints in pieces: the coordinator's side. What is being made takes them in, what the job began with
 gives them out; `piecewise` is the members' side.
 
-Rules: of each file one member is expected to send it, and nobody else may. A path is never made of what a peer says:
-only names that are known beforehand are looked at. The disk is waited for in other threads; a writer has one thread,
-and so everything that is asked of it happens in that order and never at once.
+Rules: of each file one member is expected to send it, no more than it can have, and nobody else may. A path is never
+made of what a peer says: only names that are known beforehand are looked at. The disk is waited for in other threads; a
+writer has one thread, and so everything that is asked of it happens in that order and never at once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .checkpoint.disk import Buffer
 from .checkpoint.folder import MANIFEST, SHARD
 from .checkpoint.manifest import MOST_BYTES, File, Manifest
 from .checkpoint.reading import hash_file, read_manifest
+from .checkpoint.tensors import MOST_HEADER
 from .errors import ZmlError
 from .messages import Fetch, Fetched, Message, Ok, Piece
 from .piecewise import GAP, PIECE
@@ -44,6 +45,7 @@ class Intake:
     def __init__(self, writer: Writer, thread: ThreadPoolExecutor) -> None:
         self.writer = writer
         self.senders: dict[str, str] = {}  # by file, who may send it
+        self.most: dict[str, int] = {}  # by file, bytes that it may have
         self.received: Counter[str] = Counter()  # pieces, by file
         self.closed = False
         self.trouble = ""  # why it cannot become one
@@ -77,6 +79,8 @@ class Intake:
             raise Refusal("checkpoint", f"{message.member} is not to send {message.name[:60]!r}")
         if len(payload) > PIECE:
             raise Refusal("checkpoint", f"a piece of {len(payload)} bytes; {PIECE} are allowed")
+        if message.offset + len(payload) > (most := self.most.get(message.name, MOST_HEADER)):
+            raise Refusal("checkpoint", f"{message.name} can have {most:,} bytes, and more came")
         try:
             await self.run(self._piece, message, payload)
         except Gap as gap:
@@ -115,7 +119,7 @@ class Intake:
         log.warning("a checkpoint without the worker's optimizer", because=because)
 
     async def forget(self, *names: str) -> None:
-        """Go without these, as far as they are not complete, and take nothing more of them."""
+        """Go without these, and take nothing more of them."""
         for name in names:
             self.senders.pop(name, None)
             await self.run(self.writer.forget, name)

@@ -20,6 +20,7 @@ from .transport import Answer, Refused
 
 PIECE = 1 << 20  # bytes; the most that a control message takes
 PIECE_S = 30.0  # for one to arrive and be written
+MOST_STATE = 128  # bytes of a script's optimizer per parameter that are taken: Adam's has 8 in 32 bits
 WINDOW = 4  # pieces under way
 GAP = "gap"  # the refusal of a piece that came before the one it follows
 

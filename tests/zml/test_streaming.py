@@ -17,16 +17,17 @@ from structlog.testing import capture_logs
 
 from tests.simulation import simulate
 from tests.soaking import soak
-from tests.zml.checkpoints import make
+from tests.zml.checkpoints import LEDGER, fill, make, numbers, registration
 from tests.zml.cluster import Cluster, Script
 from tests.zml.test_checkpointing import held
 from tests.zml.test_cluster import run, same, trained
 from tests.zml.test_going_on import Mortal
 from tests.zml.test_recovery import bits
 from zml import depot, keeping, piecewise, porter, shard_desk
-from zml.checkpoint import Checkpoint, Disk, Writer, newest, read
+from zml.checkpoint import Checkpoint, Disk, Writer, newest, read, writing
 from zml.checkpoint.folder import is_seen
 from zml.checkpoint.reading import hash_file
+from zml.checkpoint.tensors import MOST_HEADER
 from zml.checkpointer import WRITE_S
 from zml.checkpoints import KEEP_S, When
 from zml.client import ASK_S
@@ -411,6 +412,53 @@ def test_a_disk_that_does_not_take_the_pieces_is_named(
     assert len(said) == 1 and said[0].startswith(DISK_FULL if damage == "full" else NOT_WRITTEN)
 
 
+def test_a_checkpoint_for_which_there_is_no_room_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "free_bytes", lambda path: 100)
+
+    async def main() -> tuple[Path | None, list[str], int, bool]:
+        cluster = Watched(MemoryNetwork(1), JobSpec(workers=1, shards=2), sees=nowhere)
+        await cluster.start()
+        take = keep(cluster, tmp_path)
+        script = cluster.script("w0")
+        await cluster.until(lambda: script.trained)
+        with capture_logs() as logs:
+            path = await take()
+        said = [str(line["because"]) for line in logs if line["event"] == "no checkpoint"]
+        left = any((tmp_path / "checkpoints").iterdir())
+        await ended(cluster)
+        return path, said, cluster.came["Piece"], left
+
+    path, said, pieces, left = simulate(main())
+    assert path is None and pieces == 0 and not left
+    assert len(said) == 1 and said[0].startswith(DISK_FULL) and "bytes were needed" in said[0]
+
+
+def test_a_file_may_not_be_longer_than_what_was_copied_for_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = Watched(MemoryNetwork(1), JobSpec(workers=1, shards=1), sees=nowhere)
+        await cluster.start()
+        take = keep(cluster, tmp_path)
+        script = cluster.script("w0", batches=40)
+        await cluster.until(lambda: script.trained)
+        taking = asyncio.ensure_future(take())
+        await cluster.until(lambda: cluster.came["Piece"])
+        checkpoints = cluster.coordinator.checkpoint_desk.checkpoints
+        intake = checkpoints.checkpointer.intake if checkpoints is not None else None
+        assert intake is not None
+        name = "shard-0000.safetensors"
+        long = Piece("job", "p0", 1, intake.name, name, intake.most[name])
+        with pytest.raises(Refused, match="and more came"):
+            await script.client.of_checkpoint(long, b"x")
+        path = await taking
+        assert path is not None
+        assert intake.most[name] - MOST_HEADER <= (path / name).stat().st_size < intake.most[name]
+        await ended(cluster)
+
+    simulate(main())
+
+
 def test_a_coordinator_that_is_started_again_takes_the_next_checkpoint_and_not_the_rest_of_the_last(
     tmp_path: Path,
 ) -> None:
@@ -566,6 +614,34 @@ def test_a_script_may_send_its_optimizer_as_long_as_pieces_come(
     else:
         assert read(path).file(TENSORS) is not None and took_s > KEEP_S
         assert came <= 2 * (17 + 1), "once more where it has overtaken another, and not because it took long"
+
+
+def test_a_script_that_wrote_one_file_and_then_sends_both_costs_nothing(tmp_path: Path) -> None:
+    """And of files that belong together all are in the checkpoint, or none."""
+    model = registration()
+
+    async def main(xxh3: str) -> Checkpoint:
+        root = tmp_path / xxh3 / "checkpoints"
+        root.parent.mkdir()
+        intake = await depot.Intake.begin(root, 1)
+        intake.senders |= {TENSORS: "w0", ABOUT: "w0"}
+        fill(intake.writer, numbers(model))
+        (intake.writer.folder / ABOUT).write_bytes(b"{}")
+        for name in (ABOUT, TENSORS):
+            await intake.take(Piece("job", "w0", 1, intake.name, name, 0), b"[]")
+        files = [(ABOUT, 2, xxhash.xxh3_64_hexdigest(b"[]")), (TENSORS, 2, xxh3)]
+        await intake.adopt_what_fits(files)
+        path = intake.writer.seal(model, ledger=LEDGER, job={}, epoch=1, because="a test", now=1.0)
+        await intake.end()
+        assert {each.name for each in path.iterdir()} == {"MANIFEST.json", *read(path).manifest.files}
+        return read(path)
+
+    both = asyncio.run(main(xxhash.xxh3_64_hexdigest(b"[]")))
+    for name in (ABOUT, TENSORS):
+        path = both.file(name)
+        assert path is not None and path.read_bytes() == b"[]"
+    neither = asyncio.run(main(xxhash.xxh3_64_hexdigest(b"{}")))
+    assert neither.file(ABOUT) is None and neither.file(TENSORS) is None
 
 
 @pytest.mark.parametrize("stops", [False, True])
