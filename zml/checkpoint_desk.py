@@ -28,7 +28,7 @@ class CheckpointDesk:
     def __init__(self, hall: Coordinator) -> None:
         self.hall = hall
         self.checkpoints: Checkpoints | None = None
-        self.offer = Offer(hall.job, hall.begun.begin_with)
+        self.offer = Offer(hall.job, hall.begun.begin_with, hall.begun.manifest, hall.resumed)
         self.asked: set[asyncio.Task[Path | None]] = set()
 
     def tasks(self) -> list[asyncio.Task[Any]]:

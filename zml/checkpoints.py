@@ -15,13 +15,14 @@ from typing import Any
 import msgspec
 import structlog
 
-from .checkpoint import Checkpoint
+from .checkpoint import BadCheckpoint, Checkpoint
 from .checkpoint.disk import Buffer
+from .checkpoint.folder import MANIFEST
 from .checkpointer import Answered, Checkpointer, Cut
 from .client import runs
 from .depot import ABOUT, TENSORS, Intake
 from .depot import Kept as KeptFile
-from .facts import Noted
+from .facts import Begun, Noted
 from .holding import Applied
 from .layout import BadLayout, Registration
 from .messages import Front, JobSpec, Kept, Message, Ok, Piece
@@ -197,6 +198,16 @@ def describe_job(spec: JobSpec, steps: int, ledger: Ledger, noted: Noted | None)
     """job.json: what the run was asked for, how far it was, and the senior's newest note on its schedules."""
     note = None if noted is None else {"epoch": noted.epoch, "note": noted.note.hex()}
     return {"steps": steps, "epoch": ledger.epoch, "spec": msgspec.to_builtins(spec), "note": note}
+
+
+def begun_with(begun: Begun, found: Checkpoint | None, *, going_on: bool) -> Checkpoint | None:
+    """What is found, if it is what the job began with. Raises BadCheckpoint where the job is still to begin with that:
+    later it needs nothing of it here."""
+    if found is None or (begun.manifest and found.manifest.xxh3 != begun.manifest):
+        if begun.begin_with and not going_on:
+            raise BadCheckpoint(Path(begun.begin_with), MANIFEST, "is not the one that the job began with")
+        return None
+    return found
 
 
 def resumed_note(checkpoint: Checkpoint) -> Noted | None:

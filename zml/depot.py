@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,11 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import structlog
 import xxhash
 
-from .checkpoint import BadCheckpoint, Gap, Refused, Writer
+from .checkpoint import BadCheckpoint, Checkpoint, Gap, Refused, Writer
 from .checkpoint.disk import Buffer
 from .checkpoint.folder import MANIFEST, SHARD
 from .checkpoint.manifest import MOST_BYTES, File, Manifest
-from .checkpoint.reading import hash_file, read_manifest
+from .checkpoint.reading import Identity, hash_file, identity, read_manifest
 from .checkpoint.tensors import MOST_HEADER
 from .errors import ZmlError
 from .messages import Fetch, Fetched, Message, Ok, Piece
@@ -146,11 +146,16 @@ class _Open(NamedTuple):
 
 
 class Offer:
-    """The checkpoint in `folder`, which the job began with; empty: with none."""
+    """The checkpoint in `folder`, which the job began with; empty: with none. `manifest` is the hash by which it is
+    known, empty where an older process began the job; `loaded` is what this one has read of it."""
 
-    def __init__(self, job: str, folder: str) -> None:
+    def __init__(self, job: str, folder: str, manifest: str = "", loaded: Checkpoint | None = None) -> None:
         self.job = job
         self.folder = folder
+        self.manifest = manifest
+        self.seen: Mapping[str, Identity] = (
+            loaded.seen if loaded is not None and str(loaded.path) == folder else {}
+        )
         self.given: Counter[str] = Counter()  # answers with bytes, by the member that asked
         self._lock = asyncio.Lock()  # one file at a time is verified
         self._manifest: Manifest | None = None
@@ -201,7 +206,10 @@ class Offer:
         """None where there is no such file."""
         folder = Path(self.folder)
         if self._manifest is None:
-            self._manifest = read_manifest(folder)
+            found = read_manifest(folder)
+            if self.manifest and found.xxh3 != self.manifest:
+                raise BadCheckpoint(folder, MANIFEST, "is not the one that the job began with")
+            self._manifest = found
         path = folder / name
         if name == MANIFEST:
             size, xxh3 = hash_file(path)
@@ -212,7 +220,7 @@ class Offer:
             return None
         else:
             listed = self._manifest.files[name]
-            if File(*hash_file(path)) != listed:
+            if self.seen.get(name) != identity(path) and File(*hash_file(path)) != listed:
                 raise BadCheckpoint(folder, name, "has changed since it was written")
         return _Open(listed, path)
 

@@ -24,19 +24,24 @@ from tests.zml.test_cluster import run, same, trained
 from tests.zml.test_going_on import Mortal
 from tests.zml.test_recovery import bits
 from zml import depot, keeping, piecewise, porter, shard_desk
-from zml.checkpoint import Checkpoint, Disk, Writer, newest, read, writing
+from zml.checkpoint import BadCheckpoint, Checkpoint, Disk, Writer, newest, read, writing
 from zml.checkpoint.folder import is_seen
 from zml.checkpoint.reading import hash_file
 from zml.checkpoint.tensors import MOST_HEADER
 from zml.checkpointer import WRITE_S
-from zml.checkpoints import KEEP_S, When
+from zml.checkpoints import KEEP_S, When, begun_with
 from zml.client import ASK_S
 from zml.depot import ABOUT, TENSORS
+from zml.docket import Docket
 from zml.errors import BAD_CHECKPOINT, DISK_FULL, FENCED, NOT_WRITTEN, ZmlError
+from zml.facts import Begun
+from zml.journal import Journal
 from zml.lease import COORDINATOR
 from zml.messages import Fetch, Fetched, JobSpec, Piece, Write
 from zml.ps import Ps
 from zml.pushlog import PushLog
+from zml.scheduler.ids import JobId
+from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
 from zml.shard import Shard
 from zml.transport import Refusal, Refused
@@ -910,6 +915,65 @@ def test_a_file_is_verified_once_and_who_asks_for_another_does_not_wait_for_it(
     finally:
         go_on.set()
     assert hashed == [names[0], names[2], names[1]]
+
+
+def test_what_was_verified_when_it_was_loaded_is_not_read_through_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it is the very same file."""
+    whole = read(make(tmp_path / "checkpoints", 3, shards=2))
+    name, other = "shard-0000.safetensors", "shard-0001.safetensors"
+    data = (whole.path / other).read_bytes()
+    (whole.path / other).unlink()
+    (whole.path / other).write_bytes(data)
+    hashed: list[str] = []
+
+    def noted(path: Path) -> tuple[int, str]:
+        hashed.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(depot, "hash_file", noted)
+    offer = depot.Offer("job", str(whole.path), whole.manifest.xxh3, whole)
+    for each in (name, other):
+        said, got = asyncio.run(offer.fetched(Fetch("job", "p0", 1, each, 0, 100), to_shard=True))
+        assert isinstance(said, Fetched) and said.xxh3 == whole.manifest.files[each].xxh3
+        assert got == (whole.path / each).read_bytes()[:100]
+    assert hashed == [other]
+
+
+def test_a_coordinator_that_is_started_again_goes_on_with_the_checkpoint_that_the_job_began_with(
+    tmp_path: Path,
+) -> None:
+    """Where the folder has another one by now nothing of it is given out, and nothing is begun with it."""
+    before, later = read(make(tmp_path / "a", 3)), read(make(tmp_path / "b", 4))
+    wrong = "MANIFEST.json is not the one that the job began with"
+    offer = depot.Offer("job", str(later.path), before.manifest.xxh3)
+    for name in ("MANIFEST.json", "shard-0000.safetensors"):
+        with pytest.raises(Refusal, match=wrong):
+            asyncio.run(offer.fetched(Fetch("job", "p0", 1, name, 0, 100), to_shard=True))
+    with pytest.raises(BadCheckpoint, match="lists no file with chunk 999"):
+        later.check([999])
+
+    begun = Begun(
+        "job", JobSpec(workers=1, shards=1), 1.0, 0.15, 0.0, str(before.path), 3, before.manifest.xxh3
+    )
+    for found in (later, None):
+        with pytest.raises(BadCheckpoint, match=wrong):
+            begun_with(begun, found, going_on=False)
+        assert begun_with(begun, found, going_on=True) is None
+    assert begun_with(begun, before, going_on=False) is before
+
+    journal = Journal(tmp_path / "state")
+    docket = Docket(JobId("job"), Machine(Rules()), journal, lambda: 0.0)
+    docket.fact(begun)
+    assert docket.settled()
+    journal.close()
+
+    async def main() -> None:
+        Cluster(MemoryNetwork(1), begun.spec, state=tmp_path / "state", resumed=later)
+
+    with pytest.raises(BadCheckpoint, match=wrong):
+        simulate(main())
 
 
 def test_a_shard_that_dies_before_its_log_has_a_base_fetches_again(
