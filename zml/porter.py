@@ -181,7 +181,7 @@ async def _fetch(
     try:
         await source.all(part.lacks(PIECE), part.put)
     except BadPieces as bad:
-        raise BadCheckpoint(folder, "a shard's file", str(bad)) from None
+        raise BadCheckpoint(folder, bad.name, str(bad)) from None
     return part.checkpoint
 
 

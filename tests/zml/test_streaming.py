@@ -44,7 +44,7 @@ from zml.scheduler.ids import JobId
 from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
 from zml.shard import Shard
-from zml.transport import Refusal, Refused
+from zml.transport import Answer, Refusal, Refused
 from zml.transport.memory import MemoryNetwork
 
 ALL = [(epoch, batch) for epoch in range(2) for batch in range(12)]
@@ -807,6 +807,35 @@ def test_an_answer_that_is_damaged_or_cut_is_refused_and_changes_nothing(
     assert len(said) == 1 and said[0].startswith(
         f"{BAD_CHECKPOINT}: the checkpoint {checkpoint.path} is not usable"
     )
+    assert ("MANIFEST.json" if which == "MANIFEST.json" else "shard-0000.safetensors") in said[0]
+
+
+def test_a_file_is_fetched_with_a_few_requests_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(piecewise, "PIECE", SMALL)
+    data = bytes(range(256)) * 9
+    now = most = 0
+
+    async def say(message: Fetch, payload: Any) -> Answer:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        for _ in range(message.offset % 7):  # they come in another order than they were asked for
+            await asyncio.sleep(0)
+        now -= 1
+        piece = data[message.offset : message.offset + message.most]
+        hashes = [xxhash.xxh3_64_hexdigest(each) for each in (data, piece)]
+        return Answer(Fetched("job", len(data), hashes[0], "", hashes[1]), memoryview(piece))
+
+    async def main() -> bytes:
+        source = piecewise.Source(say, lambda name, offset, count: Fetch("job", "w0", 1, name, offset, count))
+        return await source.rest(*await begun(source))
+
+    async def begun(source: piecewise.Source) -> tuple[Fetched, str, memoryview]:
+        said, first = await source.begin(TENSORS)
+        return said, TENSORS, first
+
+    assert asyncio.run(main()) == data
+    assert most == piecewise.WINDOW
 
 
 def test_who_may_fetch_what(tmp_path: Path) -> None:
