@@ -423,7 +423,9 @@ def interrupted(number: int, frame: Any) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
 @click.option("--kills", type=click.IntRange(1), default=2, show_default=True, help="In each run.")
-@click.option("--role", "roles", multiple=True, type=click.Choice(ROLES), default=ROLES[:4], show_default=True)
+@click.option(
+    "--role", "roles", multiple=True, type=click.Choice(ROLES), default=ROLES[:4], show_default=True
+)
 @click.option(
     "--mode",
     "modes",

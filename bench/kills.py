@@ -17,10 +17,13 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import checkout  # noqa: F401
@@ -69,18 +72,34 @@ def audit(made: Training) -> list[dict[str, int]]:
     return rows
 
 
+@contextmanager
+def kept(made: Training, folder: Path | None) -> Iterator[None]:
+    """What the run has written is kept for whoever wants to know why it failed."""
+    try:
+        yield
+    except Failed:
+        if folder is not None:
+            shutil.copytree(run_dir_of(made), folder, dirs_exist_ok=True)
+        raise
+
+
 def run(
-    flags: tuple[str, ...], epochs: int, kills: int, every: float, dice: random.Random
+    flags: tuple[str, ...],
+    epochs: int,
+    kills: int,
+    every: float,
+    dice: random.Random,
+    keep: Path | None = None,
 ) -> tuple[Counter[str], list[dict[str, int]], float | None, float]:
     """The kills by kind, the ledger's account of each epoch, the loss at the end, seconds. Raises Failed."""
     killed: Counter[str] = Counter()
     script = [str(EXAMPLE), "--epochs", str(epochs), "--layers", "2", "--width", "64"]
     command = [sys.executable, "-m", "zml", "run", "-w", "3", "-p", "2", "--cpu", *flags, *script]
     begin = time.monotonic()
-    with training(command, **LIMITS) as made:
+    with training(command, **LIMITS) as made, kept(made, keep):
         made.until(lambda: "epoch 1/" in made.text, "the first epoch", START_S)
         while killed.total() < kills:
-            time.sleep(dice.expovariate(1 / every))
+            time.sleep(dice.expovariate(1 / every))  # nobody waits for the former to heal
             if made.over:
                 raise Failed(f"after {killed.total()} kills it ended:\n{made.text[-3000:]}")
             if kind := strike(made, dice):
@@ -98,6 +117,7 @@ def run(
 @click.option("--epochs", type=click.IntRange(1), default=40, show_default=True)
 @click.option("--calm/--no-calm", default=True, show_default=True, help="The undisturbed run.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="For a run that fails.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
 @click.argument("flags", nargs=-1)
 def main(
@@ -106,13 +126,14 @@ def main(
     epochs: int,
     calm: bool,
     seed: int,
+    keep: Path | None,
     json_file: Path | None,
     flags: tuple[str, ...],
 ) -> None:
     dice = random.Random(seed)
     try:
         undisturbed = run(flags, epochs, 0, every, dice) if calm else None
-        killed, rows, loss, seconds = run(flags, epochs, kills, every, dice)
+        killed, rows, loss, seconds = run(flags, epochs, kills, every, dice, keep)
     except Failed as failed:
         raise click.ClickException(str(failed)) from None
     sums = {

@@ -161,6 +161,11 @@ class Machine(Housing, Looking):
         self.leases.look(now)
         return [*self._take(event, now)]
 
+    def put_off(self, job: JobId, now: float) -> None:
+        """FINISHING, and what its end waits for goes on: the time for that begins anew."""
+        if job in self.goodbyes:
+            self.goodbyes[job] = max(self.goodbyes[job], now + self.rules.goodbye_s)
+
     def next_deadline(self) -> float | None:
         """When to come with `Ticked`, if nothing happens before: the earliest end of a lease or of a patience."""
         ends = [until for _, until in self._waits()]

@@ -33,7 +33,7 @@ EARLY_MOST = 512  # pieces that have overtaken others
 BACKLOG_BYTES = 64 << 20  # of pieces that are here and not done: beyond it answers wait
 
 log = structlog.get_logger()
-# Compile what a sparse job needs, and bring what its chunks begin with, outside of this thread.
+# Compile what a sparse job needs, outside of this thread.
 Prepare = Callable[[Shard, Assign, bytes | memoryview], Awaitable[None]]
 
 
@@ -199,6 +199,8 @@ class Backup:
         if not self.whole:
             raise Refusal("frame", "a message before the state")
         if isinstance(message, Assign):
+            if message.checkpoint:  # to fetch it takes long, and meanwhile the copy would count as in step
+                raise Refusal("frame", "a shard that begins with a checkpoint is copied anew")
             await self.prepare(self.core, message, payload)
         self.core.log.append(message, payload)
         self.core.replay(message, payload)

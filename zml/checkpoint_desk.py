@@ -28,7 +28,7 @@ class CheckpointDesk:
     def __init__(self, hall: Coordinator) -> None:
         self.hall = hall
         self.checkpoints: Checkpoints | None = None
-        self.offer = Offer(hall.job, hall.begun.begin_with)
+        self.offer = Offer(hall.job, hall.begun.begin_with, hall.begun.manifest, hall.resumed)
         self.asked: set[asyncio.Task[Path | None]] = set()
 
     def tasks(self) -> list[asyncio.Task[Any]]:
@@ -116,4 +116,6 @@ class CheckpointDesk:
             return await self.offer.fetched(message, to_shard=message.member in self.hall.shard_desk.all)
         if self.checkpoints is None:
             raise Refusal("checkpoint", "no checkpoint is being made")
-        return await self.checkpoints.receive(message, payload if payload is not None else b"")
+        answer = await self.checkpoints.receive(message, payload if payload is not None else b"")
+        self.hall.machine.put_off(self.hall.job, self.hall.docket.now)  # the last one may take long to send
+        return answer

@@ -23,16 +23,18 @@ import structlog
 from msgspec import Struct
 
 from .checkpoint import Refused, entry, prune, shard_file
-from .depot import Intake
+from .checkpoint.tensors import MOST_HEADER
+from .depot import TENSORS, Intake, Kept
 from .errors import ZmlError
 from .holding import HOLD_MOST_S, alike, furthest
 from .layout import Registration
 from .messages import Align, Front, Held, Hold, Message, Release, Snap, Snapped, Write, Written
+from .orders import MOST_S, while_moving
+from .piecewise import MOST_STATE
 
 ALIGN_S = HOLD_MOST_S - 1.0
 AGAIN_S = 0.003
 WRITE_S = 600.0  # for a shard to write its part, or to send the next piece of it
-WRITE_MOST_S = 24 * 3600.0
 
 log = structlog.get_logger()
 
@@ -53,7 +55,7 @@ class Answered(NamedTuple):
 
 
 Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
-Keep = Callable[[Intake], Awaitable[None]]  # bring further files
+Keep = Callable[[Intake], Awaitable[Sequence[Kept]]]  # bring further files; those that can be done without
 At = Callable[[Front], Cut | None]  # None: who belongs to the job is just changing, and the ledger with it
 
 
@@ -106,6 +108,11 @@ class Checkpointer:
             except (NotTaken, Refused, ZmlError) as error:
                 log.warning("no checkpoint", because=str(error), wanted=because)
                 return None
+            except asyncio.CancelledError:
+                log.error(
+                    "no checkpoint", because="the coordinator ended before it was whole", wanted=because
+                )
+                raise
             except Exception as error:  # a checkpoint is not worth those that would come after it
                 log.error("no checkpoint", because=repr(error), wanted=because)
                 return None
@@ -125,7 +132,7 @@ class Checkpointer:
             raise NotTaken("a shard is away, or there are no parameters yet")
         began = time.monotonic()
         try:
-            front, cut = await self._copies(number, shards)
+            front, cut, sizes = await self._copies(number, shards)
         finally:
             for shard in shards:  # also where some have let go already
                 task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))
@@ -133,10 +140,10 @@ class Checkpointer:
                 task.add_done_callback(self.releases.discard)
         held_s = time.monotonic() - began
         step = self.steps_before + front.updates
-        return await self._write(number, step, shards, cut, because), held_s
+        return await self._write(number, step, sizes, cut, because), held_s
 
-    async def _copies(self, number: int, shards: Sequence[str]) -> tuple[Front, Cut]:
-        """All shards have copied the same steps, and the ledger says which."""
+    async def _copies(self, number: int, shards: Sequence[str]) -> tuple[Front, Cut, dict[str, int]]:
+        """All shards have copied the same steps, so many bytes each, and the ledger says which."""
         loop = asyncio.get_running_loop()
         until = loop.time() + ALIGN_S
         while True:
@@ -144,8 +151,10 @@ class Checkpointer:
             if (cut := self.at(front)) is not None:
                 agreed, snap = msgspec.msgpack.encode(front), Snap(self.job, number)
                 answers = await asyncio.gather(*(self.ask(shard, snap, agreed, ALIGN_S) for shard in shards))
-                if all(answer is not None and isinstance(answer.message, Snapped) for answer in answers):
-                    return front, cut
+                copied = [answer.message for answer in answers if answer is not None]
+                sizes = [message.bytes for message in copied if isinstance(message, Snapped)]
+                if len(sizes) == len(shards):
+                    return front, cut, dict(zip(shards, sizes, strict=True))
             if loop.time() > until:
                 raise NotTaken("workers came and went all the time")
             await asyncio.sleep(AGAIN_S)
@@ -167,18 +176,25 @@ class Checkpointer:
         answers = await self._all(shards, message, payload, ALIGN_S, Held)
         return [msgspec.msgpack.decode(answer.payload, type=Front) for answer in answers]
 
-    async def _write(self, number: int, step: int, shards: Sequence[str], cut: Cut, because: str) -> Path:
+    async def _write(self, number: int, step: int, sizes: Mapping[str, int], cut: Cut, because: str) -> Path:
+        shards = list(sizes)
         self.intake = intake = await Intake.begin(self.root, step)
         try:
+            await intake.run(intake.writer.must_have_room, sum(sizes.values()))
+            registration = await intake.run(Registration.from_bytes, cut.registration)
+            intake.most |= {shard_file(int(shard[1:])): size + MOST_HEADER for shard, size in sizes.items()}
+            intake.most[TENSORS] = registration.layout.size * MOST_STATE + MOST_HEADER
             parts = [self._part(number, shard, intake) for shard in shards]
-            written, _ = await asyncio.gather(asyncio.gather(*parts), self.keep(intake))
+            written, kept = await asyncio.gather(asyncio.gather(*parts), self.keep(intake))
             for shard, part in zip(shards, written, strict=True):
                 if part is None:
                     raise NotTaken(intake.trouble)
                 await intake.adopt(shard_file(int(shard[1:])), part.bytes, part.xxh3)
+            # Last, and when no piece is under way: to sync a file takes long, and the disk is asked in one thread.
+            await intake.adopt_what_fits(kept)
             for name, data in cut.files.items():
                 await intake.run(intake.writer.write, name, data)
-            return await intake.run(self._seal, intake, cut, because)
+            return await intake.run(self._seal, intake, registration, cut, because)
         finally:
             self.intake = None
             await intake.end()
@@ -188,13 +204,10 @@ class Checkpointer:
         name = shard_file(int(shard[1:]))
         intake.senders[name] = self.host(shard)
         order = Write(self.job, number, str(intake.writer.folder), name)
-        asked = asyncio.ensure_future(self.ask(shard, order, None, WRITE_MOST_S))
+        asked = asyncio.ensure_future(self.ask(shard, order, None, MOST_S))
         try:
-            come = -1
-            while not asked.done() and intake.received[name] != come:
-                come = intake.received[name]
-                await asyncio.wait({asked}, timeout=WRITE_S)
-            answer = asked.result() if asked.done() else None
+            done = await while_moving(asked, lambda: intake.received[name], lambda: WRITE_S)
+            answer = asked.result() if done else None
         finally:
             asked.cancel()
         if answer is None or not isinstance(answer.message, Written):
@@ -202,9 +215,9 @@ class Checkpointer:
             return None
         return answer.message
 
-    def _seal(self, intake: Intake, cut: Cut, because: str) -> Path:
+    def _seal(self, intake: Intake, registration: Registration, cut: Cut, because: str) -> Path:
         path = intake.writer.seal(
-            Registration.from_bytes(cut.registration),
+            registration,
             ledger=cut.ledger,
             job=cut.job,
             epoch=cut.epoch,

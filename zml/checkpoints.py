@@ -7,7 +7,7 @@ and what of both an earlier run has left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,18 @@ from typing import Any
 import msgspec
 import structlog
 
-from .checkpoint import Checkpoint, Refused
+from .checkpoint import BadCheckpoint, Checkpoint
 from .checkpoint.disk import Buffer
+from .checkpoint.folder import MANIFEST
 from .checkpointer import Answered, Checkpointer, Cut
 from .client import runs
 from .depot import ABOUT, TENSORS, Intake
-from .facts import Noted
+from .depot import Kept as KeptFile
+from .facts import Begun, Noted
 from .holding import Applied
 from .layout import BadLayout, Registration
 from .messages import Front, JobSpec, Kept, Message, Ok, Piece
+from .orders import while_moving
 from .scheduler import calls
 from .scheduler.batches import MOST_BATCHES, Ledger
 from .scheduler.epoch import COMMITTED, SKIPPED, Pass
@@ -31,7 +34,7 @@ from .scheduler.ids import WorkerId
 from .transport import Refusal
 
 LOOK_EVERY_S = 0.25
-KEEP_S = 30.0  # for the senior's script to come to the end of its step, and to write
+KEEP_S = 60.0  # for the senior's script to come to the end of its step and write, or to send the next piece
 
 log = structlog.get_logger()
 
@@ -129,23 +132,20 @@ class Checkpoints:
         self.when.taken(steps, asyncio.get_running_loop().time())  # also where it failed: not at once again
         return path
 
-    async def _keep(self, intake: Intake) -> None:
-        """What lives in the senior's script comes into the checkpoint, if that does not take too long."""
+    async def _keep(self, intake: Intake) -> Sequence[KeptFile]:
+        """What lives in the senior's script, if that comes and does not take too long."""
         try:
             member = self.ask_to_keep(intake.name, str(intake.writer.folder))
             if not member:
-                return
+                return ()
             intake.senders |= dict.fromkeys((ABOUT, TENSORS), member)
-            self.keeping = (intake.name, member, asyncio.get_running_loop().create_future())
-            async with asyncio.timeout(KEEP_S):
-                kept = await self.keeping[2]
-            for file, size, xxh3 in kept.files:
-                await intake.adopt(file, size, xxh3)
-        except (TimeoutError, Refused) as error:
-            await intake.forget(ABOUT, TENSORS)
-            log.warning(
-                "a checkpoint without the worker's optimizer", because=str(error) or "it did not come in time"
-            )
+            kept: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
+            self.keeping = (intake.name, member, kept)
+            come = intake.received
+            if await while_moving(kept, lambda: come[ABOUT] + come[TENSORS], lambda: KEEP_S):
+                return kept.result().files
+            await intake.without("it did not come in time", ABOUT, TENSORS)
+            return ()
         finally:
             self.keeping = None
 
@@ -198,6 +198,16 @@ def describe_job(spec: JobSpec, steps: int, ledger: Ledger, noted: Noted | None)
     """job.json: what the run was asked for, how far it was, and the senior's newest note on its schedules."""
     note = None if noted is None else {"epoch": noted.epoch, "note": noted.note.hex()}
     return {"steps": steps, "epoch": ledger.epoch, "spec": msgspec.to_builtins(spec), "note": note}
+
+
+def begun_with(begun: Begun, found: Checkpoint | None, *, going_on: bool) -> Checkpoint | None:
+    """What is found, if it is what the job began with. Raises BadCheckpoint where the job is still to begin with that:
+    later it needs nothing of it here."""
+    if found is None or (begun.manifest and found.manifest.xxh3 != begun.manifest):
+        if begun.begin_with and not going_on:
+            raise BadCheckpoint(Path(begun.begin_with), MANIFEST, "is not the one that the job began with")
+        return None
+    return found
 
 
 def resumed_note(checkpoint: Checkpoint) -> Noted | None:

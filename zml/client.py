@@ -56,6 +56,7 @@ from .messages import (
     Wait,
     Where,
 )
+from .piecewise import PIECE_S
 from .scheduler.evaluation import Key
 from .seat import Seat
 from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
@@ -187,7 +188,7 @@ class Client:
         await self._ask(Note(epoch=epoch, **self.me), note)
 
     async def of_checkpoint(self, message: Piece | Kept | Fetch, payload: Any = None) -> Answer:
-        return await self._ask(message, payload)
+        return await self._ask(message, payload, PIECE_S if isinstance(message, Piece) else ASK_S)
 
     async def take(
         self, epoch: int, clock: int, most: int, done: Sequence[int], *, hold: bool
@@ -399,13 +400,13 @@ class Client:
 
     # -- how a request ends -------------------------------------------------------------------------------------
 
-    async def _ask(self, message: Message, payload: Any = None) -> Answer:
+    async def _ask(self, message: Message, payload: Any = None, each_s: float = ASK_S) -> Answer:
         """Of the coordinator, which may be away: then again, for every request to it may be made twice."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self.seat.patience_s
         while True:
             try:
-                answer = await self.control.request(COORDINATOR, message, payload, timeout_s=ASK_S)
+                answer = await self.control.request(COORDINATOR, message, payload, timeout_s=each_s)
             except (Refused, PeerLost, DeadlineExceeded) as error:
                 if not worth_asking_again(error):
                     raise self._meant(error) from error
@@ -532,7 +533,7 @@ class Client:
         None if `enough` came to hold before.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + self.seat.patience_s
+        until, moved = loop.time() + self.seat.patience_s, 0
         while not enough():
             try:
                 answer: Answer = await ask()
@@ -547,6 +548,8 @@ class Client:
                 self.waits.clear()
                 return answer
             assert isinstance(answer.message, Wait), answer.message
+            if answer.message.moved != moved:
+                until, moved = loop.time() + self.seat.patience_s, answer.message.moved
             self._waiting(answer.message, until)
         return None
 

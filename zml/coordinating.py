@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 IPC = "ipc://"
 SYNC_S = 0.5
-LAST_CHECKPOINT_S = 600.0  # for shards to write or send what they hold when the job is over, and end
+LAST_CHECKPOINT_S = (
+    600.0  # for shards to write what they hold when the job is over, or its next piece, and end
+)
 
 log = structlog.get_logger()
 

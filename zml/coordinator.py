@@ -24,10 +24,7 @@ from msgspec import Struct
 from .board import Board, why
 from .checkpoint import Checkpoint
 from .checkpoint_desk import CheckpointDesk
-from .checkpoints import (
-    resumed_ledger,
-    resumed_note,
-)
+from .checkpoints import begun_with, resumed_ledger, resumed_note
 from .dealer import HOLD_S, Dealer
 from .docket import Docket
 from .events import EventLog
@@ -150,7 +147,8 @@ class Coordinator:
         self.notes = Notes(docket)
         self.held: list[actions.Action] = []  # to be performed as soon as the journal has what led to them
         self.orders = Orders(self.endpoint, self.peers, self.is_still_to_come)
-        self.resumed = resumed
+        going_on = docket.job in machine.jobs or docket.job in machine.over
+        self.resumed: Checkpoint | None = begun_with(begun, resumed, going_on=going_on)
         self.homes = ShardHomes(self.job, docket, machine, self.orders.ask, self.dispatch, self.until)
         self.shard_desk = ShardDesk(self, begun.begin_with, begun.manifest)
         self.rosters = Rosters(

@@ -288,8 +288,8 @@ class Dealer:
                 raise Refusal("evaluation", answer.because)
         return self.wait(answer.waiting_for, answer.because)
 
-    def wait(self, whom: Sequence[str], because: str, *, dealt_again: bool = False) -> Wait:
-        return Wait(self.hall.job, list(whom[:NAMED]), because, dealt_again)
+    def wait(self, whom: Sequence[str], because: str, *, dealt_again: bool = False, moved: int = 0) -> Wait:
+        return Wait(self.hall.job, list(whom[:NAMED]), because, dealt_again, moved)
 
 
 def spread(runs: Iterable[tuple[int, int]], most: int) -> list[int]:

@@ -1,9 +1,9 @@
 """Files of checkpoints in pieces: the coordinator's side. What is being made takes them in, what the job began with
 gives them out; `piecewise` is the members' side.
 
-Rules: of each file one member is expected to send it, and nobody else may. A path is never made of what a peer says:
-only names that are known beforehand are looked at. The disk is waited for in other threads; a writer has one thread,
-and so everything that is asked of it happens in that order and never at once.
+Rules: of each file one member is expected to send it, no more than it can have, and nobody else may. A path is never
+made of what a peer says: only names that are known beforehand are looked at. The disk is waited for in other threads; a
+writer has one thread, and so everything that is asked of it happens in that order and never at once.
 """
 
 from __future__ import annotations
@@ -11,26 +11,30 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
+import structlog
 import xxhash
 
-from .checkpoint import BadCheckpoint, Gap, Refused, Writer
+from .checkpoint import BadCheckpoint, Checkpoint, Gap, Refused, Writer
 from .checkpoint.disk import Buffer
 from .checkpoint.folder import MANIFEST, SHARD
 from .checkpoint.manifest import MOST_BYTES, File, Manifest
-from .checkpoint.reading import hash_file, read_manifest
+from .checkpoint.reading import Identity, hash_file, identity, read_manifest
+from .checkpoint.tensors import MOST_HEADER
 from .errors import ZmlError
 from .messages import Fetch, Fetched, Message, Ok, Piece
 from .piecewise import GAP, PIECE
 from .transport import Refusal
 
 TENSORS, ABOUT = "worker.safetensors", "worker.json"
+Kept = tuple[str, int, str]  # a script's file: name, bytes, xxh3
 
+log = structlog.get_logger()
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -41,6 +45,7 @@ class Intake:
     def __init__(self, writer: Writer, thread: ThreadPoolExecutor) -> None:
         self.writer = writer
         self.senders: dict[str, str] = {}  # by file, who may send it
+        self.most: dict[str, int] = {}  # by file, bytes that it may have
         self.received: Counter[str] = Counter()  # pieces, by file
         self.closed = False
         self.trouble = ""  # why it cannot become one
@@ -74,6 +79,8 @@ class Intake:
             raise Refusal("checkpoint", f"{message.member} is not to send {message.name[:60]!r}")
         if len(payload) > PIECE:
             raise Refusal("checkpoint", f"a piece of {len(payload)} bytes; {PIECE} are allowed")
+        if message.offset + len(payload) > (most := self.most.get(message.name, MOST_HEADER)):
+            raise Refusal("checkpoint", f"{message.name} can have {most:,} bytes, and more came")
         try:
             await self.run(self._piece, message, payload)
         except Gap as gap:
@@ -99,8 +106,20 @@ class Intake:
 
         await self.run(adopt)
 
+    async def adopt_what_fits(self, files: Sequence[Kept]) -> None:
+        """These belong together, and the checkpoint can go without them: all of them, or none."""
+        try:
+            for file in files:
+                await self.adopt(*file)
+        except Refused as refused:
+            await self.without(str(refused), *(name for name, _, _ in files))
+
+    async def without(self, because: str, *names: str) -> None:
+        await self.forget(*names)
+        log.warning("a checkpoint without the worker's optimizer", because=because)
+
     async def forget(self, *names: str) -> None:
-        """Go without these, as far as they are not complete, and take nothing more of them."""
+        """Go without these, and take nothing more of them."""
         for name in names:
             self.senders.pop(name, None)
             await self.run(self.writer.forget, name)
@@ -127,14 +146,22 @@ class _Open(NamedTuple):
 
 
 class Offer:
-    """The checkpoint in `folder`, which the job began with; empty: with none."""
+    """The checkpoint in `folder`, which the job began with; empty: with none. `manifest` is the hash by which it is
+    known, empty where an older process began the job; `loaded` is what this one has read of it."""
 
-    def __init__(self, job: str, folder: str) -> None:
+    def __init__(self, job: str, folder: str, manifest: str = "", loaded: Checkpoint | None = None) -> None:
         self.job = job
         self.folder = folder
+        self.manifest = manifest
+        self.seen: Mapping[str, Identity] = (
+            loaded.seen if loaded is not None and str(loaded.path) == folder else {}
+        )
+        self.given: Counter[str] = Counter()  # answers with bytes, by the member that asked
         self._lock = asyncio.Lock()  # one file at a time is verified
         self._manifest: Manifest | None = None
-        self._verified: dict[str, _Open] = {}
+        self._verified: dict[
+            str, _Open | ZmlError | None
+        ] = {}  # also what is not there, or cannot be given out
 
     async def fetched(self, message: Fetch, *, to_shard: bool) -> tuple[Message, bytes]:
         """Some bytes of a file. Raises Refusal.
@@ -147,8 +174,7 @@ class Offer:
         if not self.folder or not known:
             return Fetched(self.job, -1), b""
         try:
-            async with self._lock:
-                found = self._verified.get(name) or await asyncio.to_thread(self._verify, name)
+            found = await self._open(name)
             if found is None:
                 return Fetched(self.job, -1), b""
             size = found.file.bytes
@@ -159,13 +185,31 @@ class Offer:
         except (OSError, ZmlError) as error:
             raise Refusal("checkpoint", f"{name} cannot be read: {error}") from None
         piece = xxhash.xxh3_64_hexdigest(data)
+        self.given[message.member] += 1
         return Fetched(self.job, size, found.file.xxh3, str(found.path), piece), data
+
+    async def _open(self, name: str) -> _Open | None:
+        """Who asks for a file that is verified waits for no other. Raises OSError, and ZmlError."""
+        if name not in self._verified:
+            async with self._lock:
+                if name not in self._verified:
+                    try:
+                        self._verified[name] = await asyncio.to_thread(self._verify, name)
+                    except ZmlError as bad:
+                        self._verified[name] = bad
+        found = self._verified[name]
+        if isinstance(found, ZmlError):
+            raise found
+        return found
 
     def _verify(self, name: str) -> _Open | None:
         """None where there is no such file."""
         folder = Path(self.folder)
         if self._manifest is None:
-            self._manifest = read_manifest(folder)
+            found = read_manifest(folder)
+            if self.manifest and found.xxh3 != self.manifest:
+                raise BadCheckpoint(folder, MANIFEST, "is not the one that the job began with")
+            self._manifest = found
         path = folder / name
         if name == MANIFEST:
             size, xxh3 = hash_file(path)
@@ -176,10 +220,9 @@ class Offer:
             return None
         else:
             listed = self._manifest.files[name]
-            if File(*hash_file(path)) != listed:
+            if self.seen.get(name) != identity(path) and File(*hash_file(path)) != listed:
                 raise BadCheckpoint(folder, name, "has changed since it was written")
-        self._verified[name] = _Open(listed, path)
-        return self._verified[name]
+        return _Open(listed, path)
 
 
 def _read(path: Path, offset: int, count: int) -> bytes:

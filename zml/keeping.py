@@ -26,7 +26,7 @@ from .checkpoint.folder import is_seen
 from .errors import BAD_CHECKPOINT, ZmlError
 from .iothread import IoThread
 from .messages import Fetch, Fetched, Keep, Kept, Piece
-from .piecewise import BadPieces, Source, send
+from .piecewise import MOST_STATE, BadPieces, Source, send
 from .schedules import Schedules, Told
 from .transport import Refused
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from .client import Client
 
-MOST_STATE = 128  # bytes of state per parameter that are taken: Adam's has 8 in 32 bits
 CLOSE_S = 30.0
 NAMED = 16
 KeptFile = tuple[str, int, str]  # name, bytes, xxh3

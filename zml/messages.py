@@ -486,6 +486,7 @@ class Wait(Message):
     waiting_for: list[str]
     because: str
     dealt_again: bool = False  # to a Take: workers came or went, and who rests must rest longer
+    moved: int = 0  # another number than before: they are busy with it, and this wait uses up no patience
 
 
 class EpochOver(Message):

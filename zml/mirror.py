@@ -29,7 +29,7 @@ import structlog
 
 from . import base
 from .base import state_of
-from .messages import Copy, Message, Pair, Standing
+from .messages import Assign, Copy, Message, Pair, Standing
 from .pushlog import LENGTH
 from .records import Buffer
 from .transport import Endpoint, Refusal, TransportError
@@ -97,6 +97,7 @@ class Mirror:
         self.ready_at: int | None = None  # the backup has all that was ever said once it has so many pieces
         self.heard_at = 0.0  # when the backup acknowledged last, or had nothing to acknowledge
         self.broken = ""
+        self.anew = False  # it was broken by the shard itself, and the next copy is made at once
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # by how much must be acknowledged
         self.woken = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -109,6 +110,12 @@ class Mirror:
     def append(self, message: Message, payload: Buffer | None = None) -> None:
         """The shard takes this message now. Never waits and never fails."""
         if self.stage not in (Stage.COPYING, Stage.IN_STEP):
+            return
+        if isinstance(message, Assign) and message.checkpoint:
+            # It would be followed only by who has that checkpoint, too: what the shard begins with is copied instead.
+            self.anew = True
+            self._break(f"its chunks begin with {message.checkpoint}")
+            self._part()
             return
         head = msgspec.msgpack.encode(message)
         self._queue("message", head, payload if payload is not None else b"")
@@ -176,6 +183,9 @@ class Mirror:
             because = await self._keep_at(order)
             if self.is_over:
                 return
+            if self.anew and self.order is order:
+                self.anew = False
+                continue
             log.warning("without a backup", shard=self.core.name, host=order.host, because=because)
             until = asyncio.get_running_loop().time() + pause_s
             while self.order is order and (left_s := until - asyncio.get_running_loop().time()) > 0:
@@ -213,8 +223,7 @@ class Mirror:
         except TransportError as error:
             return str(error)
         finally:
-            if self.stage is not Stage.OVER:
-                self.stage = Stage.ASKING if self.stage is Stage.IN_STEP else Stage.ALONE
+            self._part()
             for task in under_way:
                 task.cancel()
             self.queue.clear()
@@ -228,7 +237,7 @@ class Mirror:
         """The state as it is now, and behind it whatever comes from now on."""
         self.queue.clear()
         self.appended = self.acknowledged = self.queued_bytes = 0
-        self.ready_at, self.broken = None, ""
+        self.ready_at, self.broken, self.anew = None, "", False
         self.stage = Stage.COPYING
         state = state_of(self.core)
         self._queue("account", b"", msgspec.msgpack.encode(state.account))
@@ -310,6 +319,14 @@ class Mirror:
             _, future = self.waiting.popleft()
             if not future.done():
                 future.set_result(None)
+
+    def _part(self) -> None:
+        """What is said from now on, the copy does not have."""
+        match self.stage:
+            case Stage.IN_STEP:
+                self.stage = Stage.ASKING
+            case Stage.COPYING:
+                self.stage = Stage.ALONE
 
     def _break(self, because: str) -> None:
         self.broken = self.broken or because

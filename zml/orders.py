@@ -17,6 +17,7 @@ from .transport import Answer, Endpoint, PeerLost, Refused, TransportError
 ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
 STRANGER_S = 3.0
 EARLY_S = 0.02
+MOST_S = 24 * 3600.0  # of what takes as long as it goes on
 
 log = structlog.get_logger()
 
@@ -37,6 +38,17 @@ class Orders:
     ) -> asyncio.Task[bool]:
         """Send an order until it is taken, which the result tells; who does not take it is left to its lease."""
         return self._start(self._send(member, self.peers[member], message, payload, within_s))
+
+    def send_long(
+        self,
+        member: str,
+        message: Message,
+        payload: bytes | None,
+        moved: Callable[[], object],
+        quiet_s: Callable[[], float],
+    ) -> asyncio.Task[bool]:
+        """The same, with as much time as it takes while what `moved` tells is another each `quiet_s`."""
+        return self._start(self._send_long(member, self.peers[member], message, payload, moved, quiet_s))
 
     async def ask(
         self, member: str, message: Message, payload: bytes | None = None, within_s: float = ORDER_S
@@ -67,6 +79,25 @@ class Orders:
     ) -> bool:
         return await self._ask(member, peer, message, payload, within_s) is not None
 
+    async def _send_long(
+        self,
+        member: str,
+        peer: str,
+        message: Message,
+        payload: bytes | None,
+        moved: Callable[[], object],
+        quiet_s: Callable[[], float],
+    ) -> bool:
+        sending = asyncio.ensure_future(self._send(member, peer, message, payload, MOST_S))
+        try:
+            if await while_moving(sending, moved, quiet_s):
+                return sending.result()
+        finally:
+            sending.cancel()
+        because = f"nothing has moved for {quiet_s():g} s"
+        log.warning("order not taken", member=member, order=type(message).__name__, because=because)
+        return False
+
     async def _ask(
         self, member: str, peer: str, message: Message, payload: bytes | None, within_s: float
     ) -> Answer | None:
@@ -88,3 +119,14 @@ class Orders:
                 log.warning("order not taken", member=member, order=type(message).__name__, because=because)
                 return None
             await asyncio.sleep(EARLY_S)
+
+
+async def while_moving(
+    work: asyncio.Future[Any], moved: Callable[[], object], quiet_s: Callable[[], float]
+) -> bool:
+    """Wait as long as what `moved` tells is another each `quiet_s`; whether the work is done."""
+    before = None
+    while not work.done() and (now := moved()) != before:
+        before = now
+        await asyncio.wait({work}, timeout=quiet_s())
+    return work.done()

@@ -8,6 +8,7 @@ twice is the same as once. What is fetched is held against the hash that came wi
 from __future__ import annotations
 
 import asyncio
+import io
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
@@ -19,6 +20,8 @@ from .messages import Fetch, Fetched, Piece
 from .transport import Answer, Refused
 
 PIECE = 1 << 20  # bytes; the most that a control message takes
+PIECE_S = 30.0  # for one to arrive and be written
+MOST_STATE = 128  # bytes of a script's optimizer per parameter that are taken: Adam's has 8 in 32 bits
 WINDOW = 4  # pieces under way
 GAP = "gap"  # the refusal of a piece that came before the one it follows
 
@@ -26,7 +29,11 @@ Say = Callable[[Any, Any], Awaitable[Answer]]  # message, payload -> the coordin
 
 
 class BadPieces(ValueError):
-    """This file cannot be had as it was written. The text says why, and begins in mid-sentence."""
+    """This file cannot be had as it was written. The text says why, and begins in mid-sentence: `name` comes before."""
+
+    def __init__(self, what: str, name: str) -> None:
+        super().__init__(what)
+        self.name = name
 
 
 # -- to the coordinator ------------------------------------------------------------------------------------
@@ -104,23 +111,30 @@ class Source:
         """What the coordinator says of a file, with its first bytes. Raises BadPieces."""
         said, data = await self._ask(name, 0, PIECE)
         if said.bytes >= 0:
-            _check(said, data, min(PIECE, said.bytes))
+            _check(name, said, data, min(PIECE, said.bytes))
         return said, data
 
     async def some(self, name: str, offset: int, count: int) -> memoryview:
         """These very bytes. Raises BadPieces where they are not there or have changed on their way."""
         said, data = await self._ask(name, offset, count)
-        _check(said, data, count)
+        _check(name, said, data, count)
         return data
 
     async def rest(self, said: Fetched, name: str, first: memoryview) -> bytes:
         """All of a file of which `begin` has told. Raises BadPieces."""
-        whole = bytearray(first)
-        while len(whole) < said.bytes:
-            whole += await self.some(name, len(whole), min(PIECE, said.bytes - len(whole)))
-        if xxhash.xxh3_64_hexdigest(whole) != said.xxh3:
-            raise BadPieces("did not arrive as it was written")
-        return bytes(whole)
+        whole = io.BytesIO()  # it gives away what it holds, and no copy
+
+        def take(name: str, offset: int, data: memoryview) -> None:
+            whole.seek(offset)
+            whole.write(data)
+
+        take(name, 0, first)
+        missing = range(len(first), said.bytes, PIECE)
+        await self.all([(name, at, min(PIECE, said.bytes - at)) for at in missing], take)
+        data = whole.getvalue()
+        if xxhash.xxh3_64_hexdigest(data) != said.xxh3:
+            raise BadPieces("did not arrive as it was written", name)
+        return data
 
     async def all(
         self, wanted: Iterable[tuple[str, int, int]], take: Callable[[str, int, memoryview], None]
@@ -145,14 +159,14 @@ class Source:
         assert 0 < count <= PIECE
         answer = await self.say(self.make(name, offset, count), None)
         if not isinstance(answer.message, Fetched):
-            raise BadPieces(f"was asked for, and {type(answer.message).__name__} came")
+            raise BadPieces(f"was asked for, and {type(answer.message).__name__} came", name)
         return answer.message, answer.payload if answer.payload is not None else memoryview(b"")
 
 
-def _check(said: Fetched, data: memoryview, count: int) -> None:
+def _check(name: str, said: Fetched, data: memoryview, count: int) -> None:
     if said.bytes < 0:
-        raise BadPieces("is not there any more")
+        raise BadPieces("is not there any more", name)
     if len(data) != count:
-        raise BadPieces(f"was cut: {len(data):,} of {count:,} bytes came")
+        raise BadPieces(f"was cut: {len(data):,} of {count:,} bytes came", name)
     if xxhash.xxh3_64_hexdigest(data) != said.piece:
-        raise BadPieces("did not arrive as it was sent")
+        raise BadPieces("did not arrive as it was sent", name)

@@ -31,7 +31,7 @@ from .errors import DISK_FULL, ZmlError
 from .layout import Registration
 from .lease import COORDINATOR, Lease, ask
 from .messages import Assign, Fetch, Message, Piece, Write, Written
-from .piecewise import PIECE, BadPieces, Source, send
+from .piecewise import PIECE, PIECE_S, BadPieces, Source, send
 from .shard import Shard
 from .transport import Answer, Endpoint, Handler, Refusal, TransportError
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from .config import Settings
 
 CONNECT_S = 10.0
-PIECE_S = 30.0  # for one piece to arrive and be written
 FETCH_S = 600.0  # for one to come: the coordinator reads a file once through before, or is away
 EACH_S = 60.0
 
@@ -182,7 +181,7 @@ async def _fetch(
     try:
         await source.all(part.lacks(PIECE), part.put)
     except BadPieces as bad:
-        raise BadCheckpoint(folder, "a shard's file", str(bad)) from None
+        raise BadCheckpoint(folder, bad.name, str(bad)) from None
     return part.checkpoint
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 ASSIGN_S = (
     300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
 )
-BEGIN_S = 3600.0  # and to read or fetch what its chunks begin with; one that dies meanwhile is noticed before
+READ_S = 3600.0  # and to read what its chunks begin with; one that dies meanwhile is noticed before
+FETCH_S = 600.0  # or to ask for the next piece of it, where it does not see the folder
 
 
 class ShardDesk:
@@ -84,7 +85,10 @@ class ShardDesk:
         if not await hall.until(lambda: self.assigned.issuperset(shards)):
             # The first sparse job of a machine compiles half a minute and more.
             late = [shard for shard in shards if shard not in self.assigned]
-            return hall.dealer.wait(late, "they take the layout")
+            offer = hall.checkpoint_desk.offer
+            moved = sum(offer.given[hall.homes.host(shard)] for shard in late)
+            because = "they fetch what they begin with" if moved else "they take the layout"
+            return hall.dealer.wait(late, because, moved=moved)
         if not await hall.until(lambda: hall.docket.loaded or hall.facts.initialiser == message.worker):
             whom = hall.facts.initialiser
             return hall.dealer.wait([whom], f"{whom} brings the first parameters")
@@ -112,7 +116,7 @@ class ShardDesk:
         """Give this shard the layout and the placement; when all have them, workers may go on."""
         hall, facts = self.hall, self.hall.docket.facts
         payload = msgspec.msgpack.encode(Assignment(facts.registration, list(facts.placement)))
-        spec, within_s = hall.spec, BEGIN_S if self.begin_with else ASSIGN_S
+        spec = hall.spec
         message = Assign(hall.job, shard, spec.staleness, spec.compress, self.begin_with, self.manifest)
         host = hall.homes.host(shard)
         peer = hall.orders.peers[host]
@@ -129,7 +133,15 @@ class ShardDesk:
                 because = f"{shard} did not take the layout; its log says why"
                 hall.dispatch(events.Cancelled(hall.job, because))
 
-        hall.orders.send(host, message, payload, within_s).add_done_callback(ended)
+        def quiet_s() -> float:
+            return FETCH_S if hall.checkpoint_desk.offer.given[host] else READ_S
+
+        if self.begin_with:
+            given = hall.checkpoint_desk.offer.given
+            order = hall.orders.send_long(host, message, payload, lambda: given[host], quiet_s)
+        else:
+            order = hall.orders.send(host, message, payload, ASSIGN_S)
+        order.add_done_callback(ended)
 
     def _ending(self) -> bool:
         job = self.hall.docket.running

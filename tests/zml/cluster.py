@@ -112,7 +112,11 @@ class Script:
 
     async def _train(self, order: Launch) -> None:
         seat = Seat(
-            job=JOB, worker=order.member, incarnation=order.incarnation, coordinator=[ADDRESS], patience_s=600
+            job=JOB,
+            worker=order.member,
+            incarnation=order.incarnation,
+            coordinator=[ADDRESS],
+            patience_s=self.cluster.patience_s,
         )
         self.seat = seat
         name = f"{order.member}.{order.incarnation}"
@@ -291,6 +295,7 @@ class Cluster:
         coordinator's journal is, for one that is to die and go on. `sees`: do shards' processes see a folder?"""
         self.folder = folder
         self.sees = sees
+        self.patience_s = 600.0
         self.silent = False  # scripts do not answer when they are asked to keep their optimizers' state
         self.resumed = resumed
         self.network = network

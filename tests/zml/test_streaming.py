@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,23 +17,34 @@ from structlog.testing import capture_logs
 
 from tests.simulation import simulate
 from tests.soaking import soak
+from tests.zml.checkpoints import LEDGER, fill, make, numbers, registration
 from tests.zml.cluster import Cluster, Script
 from tests.zml.test_checkpointing import held
 from tests.zml.test_cluster import run, same, trained
 from tests.zml.test_going_on import Mortal
 from tests.zml.test_recovery import bits
-from zml import piecewise, porter
-from zml.checkpoint import Checkpoint, Disk, newest, read
+from zml import depot, keeping, piecewise, porter, shard_desk
+from zml.checkpoint import BadCheckpoint, Checkpoint, Disk, Writer, newest, read, writing
 from zml.checkpoint.folder import is_seen
+from zml.checkpoint.reading import hash_file
+from zml.checkpoint.tensors import MOST_HEADER
 from zml.checkpointer import WRITE_S
-from zml.checkpoints import When
+from zml.checkpoints import KEEP_S, When, begun_with
+from zml.client import ASK_S
+from zml.depot import ABOUT, TENSORS
+from zml.docket import Docket
 from zml.errors import BAD_CHECKPOINT, DISK_FULL, FENCED, NOT_WRITTEN, ZmlError
+from zml.facts import Begun
+from zml.journal import Journal
 from zml.lease import COORDINATOR
 from zml.messages import Fetch, Fetched, JobSpec, Piece, Write
 from zml.ps import Ps
 from zml.pushlog import PushLog
+from zml.scheduler.ids import JobId
+from zml.scheduler.machine import Machine
+from zml.scheduler.rules import Rules
 from zml.shard import Shard
-from zml.transport import Refused
+from zml.transport import Answer, Refusal, Refused
 from zml.transport.memory import MemoryNetwork
 
 ALL = [(epoch, batch) for epoch in range(2) for batch in range(12)]
@@ -241,7 +253,7 @@ def test_a_part_may_take_as_long_as_pieces_come(tmp_path: Path, monkeypatch: pyt
 
     took_s, first, silent_s, second = simulate(main())
     assert first is not None and took_s > 2 * WRITE_S
-    assert second is None and silent_s <= porter.PIECE_S + 1
+    assert second is None and silent_s <= piecewise.PIECE_S + 1
 
 
 def test_only_the_shard_itself_may_send_its_part_and_only_while_it_is_made(tmp_path: Path) -> None:
@@ -405,6 +417,53 @@ def test_a_disk_that_does_not_take_the_pieces_is_named(
     assert len(said) == 1 and said[0].startswith(DISK_FULL if damage == "full" else NOT_WRITTEN)
 
 
+def test_a_checkpoint_for_which_there_is_no_room_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "free_bytes", lambda path: 100)
+
+    async def main() -> tuple[Path | None, list[str], int, bool]:
+        cluster = Watched(MemoryNetwork(1), JobSpec(workers=1, shards=2), sees=nowhere)
+        await cluster.start()
+        take = keep(cluster, tmp_path)
+        script = cluster.script("w0")
+        await cluster.until(lambda: script.trained)
+        with capture_logs() as logs:
+            path = await take()
+        said = [str(line["because"]) for line in logs if line["event"] == "no checkpoint"]
+        left = any((tmp_path / "checkpoints").iterdir())
+        await ended(cluster)
+        return path, said, cluster.came["Piece"], left
+
+    path, said, pieces, left = simulate(main())
+    assert path is None and pieces == 0 and not left
+    assert len(said) == 1 and said[0].startswith(DISK_FULL) and "bytes were needed" in said[0]
+
+
+def test_a_file_may_not_be_longer_than_what_was_copied_for_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = Watched(MemoryNetwork(1), JobSpec(workers=1, shards=1), sees=nowhere)
+        await cluster.start()
+        take = keep(cluster, tmp_path)
+        script = cluster.script("w0", batches=40)
+        await cluster.until(lambda: script.trained)
+        taking = asyncio.ensure_future(take())
+        await cluster.until(lambda: cluster.came["Piece"])
+        checkpoints = cluster.coordinator.checkpoint_desk.checkpoints
+        intake = checkpoints.checkpointer.intake if checkpoints is not None else None
+        assert intake is not None
+        name = "shard-0000.safetensors"
+        long = Piece("job", "p0", 1, intake.name, name, intake.most[name])
+        with pytest.raises(Refused, match="and more came"):
+            await script.client.of_checkpoint(long, b"x")
+        path = await taking
+        assert path is not None
+        assert intake.most[name] - MOST_HEADER <= (path / name).stat().st_size < intake.most[name]
+        await ended(cluster)
+
+    simulate(main())
+
+
 def test_a_coordinator_that_is_started_again_takes_the_next_checkpoint_and_not_the_rest_of_the_last(
     tmp_path: Path,
 ) -> None:
@@ -447,6 +506,190 @@ def test_a_coordinator_that_is_started_again_takes_the_next_checkpoint_and_not_t
     assert path is not None and read(path).path == path
     assert "a part of a checkpoint is missing" in events, "the former one's"
     assert trained(scripts) == [(0, batch) for batch in range(30)]
+
+
+def with_optimizer(tmp_path: Path, **more: Any) -> Watched:
+    """Of a job whose senior script is asked to keep its optimizer, and does so when the test lets it."""
+    spec = JobSpec(workers=1, shards=1, optimizer_on="worker")
+    cluster = Watched(MemoryNetwork(1), spec, compute_s=lambda name: 5.0, **more)
+    cluster.silent = True
+    return cluster
+
+
+async def asked(cluster: Watched, tmp_path: Path) -> tuple[Script, asyncio.Future[Path | None]]:
+    """A script that has been told to keep it, and the checkpoint that is taken."""
+    await cluster.start()
+    take = keep(cluster, tmp_path)
+    script = cluster.script("w0", batches=40)
+    await cluster.until(lambda: script.trained)
+    taking = asyncio.ensure_future(take())
+    await cluster.until(lambda: script.keep is not None)
+    return script, taking
+
+
+FILES = {TENSORS: [memoryview(b"t" * 17 * SMALL)], ABOUT: [memoryview(b"{}")]}
+
+
+async def ended(cluster: Watched) -> None:
+    cluster.coordinator.interrupt("SIGINT")
+    cluster.coordinator.interrupt("SIGINT")
+    await cluster.finish()
+
+
+def test_a_script_s_files_are_synced_when_the_shards_parts_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However early they come: the disk is asked in one thread, and pieces would wait behind that."""
+    adopted: list[str] = []
+    adopt = Writer.adopt
+
+    def noted(writer: Writer, name: str, size: int, xxh3: str) -> None:
+        adopted.append(name)
+        adopt(writer, name, size, xxh3)
+
+    monkeypatch.setattr(Writer, "adopt", noted)
+    monkeypatch.setattr(keeping, "is_seen", nowhere)
+
+    async def main() -> list[str]:
+        cluster = with_optimizer(tmp_path, sees=nowhere)
+        kept = asyncio.Event()
+
+        def hold(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Piece) or message.member == "w0":
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                await kept.wait()
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = hold
+        script, taking = await asked(cluster, tmp_path)
+        assert script.keep is not None
+        await keeping.keep(script.client, script.keep, FILES)
+        assert cluster.came["Kept"] == 1
+        early = list(adopted)
+        kept.set()
+        path = await taking
+        assert path is not None and read(path).file(TENSORS) is not None
+        await ended(cluster)
+        return early
+
+    assert simulate(main()) == []
+    assert adopted == ["shard-0000.safetensors", TENSORS, ABOUT]
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_script_may_send_its_optimizer_as_long_as_pieces_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """Each of them may take longer than the coordinator mostly needs to answer."""
+    monkeypatch.setattr(keeping, "is_seen", nowhere)
+    slow_s = 4 * ASK_S
+
+    async def main() -> tuple[float, Path | None, int]:
+        cluster = with_optimizer(tmp_path)
+
+        def slow(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Piece):
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                await asyncio.sleep(1e6 if stops else slow_s)
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = slow
+        script, taking = await asked(cluster, tmp_path)
+        began = asyncio.get_running_loop().time()
+        assert script.keep is not None
+        sending = asyncio.ensure_future(keeping.keep(script.client, script.keep, FILES))
+        path = await taking
+        took_s = asyncio.get_running_loop().time() - began
+        sending.cancel()
+        await ended(cluster)
+        return took_s, path, cluster.came["Piece"]
+
+    took_s, path, came = simulate(main())
+    assert path is not None
+    if stops:
+        assert read(path).file(TENSORS) is None and took_s < KEEP_S + 1
+    else:
+        assert read(path).file(TENSORS) is not None and took_s > KEEP_S
+        assert came <= 2 * (17 + 1), "once more where it has overtaken another, and not because it took long"
+
+
+def test_a_script_that_wrote_one_file_and_then_sends_both_costs_nothing(tmp_path: Path) -> None:
+    """And of files that belong together all are in the checkpoint, or none."""
+    model = registration()
+
+    async def main(xxh3: str) -> Checkpoint:
+        root = tmp_path / xxh3 / "checkpoints"
+        root.parent.mkdir()
+        intake = await depot.Intake.begin(root, 1)
+        intake.senders |= {TENSORS: "w0", ABOUT: "w0"}
+        fill(intake.writer, numbers(model))
+        (intake.writer.folder / ABOUT).write_bytes(b"{}")
+        for name in (ABOUT, TENSORS):
+            await intake.take(Piece("job", "w0", 1, intake.name, name, 0), b"[]")
+        files = [(ABOUT, 2, xxhash.xxh3_64_hexdigest(b"[]")), (TENSORS, 2, xxh3)]
+        await intake.adopt_what_fits(files)
+        path = intake.writer.seal(model, ledger=LEDGER, job={}, epoch=1, because="a test", now=1.0)
+        await intake.end()
+        assert {each.name for each in path.iterdir()} == {"MANIFEST.json", *read(path).manifest.files}
+        return read(path)
+
+    both = asyncio.run(main(xxhash.xxh3_64_hexdigest(b"[]")))
+    for name in (ABOUT, TENSORS):
+        path = both.file(name)
+        assert path is not None and path.read_bytes() == b"[]"
+    neither = asyncio.run(main(xxhash.xxh3_64_hexdigest(b"{}")))
+    assert neither.file(ABOUT) is None and neither.file(TENSORS) is None
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_end_waits_for_the_last_checkpoint_as_long_as_pieces_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """And one that does not become whole is told of."""
+    monkeypatch.setattr(piecewise.pieces, "__defaults__", (3 * SMALL,))
+
+    async def main() -> tuple[int, float, list[str]]:
+        cluster = Watched(MemoryNetwork(1), JobSpec(workers=1, shards=1), sees=nowhere)
+
+        def slow(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Piece):
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                await asyncio.sleep(1e6 if stops else 8.0)
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = slow
+        await cluster.start()
+        keep(cluster, tmp_path)
+        script = cluster.script("w0", batches=2)
+        await cluster.until(lambda: len(script.trained) == 4)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with capture_logs() as logs:
+            code = await cluster.finish()
+        said = [f"{line['log_level']}: {line['wanted']}" for line in logs if line["event"] == "no checkpoint"]
+        return code, loop.time() - began, said
+
+    code, took_s, said = simulate(main())
+    assert code == 0
+    found, skipped = newest(tmp_path / "checkpoints")
+    assert not skipped
+    if stops:
+        assert found is None and said == ["error: at the end"]
+    else:
+        assert found is not None and not said
+        assert took_s > 2 * Rules().goodbye_s
 
 
 # -- a job goes on ---------------------------------------------------------------------------------------------
@@ -564,6 +807,35 @@ def test_an_answer_that_is_damaged_or_cut_is_refused_and_changes_nothing(
     assert len(said) == 1 and said[0].startswith(
         f"{BAD_CHECKPOINT}: the checkpoint {checkpoint.path} is not usable"
     )
+    assert ("MANIFEST.json" if which == "MANIFEST.json" else "shard-0000.safetensors") in said[0]
+
+
+def test_a_file_is_fetched_with_a_few_requests_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(piecewise, "PIECE", SMALL)
+    data = bytes(range(256)) * 9
+    now = most = 0
+
+    async def say(message: Fetch, payload: Any) -> Answer:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        for _ in range(message.offset % 7):  # they come in another order than they were asked for
+            await asyncio.sleep(0)
+        now -= 1
+        piece = data[message.offset : message.offset + message.most]
+        hashes = [xxhash.xxh3_64_hexdigest(each) for each in (data, piece)]
+        return Answer(Fetched("job", len(data), hashes[0], "", hashes[1]), memoryview(piece))
+
+    async def main() -> bytes:
+        source = piecewise.Source(say, lambda name, offset, count: Fetch("job", "w0", 1, name, offset, count))
+        return await source.rest(*await begun(source))
+
+    async def begun(source: piecewise.Source) -> tuple[Fetched, str, memoryview]:
+        said, first = await source.begin(TENSORS)
+        return said, TENSORS, first
+
+    assert asyncio.run(main()) == data
+    assert most == piecewise.WINDOW
 
 
 def test_who_may_fetch_what(tmp_path: Path) -> None:
@@ -628,6 +900,109 @@ def test_a_file_that_has_changed_at_the_coordinator_is_not_given_out(tmp_path: P
 
     (said,) = simulate(main())
     assert "shard-0000.safetensors has changed since it was written" in said
+
+
+def test_a_file_is_verified_once_and_who_asks_for_another_does_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is as it was written or not."""
+    whole = make(tmp_path / "checkpoints", 3, shards=3)
+    names = [f"shard-000{index}.safetensors" for index in range(3)]
+    (whole / names[2]).write_bytes(bytes((whole / names[2]).stat().st_size))
+    hashed: list[str] = []
+    go_on = threading.Event()
+
+    def hold(path: Path) -> tuple[int, str]:
+        hashed.append(path.name)
+        assert path.name != names[1] or go_on.wait(60)
+        return hash_file(path)
+
+    monkeypatch.setattr(depot, "hash_file", hold)
+
+    async def main() -> None:
+        offer = depot.Offer("job", str(whole))
+
+        async def fetch(name: str) -> Any:
+            said, _ = await offer.fetched(Fetch("job", "p0", 1, name, 0, 10), to_shard=True)
+            return said
+
+        assert (await fetch(names[0])).bytes > 0
+        for _ in range(2):
+            with pytest.raises(Refusal, match="has changed since it was written"):
+                await fetch(names[2])
+        others = [asyncio.ensure_future(fetch(names[1])) for _ in range(2)]
+        async with asyncio.timeout(60):
+            while names[1] not in hashed:
+                await asyncio.sleep(0)
+            assert (await fetch(names[0])).bytes > 0
+            assert not any(other.done() for other in others)
+        go_on.set()
+        assert all(said.bytes > 0 for said in await asyncio.gather(*others))
+
+    try:
+        asyncio.run(main())
+    finally:
+        go_on.set()
+    assert hashed == [names[0], names[2], names[1]]
+
+
+def test_what_was_verified_when_it_was_loaded_is_not_read_through_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it is the very same file."""
+    whole = read(make(tmp_path / "checkpoints", 3, shards=2))
+    name, other = "shard-0000.safetensors", "shard-0001.safetensors"
+    data = (whole.path / other).read_bytes()
+    (whole.path / other).unlink()
+    (whole.path / other).write_bytes(data)
+    hashed: list[str] = []
+
+    def noted(path: Path) -> tuple[int, str]:
+        hashed.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(depot, "hash_file", noted)
+    offer = depot.Offer("job", str(whole.path), whole.manifest.xxh3, whole)
+    for each in (name, other):
+        said, got = asyncio.run(offer.fetched(Fetch("job", "p0", 1, each, 0, 100), to_shard=True))
+        assert isinstance(said, Fetched) and said.xxh3 == whole.manifest.files[each].xxh3
+        assert got == (whole.path / each).read_bytes()[:100]
+    assert hashed == [other]
+
+
+def test_a_coordinator_that_is_started_again_goes_on_with_the_checkpoint_that_the_job_began_with(
+    tmp_path: Path,
+) -> None:
+    """Where the folder has another one by now nothing of it is given out, and nothing is begun with it."""
+    before, later = read(make(tmp_path / "a", 3)), read(make(tmp_path / "b", 4))
+    wrong = "MANIFEST.json is not the one that the job began with"
+    offer = depot.Offer("job", str(later.path), before.manifest.xxh3)
+    for name in ("MANIFEST.json", "shard-0000.safetensors"):
+        with pytest.raises(Refusal, match=wrong):
+            asyncio.run(offer.fetched(Fetch("job", "p0", 1, name, 0, 100), to_shard=True))
+    with pytest.raises(BadCheckpoint, match="lists no file with chunk 999"):
+        later.check([999])
+
+    begun = Begun(
+        "job", JobSpec(workers=1, shards=1), 1.0, 0.15, 0.0, str(before.path), 3, before.manifest.xxh3
+    )
+    for found in (later, None):
+        with pytest.raises(BadCheckpoint, match=wrong):
+            begun_with(begun, found, going_on=False)
+        assert begun_with(begun, found, going_on=True) is None
+    assert begun_with(begun, before, going_on=False) is before
+
+    journal = Journal(tmp_path / "state")
+    docket = Docket(JobId("job"), Machine(Rules()), journal, lambda: 0.0)
+    docket.fact(begun)
+    assert docket.settled()
+    journal.close()
+
+    async def main() -> None:
+        Cluster(MemoryNetwork(1), begun.spec, state=tmp_path / "state", resumed=later)
+
+    with pytest.raises(BadCheckpoint, match=wrong):
+        simulate(main())
 
 
 def test_a_shard_that_dies_before_its_log_has_a_base_fetches_again(
@@ -703,9 +1078,53 @@ def test_the_coordinator_may_be_away_while_shards_fetch(tmp_path: Path) -> None:
     same([*undisturbed, *scripts])
 
 
-def test_a_backup_fetches_for_itself_and_has_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_shard_may_fetch_as_long_as_pieces_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """Longer than an order or a script waits without a sign; one to whom nothing comes ends the job."""
+    _, _, (checkpoint, _) = train(tmp_path / "first", spec=JobSpec(workers=1, shards=1))
+    patience_s = 20.0
+    monkeypatch.setattr(shard_desk, "READ_S", patience_s)
+    monkeypatch.setattr(shard_desk, "FETCH_S", patience_s)
+
+    async def main() -> tuple[int, float, list[str]]:
+        cluster = Watched(MemoryNetwork(2), JobSpec(workers=1, shards=1), resumed=checkpoint, sees=nowhere)
+        cluster.patience_s = 10 * patience_s if stops else patience_s
+
+        def slow(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Fetch):
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                await asyncio.sleep(1e6 if stops and cluster.came["Fetch"] > 9 else patience_s / 4)
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = slow
+        await cluster.start()
+        script = cluster.script("w0")
+        loop = asyncio.get_running_loop()
+        while not script.trained and not cluster.coordinator.machine.over:
+            await asyncio.sleep(0.1)
+        took_s = loop.time()
+        code = await cluster.finish()
+        return code, took_s, [over.because for over in cluster.coordinator.machine.over.values()]
+
+    code, took_s, said = simulate(main())
+    if stops:
+        assert code != 0 and said == ["p0 did not take the layout; its log says why"]
+    else:
+        assert code == 0 and took_s > 5 * patience_s
+
+
+def test_a_backup_never_fetches_and_has_the_same_bits(tmp_path: Path) -> None:
+    """It is copied from the shard's memory, once that has begun."""
     _, _, (checkpoint, _) = train(tmp_path / "first")
     cluster, _ = begin(tmp_path, checkpoint, JobSpec(workers=2, shards=2, replicas=1))
+    asked = [message.member for message in cluster.messages if message.name == "MANIFEST.json"]
+    assert sorted(asked) == ["p0", "p1"], "each for the shard that lives in it"
     backups = {name: backup for ps in cluster.shards.values() for name, backup in ps.backups.items()}
     assert backups.keys() == {"p0", "p1"}
     for name, backup in backups.items():
@@ -713,3 +1132,50 @@ def test_a_backup_fetches_for_itself_and_has_the_same_bits(tmp_path: Path) -> No
         assert core is not None and not backup.broken
         ours, theirs = bits(core), bits(backup.core)
         assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("when", ["fetching", "begun", "training"])
+def test_a_shard_that_dies_while_or_after_it_fetches_is_replaced_by_its_backup(
+    tmp_path: Path, when: str
+) -> None:
+    """Nobody starts it again."""
+    _, _, (checkpoint, _) = train(tmp_path / "first")
+    _, undisturbed = begin(tmp_path / "calm", checkpoint, JobSpec(workers=2, shards=2))
+
+    async def main() -> list[Script]:
+        cluster = Watched(
+            MemoryNetwork(2),
+            JobSpec(workers=2, shards=2, replicas=1),
+            resumed=checkpoint,
+            sees=nowhere,
+            compute_s=lambda name: 0.2,
+        )
+
+        def slow(peer: str, message: Any, payload: Any, handler: Any) -> Any:
+            if not isinstance(message, Fetch):
+                return handler(peer, message, payload)
+
+            async def later() -> Any:
+                begun = when != "fetching" and "p0" in cluster.coordinator.shard_desk.assigned
+                await asyncio.sleep(
+                    60.0 if begun else 0.2
+                )  # a backup's, longer than a promotion is waited for
+                return await handler(peer, message, payload)
+
+            return later()
+
+        cluster.instead = slow
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}", seed=100 + index) for index in range(2)]
+        assigned = cluster.coordinator.shard_desk.assigned
+        moments: dict[str, Callable[[], object]] = {
+            "fetching": lambda: sum(message.member == "p1" for message in cluster.messages) > 3,
+            "begun": lambda: {"p0", "p1"} <= assigned and cluster.backed_up("p1"),
+            "training": lambda: trained(scripts) and cluster.backed_up("p1"),
+        }
+        await cluster.until(moments[when])
+        cluster.kill_shard(1)
+        assert await cluster.finish() == 0, [script.error for script in scripts]
+        return scripts
+
+    same([*undisturbed, *simulate(main())])

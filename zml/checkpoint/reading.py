@@ -45,6 +45,9 @@ class BadCheckpoint(ZmlError):
         self.because = f"{file} {what}"
 
 
+Identity = tuple[int, int, int, int, int]  # of a file: while it is the same, so are the bytes
+
+
 class Skipped(NamedTuple):
     name: str
     because: str
@@ -63,6 +66,9 @@ class Checkpoint:
     versions: dict[int, int] = field(repr=False)  # updates applied to each chunk
     holders: dict[int, Tensors] = field(repr=False)  # of each chunk the file that has it
     kinds: dict[int, tuple[str, ...]] = field(repr=False)  # of each chunk what is saved: w, exp_avg ...
+    seen: dict[str, Identity] = field(
+        repr=False, default_factory=dict
+    )  # of each file that was held against it
 
     def chunk(self, index: int) -> dict[str, "NDArray[np.float32]"]:
         """`w` and the optimizer's state of one chunk: read-only arrays over the file."""
@@ -73,7 +79,12 @@ class Checkpoint:
 
         Who loads a part need not read the whole. Raises BadCheckpoint.
         """
-        for name in sorted({self.holders[index].path.name for index in chunks}):
+        names = set()
+        for index in chunks:
+            if index not in self.holders:
+                raise BadCheckpoint(self.path, MANIFEST, f"lists no file with chunk {index}")
+            names.add(self.holders[index].path.name)
+        for name in sorted(names):
             _check(self.path, name, self.manifest.files[name])
 
     def file(self, name: str) -> Path | None:
@@ -138,9 +149,11 @@ def read(path: Path, deep: bool = True) -> Checkpoint:
 
 def assemble(path: Path, manifest: Manifest, deep: bool) -> Checkpoint:
     """The checkpoint in a folder, which this manifest describes. Raises BadCheckpoint."""
-    for name, file in sorted(manifest.files.items()):
-        if deep or not name.endswith(".safetensors"):
-            _check(path, name, file)
+    seen = {
+        name: _check(path, name, file)
+        for name, file in sorted(manifest.files.items())
+        if deep or not name.endswith(".safetensors")
+    }
     description = _small(path, manifest, LAYOUT)
     try:
         registration = understand(description)
@@ -149,7 +162,7 @@ def assemble(path: Path, manifest: Manifest, deep: bool) -> Checkpoint:
     if (registration.digest, registration.layout.size) != (manifest.layout, manifest.parameters):
         raise BadCheckpoint(path, LAYOUT, "describes another model than the one the manifest names")
     ledger, job = (_object(path, manifest, name) for name in (LEDGER, JOB))
-    checkpoint = Checkpoint(path, manifest, registration, description, ledger, job, {}, {}, {})
+    checkpoint = Checkpoint(path, manifest, registration, description, ledger, job, {}, {}, {}, seen)
     for name in sorted(filter(SHARD.fullmatch, manifest.files)):
         try:
             enter(checkpoint, TensorFile(path / name))
@@ -165,8 +178,9 @@ def assemble(path: Path, manifest: Manifest, deep: bool) -> Checkpoint:
     return checkpoint
 
 
-def _check(path: Path, name: str, listed: File) -> None:
+def _check(path: Path, name: str, listed: File) -> Identity:
     try:
+        seen = identity(path / name)
         found = hash_file(path / name)
     except OSError as error:
         raise BadCheckpoint(path, name, _unreadable(error)) from None
@@ -174,6 +188,13 @@ def _check(path: Path, name: str, listed: File) -> None:
         raise BadCheckpoint(
             path, name, f"has changed: its xxh3 is {found[1]}, the manifest lists {listed.xxh3}"
         )
+    return seen
+
+
+def identity(path: Path) -> Identity:
+    """Raises OSError."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def enter(checkpoint: Checkpoint, file: Tensors) -> None:

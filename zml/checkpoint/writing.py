@@ -2,7 +2,8 @@
 
 Order: every file, synced; the folder; the manifest, synced, last; the folder again; only then the rename to a name that
 readers look at, and the sync of what holds it. Whatever stops this on its way leaves a folder whose name begins
-with a dot. Nothing that exists is ever written into or replaced, except LATEST.
+with a dot. Nothing that exists is ever written into or replaced, except LATEST; and by what came in pieces, a file of
+that name which its sender had written here and thought better of.
 
 One coordinator at a time writes below a run directory, and its lock keeps others out. So a partial folder whose name
 has another process's token is a dead one's, and the next writer sweeps it; those of this process are
@@ -10,6 +11,7 @@ removed by their own writers. Each name is drawn at random and used once: who fi
 disk, and a shard that still writes or sends for an abandoned attempt finds it gone, and never the next attempt.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,7 +25,18 @@ import xxhash
 
 from ..layout import Registration
 from .description import describe
-from .disk import DISK, Buffer, Disk, Written, remove, replace_file, sync_folder, write_all, write_file
+from .disk import (
+    DISK,
+    Buffer,
+    Disk,
+    Written,
+    free_bytes,
+    remove,
+    replace_file,
+    sync_folder,
+    write_all,
+    write_file,
+)
 from .folder import (
     JOB,
     LATEST,
@@ -55,8 +68,10 @@ class Gap(Refused):
 
 
 class _Stream(NamedTuple):
-    """A file that arrives in pieces. Its bytes so far are written, and hashed, but not synced."""
+    """A file that arrives in pieces. Its bytes so far are written, and hashed, but not synced, under another name:
+    whoever sends it may have begun to write it here before."""
 
+    path: Path
     handle: int
     digest: xxhash.xxh3_64
     bytes: int
@@ -99,6 +114,13 @@ class Writer:
         """What it holds so far."""
         return sum(file.bytes for file in self._files.values()) + sum(s.bytes for s in self._streams.values())
 
+    def must_have_room(self, size: int) -> None:
+        """For so many bytes that are still to come: who must fail does so before others have begun."""
+        with self._writing(self.folder, size):
+            free = free_bytes(self.root)
+            if free is not None and free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def write(self, name: str, data: Buffer) -> Written:
         """A whole file, from memory."""
         self._check_name(name)
@@ -127,7 +149,8 @@ class Writer:
         fresh = flat[have - offset :]
         with self._writing(self.folder / name, len(fresh)):
             if stream is None:
-                stream = _Stream(self._disk.create(self.folder / name), xxhash.xxh3_64(), 0)
+                path = self.folder / f".{name}.{os.urandom(4).hex()}"
+                stream = _Stream(path, self._disk.create(path), xxhash.xxh3_64(), 0)
                 self._streams[name] = stream
             write_all(self._disk, stream.handle, fresh)
         stream.digest.update(fresh)
@@ -165,9 +188,11 @@ class Writer:
             self._disk.fsync(stream.handle)
             del self._streams[name]
             self._disk.close(stream.handle)
+            self._disk.rename(stream.path, self.folder / name)
 
     def forget(self, name: str) -> None:
-        """Go without a file whose pieces have not all come."""
+        """Go without a file, however much of it has come."""
+        self._files.pop(name, None)
         stream = self._streams.pop(name, None)
         if stream is not None:
             with suppress(OSError):  # what is there of it is removed when the checkpoint is sealed
