@@ -1,8 +1,8 @@
 """`zml run`: a coordinator, shards and workers as processes of this machine, watched and shown until they end.
 
-Rules: nothing that it starts outlives it, however it ends; what dies before its end is started again, a few times
-(`revival`); every wait has a deadline that names who; a first Ctrl-C drains, a second kills; the exit code is the
-job's.
+Rules: nothing that it starts outlives it, however it ends; what has ended is told to the coordinator at once, and what
+died before its end is started again, a few times (`revival`); every wait has a deadline that names who; a first Ctrl-C
+drains, a second kills; the exit code is the job's.
 """
 
 import asyncio
