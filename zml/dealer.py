@@ -171,7 +171,9 @@ class Dealer:
         dealt_again = self.ledger.dealt_again
         while True:
             taken = self.perform(calls.Take(worker, message.epoch, message.most, message.have, message.clock))
-            if not isinstance(taken, batches.Waiting) or self.ledger.dealt_again != dealt_again:
+            # Whoever gets the last parameters of an epoch is to get all that is in them.
+            behind = self.hall.docket.behind() if isinstance(taken, batches.Over) else []
+            if not (behind or isinstance(taken, batches.Waiting)) or self.ledger.dealt_again != dealt_again:
                 break  # who waits must rest longer now, and somebody may wait for that
             if not await self.hall.pause(end):
                 break
@@ -180,6 +182,8 @@ class Dealer:
             case batches.Taken():
                 suspects = self.ledger.suspects(taken.batches)
                 return Taken(self.hall.job, message.epoch, list(taken.batches), suspects)
+            case batches.Over() if behind:
+                return self.wait(behind, "they are to count a step of a worker that is gone")
             case batches.Over():
                 return EpochOver(self.hall.job, message.epoch, taken.next_clock)
             case batches.Drained():

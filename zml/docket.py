@@ -18,9 +18,10 @@ from .facts import FACTS, Claimed, Fact, Facts, Owed, Spoke
 from .journal import Entry, Journal
 from .messages import Finished
 from .scheduler import actions, batches, calls, epoch, events
-from .scheduler.ids import JobId, WorkerId
+from .scheduler.ids import JobId, WorkerId, as_member
 from .scheduler.looking import changed
 from .scheduler.machine import Machine
+from .scheduler.membership import Fate, Gone
 from .scheduler.plain import NotPlain, build, build_fields, plain, plain_fields
 from .scheduler.state import Draining, Job, Kept, Ready, Running
 
@@ -96,6 +97,12 @@ class Docket:
         """The job; None before it was submitted, and when it is over."""
         return self.machine.jobs.get(self.job)
 
+    def has_finished(self, member: str, incarnation: int) -> bool:
+        """Did this script come to its end?"""
+        job = self.running
+        record = job.members.records.get(as_member(member)) if job is not None else None
+        return isinstance(record, Gone) and (record.incarnation, record.fate) == (incarnation, Fate.DONE)
+
     @property
     def loaded(self) -> bool:
         """Do the shards hold parameters?"""
@@ -123,6 +130,10 @@ class Docket:
 
     def to(self, shard: str) -> Sequence[Finished]:
         return self.facts.owed.get(shard, ())
+
+    def behind(self) -> list[str]:
+        """Shards that are still to count something that others have."""
+        return [shard for shard, steps in self.facts.owed.items() if steps]
 
     def paid(self, shard: str, step: Finished) -> None:
         if step in self.to(shard):

@@ -30,6 +30,8 @@ class Endings:
 
     async def script(self, message: Exited) -> Message:
         """A script has ended. Where it crashed, what it did is settled first: only the rest can be to blame."""
+        if self.hall.docket.has_finished(message.member, message.incarnation):
+            return Ok()  # it has said so before
         if not self.hall.is_current(message.member, message.incarnation):  # its agent may come again
             raise Refusal("fenced", f"{message.member}#{message.incarnation} was over before")
         crashed = bool(message.code or message.signal)

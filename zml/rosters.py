@@ -187,6 +187,8 @@ class Rosters:
             if await self.bring(shard, Roster(self.job, generation), payload):
                 for step in owed:
                     self.debts.paid(shard, step)
+                if owed:
+                    self.changed()
                 return
             await asyncio.sleep(AGAIN_S)
 

@@ -26,7 +26,7 @@ from zml.messages import AnyMessage, Exited, Fenced, JobSpec, Launch, Message, O
 from zml.ps import Ps
 from zml.pushlog import LOG, NoLog
 from zml.records import HEAD, HEAD_BYTES, SUM
-from zml.transport import TransportError
+from zml.transport import Refusal, TransportError
 from zml.transport.frames import Kind
 
 from . import invariants
@@ -58,6 +58,8 @@ class Worker(Script):
 
     def handle(self, peer: str, message: Any, payload: memoryview | None) -> Message | None:
         if isinstance(message, Launch):
+            if getattr(self, "lease", None) is None:
+                raise Refusal("early", "this agent has not joined yet")
             if self.task is None or message.incarnation > self.order.incarnation:
                 if self.script_process is not None:
                     self.script_process.kill()

@@ -8,7 +8,20 @@ import pytest
 
 from zml.dealer import MOST_SAMPLES, Dealer
 from zml.docket import Docket
-from zml.messages import Contents, Evaluate, Evaluating, JobSpec, Ok, Result, Skip, Take, Totals, Wait
+from zml.messages import (
+    Contents,
+    EpochOver,
+    Evaluate,
+    Evaluating,
+    Finished,
+    JobSpec,
+    Ok,
+    Result,
+    Skip,
+    Take,
+    Totals,
+    Wait,
+)
 from zml.notes import Notes
 from zml.scheduler import calls
 from zml.scheduler.events import Exited
@@ -195,3 +208,18 @@ def test_who_waits_for_batches_is_told_at_once_when_workers_come_or_go_for_it_mu
     hall.pause = somebody_joins  # type: ignore[method-assign]
     waits = run(dealer.take(Take(epoch=0, clock=0, most=1, have=0, hold=True, **ME), None))
     assert isinstance(waits, Wait) and (waits.waiting_for, waits.dealt_again, pauses) == (["w0"], True, 1)
+
+
+def test_an_epoch_is_not_over_before_every_shard_has_counted_what_a_lost_worker_did() -> None:
+    """Else the last parameters that a worker gets, and saves, lack a step that is in those of others."""
+    dealer = Dealer(hall := Hall())
+    dealer.members([Seat(W1, 1, True)])
+    dealer.perform(calls.Open(W1, 0, 1, b"", 8, 8))
+    dealer.perform(calls.Take(W1, 0, 16, 0))
+    owed = Finished("w0", 1, 4, 0, 1, b"")
+    hall.docket.owe("p1", owed)
+    take = Take(epoch=0, clock=1, most=1, have=0, hold=True, **ME)
+    waits = run(dealer.take(take, memoryview(msgspec.msgpack.encode([(0, 0)]))))
+    assert isinstance(waits, Wait) and waits.waiting_for == ["p1"]
+    hall.docket.paid("p1", owed)
+    assert isinstance(run(dealer.take(take, None)), EpochOver)
