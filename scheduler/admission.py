@@ -8,6 +8,7 @@ from .actions import Admit, Refuse
 from .events import (
     BackupLost,
     BackupReady,
+    Died,
     Exited,
     FromMember,
     Joined,
@@ -82,9 +83,9 @@ def _why_not_shard(job: Job, shard: ShardId, leases: Leases) -> str:
 
 
 def why_stranger(job: Job, event: FromMember) -> str:
-    """Why this event does not come from a member; empty when it does."""
+    """Why this event does not come from a member, nor is of one; empty when it does."""
     match event:
-        case Renewed(member=name) | Left(member=name):
+        case Renewed(member=name) | Left(member=name) | Died(member=name):
             role = None
         case (
             Returned(member=name) | BackupReady(member=name) | BackupLost(member=name) | Vacating(member=name)

@@ -1,7 +1,8 @@
 """What happened: the machine's only input. Frozen, in the past tense, each of one job.
 
 `member` and `worker` are what a peer called itself; whether there is such a member is the machine's to find out.
-An event that comes from a member names its incarnation: what a former self sends changes nothing.
+An event that comes from a member, or tells of its death, names its incarnation: what a former self sends, and what is
+said of it, changes nothing.
 """
 
 from dataclasses import dataclass
@@ -166,6 +167,16 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Died:
+    """From whoever started it: the process of this member has ended. Nothing if the member has said so before."""
+
+    job: JobId
+    member: str
+    incarnation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrainAsked:
     """Finish the step, save, leave."""
 
@@ -205,7 +216,7 @@ class TimeUp:
 
 
 FromMember: TypeAlias = (
-    Renewed | Registered | Loaded | Returned | BackupReady | BackupLost | Vacating | Exited | Left
+    Renewed | Registered | Loaded | Returned | BackupReady | BackupLost | Vacating | Exited | Left | Died
 )
 Event: TypeAlias = (
     Submitted
@@ -220,6 +231,7 @@ Event: TypeAlias = (
     | NotPromoted
     | Exited
     | Left
+    | Died
     | DrainAsked
     | Cancelled
     | Ticked

@@ -9,6 +9,7 @@ FINISHING, is in the tables of `state`. Both, as `table()` prints them:
     Renewed      renew    renew            renew            renew
     Left         leave    leave            leave            goodbye
     Lost         lose     lose             lose             goodbye
+    Died         lose     lose             lose             goodbye
     DrainAsked   cancel   drain            -                -
     Cancelled    cancel   cancel           cancel           give up
     Registered   -        register         register         -
@@ -67,6 +68,7 @@ from .events import (
     BackupLost,
     BackupReady,
     Cancelled,
+    Died,
     DrainAsked,
     Event,
     Exited,
@@ -345,13 +347,13 @@ class Machine(Housing, Looking):
         self.leases.renew((job.id, as_member(event.member)))
         return iter(())
 
-    def _lose(self, job: Job, event: Lost, now: float) -> Actions:
-        """A lease has ended."""
-        record = job.members.records[event.member]
-        yield Fence(job.id, event.member, record.incarnation, event.because)
+    def _lose(self, job: Job, event: Lost | Died, now: float) -> Actions:
+        """A lease has ended, or a process, whose last words are refused too."""
+        member = as_member(event.member)
+        yield Fence(job.id, member, job.members.records[member].incarnation, event.because)
         back_by = now + self.rules.return_s
-        gone = self._close(job, event.member, Fate.LOST, event.because, EXIT_LOST, back_by)
-        yield from self._go_on(job, event.member, gone, now)
+        gone = self._close(job, member, Fate.LOST, event.because, EXIT_LOST, back_by)
+        yield from self._go_on(job, member, gone, now)
 
     def _leave(self, job: Job, event: Left, now: float) -> Actions:
         """An orderly goodbye."""
@@ -442,7 +444,7 @@ class Machine(Housing, Looking):
         if not job.members.everybody():
             yield from self._end(job, "")
 
-    def _goodbye(self, job: Job, event: Left | Lost | Exited, now: float) -> Actions:
+    def _goodbye(self, job: Job, event: Left | Lost | Died | Exited, now: float) -> Actions:
         """FINISHING: one of those who were to stop has stopped, in whatever way."""
         member = as_member(event.worker if isinstance(event, Exited) else event.member)
         self._close(job, member, Fate.STOPPED, explain.why(job))
@@ -544,6 +546,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Renewed: M._renew,
         Left: M._leave,
         Lost: M._lose,
+        Died: M._lose,
         DrainAsked: M._cancel,
         Cancelled: M._cancel,
     },
@@ -560,6 +563,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Exited: M._script_ended,
         Left: M._leave,
         Lost: M._lose,
+        Died: M._lose,
         DrainAsked: M._drain,
         Cancelled: M._cancel,
         TimeUp: M._give_up_waiting,
@@ -577,6 +581,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Exited: M._script_ended,
         Left: M._leave,
         Lost: M._lose,
+        Died: M._lose,
         Cancelled: M._cancel,
         TimeUp: M._give_up_waiting,
     },
@@ -586,6 +591,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
         Exited: M._goodbye,
         Left: M._goodbye,
         Lost: M._goodbye,
+        Died: M._goodbye,
         Cancelled: M._give_up,
         TimeUp: M._time_up,
     },

@@ -73,6 +73,7 @@ COORDINATES = {
     "zml.depot",
     "zml.docket",
     "zml.doctor",
+    "zml.endings",
     "zml.errors",
     "zml.events",
     "zml.facts",

@@ -21,14 +21,15 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from .board import Board, why
+from .board import Board
 from .checkpoint import Checkpoint
 from .checkpoint_desk import CheckpointDesk
 from .checkpoints import begun_with, resumed_ledger, resumed_note
 from .dealer import HOLD_S, Dealer
 from .docket import Docket
+from .endings import Endings
 from .events import EventLog
-from .facts import Begun, Entered, Failed, Listening
+from .facts import Begun, Entered, Listening
 from .homes import ShardHomes
 from .journal import Journal
 from .lease import NO_ROOM
@@ -41,6 +42,7 @@ from .messages import (
     Depart,
     Drain,
     Drained,
+    Ended,
     Evaluate,
     Exited,
     Fenced,
@@ -81,10 +83,9 @@ from .scheduler.ids import Seat as Place
 from .scheduler.machine import Machine
 from .scheduler.state import Draining, Finishing, Running
 from .shard_desk import ShardDesk, digest_of
-from .status import JobStatus, MemberFailure
+from .status import JobStatus
 from .transport import Endpoint, Handler, Refusal
 
-SETTLE_S = 2.0  # for the shards to say what a crashed script has done
 GRACE_S = 8.0  # for everybody to find a coordinator that was started again: they dial every 5 s at the latest
 LINGER_S = 3.0  # for those who do not know that the job is over to ask
 ROOM_S = 0.5  # how often it is tried to write what the journal had no room for
@@ -161,6 +162,7 @@ class Coordinator:
         )
         self.rosters.changed, self.rosters.written = self.wake, docket.settled
         self.checkpoint_desk = CheckpointDesk(self)
+        self.endings = Endings(self)
         self.changed = asyncio.Event()
         self.finished: asyncio.Future[int] | None = None
         self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
@@ -459,7 +461,9 @@ class Coordinator:
             case Join():
                 return self.join(peer, message)
             case Exited():
-                return self.exited(message)
+                return self.endings.script(message)
+            case Ended():
+                return self.endings.process(message)
             case Leave():
                 self.dispatch(events.Left(self.job, message.member, message.incarnation, message.because))
                 return Ok()
@@ -527,6 +531,7 @@ class Coordinator:
                 message.node,
                 message.device,
                 message.addresses,
+                message.pid,
             )
         )
         if message.role == "shard":
@@ -541,39 +546,6 @@ class Coordinator:
                 "fenced",
                 f"{worker}#{incarnation} is not a member of generation {self.machine.generation(self.job)}",
             )
-
-    async def exited(self, message: Exited) -> Reply:
-        """A script has ended. Where it crashed, what it did is settled first: only the rest can be to blame."""
-        if self.docket.has_finished(message.member, message.incarnation):
-            return Ok()  # it has said so before
-        if not self.is_current(message.member, message.incarnation):  # its agent may come again
-            raise Refusal("fenced", f"{message.member}#{message.incarnation} was over before")
-        crashed = bool(message.code or message.signal)
-        if crashed:
-            try:
-                async with asyncio.timeout(SETTLE_S):
-                    await self.rosters.settle_now(message.member, message.incarnation)
-            except TimeoutError:
-                pass  # a shard is away: more than one batch is suspected, and none condemned
-        if not self.is_current(message.member, message.incarnation):
-            return Ok()
-        if message.failure is not None:
-            self.docket.fact(Failed(MemberFailure(member=message.member, failure=message.failure)))
-        event = events.Exited(
-            self.job,
-            message.member,
-            message.incarnation,
-            message.code,
-            message.signal,
-            why(message),
-            returns=message.returns,
-        )
-        if crashed:
-            event = self.dealer.crashed(event, message.begun)
-            if self.dealer.stopped_by is not None:
-                self.docket.fact(Failed(self.board.meant(message, self.dealer.stopped_by)))
-        self.dispatch(event)
-        return Ok()
 
     async def until(self, condition: Callable[[], bool]) -> bool:
         """Wait for a condition, HOLD_S at most; whether it holds."""

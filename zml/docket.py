@@ -39,6 +39,7 @@ EVENTS: dict[str, type] = {
         events.NotPromoted,
         events.Exited,
         events.Left,
+        events.Died,
         events.DrainAsked,
         events.Cancelled,
         events.Lost,

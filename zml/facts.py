@@ -35,7 +35,7 @@ class Listening(Fact, frozen=True):
 
 
 class Entered(Fact, frozen=True):
-    """A member described itself. `addresses` is where a shard takes pushes."""
+    """A member described itself. `addresses` is where a shard takes pushes. A `pid` of 0 was not written down."""
 
     member: str
     incarnation: int
@@ -43,6 +43,7 @@ class Entered(Fact, frozen=True):
     node: str
     device: str
     addresses: list[str]
+    pid: int = 0
 
 
 class Shown(Fact, frozen=True):

@@ -808,6 +808,21 @@ class Copy(Message, kw_only=True):
     more: bool = False
 
 
+# -- whoever started a member's process -> coordinator ------------------------------------------------------------
+
+
+class Ended(Message):
+    """A process has ended: the one that joined from this node with this id. Nothing is changed where the member has
+    said goodbye before, or is another process by now."""
+
+    idempotent: ClassVar[bool] = True
+    job: str
+    member: str
+    node: str
+    pid: int
+    because: str
+
+
 # -- anyone -> coordinator: looking -------------------------------------------------------------------------------
 
 
@@ -899,6 +914,7 @@ AnyMessage = (
     | Advance
     | Pull
     | Delta
+    | Ended
     | Ask
     | Status
     | Drain

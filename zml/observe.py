@@ -14,7 +14,7 @@ import msgspec
 from .errors import UNREACHABLE, ZmlError
 from .lease import COORDINATOR
 from .link import control_endpoint
-from .messages import Ask, Drain, Message
+from .messages import Ask, Drain, Ended, Message
 from .status import JobStatus, decode
 from .transport import Answer, Endpoint, Refusal, TransportError
 
@@ -32,6 +32,9 @@ async def connect(settings: Settings, timeout_s: float = ANSWER_S) -> Endpoint:
     await endpoint.start()
     try:
         await endpoint.connect(COORDINATOR, settings.coordinator, timeout_s=timeout_s)
+    except asyncio.CancelledError:
+        await endpoint.close()
+        raise
     except TransportError as error:
         await endpoint.close()
         where = ", ".join(settings.coordinator)
@@ -55,6 +58,11 @@ async def status(endpoint: Endpoint) -> JobStatus:
 async def drain(endpoint: Endpoint, because: str) -> None:
     """Ask the job to finish its step, save and end."""
     await _ask(endpoint, Drain("", because))
+
+
+async def ended(endpoint: Endpoint, job: str, member: str, pid: int, because: str) -> None:
+    """Say that a process of this machine has ended, which was this member. Twice is the same as once."""
+    await _ask(endpoint, Ended(job, member, socket.gethostname(), pid, because))
 
 
 async def _ask(endpoint: Endpoint, message: Message) -> Answer:

@@ -51,7 +51,7 @@ def test_the_others_finish_when_a_whole_worker_is_killed(place: Playground) -> N
     os.kill(agent, signal.SIGKILL)
     place.until(lambda: not Path(f"/proc/{script}").exists(), "the script of a dead agent dies with it", 10)
     assert run.wait() == 0, run.text
-    assert "w1 was lost: silent for" in run.text
+    assert "w1 was lost: its process ended by SIGKILL" in run.text
     assert "2 of 3 workers finished" in run.text
 
 

@@ -24,6 +24,7 @@ from zml.scheduler.actions import (
 from zml.scheduler.events import (
     BackupLost,
     BackupReady,
+    Died,
     Left,
     NotPromoted,
     Returned,
@@ -114,10 +115,10 @@ def test_every_shard_is_told_at_the_beginning_to_keep_its_backup_in_the_next_pro
     assert pairs(running(1, 3).fall_silent("p1")) == [], "without replicas nobody is"
 
 
-@pytest.mark.parametrize("how", ["silent", "left"])
-def test_a_backup_in_step_is_promoted_at_once_and_serves_when_it_says_so(how: str) -> None:
+@pytest.mark.parametrize("how", ["silent", Left, Died])
+def test_a_backup_in_step_is_promoted_at_once_and_serves_when_it_says_so(how: Any) -> None:
     play = with_backups()
-    actions = play.fall_silent("p0") if how == "silent" else play.tell(Left(JOB, "p0", 1, "SIGTERM"))
+    actions = play.fall_silent("p0") if how == "silent" else play.tell(how(JOB, "p0", 1, "SIGTERM"))
     (promote,) = of_kind(actions, Promote)
     assert (promote.shard, promote.host, promote.incarnation, promote.log) == (P0, P1, 2, "p0-1-1")
     assert of_kind(actions, Await) == [], "nobody waits for the process that is gone"

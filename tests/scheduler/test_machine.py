@@ -30,6 +30,7 @@ from zml.scheduler.actions import (
 )
 from zml.scheduler.events import (
     Cancelled,
+    Died,
     DrainAsked,
     Event,
     Exited,
@@ -61,6 +62,13 @@ def failed(worker: WorkerId, code: int = 3) -> Exited:
 
 def killed(worker: WorkerId, *, returns: bool = False) -> Exited:
     return Exited(JOB, worker, 1, 0, 9, "its script was killed by SIGKILL", returns)
+
+
+KILLED = "its process ended by SIGKILL"
+
+
+def died(member: str, incarnation: int = 1) -> Died:
+    return Died(JOB, member, incarnation, KILLED)
 
 
 def test_the_table_in_the_docstring_is_the_table() -> None:
@@ -243,6 +251,64 @@ def test_a_silent_worker_is_fenced_and_the_others_go_on() -> None:
         Fence(JOB, W1, 1, "silent for 1.0 s"),
         Announce(JOB, 2, (Seat(W0, 1, True), Seat(W2, 1, True)), "w1 was lost: silent for 1.0 s"),
     ]
+
+
+def test_a_worker_whose_process_died_is_fenced_at_once_and_the_others_go_on() -> None:
+    play = running(3, 1)
+    assert play.tell(died("w1")) == [
+        Fence(JOB, W1, 1, KILLED),
+        Announce(JOB, 2, (Seat(W0, 1, True), Seat(W2, 1, True)), f"w1 was lost: {KILLED}"),
+    ]
+    assert play.tell(died("w1")) == [Ignored(JOB, "w1#1 is over: it was lost")], "twice is the same as once"
+    assert play.wait(2.0) == [], "and its lease is over with it"
+
+
+def test_a_death_that_is_told_late_does_not_touch_the_next_incarnation() -> None:
+    play = running(2, 1)
+    play.join("worker", "again", "w1")
+    assert play.tell(died("w1")) == [Ignored(JOB, "w1#1 is over: w1#2 took its place")]
+    assert play.machine.seats(JOB) == (Seat(W0, 1, True), Seat(W1, 2, False))
+
+
+def test_a_worker_that_was_fenced_because_it_died_comes_back_as_the_next_incarnation() -> None:
+    play = running(2, 1)
+    play.tell(died("w1"))
+    play.join("worker", "again", "w1")
+    assert play.machine.seats(JOB) == (Seat(W0, 1, True), Seat(W1, 2, False))
+
+
+def test_the_last_worker_that_died_is_waited_for() -> None:
+    play = running(1, 1)
+    assert play.tell(died("w0")) == [
+        Fence(JOB, W0, 1, KILLED),
+        Announce(JOB, 2, (), f"w0 was lost: {KILLED}"),
+    ]
+    assert play.wait(50) == []
+    play.join("worker", "again", "w0")
+    assert play.machine.seats(JOB) == (Seat(W0, 2, False),)
+
+
+def test_who_died_after_its_goodbye_has_left_in_order() -> None:
+    play = running(2, 1)
+    play.tell(Left(JOB, "w1", 1, "SIGTERM on this machine"))
+    assert play.tell(died("w1")) == [Ignored(JOB, "w1#1 is over: it left")]
+    play.tell(finished(W0))
+    assert play.tell(died("p0")) == [
+        Finish(JOB, State.SUCCEEDED, 0, "1 of 2 workers finished; w1 left: SIGTERM on this machine")
+    ]
+
+
+def test_who_died_before_the_job_begins_is_waited_for_again() -> None:
+    play = Play(2, 1)
+    play.join("worker", "a")
+    assert play.tell(died("w0")) == [Fence(JOB, W0, 1, KILLED)]
+    assert play.machine.waiting_for(JOB) == "waiting for 2 of 2 workers and shard p0"
+
+
+def test_members_that_die_when_told_to_stop_are_not_waited_for() -> None:
+    play = running(1, 1)
+    play.tell(finished(W0))
+    assert play.tell(died("p0")) == [Finish(JOB, State.SUCCEEDED, 0, "the worker finished")]
 
 
 def test_a_worker_that_leaves_in_order_is_not_fenced() -> None:
@@ -517,6 +583,22 @@ def test_a_shard_that_does_not_come_back_ends_the_job() -> None:
     assert play.tell(Left(JOB, "w0", 1, "")) == [Finish(JOB, State.FAILED, 4, because)]
 
 
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_shard_whose_process_died_is_let_in_again_at_once(drained: bool) -> None:
+    play = running(1, 2)
+    play.register("w0", digest="d")
+    if drained:
+        play.tell(DrainAsked(JOB, "Ctrl-C"))
+    fence, wait = play.tell(died("p1"))
+    assert fence == Fence(JOB, P1, 1, KILLED)
+    because = f"p1 was lost: {KILLED}; nobody else has its chunks"
+    assert isinstance(wait, Await) and (wait.shard, wait.because) == (P1, because)
+    admit, _ = play.join("shard", "again", "p1")
+    assert isinstance(admit, Admit) and (admit.member, admit.incarnation) == (P1, 2)
+    assert play.tell(died("p1")) == [Ignored(JOB, "p1#1 is over: p1#2 took its place")]
+    assert play.tell(Returned(JOB, "p1", 2, "d")) == [Rehome(JOB, P1, 2, "p1 is back")]
+
+
 def test_a_job_that_is_drained_waits_for_a_lost_shard_too() -> None:
     play = running(1, 1)
     play.register("w0", digest="d")
@@ -728,7 +810,7 @@ class World(RuleBasedStateMachine):
 
     @rule(
         job=st.integers(0, 1),
-        kind=st.sampled_from([Registered, Loaded, Returned, Exited, Exited, Left]),
+        kind=st.sampled_from([Registered, Loaded, Returned, Exited, Exited, Left, Died]),
         choice=st.integers(0, 6),
         stale=st.sampled_from([0] * 8 + [1, -1]),
         values=st.fixed_dictionaries(

@@ -76,9 +76,15 @@ def member(folder: Path, name: str, script: str) -> int:
         wait_for(folder / "status.json")
         return 0
     wait_for(folder / "formed")
-    if script == "loses_one.py" and name == "w1" and not (folder / "lost").exists():
+    loses_one = script in ("loses_one.py", "holds_its_output.py", "waits_to_be_told.py") and name == "w1"
+    if loses_one and not (folder / "lost").exists():
         (folder / "lost").touch()
+        if script == "holds_its_output.py":
+            subprocess.Popen([sys.executable, "-P", str(Path(__file__)), "holder", str(folder)])
+            wait_for(folder / "held")
         os.kill(os.getpid(), signal.SIGKILL)
+    if loses_one and script == "waits_to_be_told.py":
+        wait_for(folder / "told")
     if script == "fences_one.py" and name == "w1" and not (folder / "lost").exists():
         (folder / "lost").touch()
         print("error: w1#1 was fenced: silent for 1.5 s [ZML-E204]", file=sys.stderr)
@@ -105,8 +111,13 @@ def member(folder: Path, name: str, script: str) -> int:
 
 
 def main() -> int:
-    tether.hold()
     role = sys.argv[1]
+    if role == "holder":  # what a process has started may outlive it, and its output with it
+        (Path(sys.argv[2]) / "held").touch()
+        while not any((Path(sys.argv[2]) / end).exists() for end in ("told", "status.json")):
+            FOREVER.wait(0.02)
+        return 0
+    tether.hold()
     if role == "script":
         leave(Path(sys.argv[2]), "pids", f"{sys.argv[3]}.script", str(os.getpid()))
         FOREVER.wait()

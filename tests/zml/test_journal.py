@@ -18,7 +18,17 @@ from zml.journal import Journal
 from zml.messages import Failure, JobSpec
 from zml.scheduler import calls
 from zml.scheduler.batches import Ledger
-from zml.scheduler.events import Cancelled, DrainAsked, Exited, Joined, Left, Loaded, Registered, Submitted
+from zml.scheduler.events import (
+    Cancelled,
+    Died,
+    DrainAsked,
+    Exited,
+    Joined,
+    Left,
+    Loaded,
+    Registered,
+    Submitted,
+)
 from zml.scheduler.ids import JobId, Seat, WorkerId
 from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
@@ -94,6 +104,20 @@ def test_what_was_decided_is_read_again_and_is_the_same(tmp_path: Path) -> None:
     close(again)
 
 
+def test_a_death_and_which_process_was_which_member_are_read_again(tmp_path: Path) -> None:
+    docket = opened(tmp_path)
+    live(docket)
+    docket.fact(Entered("w0", 1, "worker", "here", "cpu", [], pid=77))
+    docket.event(Died(JOB, "w0", 1, "its process ended by SIGKILL"))
+    expected = state(docket)
+    close(docket)
+    again = opened(tmp_path, Clock(5.0))
+    assert state(again) == expected
+    assert again.facts.entered["w0"].pid == 77
+    assert not again.machine.is_current(JOB, "w0", 1)
+    close(again)
+
+
 def test_what_changes_nothing_is_not_written(tmp_path: Path) -> None:
     docket = opened(tmp_path)
     live(docket)
@@ -101,6 +125,7 @@ def test_what_changes_nothing_is_not_written(tmp_path: Path) -> None:
     before = docket.journal._records.next
     docket.event(Joined(JOB, "shard", "p0", "another"))
     docket.event(Exited(JOB, "w7", 1, 0, 0, "who?"))
+    docket.event(Died(JOB, "w1", 1, "its process ended, and so had its script before"))
     docket.perform(calls.Take(W0, 0, 2, 0))  # again, for the answer was lost
     docket.perform(calls.Commit(W0, 0, (0,)))
     docket.perform(calls.Reached(0, 1))

@@ -9,15 +9,15 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from zml import config, console, rundir
-from zml.errors import NOT_FORMED, ZmlError
-from zml.launch import local
+from zml.errors import NOT_FORMED, UNREACHABLE, ZmlError
+from zml.launch import child, local
 from zml.status import JobStatus, MemberStatus
 
 pytestmark = pytest.mark.cluster
@@ -33,6 +33,8 @@ class Observer:
         self.folder = folder
         self.deaf = deaf
         self.drains: list[str] = []
+        self.told: list[tuple[str, int, str]] = []
+        self.away: Callable[[], bool] = lambda: False  # for those who tell of an end
         self.open = 0
 
     async def connect(self, settings: config.Settings) -> "Observer":
@@ -64,6 +66,13 @@ class Observer:
             await asyncio.get_running_loop().create_future()
         if "stubborn" not in (self.folder / "config.json").read_text():
             (self.folder / "drain").touch()
+
+    async def ended(self, endpoint: Any, job: str, member: str, pid: int, because: str) -> None:
+        if self.away():
+            raise ZmlError(UNREACHABLE, "the coordinator does not answer")
+        if rundir.last_status(self.folder) is None:  # after that, who ends first is left to chance
+            self.told.append((member, pid, because))
+            (self.folder / "told").touch()
 
     async def close(self) -> None:
         self.open -= 1
@@ -327,6 +336,38 @@ def test_a_worker_that_died_is_started_again(tmp_path: Path, script: str, how: s
     assert nothing_is_left(run.folder)
 
 
+def test_the_coordinator_is_told_once_that_a_process_has_ended_and_how(tmp_path: Path) -> None:
+    run = Run(tmp_path, "loses_one.py")
+    first: list[int] = []
+    run.screen.on["starting it again"] = lambda: first.append(int((run.folder / "pids/w1").read_text()))
+    run.run()
+    assert run.observer.told == [("w1", first[0], "its process ended by SIGKILL")]
+
+
+def test_nobody_waits_for_those_who_hold_the_output_of_a_process_that_was_killed(tmp_path: Path) -> None:
+    """They hold it until the coordinator has been told."""
+    run = Run(tmp_path, "holds_its_output.py")
+    status = run.run()
+    assert status is not None and status.state == "SUCCEEDED"
+    assert [member for member, _, _ in run.observer.told] == ["w1"]
+
+
+def test_a_coordinator_that_is_away_is_told_later_and_the_process_started_again_before(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path, "waits_to_be_told.py")
+    pids: set[int] = set()
+
+    def away() -> bool:
+        pids.add(int((run.folder / "pids/w1").read_text()))
+        return len(pids) < 2
+
+    run.observer.away = away
+    status = run.run()
+    assert status is not None and status.state == "SUCCEEDED"
+    assert [member for member, _, _ in run.observer.told] == ["w1"]
+
+
 def test_a_script_that_fails_is_not_started_again(tmp_path: Path) -> None:
     run = Run(tmp_path, "fails.py")
     run.run()
@@ -442,7 +483,7 @@ def test_long_lines_come_in_pieces_and_nothing_is_lost() -> None:
     lines = asyncio.run(main())
     assert lines[:2] == ["one", "two"]
     assert "".join(lines[2:-2]) == "x" * 200_000
-    assert max(map(len, lines)) <= 2 * local.LINE_BYTES
+    assert max(map(len, lines)) <= 2 * child.LINE_BYTES
     assert lines[-2:] == ["\ufffd\ufffd", "end"]
 
 

@@ -1,8 +1,8 @@
 """`zml run`: a coordinator, shards and workers as processes of this machine, watched and shown until they end.
 
-Rules: nothing that it starts outlives it, however it ends; what dies before its end is started again, a few times
-(`revival`); every wait has a deadline that names who; a first Ctrl-C drains, a second kills; the exit code is the
-job's.
+Rules: nothing that it starts outlives it, however it ends; what has ended is told to the coordinator at once, and what
+died before its end is started again, a few times (`revival`); every wait has a deadline that names who; a first Ctrl-C
+drains, a second kills; the exit code is the job's.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import LOST, NOT_FORMED, ZmlError
 from ..status import JobStatus
 from . import tether
+from .child import LINE_BYTES, Child, how_ended, spawn
 from .revival import Revivals
 
 START_S = 60.0  # for the coordinator to listen
@@ -38,7 +39,7 @@ ASK_S = 12.0  # to connect and to be answered
 DRAIN_ASK_S = 20.0  # for a coordinator that is being started again, too
 SILENT_S = 60.0  # a coordinator that is alive and answers nobody for so long will not any more
 LOOK_EVERY_S = 0.5
-LINE_BYTES = 65_536  # longer lines are passed on in pieces
+TELL_AGAIN_S = 0.1
 LAST_LINES = 5
 INTERRUPTED = 130
 # -P: modules of the working folder do not shadow ours.
@@ -55,32 +56,7 @@ class Observer(Protocol):
 
     async def drain(self, endpoint: Any, because: str) -> None: ...
 
-
-@dataclass(slots=True)
-class Child:
-    """A process of the run. `last` are the lines of its own (not its script's) that it printed last."""
-
-    member: str
-    arguments: Sequence[str]
-    threads: int | None
-    started_at: float  # in the loop's time
-    process: asyncio.subprocess.Process
-    last: list[str]
-    copying: asyncio.Task[None]
-    given_up: bool = False  # it ended, and stays so
-
-    @property
-    def ended(self) -> bool:
-        return self.process.returncode is not None
-
-    def how(self) -> str:
-        """How it ended, with its last line: it usually says why."""
-        code = self.process.returncode
-        assert code is not None
-        text = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        errors = [line.removeprefix("error: ") for line in self.last if line.startswith("error: ")]
-        said = [*self.last, *errors][-1:]
-        return f"{text}: {said[0].strip()}" if said else text
+    async def ended(self, endpoint: Any, job: str, member: str, pid: int, because: str) -> None: ...
 
 
 class Stopped(Exception):
@@ -112,6 +88,7 @@ class LocalRun:
         self.children: dict[str, Child] = {}
         self.revivals = Revivals(resolved.settings)
         self.reviving: set[asyncio.Task[None]] = set()
+        self.minding: set[asyncio.Task[None]] = set()
         self.begun = False  # the cluster has formed: from now on scripts have something to lose
         self.interrupts = 0
         self.interrupted_by = 0  # the first signal's number
@@ -139,10 +116,10 @@ class LocalRun:
         except Stopped:
             pass  # why is in `killed`, and was said
         finally:
-            for task in (*self.reviving, *filter(None, [self.draining])):
+            for task in (*self.reviving, *self.minding, *filter(None, [self.draining])):
                 task.cancel()
-            if self.reviving:
-                await asyncio.wait(self.reviving)  # or it might start something yet
+            if self.reviving or self.minding:
+                await asyncio.wait(self.reviving | self.minding)  # or they might start something yet
             await self._hang_up()
             if self.hanging_up:
                 await asyncio.wait(self.hanging_up)
@@ -179,19 +156,16 @@ class LocalRun:
     async def _spawn(self, member: str, arguments: Sequence[str], *, threads: int | None = None) -> None:
         if self.killed:
             raise Stopped
-        process = await asyncio.create_subprocess_exec(
-            *self.program,
-            *arguments,
-            env=environment(os.environ, self.settings, threads),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            process_group=0,  # a Ctrl-C at the terminal is ours to handle
-        )
+        told = environment(os.environ, self.settings, threads)
+        process, gone = await spawn([*self.program, *arguments], told)
         last: list[str] = []
         copying = asyncio.ensure_future(self._copy(member, process, last))
         now = asyncio.get_running_loop().time()
-        self.children[member] = Child(member, arguments, threads, now, process, last, copying)
+        started = Child(member, arguments, threads, now, process, gone, last, copying)
+        self.children[member] = started
+        minding = asyncio.ensure_future(self._mind(started))
+        self.minding.add(minding)
+        minding.add_done_callback(self.minding.discard)
 
     async def _addresses(self) -> tuple[str, ...]:
         """Where the coordinator listens, this machine's own socket first."""
@@ -244,6 +218,30 @@ class LocalRun:
                 raise ZmlError(LOST, what, self._see("coordinator"))
             await self._pause(LOOK_EVERY_S)
 
+    async def _mind(self, child: Child) -> None:
+        """Its end is seen, and told to the coordinator, at once: else all would wait until its lease is over.
+
+        Nobody waits for that. A coordinator that is away is told when it is back.
+        """
+        await child.gone.wait()
+        self.wake.set()
+        code = child.process.returncode
+        assert code is not None, "it has ended"
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SILENT_S
+        while child.member != "coordinator" and not self._is_named_again(child) and loop.time() < until:
+            try:
+                link, job = await self._connection(), self.settings.job
+                because = f"its process {how_ended(code)}"
+                return await self.observer.ended(link, job, child.member, child.process.pid, because)
+            except ZmlError:  # whoever looks hangs up
+                await asyncio.sleep(TELL_AGAIN_S)
+
+    def _is_named_again(self, child: Child) -> bool:
+        """Has the system given the number of this process to that which takes its place?"""
+        heir = self.children[child.member]
+        return heir is not child and heir.process.pid == child.process.pid
+
     def _revive_members(self, ended: Sequence[Child]) -> None:
         for child in ended:
             if self.children[child.member] is child and not child.given_up:
@@ -293,7 +291,7 @@ class LocalRun:
     async def _look(self) -> JobStatus | None:
         """The job's status; None when the coordinator ended or does not answer."""
         asking = asyncio.ensure_future(self._ask())
-        gone = asyncio.ensure_future(self.children["coordinator"].process.wait())
+        gone = asyncio.ensure_future(self.children["coordinator"].gone.wait())
         done, pending = await asyncio.wait({asking, gone}, timeout=ASK_S, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
