@@ -748,8 +748,7 @@ def test_another_folder_of_that_name_is_not_taken_for_the_coordinator_s(tmp_path
 
     code, said = simulate(main())
     assert code != 0
-    assert len(said) == 1 and said[0].startswith(BAD_CHECKPOINT)
-    assert "MANIFEST.json is not the one that the job began with" in said[0]
+    assert len(said) == 1 and "MANIFEST.json is not the one that the job began with" in said[0]
 
 
 DAMAGES: dict[str, Callable[[Fetch, Fetched, bytes], tuple[Fetched, bytes]]] = {
