@@ -201,7 +201,7 @@ def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
 
     resolved = settle(given)
     must_exist(script)
-    return local.run(resolved, script, list(args), devices(resolved, cpu))
+    return local.run(resolved, script, list(args), devices(resolved, cpu), cpu=cpu)
 
 
 @main.command(context_settings=CONTEXT)
@@ -229,7 +229,8 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
         raise ZmlError(USAGE, what, "Start it with `zml run --resume CHECKPOINT SCRIPT ...`.") from None
     must_exist(found.script)
     click.echo(f"resuming {found.checkpoint}", err=True)
-    return local.run(found.resolved, found.script, found.args, devices(found.resolved, cpu))
+    cpu = cpu or found.cpu
+    return local.run(found.resolved, found.script, found.args, devices(found.resolved, cpu), cpu=cpu)
 
 
 @main.command(context_settings=SCRIPT)

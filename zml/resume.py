@@ -19,13 +19,14 @@ OWN = frozenset({"run_dir", "bind", "coordinator", "resume"})
 
 
 class Again(NamedTuple):
-    """A run to begin. `folder` is where the first one was started; `checkpoint` in words."""
+    """A run to begin. `folder` is where the first one was started; `checkpoint` in words; `cpu`: it was to have no GPU."""
 
     resolved: Resolved
     script: str
     args: list[str]
     folder: str
     checkpoint: str
+    cpu: bool
 
 
 def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -> Again:
@@ -50,4 +51,4 @@ def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -
     }
     flags |= {**given, "resume": str(checkpoint.path.absolute())}
     words = f"{checkpoint.path.name}: epoch {checkpoint.manifest.epoch}, {checkpoint.manifest.because}"
-    return Again(resolve(flags, environment), script, args, folder, words)
+    return Again(resolve(flags, environment), script, args, folder, words, about.get("cpu") is True)

@@ -54,7 +54,7 @@ def new_name(script: str, now: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H-%M-%S', time.localtime(now))}-{stem[:40]}-{secrets.token_hex(2)}"
 
 
-def create(resolved: Resolved, script: str, args: Sequence[str]) -> Path:
+def create(resolved: Resolved, script: str, args: Sequence[str], *, cpu: bool = False) -> Path:
     """A fresh folder, absolute: the one in the settings, else a new one below `runs`. Raises ZmlError."""
     settings = resolved.settings
     folder = Path(settings.run_dir or Path(settings.runs, new_name(script, time.time()))).absolute()
@@ -69,6 +69,7 @@ def create(resolved: Resolved, script: str, args: Sequence[str]) -> Path:
             "folder": os.getcwd(),
             "script": script,
             "args": list(args),
+            "cpu": cpu,
             **resolved.as_json(),
         }
         (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n")

@@ -11,11 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from zml import config, console, rundir
+from zml import config, console, resume, rundir
 from zml.errors import NOT_FORMED, UNREACHABLE, ZmlError
 from zml.launch import child, local
 from zml.status import JobStatus, MemberStatus
@@ -492,6 +493,21 @@ def test_a_run_directory_is_not_used_twice(tmp_path: Path) -> None:
     rundir.create(resolved, "train.py", [])
     with pytest.raises(ZmlError, match="already holds a run"):
         rundir.create(resolved, "train.py", [])
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_a_run_that_is_resumed_uses_no_gpu_if_the_first_one_was_to_use_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: bool
+) -> None:
+    folder = rundir.create(
+        config.resolve({"run_dir": str(tmp_path / "first")}, {}), "train.py", ["--lr", "1"], cpu=cpu
+    )
+    (folder / rundir.CHECKPOINTS).mkdir()
+    manifest = SimpleNamespace(epoch=1, because="every minute")
+    found = SimpleNamespace(path=folder / rundir.CHECKPOINTS / "step-00000001", manifest=manifest)
+    monkeypatch.setattr(resume, "load_from", lambda place: found)
+    again = resume.again(folder, {}, {})
+    assert (again.script, again.args, again.cpu) == ("train.py", ["--lr", "1"], cpu)
 
 
 def test_run_directories_are_named_by_time_and_script() -> None:

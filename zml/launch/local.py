@@ -484,11 +484,13 @@ async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
         yield rest.decode(errors="replace")
 
 
-def run(resolved: Resolved, script: str, args: list[str], devices: Sequence[str]) -> int:
+def run(
+    resolved: Resolved, script: str, args: list[str], devices: Sequence[str], *, cpu: bool = False
+) -> int:
     """The command: returns the exit code of the job, 128 + n after signal n. Raises ZmlError."""
     from .. import observe
 
-    folder = rundir.create(resolved, script, args)
+    folder = rundir.create(resolved, script, args, cpu=cpu)
     settings = resolved.settings
     if parse(settings.compress).sparse:  # the first run on a machine compiles before its shards join
         settings = replace(settings, join_timeout_s=max(settings.join_timeout_s, COMPILE_S))
