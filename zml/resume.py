@@ -19,7 +19,7 @@ OWN = frozenset({"run_dir", "bind", "coordinator", "resume"})
 
 
 class Again(NamedTuple):
-    """A run to begin: `folder` is where the first one was started, `checkpoint` in words, `cpu`: it was to have no GPU."""
+    """A run to begin. `folder` is where the first one was started; `checkpoint` in words; `cpu`: without GPUs."""
 
     resolved: Resolved
     script: str
