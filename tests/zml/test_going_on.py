@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +258,31 @@ def test_what_was_decided_and_not_yet_ordered_is_ordered_by_the_next_coordinator
         return draining, state, await cluster.finish()
 
     assert simulate(main()) == ("a drill", "DRAINING", 130)
+
+
+def test_a_wall_clock_that_jumps_by_days_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leases, patience and the journal go by the monotonic clock: a shard and the coordinator die meanwhile, too."""
+    dice = random.Random(4)
+    monkeypatch.setattr(time, "time", lambda: 1.8e9 + dice.uniform(-1e6, 1e6))
+
+    async def main() -> Cluster:
+        spec = JobSpec(workers=2, shards=2)
+        cluster = Cluster(MemoryNetwork(4), spec, folder=tmp_path / "logs", state=tmp_path / "state")
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}") for index in range(2)]
+        await cluster.until(lambda: len(trained(scripts)) > 4)
+        cluster.kill_shard(1)
+        await asyncio.sleep(2.5)
+        cluster.start_shard(1)
+        cluster.kill_coordinator()
+        await asyncio.sleep(1)
+        await cluster.restart_coordinator()
+        assert await cluster.finish() == 0, [script.error for script in scripts]
+        return cluster
+
+    cluster = simulate(main())
+    scripts = list(cluster.scripts.values())
+    assert trained(scripts) == [(epoch, batch) for epoch in range(2) for batch in range(12)]
+    assert same(scripts[:1], scripts[1:])
