@@ -88,10 +88,11 @@ from .events import (
     Vacating,
 )
 from .explain import counted
+from .going_on import GoingOn
 from .homes import Home
 from .housing import EXIT_LOST, Housing
 from .ids import ChunkKey, JobId, MemberId, Name, ShardId, WorkerId, as_member, member_id
-from .leases import Leases, Unwatched
+from .leases import Leases
 from .looking import Looking
 from .membership import Alive, Fate, Gone, how_it_ended, role_of
 from .rules import Rules
@@ -103,7 +104,6 @@ from .state import (
     Finishing,
     Forming,
     Job,
-    Kept,
     Layout,
     Loading,
     Over,
@@ -125,7 +125,7 @@ EXIT_CANCELLED = 130
 Actions: TypeAlias = Iterator[Action]
 
 
-class Machine(Housing, Looking):
+class Machine(Housing, Looking, GoingOn):
     """All jobs of one coordinator. Invariants: `check()`."""
 
     def __init__(self, rules: Rules) -> None:
@@ -491,50 +491,6 @@ class Machine(Housing, Looking):
         if (job.id, member) in self.leases:
             self.leases.drop((job.id, member))
         return job.members.end(member, fate, because, exit_code, back_by)
-
-    # -- dying and going on ----------------------------------------------------------------------------
-
-    def keep(self) -> Kept:
-        """All that another machine needs to go on as this one."""
-        return Kept(self.jobs, self.over, self.goodbyes, self.returns)
-
-    def unwatched(self, kept: Kept | None = None) -> None:
-        """Become what another was, and wait to be told what happened to it then."""
-        if kept is not None:
-            self.jobs, self.over = kept.jobs, kept.over
-            self.goodbyes, self.returns = kept.goodbyes, kept.returns
-        self.leases = Unwatched(self.rules)
-        self._grant_all(None)
-
-    def watch(self, now: float, grace_s: float) -> None:
-        """From now on time counts again; everybody who is alive is to be heard within `grace_s`."""
-        self.leases = Leases(self.rules)
-        self.leases.look(now)
-        self._grant_all(grace_s)
-
-    def _grant_all(self, lasts_s: float | None) -> None:
-        for job in self.jobs.values():
-            for member in job.members.everybody():
-                self.leases.grant((job.id, member), lasts_s)
-
-    def check(self) -> None:
-        """Every invariant between two events; for tests."""
-        for job in self.jobs.values():
-            job.check()
-        for over in self.over.values():
-            over.check()
-        alive = {(job.id, member) for job in self.jobs.values() for member in job.members.everybody()}
-        assert alive == set(self.leases), "leases and members differ"
-        finishing = {job.id for job in self.jobs.values() if isinstance(job.phase, Finishing)}
-        assert finishing == self.goodbyes.keys(), (finishing, self.goodbyes)
-        idle = {
-            job.id
-            for job in self.jobs.values()
-            if isinstance(job.phase, Running) and not job.members.workers()
-        }
-        assert idle == self.returns.keys(), (idle, self.returns)
-        assert not self.jobs.keys() & self.over.keys()
-        assert len(self.over) <= self.rules.remembered_jobs
 
 
 Handler: TypeAlias = Callable[..., Actions]
