@@ -10,10 +10,10 @@ DEMO_ARGS ?= --epochs 6 --samples 4096 --batch-size 16 --layers 2 --width 64 --c
 demo: .venv/ready
 	$(BIN)/zml run -w 2 -p 2 examples/char_lm.py $(DEMO_ARGS)
 
-# What needs no process of its own first, on two cores; then whole clusters of processes, one after the other.
+# First what needs no process of its own, then whole clusters of processes: those mostly wait, so two at once.
 test: lint
 	$(BIN)/pytest -q -n 2 -m "not soak and not cluster and not root"
-	$(BIN)/pytest -q -m "not soak and (cluster or root)"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not soak and (cluster or root)"
 
 # The part that answers while you wait.
 check: lint

@@ -56,6 +56,7 @@ def test_the_others_finish_when_a_whole_worker_is_killed(place: Playground) -> N
 
 
 @pytest.mark.soak
+@pytest.mark.soak
 def test_a_late_worker_joins_a_job_that_goes_on_and_contributes(place: Playground) -> None:
     run = place.start("run", "-w", "2", "-p", "1", "train.py", "--epochs", "40", "--pause", "0.02")
     place.until(lambda: "epoch 1 done" in place.script_lines("w0"), "training goes on")

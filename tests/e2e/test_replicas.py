@@ -9,7 +9,6 @@ from functools import partial
 import pytest
 
 from tests.e2e.harness import Playground, Process, same_model
-from tests.soaking import soak
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -45,7 +44,8 @@ def all_backed_up(place: Playground, more_than: dict[str, list[int]]) -> bool:
     return all(len(now[name]) > len(more_than[name]) and now[name][-1] for name in now)
 
 
-@pytest.mark.parametrize("push_log", ["on", *soak(["off"])])
+@pytest.mark.soak
+@pytest.mark.parametrize("push_log", ["on", "off"])
 def test_shards_are_killed_one_after_the_other_and_nothing_is_lost(place: Playground, push_log: str) -> None:
     args = ["--epochs", "60", "--samples", "64", "--pause", "0.05"]
     address = f"tcp://127.0.0.1:{free_port()}"

@@ -47,7 +47,7 @@ def test_two_synchronous_runs_of_three_workers_give_the_same_bits(place: Playgro
         ["--compress", "topk:5%"],
         ["--compress", "topk:5%:2bit", "--staleness", "1", "--local-steps", "5"],
         *soak([["--compress", "topk:5%", "--async", "--optimizer-on", "shard"]]),
-        ["--compress", "auto", "--async"],
+        *soak([["--compress", "auto", "--async"]]),
     ],
     ids=" ".join,
 )
@@ -76,6 +76,7 @@ def test_with_topk_all_workers_end_with_the_saved_model(place: Playground, mode:
     assert pushed[0] > pushed[-2], "the density falls"
 
 
+@pytest.mark.soak
 def test_two_sparse_synchronous_runs_give_the_same_bits_and_little_traffic(place: Playground) -> None:
     for name in ("one", "two"):
         code, text = place.run(

@@ -100,6 +100,7 @@ def test_a_worker_that_is_terminated_leaves_in_order_and_nothing_of_it_is_lost(
     assert not (job.run_dir / "drained.safetensors").exists()
 
 
+@pytest.mark.soak
 def test_a_job_whose_workers_all_leave_is_saved_by_the_last_and_safe_to_run_again(place: Playground) -> None:
     job = ByHand(
         place, 2, 1, "--compress", "topk:1%", "--async", script=["--epochs", "500", "--pause", "0.03"]
@@ -168,6 +169,7 @@ def test_the_only_worker_may_come_back(place: Playground) -> None:
     assert "epoch 3 done" in job.lines(0)
 
 
+@pytest.mark.soak
 @pytest.mark.soak
 def test_a_script_that_always_dies_ends_its_worker_after_as_many_restarts_as_are_allowed(
     place: Playground,
