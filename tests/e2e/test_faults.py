@@ -89,7 +89,7 @@ def test_a_lost_shard_that_does_not_come_back_is_taken_over_by_another_that_sees
     place: Playground,
 ) -> None:
     (place.folder / "zml.toml").write_text("shard_restarts = 0\nreturn_s = 3\n")
-    args = ["-w", "2", "-p", "2", "train.py", "--epochs", "40", "--samples", "64", "--pause", "0.03"]
+    args = ["-w", "2", "-p", "2", "train.py", "--epochs", "16", "--samples", "64", "--pause", "0.03"]
     run = place.start("run", *args)
     place.until(lambda: "epoch 0 done" in place.script_lines("w0"), "training goes on")
     (shard,) = place.pids("ps", "--shard 1")

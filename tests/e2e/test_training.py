@@ -30,6 +30,7 @@ def test_one_synchronous_worker_gives_the_bits_of_plain_python(place: Playground
     assert same_model(place.folder / "plain.safetensors", place.folder / "model.safetensors")
 
 
+@pytest.mark.soak
 def test_two_synchronous_runs_of_three_workers_give_the_same_bits(place: Playground) -> None:
     for name in ("one", "two"):
         code, text = place.run(
@@ -61,7 +62,7 @@ def test_every_mode_trains_every_batch_once(place: Playground, mode: list[str]) 
 
 @pytest.mark.parametrize(
     "mode",
-    [["--sync"], *soak([["--staleness", "3"], ["--async"]]), ["--async", "--local-steps", "5"]],
+    [["--sync"], *soak([["--staleness", "3"], ["--async"], ["--async", "--local-steps", "5"]])],
     ids=" ".join,
 )
 def test_with_topk_all_workers_end_with_the_saved_model(place: Playground, mode: list[str]) -> None:
