@@ -224,6 +224,15 @@ def run_dir_of(made: Training) -> Path:
     return file.parent
 
 
+def audit(run_dir: Path) -> list[dict[str, Any]]:
+    """What the ledger says of each epoch."""
+    command = [sys.executable, "-m", "zml", "data", "audit", "--json", str(run_dir)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    proof = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    rows: list[dict[str, Any]] = json.loads(proof.stdout)
+    return rows
+
+
 def strike(made: Training, role: str, member: str, killed: set[int]) -> Kill | None:
     """Kill once, and wait until it has healed. None where the training ended first."""
     pids = made.until(lambda: victims(made, role, member), f"{member} is there", HEAL_S)
@@ -319,10 +328,7 @@ def measure_zml(mode: str, role: str, kills: int, epochs: int, seed: int, batche
             found.within_s = max(0.0, within.length - run.step_s)
             if role in ("worker", "script"):
                 found.demanded_s = demanded(mode, found.detection_s, run.step_s)
-        audit = [sys.executable, "-m", "zml", "data", "audit", "--json", str(run_dir)]
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-        proof = subprocess.run(audit, capture_output=True, text=True, timeout=60, env=environment)
-        account_of_batches(run, json.loads(proof.stdout), epochs, batches)
+        account_of_batches(run, audit(run_dir), epochs, batches)
         if role in ("backed shard", "leaving shard"):
             run.lost_updates = run.doubled_updates = None
         else:

@@ -14,11 +14,9 @@ It ends with 0 if the training did, and `zml data audit` finds every batch of ev
 """
 
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -28,7 +26,7 @@ from pathlib import Path
 
 import checkout  # noqa: F401
 import click
-from faults import HERE, LIMITS, Failed, Training, kill, parent, run_dir_of, training
+from faults import HERE, LIMITS, Failed, Training, audit, kill, parent, run_dir_of, training
 
 START_S, END_S = 120.0, 3600.0
 EXAMPLE = HERE.parent / "examples" / "char_lm.py"
@@ -62,14 +60,6 @@ def strike(made: Training, dice: random.Random) -> str:
 def final_loss(text: str) -> float | None:
     found = LOSS.findall(text)
     return float(found[-1]) if found else None
-
-
-def audit(made: Training) -> list[dict[str, int]]:
-    command = [sys.executable, "-m", "zml", "data", "audit", "--json", str(run_dir_of(made))]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    proof = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    rows: list[dict[str, int]] = json.loads(proof.stdout)
-    return rows
 
 
 @contextmanager
@@ -108,7 +98,7 @@ def run(
         made.until(lambda: made.over, "the end", END_S)
         if made.process.returncode:
             raise Failed(f"it ended with {made.process.returncode}:\n{made.text[-3000:]}")
-        return killed, audit(made), final_loss(made.text), time.monotonic() - begin
+        return killed, audit(run_dir_of(made)), final_loss(made.text), time.monotonic() - begin
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
