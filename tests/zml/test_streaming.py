@@ -25,13 +25,12 @@ from tests.zml.test_going_on import Mortal
 from tests.zml.test_recovery import bits
 from zml import depot, keeping, piecewise, porter, shard_desk
 from zml.checkpoint import BadCheckpoint, Checkpoint, Disk, Writer, newest, read, writing
-from zml.checkpoint.folder import is_seen
+from zml.checkpoint.folder import ABOUT, TENSORS, is_seen
 from zml.checkpoint.reading import hash_file
 from zml.checkpoint.tensors import MOST_HEADER
 from zml.checkpointer import WRITE_S
 from zml.checkpoints import KEEP_S, When, begun_with
 from zml.client import ASK_S
-from zml.depot import ABOUT, TENSORS
 from zml.docket import Docket
 from zml.errors import BAD_CHECKPOINT, DISK_FULL, FENCED, NOT_WRITTEN, ZmlError
 from zml.facts import Begun
@@ -464,29 +463,34 @@ def test_a_file_may_not_be_longer_than_what_was_copied_for_it(tmp_path: Path) ->
     simulate(main())
 
 
+class DyingAt(Mortal):
+    """Its coordinator dies when so many messages of a kind have come."""
+
+    def __init__(self, folder: Path, seed: int, spec: JobSpec, kind: type, at: int) -> None:
+        self.kind, self.at, self.came = kind, at, 0
+        super().__init__(folder, seed, spec)
+
+    def after_message(self) -> None:
+        pass
+
+    def watched(self, handler: Any) -> Any:
+        inner = super().watched(handler)
+
+        def handle(peer: str, message: Any, payload: Any) -> Any:
+            if isinstance(message, self.kind):
+                self.came += 1
+                if self.came == self.at:
+                    self.die()
+            return inner(peer, message, payload)
+
+        return handle
+
+
 def test_a_coordinator_that_is_started_again_takes_the_next_checkpoint_and_not_the_rest_of_the_last(
     tmp_path: Path,
 ) -> None:
-    class Restarted(Mortal):
-        pieces = 0
-
-        def after_message(self) -> None:
-            pass
-
-        def watched(self, handler: Any) -> Any:
-            inner = super().watched(handler)
-
-            def handle(peer: str, message: Any, payload: Any) -> Any:
-                if isinstance(message, Piece):
-                    self.pieces += 1
-                    if self.pieces == 5:
-                        self.die()
-                return inner(peer, message, payload)
-
-            return handle
-
     async def main() -> tuple[Path | None, list[Script], list[str]]:
-        cluster = Restarted(tmp_path, 1, JobSpec(workers=2, shards=2))
+        cluster = DyingAt(tmp_path, 1, JobSpec(workers=2, shards=2), Piece, 5)
         cluster.sees = nowhere
         await cluster.start()
         take = keep(cluster, tmp_path)
@@ -1043,26 +1047,8 @@ def test_the_coordinator_may_be_away_while_shards_fetch(tmp_path: Path) -> None:
     _, _, (checkpoint, _) = train(tmp_path / "first")
     _, undisturbed = begin(tmp_path / "calm", checkpoint, JobSpec(workers=2, shards=2))
 
-    class Restarted(Mortal):
-        fetches = 0
-
-        def after_message(self) -> None:
-            pass
-
-        def watched(self, handler: Any) -> Any:
-            inner = super().watched(handler)
-
-            def handle(peer: str, message: Any, payload: Any) -> Any:
-                if isinstance(message, Fetch):
-                    self.fetches += 1
-                    if self.fetches == 9:
-                        self.die()
-                return inner(peer, message, payload)
-
-            return handle
-
     async def main() -> tuple[list[Script], int]:
-        cluster = Restarted(tmp_path, 2, JobSpec(workers=2, shards=2))
+        cluster = DyingAt(tmp_path, 2, JobSpec(workers=2, shards=2), Fetch, 9)
         cluster.sees = nowhere
         cluster.resumed = checkpoint
         cluster.coordinator.docket.journal.close()  # type: ignore[union-attr]
