@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from .actions import Action, Adopt, Await, Fence, Ignored, Pair, Promote, Rehome, Stop, Unpair
 from .events import BackupLost, BackupReady, NotPromoted, Returned, Vacating
-from .homes import Backup, Copying, Home, around, copy_at, copy_name, is_misplaced
+from .homes import Backup, Copying, Home, around, copy_name
 from .ids import JobId, MemberId, Name, ShardId, as_member, shard_id
 from .membership import Alive, Fate, Gone, how_it_ended
 from .rules import Rules
@@ -180,14 +180,11 @@ class Housing:
         moves to it."""
         if shard in job.away:
             return
-        here = job.members.alive("shard")
-        where = (shard, job.homes[shard].host, job.shards, job.replicas, job.off)
-        host, misplaced = copy_at(*where, here), is_misplaced(*where)
-        if host is None or not (job.replicas or misplaced):
+        if (host := job.place_of_copy(shard)) is None:
             return
-        incarnation = here[host].incarnation
+        incarnation = job.members.alive("shard")[host].incarnation
         former, backup = job.copying.get(shard), job.backups.get(shard)
-        if misplaced and backup is not None and backup.host == host:
+        if job.is_misplaced(shard) and backup is not None and backup.host == host:
             yield from self._hand_over(job, shard, f"{shard} belongs in {host}", now)
         elif former is None or (former.host, former.host_incarnation) != (host, incarnation):
             copying = job.copying[shard] = Copying(job.next_copying(shard), host, incarnation)
@@ -195,8 +192,9 @@ class Housing:
 
     def _order(self, job: Job, shard: ShardId, copying: Copying) -> Pair:
         host = copying.host
-        misplaced = is_misplaced(shard, job.homes[shard].host, job.shards, job.replicas, job.off)
-        because = f"{shard} is to move to {host}" if misplaced else f"{host} keeps the backup of {shard}"
+        because = f"{host} keeps the backup of {shard}"
+        if job.is_misplaced(shard):
+            because = f"{shard} is to move to {host}"
         return Pair(job.id, shard, host, copying.host_incarnation, copying.number, because)
 
     def _vacate(self, job: Job, event: Vacating, now: float) -> Actions:
@@ -312,21 +310,19 @@ class Housing:
 
     def _back_up(self, job: Job, event: BackupReady, now: float) -> Actions:
         shard = ShardId(event.shard)
-        home, here = job.homes.get(shard), job.members.alive("shard")
+        home, record = job.homes.get(shard), job.members.alive("shard").get(ShardId(event.host))
         if home is None or (home.host, home.incarnation) != (event.member, event.home) or shard in job.away:
             yield Ignored(job.id, f"{event.member} is not where {shard} lives")
             return
-        where = (shard, home.host, job.shards, job.replicas, job.off)
-        misplaced, record = is_misplaced(*where), here.get(ShardId(event.host))
         if event.copy <= job.given_up.get(shard, 0):
             yield Ignored(job.id, f"copy {event.copy} of {shard} was given up before")
         elif record is None or record.incarnation != event.host_incarnation:
             yield Ignored(job.id, f"the process that keeps copy {event.copy} of {shard} is gone")
-        elif event.host != copy_at(*where, here) or not (job.replicas or misplaced):
+        elif event.host != job.place_of_copy(shard):
             yield Ignored(job.id, f"{event.host} is not where a copy of {shard} is to be")
         else:
             job.backups[shard] = Backup(ShardId(event.host), event.host_incarnation, event.copy)
-            if misplaced:
+            if job.is_misplaced(shard):
                 yield from self._hand_over(job, shard, f"{shard} belongs in {event.host}", now)
 
     def _expose(self, job: Job, event: BackupLost, now: float) -> Actions:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import ClassVar, TypeAlias
 
-from .homes import Backup, Copying, Home
+from .homes import Backup, Copying, Home, copy_at, is_misplaced
 from .ids import JobId, MemberId, ShardId, WorkerId, shard_id
 from .membership import Alive, Gone, Members
 
@@ -178,16 +178,13 @@ class Job:
     promoting: dict[ShardId, Home] = field(default_factory=dict)  # where a backup is to begin to serve
     backups: dict[ShardId, Backup] = field(default_factory=dict)  # the shards whose backup is up to date
     given_up: dict[ShardId, int] = field(default_factory=dict)  # the newest copy of its home that is not
-    off: set[ShardId] = field(
-        default_factory=set
-    )  # processes that are not on the ring: leaving, or gone for good
-    copying: dict[ShardId, Copying] = field(
-        default_factory=dict
-    )  # what serving shards were told of their copies
-    copyings: dict[ShardId, int] = field(default_factory=dict)  # how often they were told
-    refused: dict[ShardId, set[ShardId]] = field(
-        default_factory=dict
-    )  # who could not read the log of its home
+    # Processes that are not on the ring: leaving, or gone for good.
+    off: set[ShardId] = field(default_factory=set)
+    # What serving shards were told of their copies, and how often.
+    copying: dict[ShardId, Copying] = field(default_factory=dict)
+    copyings: dict[ShardId, int] = field(default_factory=dict)
+    # Who could not read the log of a shard's home.
+    refused: dict[ShardId, set[ShardId]] = field(default_factory=dict)
 
     @property
     def state(self) -> State:
@@ -201,6 +198,17 @@ class Job:
     def missing_shards(self) -> list[MemberId]:
         here = self.members.alive("shard")
         return [shard_id(number) for number in range(self.shards) if shard_id(number) not in here]
+
+    def is_misplaced(self, shard: ShardId) -> bool:
+        """Does it live where it does not belong?"""
+        return is_misplaced(shard, self.homes[shard].host, self.shards, self.replicas, self.off)
+
+    def place_of_copy(self, shard: ShardId) -> ShardId | None:
+        """The process that is to have its copy, if it is to have one and such a process is here."""
+        if not (self.replicas or self.is_misplaced(shard)):
+            return None
+        here = self.members.alive("shard")
+        return copy_at(shard, self.homes[shard].host, self.shards, self.replicas, self.off, here)
 
     def next_copying(self, shard: ShardId) -> int:
         """The number of the next word to a shard on its copy."""

@@ -47,9 +47,8 @@ RETRY_S: Final = 0.005  # for what a full socket did not take, should its signal
 LINGER_MS: Final = 1000  # for goodbyes
 REDIAL_MS: Final = 100  # a connection that broke is made again after this long, then after ever longer, up to
 REDIAL_HERE_MS: Final = 250  # on this machine, where nobody minds, and
-REDIAL_MOST_MS: Final = (
-    1000  # elsewhere: thousands dial whoever is started again, and should not all come at once
-)
+# elsewhere: thousands dial whoever is started again, and should not all come at once
+REDIAL_MOST_MS: Final = 1000
 LARGE: Final = MB  # payloads for which memory is worth keeping
 LOOPBACK_SEND_BYTES: Final = 512 * KB  # small enough that what was sent is received out of the cache
 REVOKE_S: Final = 2.0  # how often the list of authorized keys is looked at

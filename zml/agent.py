@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from . import runner
 from .child import Child
-from .errors import FENCED, LOST, NO_SCRIPT, ZmlError
+from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, LOST, NO_SCRIPT, ZmlError
 from .launch import tether
 from .lease import Lease, ask, join
 from .link import control_endpoint
@@ -36,9 +36,7 @@ from .transport import Refusal, Refused, TransportError
 if TYPE_CHECKING:
     from .config import Settings
 
-INTERRUPTED = 130
-LEFT = 75  # EX_TEMPFAIL: safe to run again
-SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: LEFT, signal.SIGUSR1: LEFT}
+SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: EX_TEMPFAIL, signal.SIGUSR1: EX_TEMPFAIL}
 STOP_S = 5.0  # for a script that is stopped, and is no more asked to leave
 
 log = structlog.get_logger()
@@ -68,7 +66,7 @@ class Agent:
         self.running: asyncio.Task[None] | None = None
         self.leaving = ""  # why the script was asked to leave
         self.stopping = ""  # why this life ends, once it does
-        self.code = LEFT  # what the agent ends with when its worker has left
+        self.code = EX_TEMPFAIL  # what the agent ends with when its worker has left
         self.ending: asyncio.Task[None] | None = None
         self.out_of_time: asyncio.TimerHandle | None = None
         self.over: asyncio.Future[int | Again] | None = None

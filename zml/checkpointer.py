@@ -23,8 +23,9 @@ import structlog
 from msgspec import Struct
 
 from .checkpoint import Refused, entry, prune, shard_file
+from .checkpoint.folder import TENSORS
 from .checkpoint.tensors import MOST_HEADER
-from .depot import TENSORS, Intake, Kept
+from .depot import Intake, Kept
 from .errors import ZmlError
 from .holding import HOLD_MOST_S, alike, furthest
 from .layout import Registration

@@ -17,10 +17,10 @@ import structlog
 
 from .checkpoint import BadCheckpoint, Checkpoint
 from .checkpoint.disk import Buffer
-from .checkpoint.folder import MANIFEST
+from .checkpoint.folder import ABOUT, MANIFEST, TENSORS
 from .checkpointer import Answered, Checkpointer, Cut
 from .client import runs
-from .depot import ABOUT, TENSORS, Intake
+from .depot import Intake
 from .depot import Kept as KeptFile
 from .facts import Begun, Noted
 from .holding import Applied

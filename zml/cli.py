@@ -17,7 +17,7 @@ import click
 from . import __version__, errors
 from .ckpt_cli import ckpt
 from .config import ANY_PORT, COORDINATOR_ADDRESS, Resolved, resolve
-from .errors import USAGE, ZmlError
+from .errors import INTERRUPTED, USAGE, ZmlError
 from .run_cli import data, timeline
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SCRIPT = {**CONTEXT, "allow_interspersed_args": False}  # what follows the script is the script's
-INTERRUPTED = 130
 
 
 # -- flags that several commands share -------------------------------------------------------------------

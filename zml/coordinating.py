@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 
 IPC = "ipc://"
 SYNC_S = 0.5
-LAST_CHECKPOINT_S = (
-    600.0  # for shards to write what they hold when the job is over, or its next piece, and end
-)
+# For shards to write what they hold when the job is over, or its next piece, and end.
+LAST_CHECKPOINT_S = 600.0
 
 log = structlog.get_logger()
 

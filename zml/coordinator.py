@@ -86,7 +86,9 @@ from .shard_desk import ShardDesk, digest_of
 from .status import JobStatus
 from .transport import Endpoint, Handler, Refusal
 
-GRACE_S = 8.0  # for everybody to find a coordinator that was started again: they dial every 5 s at the latest
+GRACE_S = (
+    8.0  # for everybody to find a coordinator that was started again: they dial every second at the latest
+)
 LINGER_S = 3.0  # for those who do not know that the job is over to ask
 ROOM_S = 0.5  # how often it is tried to write what the journal had no room for
 TICK_S = 0.001

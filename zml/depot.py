@@ -22,7 +22,7 @@ import xxhash
 
 from .checkpoint import BadCheckpoint, Checkpoint, Gap, Refused, Writer
 from .checkpoint.disk import Buffer
-from .checkpoint.folder import MANIFEST, SHARD
+from .checkpoint.folder import ABOUT, MANIFEST, SHARD, TENSORS
 from .checkpoint.manifest import MOST_BYTES, File, Manifest
 from .checkpoint.reading import Identity, hash_file, identity, read_manifest
 from .checkpoint.tensors import MOST_HEADER
@@ -31,7 +31,6 @@ from .messages import Fetch, Fetched, Message, Ok, Piece
 from .piecewise import GAP, PIECE
 from .transport import Refusal
 
-TENSORS, ABOUT = "worker.safetensors", "worker.json"
 Kept = tuple[str, int, str]  # a script's file: name, bytes, xxh3
 
 log = structlog.get_logger()
@@ -159,9 +158,8 @@ class Offer:
         self.given: Counter[str] = Counter()  # answers with bytes, by the member that asked
         self._lock = asyncio.Lock()  # one file at a time is verified
         self._manifest: Manifest | None = None
-        self._verified: dict[
-            str, _Open | ZmlError | None
-        ] = {}  # also what is not there, or cannot be given out
+        # Also what is not there, or cannot be given out.
+        self._verified: dict[str, _Open | ZmlError | None] = {}
 
     async def fetched(self, message: Fetch, *, to_shard: bool) -> tuple[Message, bytes]:
         """Some bytes of a file. Raises Refusal.

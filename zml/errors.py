@@ -6,6 +6,9 @@ The first digit of a code says where: 1 usage and configuration, 2 forming and k
 
 from dataclasses import dataclass
 
+INTERRUPTED = 130  # what a command ends with after Ctrl-C
+EX_TEMPFAIL = 75  # and where it has left in order: safe to run again
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:

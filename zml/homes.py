@@ -31,6 +31,7 @@ from .messages import (
     Vacated,
     Wait,
 )
+from .orders import ORDER_S
 from .rosters import Account
 from .scheduler import actions, events
 from .scheduler.ids import JobId
@@ -136,18 +137,20 @@ class ShardHomes:
 
     async def promote(self, action: actions.Promote) -> bool:
         order = Promote(self.job, action.shard, action.incarnation, action.log)
-        taken = await self.ask(action.host, order) is not None
-        if not taken:
-            because = f"{action.host} does not serve its backup of {action.shard}; its log says why"
-            self.dispatch(events.NotPromoted(self.job, action.shard, action.incarnation, because))
-        return taken
+        why_not = f"{action.host} does not serve its backup of {action.shard}; its log says why"
+        return await self._take_over(action, order, ORDER_S, why_not)
 
     async def adopt(self, action: actions.Adopt) -> bool:
         order = Adopt(self.job, action.shard, action.incarnation, action.log)
-        taken = await self.ask(action.host, order, None, ADOPT_S) is not None
+        why_not = f"{action.host} cannot read the log of {action.shard}; its own log says why"
+        return await self._take_over(action, order, ADOPT_S, why_not)
+
+    async def _take_over(
+        self, action: actions.Promote | actions.Adopt, order: Promote | Adopt, within_s: float, why_not: str
+    ) -> bool:
+        taken = await self.ask(action.host, order, None, within_s) is not None
         if not taken:
-            because = f"{action.host} cannot read the log of {action.shard}; its own log says why"
-            self.dispatch(events.NotPromoted(self.job, action.shard, action.incarnation, because))
+            self.dispatch(events.NotPromoted(self.job, action.shard, action.incarnation, why_not))
         return taken
 
     async def retire(self, member: str, order: Retire) -> bool:
@@ -206,12 +209,10 @@ class ShardHomes:
             waiting_for = [str(shard) for shard in self.machine.needed_in(self.job, member)]
             return Wait(self.job, waiting_for, f"they are on the way from {member} to other processes")
         job = self.machine.jobs.get(self.job)
-        if job is not None and isinstance(
-            job.phase, Draining | Finishing
-        ):  # told to leave with everybody else
-            return Wait(
-                self.job, [*job.members.workers()], "they finish their step and need their parameters"
-            )
+        if job is not None and isinstance(job.phase, Draining | Finishing):
+            # It was told to leave with everybody else.
+            because = "they finish their step and need their parameters"
+            return Wait(self.job, [*job.members.workers()], because)
         return Vacated(self.job, handed_over=False)
 
     def standing(self, message: Standing) -> None:

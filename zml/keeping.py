@@ -22,7 +22,7 @@ from . import optimizer_state as state
 from .binding import named_parameters
 from .checkpoint import DISK
 from .checkpoint.disk import write_file
-from .checkpoint.folder import is_seen
+from .checkpoint.folder import ABOUT, TENSORS, is_seen
 from .errors import BAD_CHECKPOINT, ZmlError
 from .iothread import IoThread
 from .messages import Fetch, Fetched, Keep, Kept, Piece
@@ -84,16 +84,16 @@ class Keeping:
         """
         if not self.on_worker:
             return None
-        data = self.io.call(fetch(self.client, state.ABOUT, state.MOST_ABOUT))
+        data = self.io.call(fetch(self.client, ABOUT, state.MOST_ABOUT))
         if data is None:
             return None
         most = sum(p.numel() for p in self.named.values()) * MOST_STATE + state.MOST_ABOUT
-        tensors = self.io.call(fetch(self.client, state.TENSORS, most))
+        tensors = self.io.call(fetch(self.client, TENSORS, most))
         try:
             about = state.read_about(data)
             read = state.read_tensors(tensors or b"")
         except state.BadState as bad:
-            raise _bad(self.client, f"{state.ABOUT} or {state.TENSORS}", str(bad)) from None
+            raise _bad(self.client, f"{ABOUT} or {TENSORS}", str(bad)) from None
         left_out = state.restore_optimizer(self.schedules.optimizer, self.named, read, about)
         if left_out:
             log.warning(

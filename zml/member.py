@@ -28,7 +28,7 @@ from .binding import Binding
 from .client import Client, Progress
 from .codec import by_name
 from .data import DividedLoader
-from .errors import NOT_JOINED, ZmlError
+from .errors import EX_TEMPFAIL, NOT_JOINED, ZmlError
 from .evaluation import Anew, Evaluator
 from .evaluation import Result as Outcome
 from .hooks import Hooks
@@ -55,7 +55,6 @@ from .updates import Updates, outer_spec
 REPORT_S = 0.5
 MOST_LEFT_OUT = 10  # steps in a row: then it is not the batches
 DRAINED = "drained.safetensors"  # in the run directory
-EX_TEMPFAIL = 75  # safe to run again
 
 log = structlog.get_logger()
 Asked = Taken | Wait | EpochOver | Drained

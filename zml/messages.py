@@ -159,9 +159,8 @@ class Exited(Message, kw_only=True):
     signal: int = 0
     failure: Failure | None = None
     returns: bool = False  # its agent starts it again, as the next incarnation
-    begun: tuple[int, int] | None = (
-        None  # an epoch, and how many batches of it the script had begun; None: not known
-    )
+    # An epoch, and how many batches of it the script had begun; None: not known.
+    begun: tuple[int, int] | None = None
 
 
 class Leave(Message):

@@ -23,10 +23,10 @@ from safetensors.torch import load
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .checkpoint.folder import ABOUT, TENSORS
 from .schedules import Told, plain
 
 FORMAT = 1
-TENSORS, ABOUT = "worker.safetensors", "worker.json"
 MOST_ABOUT = 64 << 20  # bytes of the JSON
 DTYPES = {
     torch.float64: "F64",

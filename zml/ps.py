@@ -28,7 +28,7 @@ from .begin import Sees
 from .checkpoint.folder import is_seen
 from .compiled import compile_kernels
 from .compression import parse
-from .errors import FENCED, ZmlError
+from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, ZmlError
 from .lease import COORDINATOR, Lease, ask, join
 from .messages import (
     Adopt,
@@ -64,8 +64,6 @@ if TYPE_CHECKING:
 
 SYNC_S = 1.0  # what was pushed longer ago survives the machine
 STANDING_S = 5.0  # for the coordinator to answer; it is asked again then
-EX_TEMPFAIL = 75  # of a process that has handed over what it had: safe to run again
-INTERRUPTED = 130
 AGAIN_S = 0.1  # until the coordinator is asked again
 
 log = structlog.get_logger()
@@ -224,7 +222,7 @@ class Ps(Tenancy):
             raise Refusal("early", f"{self.name} has not joined yet")
         if isinstance(message, Copy):
             return self._copy(self.lease, message, payload)
-        return self._living(self.name).handle(peer, message, payload)
+        return self._core(self.name).handle(peer, message, payload)
 
     def handle(
         self, peer: str, message: Struct, payload: memoryview | None

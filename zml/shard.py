@@ -147,9 +147,8 @@ class Shard:
         self.hyper_bytes = b""  # the same, as they came
         self.assigned: Assign | None = None  # the order that brought the chunks
         self.assignment = b""
-        self.brought: Checkpoint | None = (
-            None  # what the order to come begins with, where it was looked for before
-        )
+        # What the order to come begins with, where it was looked for before.
+        self.brought: Checkpoint | None = None
         self.sees: Sees = is_seen
         self.holding: Holding | None = None  # while a checkpoint is cut
         self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest

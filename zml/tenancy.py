@@ -80,12 +80,7 @@ class Tenancy:
         """Become what the log says, and tell the coordinator."""
         core = await self._read(self._log_folder(lease, name), lease.joined.job, shard)
         await self._live_here(core)
-        try:
-            await self._return(lease, core)
-        except TransportError as error:
-            raise ZmlError(
-                LOST, f"{core.name}: the coordinator was not told that it is here: {error}"
-            ) from None
+        await self._return(lease, core)
 
     async def _read(self, folder: Path | None, job: str, shard: str) -> Shard:
         """A shard as its log has it, which it goes on to write."""
@@ -128,27 +123,24 @@ class Tenancy:
                 raise Refusal("placement", f"{self.name} cannot listen as {name}")
 
             def bulk(peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
-                return self._living(name).handle(peer, message, payload)
+                return self._core(name).handle(peer, message, payload)
 
             self.listeners[name] = await self.listen(name, bulk)
         self.cores[name] = core
 
-    def _living(self, shard: str) -> Shard:
-        """A shard that takes pushes here. Raises Refusal; in the bulk thread."""
-        core = self.cores.get(shard)
-        if core is None and shard not in self.homes:
-            raise Refusal("moved", f"{shard} lives in another process")
-        if core is None:
-            raise Refusal("early", f"{self.name} has not read the log of {shard} yet")
-        return core
-
     async def _return(self, lease: Lease, core: Shard) -> None:
+        """Tell the coordinator that it is here. Raises ZmlError."""
         joined, listener = lease.joined, self.listeners.get(core.name)
         addresses = list(listener.addresses) if listener is not None else []
         here = Returned(
             joined.job, joined.member, joined.incarnation, core.layout_digest, core.name, addresses
         )
-        await ask(self.endpoint, here, within_s=self.settings.coordinator_away_s)
+        try:
+            await ask(self.endpoint, here, within_s=self.settings.coordinator_away_s)
+        except TransportError as error:
+            raise ZmlError(
+                LOST, f"{core.name}: the coordinator was not told that it is here: {error}"
+            ) from None
 
     # -- its log -------------------------------------------------------------------------------------------
 
@@ -193,7 +185,7 @@ class Tenancy:
         )
 
     def _core(self, shard: str) -> Shard:
-        """A shard that takes orders here. Raises Refusal."""
+        """A shard that takes orders and pushes here. In either thread; raises Refusal."""
         shard = shard or self.name
         core = self.cores.get(shard)
         if core is None and self.lease is not None and shard not in self.homes:
@@ -338,8 +330,8 @@ class Tenancy:
     async def _return_soon(self, lease: Lease, core: Shard) -> None:
         try:
             await self._return(lease, core)
-        except TransportError as error:
-            self.finish(ZmlError(LOST, f"{core.name}: the coordinator was not told that it is here: {error}"))
+        except ZmlError as error:
+            self.finish(error)
 
     # -- going ---------------------------------------------------------------------------------------------
 

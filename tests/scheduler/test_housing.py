@@ -32,7 +32,7 @@ from zml.scheduler.events import (
     Ticked,
     Vacating,
 )
-from zml.scheduler.homes import Home, copy_at, copy_name
+from zml.scheduler.homes import Home, copy_name
 from zml.scheduler.ids import ShardId, shard_id
 from zml.scheduler.rules import Rules
 
@@ -47,16 +47,11 @@ def of_kind(actions: list[Action], kind: type) -> list[Any]:
     return [action for action in actions if isinstance(action, kind)]
 
 
-def place_of_copy(play: Play, shard: ShardId, host: ShardId) -> ShardId | None:
-    job = play.machine.jobs[JOB]
-    return copy_at(shard, host, job.shards, job.replicas, job.off, job.members.alive("shard"))
-
-
 def ready(play: Play, shard: str, copy: int = 1, **other: Any) -> list[Action]:
     """Its home says that its backup is in step."""
     home = play.machine.home(JOB, shard)
     assert home is not None
-    host = str(other.get("host") or place_of_copy(play, ShardId(shard), home.host))
+    host = str(other.get("host") or play.machine.jobs[JOB].place_of_copy(ShardId(shard)))
     said = {
         "member": str(home.host),
         "incarnation": play.incarnation(home.host),

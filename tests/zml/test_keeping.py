@@ -18,12 +18,12 @@ from tests.zml.cluster import Cluster
 from tests.zml.test_updates import Twin
 from zml.checkpoint import Checkpoint, Writer, read
 from zml.checkpoint import Refused as WriterRefused
+from zml.checkpoint.folder import ABOUT, TENSORS
 from zml.checkpoints import When
 from zml.errors import BAD_CHECKPOINT, ZmlError
 from zml.iothread import IoThread
 from zml.keeping import Keeping, fetch
 from zml.messages import Fetch, Fetched, JobSpec, Keep, Kept, Ok, Piece
-from zml.optimizer_state import ABOUT, TENSORS
 from zml.piecewise import PIECE, pieces
 from zml.schedules import Schedules
 from zml.seat import Seat

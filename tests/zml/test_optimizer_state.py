@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from zml.binding import named_parameters
+from zml.checkpoint.folder import ABOUT, TENSORS
 from zml.optimizer_state import (
-    ABOUT,
-    TENSORS,
     About,
     BadState,
     copy_state,

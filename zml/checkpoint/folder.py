@@ -25,6 +25,7 @@ MANIFEST = "MANIFEST.json"
 LAYOUT = "layout.json"
 LEDGER = "ledger.json"
 JOB = "job.json"
+TENSORS, ABOUT = "worker.safetensors", "worker.json"  # what a script keeps of its optimizer
 MOST_STEP = 10**15
 
 SHARD = re.compile(r"shard-\d{4,9}\.safetensors")

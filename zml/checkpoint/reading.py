@@ -66,9 +66,8 @@ class Checkpoint:
     versions: dict[int, int] = field(repr=False)  # updates applied to each chunk
     holders: dict[int, Tensors] = field(repr=False)  # of each chunk the file that has it
     kinds: dict[int, tuple[str, ...]] = field(repr=False)  # of each chunk what is saved: w, exp_avg ...
-    seen: dict[str, Identity] = field(
-        repr=False, default_factory=dict
-    )  # of each file that was held against it
+    # Of each file that was held against it.
+    seen: dict[str, Identity] = field(repr=False, default_factory=dict)
 
     def chunk(self, index: int) -> dict[str, "NDArray[np.float32]"]:
         """`w` and the optimizer's state of one chunk: read-only arrays over the file."""

@@ -25,7 +25,7 @@ from .. import console, logs, report, rundir
 from ..compiled import NOTICE
 from ..compression import parse
 from ..config import ANY_PORT, Resolved, Settings, as_environment
-from ..errors import LOST, NOT_FORMED, ZmlError
+from ..errors import INTERRUPTED, LOST, NOT_FORMED, ZmlError
 from ..status import JobStatus
 from . import tether
 from .child import LINE_BYTES, Child, how_ended, spawn
@@ -41,7 +41,6 @@ SILENT_S = 60.0  # a coordinator that is alive and answers nobody for so long wi
 LOOK_EVERY_S = 0.5
 TELL_AGAIN_S = 0.1
 LAST_LINES = 5
-INTERRUPTED = 130
 # -P: modules of the working folder do not shadow ours.
 PROGRAM = (sys.executable, "-P", "-m", "zml")
 SOCKET_PATH_BYTES = 90  # a Unix socket's path has 107, and we put a name behind the folder
