@@ -77,7 +77,8 @@ def by_hand(place: Playground, number: int, *args: str) -> Path:
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs the `unshare` command")
 def test_shards_with_another_file_system_send_and_fetch(place: Playground) -> None:
     os.mkdir(place.folder / "runs")
-    script = ["train.py", "--epochs", "2", "--samples", "192"]
+    # Slow enough for the checkpoint to be cut in the middle: the coordinator hears of steps twice a second.
+    script = ["train.py", "--epochs", "2", "--samples", "192", "--pause", "0.2"]
     first = by_hand(place, 1, "--checkpoint-steps", "10", *script)
     assert holds_the_model(place, first)
     half = read(min((first / "checkpoints").glob("step-*")))
