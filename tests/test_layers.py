@@ -100,7 +100,7 @@ COORDINATES = {
     "zml.status",
     "zml.tables",
     "zml.timeline",
-}  # and zml.checkpoint.*, zml.launch.*
+}  # and zml.checkpoint.*, zml.cluster.*, zml.launch.*, zml.simulate.*, zml.slurm.*, zml.web.*
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("torch", "save")}
@@ -168,7 +168,15 @@ def where(module: Module, line: int) -> str:
 
 
 def coordinating() -> list[str]:
-    packages = ("zml.checkpoint", "zml.cli", "zml.launch")
+    packages = (
+        "zml.checkpoint",
+        "zml.cli",
+        "zml.cluster",
+        "zml.launch",
+        "zml.simulate",
+        "zml.slurm",
+        "zml.web",
+    )
     return sorted(n for n in modules() if n in COORDINATES or any(within(n, package) for package in packages))
 
 

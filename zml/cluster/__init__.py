@@ -3,6 +3,6 @@
     zml submit -> HTTP -> `desk` -> scheduler.cluster (events in, plans out) -> `attempts`, `nodes`
     zml node   -> a machine that offers its resources, and starts workers and shards there when told
 
-Every attempt of a job is a coordinator of its own within the process, with a run directory of its own, as `zml run` makes
-one: what is known of one job's training is known there and nowhere else.
+Every attempt of a job is a coordinator of its own within the process, with a run directory of its own, as `zml run`
+makes one: what is known of one job's training is known there and nowhere else.
 """
