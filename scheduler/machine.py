@@ -467,7 +467,9 @@ class Machine(Housing, Looking, GoingOn):
         del self.jobs[job.id], self.goodbyes[job.id]
         records = {member: gone for member, gone in job.members.records.items() if isinstance(gone, Gone)}
         state = OUTCOME[phase.cause]
-        self.over[job.id] = Over(job.id, state, phase.exit_code, phase.because, job.generation, records)
+        self.over[job.id] = Over(
+            job.id, state, phase.cause, phase.exit_code, phase.because, job.generation, records
+        )
         while len(self.over) > self.rules.remembered_jobs:
             del self.over[next(iter(self.over))]
         yield Finish(job.id, state, phase.exit_code, phase.because)

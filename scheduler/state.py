@@ -277,13 +277,14 @@ class Over:
 
     id: JobId
     state: State
+    cause: Cause
     exit_code: int
     because: str
     generation: int
     members: dict[MemberId, Gone]
 
     def check(self) -> None:
-        assert self.state.over, self.state
+        assert self.state.over and OUTCOME[self.cause] is self.state, self.state
         assert not any(isinstance(record, Alive) for record in self.members.values())
 
 

@@ -248,7 +248,6 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     script on each machine.
     """
     from . import logs, rundir
-    from .messages import JobSpec
 
     resolved = settle(given)
     settings = resolved.settings
@@ -259,26 +258,9 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     logs.configure(
         "coordinator", "coordinator", folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level
     )
-    spec = JobSpec(
-        script=script,
-        args=list(args),
-        folder=os.getcwd() if script else "",
-        workers=settings.workers,
-        shards=settings.shards,
-        replicas=settings.replicas,
-        staleness=settings.staleness,
-        compress=settings.compress,
-        optimizer_on=settings.optimizer_on,
-        local_steps=settings.local_steps,
-        outer_lr=settings.outer_lr,
-        outer_momentum=settings.outer_momentum,
-        residual_decay=settings.residual_decay,
-        warm_up_steps=settings.warm_up_steps,
-        on_bad_batch=settings.on_bad_batch,
-        bad_batch_kills=settings.bad_batch_kills,
-    )
-    from .coordinating import serve
+    from .coordinating import job_spec, serve
 
+    spec = job_spec(settings, script, args, os.getcwd() if script else "")
     return serve(settings, spec)
 
 

@@ -47,6 +47,7 @@ class Settings:
     """Everything that can be chosen. Times are seconds; paths are relative to the working folder."""
 
     job: str = "job"
+    attempt: str = ""  # what a node says to the processes that it starts: whose members they are
     workers: AtLeastOne = 1
     shards: AtLeastOne = 1
     replicas: Bound = 0  # backups of each shard, in the process of the next one: 0 or 1

@@ -120,6 +120,28 @@ def beginning(resume: str, *, begun: bool) -> Checkpoint | None:
         return None
 
 
+def job_spec(settings: Settings, script: str, args: Sequence[str], folder: str) -> JobSpec:
+    """What is asked for, as the settings say."""
+    return JobSpec(
+        script=script,
+        args=list(args),
+        folder=folder,
+        workers=settings.workers,
+        shards=settings.shards,
+        replicas=settings.replicas,
+        staleness=settings.staleness,
+        compress=settings.compress,
+        optimizer_on=settings.optimizer_on,
+        local_steps=settings.local_steps,
+        outer_lr=settings.outer_lr,
+        outer_momentum=settings.outer_momentum,
+        residual_decay=settings.residual_decay,
+        warm_up_steps=settings.warm_up_steps,
+        on_bad_batch=settings.on_bad_batch,
+        bad_batch_kills=settings.bad_batch_kills,
+    )
+
+
 async def keep_synced(journal: Journal) -> None:
     """What is written survives this machine too, a moment later."""
     while True:

@@ -120,7 +120,7 @@ async def join(
     """Reach the coordinator and become a member. Raises ZmlError that says who did not answer, or why it said no."""
     where = ", ".join(settings.coordinator)
     wish = Join(
-        job="",  # whichever job this coordinator serves
+        job=settings.attempt,  # or whichever job this coordinator serves
         role=role,
         member=member,
         node=socket.gethostname(),

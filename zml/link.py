@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import BAD_KEYS, OPEN_BIND, PORT_IN_USE, USAGE, ZmlError
 from .messages import AnyMessage
@@ -37,12 +37,17 @@ def keys_of(folder: str, *names: str) -> Keys | None:
 
 
 def control_endpoint(
-    settings: Settings, name: str, handler: Handler, *, keys: Sequence[str] = (), bind: Sequence[str] = ()
+    settings: Settings,
+    name: str,
+    handler: Handler,
+    *,
+    keys: Sequence[str] = (),
+    bind: Sequence[str] = (),
+    vocabulary: Any = AnyMessage,
 ) -> Endpoint:
     """For orders and questions. `keys`: whose key to show, where the folder holds several."""
-    return _endpoint(
-        name, handler, keys_of(settings.keys, *(keys or (WORKER, LISTENER))), CONTROL_LIMITS, bind
-    )
+    shown = keys_of(settings.keys, *(keys or (WORKER, LISTENER)))
+    return _endpoint(name, handler, shown, CONTROL_LIMITS, bind, vocabulary)
 
 
 def bulk_endpoint(
@@ -61,9 +66,14 @@ def script_endpoints(seat: Seat, handler: Handler) -> tuple[Endpoint, Endpoint]:
 
 
 def _endpoint(
-    name: str, handler: Handler, keys: Keys | None, limits: Limits, bind: Sequence[str] = ()
+    name: str,
+    handler: Handler,
+    keys: Keys | None,
+    limits: Limits,
+    bind: Sequence[str] = (),
+    vocabulary: Any = AnyMessage,
 ) -> Endpoint:
-    return ZmqEndpoint(name, vocabulary=AnyMessage, handler=handler, keys=keys, limits=limits, bind=bind)
+    return ZmqEndpoint(name, vocabulary=vocabulary, handler=handler, keys=keys, limits=limits, bind=bind)
 
 
 def beside_each(bind: Sequence[str], name: str) -> tuple[str, ...]:

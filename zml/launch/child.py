@@ -24,13 +24,16 @@ class _Protocol(SubprocessStreamProtocol):
         self.gone.set()
 
 
-async def spawn(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Process, asyncio.Event]:
+async def spawn(
+    command: Sequence[str], environment: Mapping[str, str], folder: str | None = None
+) -> tuple[Process, asyncio.Event]:
     """The process, and what is set as soon as it has ended. Raises OSError."""
     loop = asyncio.get_running_loop()
     transport, protocol = await loop.subprocess_exec(
         lambda: _Protocol(loop),
         *command,
         env=environment,
+        cwd=folder,
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=PIPE,

@@ -1,0 +1,157 @@
+"""From the state to what a policy is shown, and from its plan to decisions. Plain functions that change nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from ..explain import counted
+from ..ids import JobId
+from .events import Decision, Grew, Preempted, Shrank, Started
+from .plan import Allocation, Candidate, Plan, Profile, Quota, Verdict, View
+from .resources import NOTHING, NodeId, Resources
+from .state import Attempt, Cluster, Job, Standing, number_of
+
+
+def view_of(
+    cluster: Cluster,
+    now: float,
+    quotas: Mapping[str, Quota],
+    shares: Mapping[str, float],
+    profiles: Mapping[JobId, Profile],
+) -> View:
+    """The picture at this moment. What is on its way out, of jobs that go on, is not on offer."""
+    leaving = dict.fromkeys(cluster.nodes, NOTHING)
+    candidates = []
+    for job in cluster.jobs.values():
+        attempt = job.attempt
+        draining = job.standing is Standing.DRAINING
+        allocation = None
+        if attempt is not None:
+            hidden = is_short(job) and not draining
+            for name, slot in attempt.slots.items():
+                if hidden or (slot.leaving and not draining):
+                    leaving[slot.node] = leaving[slot.node] + job.takes(name)
+            if hidden:
+                continue
+            allocation = attempt.allocation(all_of_it=draining)
+        candidates.append(
+            Candidate(
+                request=job.request,
+                allocation=allocation,
+                since=job.since,
+                attained_s=job.attained(now),
+                changes=job.changes,
+                runnable=attempt is not None or is_runnable(cluster, job, now),
+                draining=draining,
+                profile=profiles.get(job.id),
+            )
+        )
+    nodes = tuple(
+        replace(present.node, offers=present.node.offers - leaving[name])
+        for name, present in cluster.nodes.items()
+    )
+    return View(now=now, nodes=nodes, jobs=tuple(candidates), quotas=quotas, shares=shares)
+
+
+def is_short(job: Job) -> bool:
+    """It runs, and a shard of it is nowhere: nothing else is decided about it before that is."""
+    attempt = job.attempt
+    return attempt is not None and len(attempt.shards()) < job.request.shards
+
+
+def is_runnable(cluster: Cluster, job: Job, now: float) -> bool:
+    return not job.paused and job.not_before <= now and not waits_for(cluster, job)
+
+
+def waits_for(cluster: Cluster, job: Job) -> list[JobId]:
+    """The jobs that it comes after and that are not over."""
+    return [name for name in job.request.after if name in cluster.jobs]
+
+
+def replacements(cluster: Cluster) -> Iterator[Decision]:
+    """A shard whose node is gone begins again where there is room: it reads its push log there, if it sees that."""
+    short = [job for job in cluster.jobs.values() if is_short(job) and job.standing is Standing.RUNNING]
+    if not short:
+        return
+    taken = cluster.taken()
+    for job in short:
+        attempt = job.attempt
+        assert attempt is not None
+        slots: dict[str, NodeId] = {}
+        here = set(attempt.shards())
+        for name in [f"p{number}" for number in range(job.request.shards)]:
+            if name in here:
+                continue
+            for node, present in cluster.nodes.items():
+                free = present.node.offers - taken[node]
+                if not present.node.leaving and free.holds(job.request.shard):
+                    taken[node] = taken[node] + job.request.shard
+                    slots[name] = node
+                    break
+        if slots:
+            where = ", ".join(f"{slot} on {node}" for slot, node in slots.items())
+            yield Grew(job.id, attempt.number, slots, f"its node is gone: {where}")
+
+
+def differences(cluster: Cluster, plan: Plan) -> Iterator[Decision]:
+    """What has to be decided for the plan to come true. What has to leave first is not waited for here: a job for
+    which there is no room yet gets its turn in the next round."""
+    free = {
+        node: present.node.offers - taken
+        for (node, taken), present in zip(cluster.taken().items(), cluster.nodes.values(), strict=True)
+    }
+    for name, verdict in plan.verdicts.items():
+        job = cluster.jobs.get(name)
+        if job is None:
+            continue
+        attempt, wanted = job.attempt, verdict.allocation
+        if attempt is None:
+            if wanted is not None and (decision := _start(job, wanted, verdict, free)) is not None:
+                yield decision
+        elif job.standing is Standing.DRAINING or is_short(job):
+            continue
+        elif wanted is None:
+            yield Preempted(name, attempt.number, verdict.because)
+        else:
+            yield from _resize(job, attempt, wanted, verdict, free)
+
+
+def _start(job: Job, wanted: Allocation, verdict: Verdict, free: dict[NodeId, Resources]) -> Started | None:
+    needs = {node: wanted.on(node, job.request) for node in wanted.nodes}
+    if not all(node in free and free[node].holds(need) for node, need in needs.items()):
+        return None
+    for node, need in needs.items():
+        free[node] = free[node] - need
+    slots = {f"p{number}": node for number, node in enumerate(wanted.shards)}
+    slots |= {f"w{number}": node for number, node in enumerate(wanted.workers)}
+    return Started(job.id, job.attempts + 1, slots, verdict.because)
+
+
+def _resize(
+    job: Job, attempt: Attempt, wanted: Allocation, verdict: Verdict, free: dict[NodeId, Resources]
+) -> Iterator[Decision]:
+    """More workers where the plan has more, fewer where it has fewer; the newest of a node go first."""
+    if attempt.began is None:
+        return  # they have not all come yet
+    has, should = Counter(attempt.allocation().workers), Counter(wanted.workers)
+    if surplus := has - should:
+        leave = []
+        for slot in sorted(attempt.workers(), key=number_of, reverse=True):
+            node = attempt.slots[slot].node
+            if surplus[node] > 0:
+                surplus[node] -= 1
+                leave.append(slot)
+        if len(leave) < len(attempt.workers()):  # one goes on
+            because = verdict.because or f"it is to have {counted(len(wanted.workers), 'worker')}"
+            yield Shrank(job.id, attempt.number, leave, because)
+    more: dict[str, NodeId] = {}
+    number = attempt.next_worker
+    for node in (should - has).elements():
+        if node in free and free[node].holds(job.request.worker):
+            free[node] = free[node] - job.request.worker
+            more[f"w{number}"] = node
+            number += 1
+    if more:
+        yield Grew(job.id, attempt.number, more, verdict.because)

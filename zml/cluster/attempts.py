@@ -1,0 +1,255 @@
+"""The attempts that live: each a coordinator of its own, with its run directory, on the endpoint that all share.
+
+Rule: an attempt's coordinator is what `zml coordinator` is to one job, journal and all; when this process is started
+again, each goes on from its own journal. Whatever goes wrong with one attempt is that attempt's end and nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from .. import __version__, rundir
+from ..checkpoint import Checkpoint
+from ..checkpoint.finding import find, load_from
+from ..checkpoints import When
+from ..config import Resolved, Settings, resolve
+from ..coordinating import LAST_CHECKPOINT_S, job_spec, keep_synced
+from ..coordinator import Coordinator
+from ..errors import ZmlError
+from ..events import EventLog
+from ..journal import Journal
+from ..scheduler import events as job_events
+from ..scheduler import rules as job_rules
+from ..scheduler.cluster import events
+from ..scheduler.cluster.events import Outcome
+from ..scheduler.ids import JobId
+from ..scheduler.machine import Machine
+from ..scheduler.state import Cause, Running
+from ..transport import Endpoint, Handler
+from .branch import Branch
+from .jobs import Submission
+
+log = structlog.get_logger()
+
+OUTCOMES: dict[Cause, Outcome] = {
+    Cause.WORKERS_DONE: Outcome.SUCCEEDED,
+    Cause.WORKERS_DRAINED: Outcome.DRAINED,
+    Cause.CANCEL_ASKED: Outcome.CANCELLED,
+    Cause.SCRIPT_FAILED: Outcome.FAILED,
+    Cause.LAYOUT_REFUSED: Outcome.FAILED,
+    Cause.SHARD_LOST: Outcome.LOST,
+    Cause.WORKERS_LOST: Outcome.LOST,
+}
+"""How an attempt ended, by what ended it."""
+
+
+def attempt_name(job: str, number: int) -> JobId:
+    """What an attempt is called where only one job is known: the name of the job to its members."""
+    return JobId(f"{job}.{number}")
+
+
+@dataclass(slots=True)
+class Life:
+    """An attempt that is not over."""
+
+    job: JobId
+    number: int
+    task: asyncio.Task[None]
+    coordinator: Coordinator | None = None  # once its journal is read
+    drain: str = ""  # what it was told before that
+    stop: str = ""
+
+
+class Attempts:
+    """`dispatch` is told how they begin and end."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        trunk: Callable[[], Endpoint],
+        dispatch: Callable[[events.Event], object],
+    ) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.trunk = trunk
+        self.dispatch = dispatch
+        self.lives: dict[JobId, Life] = {}
+
+    def run_dir(self, job: str, number: int) -> Path:
+        return self.folder / "jobs" / job / str(number)
+
+    def open(self, job: JobId, number: int, workers: int, submission: Submission) -> None:
+        """Begin, or go on with what the journal in its run directory holds."""
+        name = attempt_name(job, number)
+        if name not in self.lives:
+            task = asyncio.ensure_future(self._live(name, job, number, workers, submission))
+            self.lives[name] = Life(job, number, task)
+
+    def drain(self, job: JobId, number: int, because: str) -> None:
+        if (life := self.lives.get(attempt_name(job, number))) is not None:
+            life.drain = because
+            self._pass_on(life)
+
+    def stop(self, job: JobId, number: int, because: str) -> None:
+        if (life := self.lives.get(attempt_name(job, number))) is not None:
+            life.stop = because
+            self._pass_on(life)
+
+    def bury(self, job: JobId, number: int, slot: str, because: str) -> None:
+        """A member's process is gone."""
+        life = self.lives.get(attempt_name(job, number))
+        if life is None or life.coordinator is None:
+            return
+        hall = life.coordinator
+        entered = hall.facts.entered.get(slot)
+        if entered is not None and hall.is_current(slot, entered.incarnation):
+            hall.dispatch(job_events.Died(hall.job, slot, entered.incarnation, because))
+
+    def close(self, job: JobId, number: int) -> None:
+        """It is over, or is to be, whatever it waits for."""
+        life = self.lives.pop(attempt_name(job, number), None)
+        if life is not None:
+            life.task.cancel()
+
+    async def close_all(self) -> None:
+        tasks = [life.task for life in self.lives.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _pass_on(self, life: Life) -> None:
+        hall = life.coordinator
+        if hall is None or hall.finished is None or hall.finished.done():
+            return
+        if life.stop:
+            hall.dispatch(job_events.Cancelled(hall.job, life.stop))
+        elif life.drain:
+            hall.dispatch(job_events.DrainAsked(hall.job, life.drain))
+
+    # -- one life ------------------------------------------------------------------------------------------
+
+    async def _live(self, name: JobId, job: JobId, number: int, workers: int, submission: Submission) -> None:
+        try:
+            outcome, code, because = await self._serve(name, job, number, workers, submission)
+        except (ZmlError, OSError) as error:
+            log.error("attempt cannot go on", attempt=name, because=str(error))
+            outcome, code, because = Outcome.LOST, 1, str(error)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("attempt ended by a mistake of the coordinator", attempt=name)
+            outcome, code, because = Outcome.LOST, 1, f"{type(error).__name__}: {error}"
+        self.dispatch(events.Ended(job, number, outcome, code, because))
+
+    async def _serve(
+        self, name: JobId, job: JobId, number: int, workers: int, submission: Submission
+    ) -> tuple[Outcome, int, str]:
+        folder = self.run_dir(job, number)
+        resolved = resolve_for(submission, workers)
+        settings = resolved.settings
+        resumed = await asyncio.to_thread(self._newest, job, number)  # it reads all of it
+        (folder / rundir.LOGS).mkdir(parents=True, exist_ok=True)
+        describe(folder, resolved, submission)
+        journal = Journal(folder / rundir.COORDINATOR_STATE)
+        try:
+            coordinator = Coordinator(
+                name,
+                job_spec(settings, submission.script, submission.args, submission.folder),
+                Machine(
+                    job_rules.Rules(
+                        lease_s=settings.lease_s,
+                        lease_most_s=max(5.0, 3 * settings.lease_s),
+                        return_s=settings.return_s,
+                        goodbye_s=LAST_CHECKPOINT_S,
+                    )
+                ),
+                self._branch,
+                EventLog(folder / rundir.EVENTS),
+                heartbeat_s=settings.heartbeat_s,
+                run_dir=str(folder),
+                journal=journal,
+                resumed=resumed,
+            )
+        except BaseException:
+            journal.close()
+            raise
+        syncing = asyncio.ensure_future(keep_synced(journal))
+        began: asyncio.Task[None] | None = None
+        try:
+            await coordinator.start()
+            coordinator.checkpoint_desk.keep(
+                folder / rundir.CHECKPOINTS,
+                When(settings.checkpoint_steps, settings.checkpoint_minutes),
+                settings.keep_last,
+                settings.keep_every_steps,
+            )
+            addresses = list(self.trunk().addresses)
+            here = rundir.Listening(addresses, 0, coordinator.job)
+            rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
+            life = self.lives[name]
+            life.coordinator = coordinator
+            began = asyncio.ensure_future(self._tell_beginning(coordinator, job, number))
+            self._pass_on(life)
+            code = await coordinator.run()
+            rundir.write(folder / rundir.STATUS, msgspec.json.encode(coordinator.status()))
+            over = coordinator.machine.over[coordinator.job]
+            return OUTCOMES[over.cause], code, over.because
+        finally:
+            if began is not None:
+                began.cancel()
+            syncing.cancel()
+            await coordinator.close()
+
+    def _branch(self, handler: Handler) -> Endpoint:
+        return Branch(self.trunk(), handler)
+
+    async def _tell_beginning(self, coordinator: Coordinator, job: JobId, number: int) -> None:
+        def runs() -> bool:
+            running = coordinator.docket.running
+            return running is not None and isinstance(running.phase, Running)
+
+        while not await coordinator.until(runs):
+            pass
+        self.dispatch(events.Began(job, number))
+
+    def _newest(self, job: str, number: int) -> Checkpoint | None:
+        """The newest checkpoint of the attempts before that verifies."""
+        for before in range(number - 1, 0, -1):
+            try:
+                return load_from(find(self.run_dir(job, before)))
+            except ZmlError as error:
+                log.info("no checkpoint", job=job, attempt=before, because=str(error))
+        return None
+
+
+def resolve_for(submission: Submission, workers: int) -> Resolved:
+    """The settings of an attempt. Raises ZmlError for a person to read."""
+    asked = {"heartbeat_s": 0.5, "lease_s": 3.0, **submission.settings}
+    asked |= {"workers": workers, "shards": submission.shards, "replicas": submission.replicas}
+    return resolve(asked, {}, "/dev/null")  # the coordinator's own zml.toml is not for jobs
+
+
+def describe(folder: Path, resolved: Resolved, submission: Submission) -> None:
+    """config.json, as `zml run` writes it: `zml resume` and `zml status` read it."""
+    about = {
+        "zml": __version__,
+        "python": sys.version.split()[0],
+        "started_at": time.time(),
+        "folder": submission.folder,
+        "script": submission.script,
+        "args": submission.args,
+        "cpu": not submission.gpus,
+        **resolved.as_json(),
+    }
+    if not (folder / rundir.CONFIG).exists():
+        (folder / rundir.CONFIG).write_text(json.dumps(about, indent=2) + "\n")

@@ -1,0 +1,217 @@
+"""All that the coordinator of many jobs must not forget: the cluster machine's state and what was submitted.
+
+As a job's own docket (`zml.docket`): each thing that happens changes the state and is written down; read again in
+order, the records make the same state. Times are seconds since 1970 by a clock that never goes back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ..journal import Entry, Journal
+from ..scheduler.cluster import actions, events, state
+from ..scheduler.cluster.machine import HANDLERS, Machine
+from ..scheduler.ids import JobId
+from ..scheduler.plain import NotPlain, build, build_fields, plain, plain_fields
+from .jobs import AttemptView, Decision, Submission
+
+EVENTS: dict[str, type] = {kind.__name__: kind for kind in HANDLERS if kind is not events.NodeHeard}
+DECISIONS = 30  # of each job that are kept
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Somebody's job was taken. Nothing is decided by it; who runs it needs to know."""
+
+    job: str
+    user: str
+    key: str
+    submission: Submission
+
+
+class Record(msgspec.Struct):
+    """What is known of a job beside the machine's state."""
+
+    accepted: Accepted
+    submitted_at: float
+    attempts: list[AttemptView] = []
+    decisions: list[Decision] = []
+
+
+class Facts(msgspec.Struct):
+    """What the records add up to."""
+
+    number: int = 0  # of the latest job
+    records: dict[str, Record] = {}
+    keys: dict[str, str] = {}  # user and key -> job
+
+
+class Docket:
+    """Without a journal nothing is written, and everything is settled."""
+
+    def __init__(self, machine: Machine, journal: Journal | None, run_dir: Callable[[str, int], str]) -> None:
+        """Reads the journal; raises ZmlError that names the record which cannot be. `machine` is fresh."""
+        self.machine = machine
+        self.journal = journal
+        self.run_dir = run_dir
+        self.facts = Facts()
+        self.resumed = journal is not None and not journal.empty
+        last = self._recover(journal) if journal is not None and self.resumed else 0.0
+        self._offset = max(time.time(), last) - time.monotonic()
+
+    @property
+    def now(self) -> float:
+        return time.monotonic() + self._offset
+
+    def by_clock(self, at: float) -> float:
+        """One of the machine's times, by the monotonic clock."""
+        return at - self._offset
+
+    def settled(self) -> bool:
+        return self.journal is None or self.journal.settled()
+
+    @property
+    def trouble(self) -> str:
+        return self.journal.trouble if self.journal is not None else ""
+
+    # -- what happens --------------------------------------------------------------------------------------
+
+    def event(self, event: events.Event) -> list[actions.Action]:
+        """Tell the machine; returns what it orders, to be performed once that is settled."""
+        now = self.now
+        ordered = self._tell(event, now)
+        if not (isinstance(event, events.NodeHeard) or is_nothing(ordered)):
+            self._write(f"event.{type(event).__name__}", plain_fields(event), now)
+        return ordered
+
+    def accept(self, accepted: Accepted) -> None:
+        now = self.now
+        self._accept(accepted, now)
+        self._write("fact.Accepted", msgspec.to_builtins(accepted), now)
+
+    def next_job(self) -> JobId:
+        return JobId(f"j{self.facts.number + 1}")
+
+    # -- how the state changes, now and when it is read again --------------------------------------------------
+
+    def _accept(self, accepted: Accepted, now: float) -> None:
+        self.facts.number = max(self.facts.number, int(accepted.job[1:]))
+        self.facts.records[accepted.job] = Record(accepted, now)
+        if accepted.key:
+            self.facts.keys[f"{accepted.user}\0{accepted.key}"] = accepted.job
+
+    def _tell(self, event: events.Event, now: float) -> list[actions.Action]:
+        ordered = self.machine.tell(event, now)
+        if isinstance(event, events.Ended) and not is_nothing(ordered):
+            self._attempt_over(event, now)
+        for action in ordered:
+            if (record := self.facts.records.get(action.job)) is not None:
+                self._note(record, action, now)
+        self._forget()
+        return ordered
+
+    def _note(self, record: Record, action: actions.Action, now: float) -> None:
+        what = ""
+        match action:
+            case actions.Open():
+                where = self.run_dir(action.job, action.attempt)
+                view = AttemptView(number=action.attempt, run_dir=where, began_at=now)
+                record.attempts = [*record.attempts, view]
+                what = f"attempt {action.attempt} begins with {action.workers} workers"
+            case actions.Drain():
+                what = "is drained"
+            case actions.Stop():
+                what = "is stopped"
+            case actions.Finish():
+                what = action.state.name
+            case actions.Run() if action.slot[0] == "w":
+                what = f"{action.slot} starts on {action.node}"
+            case actions.Quit() if action.slot[0] == "w":
+                what = f"{action.slot} leaves {action.node}"
+            case actions.Bury():
+                what = f"{action.slot} is gone"
+        if what and not isinstance(action, actions.Ignored | actions.Close):
+            decision = Decision(at=now, what=what, because=action.because)
+            record.decisions = [*record.decisions, decision][-DECISIONS:]
+
+    def _attempt_over(self, event: events.Ended, now: float) -> None:
+        record = self.facts.records.get(event.job)
+        if record is None:
+            return
+        record.attempts = [
+            msgspec.structs.replace(
+                view,
+                ended_at=now,
+                state=event.outcome.name,
+                because=event.because,
+                exit_code=event.exit_code,
+            )
+            if view.number == event.attempt
+            else view
+            for view in record.attempts
+        ]
+
+    def _forget(self) -> None:
+        """What the machine does not remember, nobody does."""
+        cluster = self.machine.cluster
+        if len(self.facts.records) <= len(cluster.jobs) + len(cluster.over) + 1:
+            return
+        gone = [job for job in self.facts.records if job not in cluster.jobs and job not in cluster.over]
+        for job in gone[:-1]:  # the newest may be on its way in
+            accepted = self.facts.records.pop(job).accepted
+            self.facts.keys.pop(f"{accepted.user}\0{accepted.key}", None)
+
+    # -- the journal ----------------------------------------------------------------------------------------------
+
+    def _write(self, kind: str, fields: dict[str, Any], now: float) -> None:
+        if self.journal is None:
+            return
+        self.journal.write(kind, now, fields)
+        if self.journal.long:
+            self.journal.shorten(self.snapshot())
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "time": self.now,
+            "cluster": plain(self.machine.cluster),
+            "facts": msgspec.to_builtins(self.facts),
+        }
+
+    def _recover(self, journal: Journal) -> float:
+        found, number = journal.snapshot()
+        at = 0.0
+        self.machine.unwatched()
+        if found is not None:
+            try:
+                self.machine.become(build(state.Cluster, found["cluster"], "cluster"))
+                self.facts = msgspec.convert(found["facts"], Facts)
+                at = float(found["time"])
+            except (NotPlain, msgspec.MsgspecError, KeyError, TypeError) as bad:
+                raise journal.unusable(f"the snapshot of {journal.folder} cannot be used: {bad}") from None
+        for entry in journal.replay(number):
+            try:
+                self._replay(entry)
+            except (NotPlain, msgspec.MsgspecError) as bad:
+                raise journal.unusable(f"{entry.where} ({entry.kind}) cannot be used: {bad}") from None
+            except (AssertionError, LookupError) as bad:
+                what = f"{entry.where} ({entry.kind}) does not follow from those before it: {bad!r}"
+                raise journal.unusable(what) from None
+            at = entry.time
+        return at
+
+    def _replay(self, entry: Entry) -> None:
+        group, _, name = entry.kind.partition(".")
+        if group == "event" and name in EVENTS:
+            self._tell(build_fields(EVENTS[name], entry.fields, name), entry.time)
+        elif entry.kind == "fact.Accepted":
+            self._accept(msgspec.convert(entry.fields, Accepted), entry.time)
+        else:
+            raise NotPlain("its kind is not known; a newer zml may have written it")
+
+
+def is_nothing(ordered: list[actions.Action]) -> bool:
+    """Was the event ignored?"""
+    return bool(ordered) and all(isinstance(action, actions.Ignored) for action in ordered)

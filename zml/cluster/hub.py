@@ -1,0 +1,279 @@
+"""The coordinator of many jobs: events in, the cluster machine decides, actions out.
+
+Rules: what has changed is in the journal before an order goes out or an answer is given; while the journal has no room
+nothing is changed. Rounds of the policy follow each other at a distance, so that a thousand submissions are decided
+about together; each decision is written down like any other event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from msgspec import Struct
+
+from ..config import Settings
+from ..journal import Journal
+from ..lease import NO_ROOM
+from ..messages import Stop
+from ..scheduler.cluster import actions, events
+from ..scheduler.cluster.machine import Machine
+from ..scheduler.cluster.plan import Policy, Quota
+from ..scheduler.cluster.rules import Rules
+from ..scheduler.ids import JobId
+from ..transport import Endpoint, Handler, Refusal
+from .attempts import Attempts
+from .docket import Docket
+from .nodes import Nodes
+from .wire import Ceased, Goodbye, NodeBeat, Offer, Work
+
+ROUND_S = 0.1  # between two rounds, at least
+ROUND_SHARE = 5  # and so many times as long as one takes
+AGAIN_S = 10.0  # without news: what time does to the order of jobs
+GRACE_S = 15.0  # for nodes to find a coordinator that was started again
+ROOM_S = 0.5
+TICK_S = 0.001
+MOST_STRANGERS = 10_000
+
+log = structlog.get_logger()
+
+
+class Hub:
+    """`changed` is set and replaced at each change of jobs."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        rules: Rules,
+        policy: Policy,
+        endpoint: Callable[[Handler], Endpoint],
+        journal: Journal | None,
+        *,
+        heartbeat_s: float = 1.0,
+        quotas: dict[str, Quota] | None = None,
+        shares: dict[str, float] | None = None,
+    ) -> None:
+        """Where the journal holds a cluster, that one goes on. Raises ZmlError."""
+        self.folder = folder
+        self.settings = settings
+        self.policy = policy
+        self.quotas, self.shares = quotas or {}, shares or {}
+        self.machine = Machine(rules)
+        self.endpoint = endpoint(self.handle)
+        self.attempts = Attempts(folder, settings, lambda: self.endpoint, self.dispatch)
+        self.docket = Docket(self.machine, journal, lambda job, n: str(self.attempts.run_dir(job, n)))
+        self.nodes = Nodes(self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
+        self.held: list[actions.Action] = []
+        self.changed = asyncio.Event()
+        self.abandoned = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.round_timer: asyncio.TimerHandle | None = None
+        self.rested_until = 0.0  # no round before
+        self.round_s: list[float] = []  # how long the latest rounds took
+        self.seen_off: set[str] = set()
+
+    async def start(self) -> None:
+        """Listen, and go on where another process was."""
+        from ..link import listen
+
+        await listen(self.endpoint)
+        if self.docket.resumed:
+            self.machine.watch(self.docket.now, GRACE_S)
+            for job in list(self.machine.cluster.jobs.values()):
+                attempt = job.attempt
+                if attempt is not None and attempt.outcome is None:
+                    self._open(job.id, attempt.number, len(attempt.workers()))
+                    if attempt.leaving is not None:
+                        tell = self.attempts.stop if attempt.leaving.stopped else self.attempts.drain
+                        tell(job.id, attempt.number, attempt.leaving.because)
+            log.info("cluster goes on", jobs=len(self.machine.cluster.jobs))
+        self.look_again()
+        self.soon()
+
+    async def close(self) -> None:
+        self.abandoned = True
+        for timer in (self.timer, self.round_timer):
+            if timer is not None:
+                timer.cancel()
+        await self.nodes.close()
+        await self.attempts.close_all()
+        await self.endpoint.close()
+        if self.docket.journal is not None:
+            self.docket.journal.close()
+
+    # -- deciding and acting ----------------------------------------------------------------------------
+
+    def dispatch(self, event: events.Event) -> list[actions.Action]:
+        """Hand an event to the machine and perform what it orders; returns that. The only place that does."""
+        if self.abandoned:
+            return []
+        decided: list[actions.Action] = []
+        if isinstance(event, events.NodeHeard):  # heard at last, before its lease is looked at
+            decided += self.docket.event(event)
+        self._find(decided)
+        if not isinstance(event, events.NodeHeard):
+            decided += self.docket.event(event)
+        self._act(decided)
+        if not isinstance(event, events.NodeHeard) or decided:
+            self.look_again()
+            self.wake()
+            self.soon()
+        return decided
+
+    def _find(self, decided: list[actions.Action]) -> None:
+        """What time has done changes the state too: it has to wait while nothing can be written."""
+        while self.docket.settled() and (finding := self.machine.finding(self.docket.now)) is not None:
+            decided += self.docket.event(finding)
+
+    def _tick(self) -> None:
+        self.timer = None
+        if self.abandoned:
+            return
+        decided: list[actions.Action] = []
+        self._find(decided)
+        self._act(decided)
+        if decided:
+            self.wake()
+            self.soon()
+        self.look_again()
+
+    def _act(self, decided: list[actions.Action]) -> None:
+        self.held += decided
+        if self.docket.settled():
+            held, self.held = self.held, []
+            for action in held:
+                self.perform(action)
+
+    def perform(self, action: actions.Action) -> None:
+        match action:
+            case actions.Open():
+                self._open(action.job, action.attempt, action.workers)
+            case actions.Run():
+                self.nodes.run(action)
+            case actions.Quit():
+                self.nodes.quit(action)
+            case actions.Drain():
+                self.attempts.drain(action.job, action.attempt, action.because)
+            case actions.Stop():
+                self.attempts.stop(action.job, action.attempt, action.because)
+            case actions.Bury():
+                self.attempts.bury(action.job, action.attempt, action.slot, action.because)
+            case actions.Close():
+                self.attempts.close(action.job, action.attempt)
+            case actions.Finish():
+                log.info("job over", job=action.job, state=action.state.name, because=action.because)
+
+    def _open(self, job: JobId, attempt: int, workers: int) -> None:
+        self.attempts.open(job, attempt, workers, self.docket.facts.records[job].accepted.submission)
+
+    def work(self, job: JobId, attempt: int) -> Work | None:
+        """What a node needs to know."""
+        record = self.docket.facts.records.get(job)
+        if record is None:
+            return None
+        asked = record.accepted.submission
+        archive_at = str(self.folder / "archives" / f"{asked.archive}.tar.gz") if asked.archive else ""
+        return Work(
+            run_dir=str(self.attempts.run_dir(job, attempt)),
+            coordinator=list(self.endpoint.addresses),
+            settings={**asked.settings, "heartbeat_s": 0.5, "lease_s": 3.0, "replicas": asked.replicas}
+            | asked.settings,
+            environment=asked.environment,
+            script=asked.script,
+            args=asked.args,
+            folder=asked.folder,
+            archive=asked.archive or "",
+            archive_at=archive_at,
+            gpus=asked.gpus,
+            cpus=asked.cpus,
+        )
+
+    # -- time -------------------------------------------------------------------------------------------
+
+    def look_again(self) -> None:
+        """Come back when time will have done something, or when there may be room in the journal again."""
+        loop = asyncio.get_running_loop()
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.abandoned:
+            return
+        if not self.docket.settled():
+            self.timer = loop.call_at(loop.time() + ROOM_S, self._tick)
+        elif (deadline := self.machine.next_deadline()) is not None:
+            in_s = self.docket.by_clock(deadline) - time.monotonic()
+            self.timer = loop.call_later(max(in_s, TICK_S), self._tick)
+
+    def soon(self, after_s: float = 0.0) -> None:
+        """A round is due, as soon as the former one was long enough ago."""
+        loop = asyncio.get_running_loop()
+        at = max(loop.time() + after_s, self.rested_until)
+        if self.round_timer is not None:
+            if self.round_timer.when() <= at:
+                return
+            self.round_timer.cancel()
+        if not self.abandoned:
+            self.round_timer = loop.call_at(at, self._round)
+
+    def _round(self) -> None:
+        self.round_timer = None
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        if self.docket.settled():
+            decisions = self.machine.decide(
+                self.policy, self.docket.now, quotas=self.quotas, shares=self.shares
+            )
+            decided: list[actions.Action] = []
+            for decision in decisions:
+                decided += self.docket.event(decision)
+            self._act(decided)
+            if decisions:
+                self.look_again()
+                self.wake()
+        took = loop.time() - begin
+        self.round_s = [*self.round_s, took][-1000:]
+        self.rested_until = loop.time() + max(ROUND_S, ROUND_SHARE * took)
+        waits = [
+            job.not_before - self.docket.now
+            for job in self.machine.cluster.jobs.values()
+            if job.attempt is None and job.not_before > self.docket.now
+        ]
+        self.soon(min([AGAIN_S, *waits]))
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    # -- messages ---------------------------------------------------------------------------------------
+
+    def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
+        """A node's own message, or one of an attempt's members, which goes to the attempt's coordinator."""
+        if isinstance(message, NodeBeat):
+            return self.nodes.handle(peer, message, payload)
+        if isinstance(message, Offer | Ceased | Goodbye):
+            self.settle()
+            answer = self.nodes.handle(peer, message, payload)
+            self.settle()
+            return answer
+        name = JobId(getattr(message, "job", ""))
+        life = self.attempts.lives.get(name)
+        if life is not None and life.coordinator is not None:
+            return life.coordinator.handle(peer, message, payload)
+        if life is not None:
+            raise Refusal(NO_ROOM, f"attempt {name} is being read")  # to be asked again
+        if name and peer not in self.seen_off:  # it did not hear of the end
+            if len(self.seen_off) >= MOST_STRANGERS:
+                self.seen_off.clear()
+            self.seen_off.add(peer)
+            self.nodes.orders.stranger(peer, Stop(name, "the job is over"))
+        raise Refusal("job", f"no attempt {name or 'without a name'} runs here")
+
+    def settle(self) -> None:
+        """What has changed is written. Raises Refusal where it cannot be."""
+        if not self.docket.settled():
+            raise Refusal(NO_ROOM, self.docket.trouble)

@@ -1,0 +1,391 @@
+"""`zml node`: a machine offers its resources, and starts workers and shards of jobs when it is told to.
+
+Rules: nothing that it starts outlives it, the kernel sees to that; what was killed is started again here, a few times
+(`launch.revival`), before the coordinator is told that it is gone; while the coordinator is away everything goes on. A
+node that is told to go (SIGTERM, SIGUSR1, Ctrl-C) lets what it runs leave in order first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from asyncio.subprocess import Process
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from ..config import ANY_PORT, Settings, resolve
+from ..errors import EX_TEMPFAIL, INTERRUPTED, LOST, UNREACHABLE, ZmlError
+from ..launch.child import how_ended, spawn
+from ..launch.local import PROGRAM, environment, lines_of
+from ..launch.revival import Revivals
+from ..lease import COORDINATOR, RETRY_S, ask
+from ..link import control_endpoint
+from ..messages import Message, Ok
+from ..transport import Refusal, Refused, TransportError
+from .wire import (
+    Ceased,
+    Goodbye,
+    NodeBeat,
+    NodePulse,
+    Offer,
+    Offered,
+    Quit,
+    Run,
+    Runs,
+    Strange,
+    Vocabulary,
+    Work,
+)
+
+if TYPE_CHECKING:
+    from ..scheduler.cluster.resources import Resources
+
+SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: EX_TEMPFAIL, signal.SIGUSR1: EX_TEMPFAIL}
+TELL_S = 600.0  # that a process has ended is told for so long
+LAST_LINES = 5
+SAY_S = 10.0  # of silence, before it is said
+KILLED_S = 5.0
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Place:
+    """A process of an attempt here, through all times that it is started again."""
+
+    job: str
+    slot: str
+    work: Work
+    gpu: int | None
+    revivals: Revivals
+    task: asyncio.Task[None] | None = None
+    process: Process | None = None
+    quitting: bool = False  # it was told to end: it is not started again
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.job, self.slot
+
+
+class NodeAgent:
+    """One machine of a cluster."""
+
+    def __init__(
+        self, settings: Settings, name: str, offers: Resources, *, rack: str = "", address: str = "127.0.0.1"
+    ) -> None:
+        self.settings = settings
+        self.name = name
+        self.offers = offers
+        self.rack = rack
+        self.address = address  # where shards listen
+        self.boot = secrets.token_hex(8)
+        self.places: dict[tuple[str, str], Place] = {}
+        self.telling: set[asyncio.Task[None]] = set()
+        self.heartbeat_s = 1.0
+        self.heard_at = 0.0
+        self.silent = False
+        self.offering: asyncio.Task[None] | None = None
+        self.leaving = ""
+        self.code = EX_TEMPFAIL
+        self.empty = asyncio.Event()
+        self.over: asyncio.Future[int] | None = None
+        here = f"node-{name}-{os.getpid()}"
+        self.endpoint = control_endpoint(settings, here, self.handle, vocabulary=Vocabulary)
+
+    async def run(self) -> int:
+        """Offer, and serve until it is told to go. Raises ZmlError where no coordinator takes the offer."""
+        loop = asyncio.get_running_loop()
+        self.over = loop.create_future()
+        for number, code in SIGNALS.items():
+            loop.add_signal_handler(number, self.leave, number.name, code)
+        await self.endpoint.start()
+        beating: asyncio.Task[None] | None = None
+        try:
+            await self._first_offer()
+            beating = asyncio.ensure_future(self._beat())
+            return await self.over
+        finally:
+            if beating is not None:
+                beating.cancel()
+            await self._end_all()
+            await self.endpoint.close()
+
+    # -- the coordinator ---------------------------------------------------------------------------------
+
+    async def _first_offer(self) -> None:
+        where = ", ".join(self.settings.coordinator)
+        try:
+            await self.endpoint.connect(
+                COORDINATOR, self.settings.coordinator, timeout_s=self.settings.join_timeout_s
+            )
+            await self._offer(self.settings.join_timeout_s)
+        except Refused as refused:
+            what = f"the coordinator at {where} refused node {self.name}: {refused.because}"
+            raise ZmlError(UNREACHABLE, what) from None
+        except TransportError as error:
+            raise ZmlError(
+                UNREACHABLE,
+                f"no coordinator of many jobs answers at {where} ({error})",
+                "Start `zml coordinator --cluster FOLDER`, or give its address with --coordinator.",
+            ) from None
+        log.info("offered", node=self.name, offers=str(self.offers), coordinator=where)
+
+    async def _offer(self, within_s: float) -> None:
+        offer = Offer(
+            node=self.name,
+            boot=self.boot,
+            cpus=self.offers.cpus,
+            gpus=self.offers.gpus,
+            memory_mb=self.offers.memory_mb,
+            rack=self.rack,
+        )
+        runs = msgspec.json.encode(Runs([*self.places]))
+        answer = await self.endpoint.request(COORDINATOR, offer, runs, timeout_s=within_s)
+        assert isinstance(answer.message, Offered), answer.message
+        self.heartbeat_s = answer.message.heartbeat_s
+        self._heard()
+
+    async def _offer_again(self) -> None:
+        try:
+            await self._offer(self.settings.join_timeout_s)
+            if self.leaving:
+                self._say_goodbye()
+        except TransportError as error:
+            log.warning("offer not taken", node=self.name, because=str(error))
+
+    def _heard(self) -> None:
+        self.heard_at, self.silent = asyncio.get_running_loop().time(), False
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self.endpoint.notify(COORDINATOR, NodeBeat(self.name, self.boot))
+            if loop.time() - self.heard_at > SAY_S and not self.silent:
+                self.silent = True
+                log.warning("waiting for the coordinator", node=self.name)
+            if loop.time() - self.heard_at > self.settings.coordinator_away_s:
+                what = f"the coordinator has been silent for {self.settings.coordinator_away_s:g} s"
+                self._finish(ZmlError(LOST, f"node {self.name}: {what}"))
+                return
+            await asyncio.sleep(self.heartbeat_s)
+
+    def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Message | None:
+        match message:
+            case NodePulse():
+                self._heard()
+                return None
+            case Strange():
+                if self.offering is None or self.offering.done():
+                    self.offering = asyncio.ensure_future(self._offer_again())
+                return None
+            case Run():
+                return self._run(message, bytes(payload or b""))
+            case Quit():
+                place = self.places.get((message.job, message.slot))
+                if place is not None:
+                    self._quit(place, at_once=message.at_once, because=message.because)
+                return Ok()
+        raise Refusal("unexpected", f"a node does not take {type(message).__name__}")
+
+    # -- processes -----------------------------------------------------------------------------------------
+
+    def _run(self, message: Run, payload: bytes) -> Message:
+        if (message.job, message.slot) in self.places:
+            return Ok()
+        if self.leaving:
+            raise Refusal("leaving", f"node {self.name} leaves: {self.leaving}")
+        try:
+            work = msgspec.json.decode(payload, type=Work)
+            settings = resolve(work.settings, {}, os.devnull).settings
+        except (msgspec.MsgspecError, ZmlError) as bad:
+            raise Refusal("work", f"node {self.name} cannot read what it is to do: {bad}") from None
+        gpu = self._free_gpu() if work.gpus and message.slot[0] == "w" else None
+        place = Place(message.job, message.slot, work, gpu, Revivals(settings))
+        self.places[place.key] = place
+        place.task = asyncio.ensure_future(self._keep(place, settings))
+        return Ok()
+
+    def _free_gpu(self) -> int:
+        taken = {place.gpu for place in self.places.values()}
+        free = [gpu for gpu in range(self.offers.gpus) if gpu not in taken]
+        if not free:
+            raise Refusal("gpu", f"node {self.name} has no free GPU")
+        return free[0]
+
+    def _quit(self, place: Place, *, at_once: bool, because: str) -> None:
+        log.info("ending", job=place.job, slot=place.slot, at_once=at_once, because=because)
+        again, place.quitting = place.quitting, True
+        if place.process is None or place.process.returncode is not None:
+            return
+        if at_once:
+            place.process.kill()
+        elif not again:  # a second signal would stop it
+            place.process.terminate()
+
+    async def _keep(self, place: Place, settings: Settings) -> None:
+        """Run the process, again where it was killed; then tell that it is gone."""
+        because, done = "it could not be started", False
+        try:
+            folder = await self._folder(place.work)
+            command = self._command(place, settings)
+            told = self._environment(place, settings)
+            while not place.quitting:
+                last: list[str] = []
+                loop = asyncio.get_running_loop()
+                begun = loop.time()
+                place.process, gone = await spawn([*PROGRAM, *command], told, folder)
+                copying = asyncio.ensure_future(self._copy(place, place.process, last))
+                await gone.wait()
+                await asyncio.wait([copying], timeout=KILLED_S)
+                code = place.process.returncode
+                assert code is not None, "it has ended"
+                because, done = how_ended(code) + (f": {last[-1]}" if last and code else ""), code == 0
+                again = place.revivals.decide(place.slot, code, last, loop.time() - begun)
+                if again is None or place.quitting:
+                    break
+                log.warning("starting again", job=place.job, slot=place.slot, because=because)
+                await asyncio.sleep(again.after_s)
+        except (OSError, ZmlError) as error:
+            because = str(error)
+        log.info("gone", job=place.job, slot=place.slot, because=because)
+        del self.places[place.key]
+        self._tell(Ceased(self.name, place.job, place.slot, f"its process {because}", done))
+        if not self.places:
+            self.empty.set()
+
+    def _command(self, place: Place, settings: Settings) -> list[str]:
+        work = place.work
+        at = [part for address in work.coordinator for part in ("--coordinator", address)]
+        there = ["--run-dir", work.run_dir]
+        if self.settings.keys:
+            there += ["--keys", self.settings.keys]
+        if place.slot[0] == "p":
+            bind = ANY_PORT if self.address == "127.0.0.1" else f"tcp://{self.address}:0"
+            return ["ps", "--shard", place.slot[1:], *at, "--bind", bind, *there]
+        on = ["--cpu"] if place.gpu is None else ["--gpu", str(place.gpu)]
+        script = ["--", work.script, *work.args] if work.archive else []
+        return ["worker", *on, "--name", place.slot, *at, *there, *script]
+
+    def _environment(self, place: Place, settings: Settings) -> dict[str, str]:
+        threads = place.work.cpus if place.slot[0] == "w" else 1
+        told = environment({**os.environ, **place.work.environment}, settings, threads)
+        told |= {"ZML_ATTEMPT": place.job, "ZML_JOB": place.job, "ZML_COORDINATOR": "", "ZML_KEYS": ""}
+        return told
+
+    async def _folder(self, work: Work) -> str | None:
+        """Where to run it: as asked for, or where its archive is unpacked."""
+        if not work.archive:
+            return work.folder if Path(work.folder).is_dir() else None
+        from .archive import unpack
+
+        into = Path(self.settings.runs).absolute() / "archives"
+        return str(await asyncio.to_thread(unpack, Path(work.archive_at), work.archive, into))
+
+    async def _copy(self, place: Place, process: Process, last: list[str]) -> None:
+        """What it prints goes to its log, where this node sees the run directory; its last lines are remembered."""
+        assert process.stdout is not None and process.stderr is not None
+        logs = Path(place.work.run_dir, "logs")
+        path = logs / f"{place.slot}.log"
+
+        async def keep(stream: asyncio.StreamReader, *, remember: bool) -> None:
+            async for line in lines_of(stream):
+                if remember:
+                    last.append(line)
+                    del last[:-LAST_LINES]
+                    if logs.is_dir():
+                        with path.open("a", errors="replace") as file:
+                            file.write(line + "\n")
+
+        # A worker's stdout is its script's, which its agent has written down already.
+        await asyncio.gather(
+            keep(process.stdout, remember=place.slot[0] == "p"), keep(process.stderr, remember=True)
+        )
+
+    def _tell(self, message: Ceased | Goodbye) -> None:
+        task = asyncio.ensure_future(self._tell_until(message))
+        self.telling.add(task)
+        task.add_done_callback(self.telling.discard)
+
+    async def _tell_until(self, message: Ceased | Goodbye) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + TELL_S
+        while loop.time() < until:
+            try:
+                await ask(self.endpoint, message, within_s=TELL_S)
+                return
+            except Refused as refused:
+                if refused.code != "strange":
+                    return
+            except TransportError:
+                pass
+            await asyncio.sleep(RETRY_S)
+
+    # -- going -----------------------------------------------------------------------------------------------
+
+    def leave(self, name: str, code: int) -> None:
+        """The first signal lets everything leave in order; the second ends it."""
+        if self.leaving:
+            self._finish(self.code)
+            return
+        self.leaving, self.code = name, code
+        log.info("leaving", node=self.name, because=name, processes=len(self.places))
+        self._say_goodbye()
+        asyncio.ensure_future(self._go_when_empty()).add_done_callback(lambda task: None)
+
+    def _say_goodbye(self) -> None:
+        self._tell(Goodbye(self.name, self.boot, False, f"{self.leaving} at the node"))
+
+    async def _go_when_empty(self) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.settings.drain_s
+        while self.places and loop.time() < until:
+            self.empty.clear()
+            try:
+                async with asyncio.timeout_at(until):
+                    await self.empty.wait()
+            except TimeoutError:
+                break
+        self._finish(self.code)
+
+    def _finish(self, result: int | ZmlError) -> None:
+        if self.over is None or self.over.done():
+            return
+        if isinstance(result, ZmlError):
+            self.over.set_exception(result)
+        else:
+            self.over.set_result(result)
+
+    async def _end_all(self) -> None:
+        """Nothing is left behind; the coordinator is told, if it can be."""
+        for place in self.places.values():
+            self._quit(place, at_once=True, because="its node ends")
+        keeping = [place.task for place in self.places.values() if place.task is not None]
+        if keeping:
+            await asyncio.wait(keeping, timeout=KILLED_S)
+        for task in self.telling:
+            task.cancel()
+        try:
+            goodbye = Goodbye(self.name, self.boot, True, f"{self.leaving or 'an error'} at the node")
+            await self.endpoint.request(COORDINATOR, goodbye, timeout_s=2.0)
+        except TransportError:
+            pass  # it finds out
+
+
+def serve(settings: Settings, name: str, offers: Resources, rack: str, address: str) -> int:
+    """Be a node until told to go; returns the exit code. Raises ZmlError."""
+    import uvloop
+
+    async def main() -> int:
+        return await NodeAgent(
+            settings, name or socket.gethostname(), offers, rack=rack, address=address
+        ).run()
+
+    return uvloop.run(main())

@@ -1,0 +1,164 @@
+"""The coordinator's side of its nodes: who is where, and orders that are repeated until they are taken.
+
+Rule: an order goes out when what led to it is on disk; a node that comes, or comes back, is told all of it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from ..messages import Message, Ok
+from ..orders import Orders
+from ..scheduler.cluster import actions, events
+from ..scheduler.cluster.machine import Machine
+from ..scheduler.cluster.resources import Node, NodeId, Resources
+from ..scheduler.ids import JobId
+from ..transport import Endpoint, Refusal
+from .attempts import attempt_name
+from .wire import Ceased, Goodbye, NodeBeat, NodePulse, Offer, Offered, Quit, Run, Runs, Strange, Work
+
+ORDER_S = 20.0
+
+log = structlog.get_logger()
+
+
+class Nodes:
+    """`dispatch` is told what nodes say; `work` makes what a node needs to start a process of an attempt."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        machine: Machine,
+        dispatch: Callable[[events.Event], object],
+        work: Callable[[JobId, int], Work | None],
+        heartbeat_s: float,
+    ) -> None:
+        self.endpoint = endpoint
+        self.machine = machine
+        self.dispatch = dispatch
+        self.work = work
+        self.heartbeat_s = heartbeat_s
+        self.peers: dict[str, str] = {}  # node -> its endpoint
+        self.heard_at: dict[str, float] = {}
+        self.orders = Orders(endpoint, self.peers, lambda node, peer: self.peers.get(node) == peer)
+
+    # -- what they say -----------------------------------------------------------------------------------
+
+    def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
+        match message:
+            case NodeBeat():
+                return self._beat(peer, message)
+            case Offer():
+                return self._offer(peer, message, bytes(payload or b""))
+            case Ceased():
+                self._must_know(message.node, peer)
+                job, _, number = message.job.rpartition(".")
+                if not number.isdecimal():
+                    raise Refusal("job", f"{message.job[:40]!r} is no attempt")
+                gone = events.Gone(JobId(job), int(number), message.slot, message.because, message.done)
+                self.dispatch(gone)
+                return Ok()
+            case Goodbye():
+                return self._goodbye(peer, message)
+        raise Refusal("unexpected", f"a coordinator does not take {type(message).__name__}")
+
+    def _beat(self, peer: str, message: NodeBeat) -> None:
+        name = NodeId(message.node)
+        present = self.machine.cluster.nodes.get(name)
+        if present is None or present.boot != message.boot or self.peers.get(name) != peer:
+            self.endpoint.notify(peer, Strange())
+            return
+        self.heard_at[name] = asyncio.get_running_loop().time()
+        self.dispatch(events.NodeHeard(name, message.boot))
+        self.endpoint.notify(peer, NodePulse())
+
+    def _offer(self, peer: str, message: Offer, payload: bytes) -> Message:
+        try:
+            runs = msgspec.json.decode(payload or b'{"slots":[]}', type=Runs)
+        except msgspec.MsgspecError as bad:
+            raise Refusal("offer", f"what runs there cannot be read: {bad}") from None
+        name = NodeId(message.node)
+        before = self.peers.get(name)
+        present = self.machine.cluster.nodes.get(name)
+        if present is not None and present.boot != message.boot and self._is_well(name):
+            raise Refusal("offer", f"another process offers node {name}, and is well: give this one --name")
+        if before is not None and before != peer:
+            self.endpoint.disconnect(before)
+        self.peers[name] = peer
+        self.heard_at[name] = asyncio.get_running_loop().time()
+        offers = Resources(cpus=message.cpus, gpus=message.gpus, memory_mb=message.memory_mb)
+        node = Node(id=name, offers=offers, rack=message.rack, cost_per_hour=message.cost_per_hour)
+        self.dispatch(events.NodeCame(node, message.boot))
+        for job, slot in runs.slots:
+            if not self._is_there(job, slot, name):
+                self.orders.send(name, Quit(job, slot, True, "nobody knows of it"), within_s=ORDER_S)
+        return Offered(self.heartbeat_s)
+
+    def _is_well(self, name: NodeId) -> bool:
+        """Was it heard just now, by its former self?"""
+        heard_at = self.heard_at.get(name)
+        return heard_at is not None and asyncio.get_running_loop().time() - heard_at < 3 * self.heartbeat_s
+
+    def _is_there(self, attempt: str, slot: str, node: NodeId) -> bool:
+        job, _, number = attempt.rpartition(".")
+        found = self.machine.cluster.jobs.get(JobId(job))
+        return (
+            found is not None
+            and found.attempt is not None
+            and str(found.attempt.number) == number
+            and slot in found.attempt.slots
+            and found.attempt.slots[slot].node == node
+        )
+
+    def _goodbye(self, peer: str, message: Goodbye) -> Message:
+        self._must_know(message.node, peer)
+        name = NodeId(message.node)
+        if message.empty:
+            self.dispatch(events.NodeLeft(name, message.because))
+            self.peers.pop(name, None)
+        else:
+            self.dispatch(events.NodeLeaving(name, message.because))
+        return Ok()
+
+    def _must_know(self, node: str, peer: str) -> None:
+        if self.peers.get(node) != peer:
+            raise Refusal("strange", f"node {node} is not here, or is another process")
+
+    # -- what they are told --------------------------------------------------------------------------------
+
+    def run(self, action: actions.Run) -> None:
+        work = self.work(action.job, action.attempt)
+        if work is None or action.node not in self.peers:
+            return  # it is told when it comes
+        name = attempt_name(action.job, action.attempt)
+        task = self.orders.send(
+            action.node, Run(name, action.slot), msgspec.json.encode(work), within_s=ORDER_S
+        )
+
+        def answered(task: asyncio.Task[bool]) -> None:
+            if not task.cancelled() and not task.result():
+                self._not_taken(action)
+
+        task.add_done_callback(answered)
+
+    def quit(self, action: actions.Quit) -> None:
+        if action.node in self.peers:
+            name = attempt_name(action.job, action.attempt)
+            order = Quit(name, action.slot, action.at_once, action.because)
+            self.orders.send(action.node, order, within_s=ORDER_S)
+
+    def _not_taken(self, action: actions.Run) -> None:
+        """It refuses, or does not answer; should it run there all the same, it is not to."""
+        because = f"node {action.node} does not start it"
+        self.quit(actions.Quit(action.job, action.attempt, action.slot, action.node, True, because))
+        self.dispatch(events.Gone(action.job, action.attempt, action.slot, because))
+
+    async def close(self) -> None:
+        self.orders.cancel()
+        await asyncio.gather(*self.orders.tasks, return_exceptions=True)

@@ -1,0 +1,109 @@
+"""What a node and the coordinator of many jobs say to each other; members of jobs speak as ever (`messages`).
+
+node                       coordinator
+Offer      ------------->              resources, and what runs there
+           <-------------  Offered
+NodeBeat   ------------->              a notice, answered by NodePulse or Strange
+           <-------------  Run, Quit   orders, repeated until they are taken; twice is the same as once
+Ceased     ------------->              a process has ended for good
+"""
+
+from typing import Any
+
+import msgspec
+
+from ..messages import AnyMessage, Message
+
+
+class Offer(Message, kw_only=True):
+    """A machine offers its resources. The payload is a `Runs`."""
+
+    node: str
+    boot: str  # another one each time that the node's process starts: then nothing of before runs
+    cpus: int
+    gpus: int
+    memory_mb: int
+    rack: str = ""
+    cost_per_hour: float = 0.0
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """What runs on a node: attempts and slots."""
+
+    slots: list[tuple[str, str]]
+
+
+class Offered(Message):
+    """Accepted; what runs there and should not is ended by orders that follow."""
+
+    heartbeat_s: float
+
+
+class NodeBeat(Message):
+    """A notice: the node is alive."""
+
+    node: str
+    boot: str
+
+
+class NodePulse(Message):
+    """A notice: so is the coordinator."""
+
+
+class Strange(Message):
+    """A notice: this node is not known, or was given up. It is to offer itself again."""
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node needs to know of an attempt to start a process of it."""
+
+    run_dir: str  # where the attempt's files lie, if this node sees them
+    coordinator: list[str]  # addresses
+    settings: dict[str, Any]  # of the training, that were chosen
+    environment: dict[str, str]  # of the user's script
+    script: str
+    args: list[str]
+    folder: str  # to run it in; empty: in the archive
+    archive: str = ""  # the checksum
+    archive_at: str = ""  # a path, if this node sees it, or a URL
+    gpus: int = 0  # of each worker
+    cpus: int = 1
+
+
+class Run(Message):
+    """Start a process of an attempt, unless it runs. The payload is a `Work`."""
+
+    job: str  # the attempt's name, which is the job's name to its members
+    slot: str  # the member's name
+
+
+class Quit(Message):
+    """End that process, if it is there: with SIGTERM, so that it leaves in order, or with SIGKILL."""
+
+    job: str
+    slot: str
+    at_once: bool
+    because: str
+
+
+class Ceased(Message):
+    """A process of an attempt has ended, and is not started again. `done`: it came to its end."""
+
+    node: str
+    job: str
+    slot: str
+    because: str
+    done: bool
+
+
+class Goodbye(Message):
+    """A node wants to go. `empty`: nothing runs there, and it goes now; else all of it is to leave in order."""
+
+    node: str
+    boot: str
+    empty: bool
+    because: str
+
+
+NodeMessage = Offer | Offered | NodeBeat | NodePulse | Strange | Run | Quit | Ceased | Goodbye
+Vocabulary = AnyMessage | NodeMessage
