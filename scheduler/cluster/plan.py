@@ -59,6 +59,8 @@ class Candidate:
     draining: bool = False
     """It is on its way out of what it has, which is not free before it is gone."""
     profile: Profile | None = None
+    left_s: float | None = None
+    """How much longer it would run with what it asks for, where somebody knows: a simulator does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,133 @@
+"""A round: gangs, preemption, reservations, backfill, reasons."""
+
+from dataclasses import replace
+
+from tests.scheduler.cluster.views import node, nodes, on, request, told, view
+from zml.scheduler.cluster.plan import Candidate, Quota, Why
+from zml.scheduler.cluster.policies import POLICIES
+from zml.scheduler.cluster.resources import Resources
+
+fifo, las = POLICIES["fifo"], POLICIES["las"]
+
+
+def test_a_gang_begins_whole_or_not_at_all() -> None:
+    a, b = Candidate(request=request("a", 3)), Candidate(request=request("b", 2, submitted=1))
+    plan = fifo(view(2, nodes(1), a, b))
+    assert told(plan) == {"a": ("STARTS", ("n00",) * 3), "b": ("BEHIND", None)}
+    assert "others go first" in plan.verdicts[b.request.job].because
+
+
+def test_who_has_something_keeps_it_where_it_is() -> None:
+    a = Candidate(request=request("a", 2), allocation=on("n01", "n01"))
+    assert told(fifo(view(2, nodes(2), a))) == {"a": ("RUNS", ("n01", "n01"))}
+
+
+def test_a_job_of_higher_priority_drains_the_last_in_the_order_and_waits_for_it() -> None:
+    a = Candidate(request=request("a", 2), allocation=on("n00", "n00"))
+    b = Candidate(request=request("b", 2, submitted=1), allocation=on("n00", "n00"))
+    c = Candidate(request=request("c", 2, submitted=2, priority=1))
+    machines = nodes(1)
+    first = las(view(3, machines, a, b, c))
+    assert told(first) == {"a": ("RUNS", ("n00",) * 2), "b": ("PREEMPTED", None), "c": ("NO_ROOM", None)}
+    leaving = replace(b, draining=True)
+    second = las(view(4, machines, a, leaving, c))
+    assert told(second) == {"a": ("RUNS", ("n00",) * 2), "b": ("DRAINING", None), "c": ("NO_ROOM", None)}
+    third = las(view(5, machines, a, replace(b, allocation=None), c))
+    assert told(third) == {"a": ("RUNS", ("n00",) * 2), "b": ("BEHIND", None), "c": ("STARTS", ("n00",) * 2)}
+
+
+def test_what_is_coming_free_for_one_is_not_given_to_another() -> None:
+    leaving = Candidate(request=request("a", 2), allocation=on("n00", "n00"), draining=True)
+    big = Candidate(request=request("b", 4, submitted=1))
+    small = Candidate(request=request("c", 2, submitted=2))
+    plan = fifo(view(3, nodes(1), leaving, big, small))
+    assert told(plan) == {"a": ("DRAINING", None), "b": ("NO_ROOM", None), "c": ("BEHIND", None)}
+
+
+def test_too_big_is_told_from_no_room() -> None:
+    machines = (node("n0", gpus=2), node("n1", gpus=2))
+    busy = Candidate(request=request("a", 3, preemptible=False), allocation=on("n0", "n0", "n1"))
+    five = Candidate(request=request("b", 5, submitted=1))
+    wide = Candidate(request=request("c", 1, worker=Resources(gpus=3), submitted=1))
+    four = Candidate(request=request("d", 4, submitted=1))
+    plan = fifo(view(2, machines, busy, five, wide, four))
+    assert {job: why for job, (why, _) in told(plan).items()} == {
+        "a": "RUNS",
+        "b": "TOO_BIG",
+        "c": "TOO_BIG",
+        "d": "NO_ROOM",
+    }
+
+
+def test_a_preemptible_job_may_use_what_the_first_in_line_cannot_and_is_drained_once_it_can() -> None:
+    fixed = Candidate(request=request("a", 3, preemptible=False), allocation=on("n00", "n00", "n00"))
+    head, small = (
+        Candidate(request=request("b", 4, submitted=1)),
+        Candidate(request=request("c", submitted=2)),
+    )
+    assert told(fifo(view(3, nodes(1), fixed, head, small))) == {
+        "a": ("RUNS", ("n00",) * 3),
+        "b": ("NO_ROOM", None),
+        "c": ("STARTS", ("n00",)),
+    }
+    small = replace(small, allocation=on("n00"))
+    assert told(fifo(view(4, nodes(1), head, small))) == {"b": ("NO_ROOM", None), "c": ("PREEMPTED", None)}
+
+
+def test_what_cannot_be_drained_begins_behind_the_first_in_line_only_if_it_ends_in_time() -> None:
+    fixed = Candidate(
+        request=request("a", 3, preemptible=False, time_limit_s=100), allocation=on("n00", "n00", "n00")
+    )
+    head = Candidate(request=request("b", 4, submitted=1))
+
+    def verdict(limit: float | None) -> Why:
+        small = Candidate(request=request("c", submitted=2, preemptible=False, time_limit_s=limit))
+        return fifo(view(3, nodes(1), fixed, head, small)).verdicts[small.request.job].why
+
+    assert [verdict(None), verdict(101), verdict(100)] == [Why.BEHIND, Why.BEHIND, Why.STARTS]
+
+
+def test_it_may_also_begin_in_what_the_first_in_line_leaves_over() -> None:
+    fixed = Candidate(
+        request=request("a", 3, preemptible=False, time_limit_s=100), allocation=on("n00", "n00", "n00")
+    )
+    head = Candidate(request=request("b", 6, submitted=1))
+    small = [Candidate(request=request(f"c{i}", submitted=2, preemptible=False)) for i in range(3)]
+    plan = fifo(view(3, nodes(2), fixed, head, *small))
+    assert [plan.verdicts[job.request.job].why for job in small] == [Why.STARTS, Why.STARTS, Why.BEHIND]
+
+
+def test_workers_above_the_least_are_given_up_before_jobs_are() -> None:
+    a = Candidate(request=request("a", 1, 4), allocation=on("n00", "n00", "n00"))
+    b = Candidate(request=request("b", 1, submitted=1), allocation=on("n00"))
+    c = Candidate(request=request("c", 2, submitted=2))
+    assert told(fifo(view(3, nodes(1), a, b, c))) == {
+        "a": ("SHRINKS", ("n00",)),
+        "b": ("RUNS", ("n00",)),
+        "c": ("NO_ROOM", None),
+    }
+
+
+def test_what_is_left_over_lets_jobs_grow_in_their_order() -> None:
+    a = Candidate(request=request("a", 1, 3), allocation=on("n00"))
+    b = Candidate(request=request("b", 1, 4, submitted=1))
+    plan = fifo(view(3, nodes(1), a, b))
+    assert told(plan) == {"a": ("GROWS", ("n00",) * 3), "b": ("STARTS", ("n00",))}
+
+
+def test_a_job_moves_off_a_node_that_leaves_and_is_preempted_where_there_is_no_room() -> None:
+    gone = replace(node("n00"), leaving=True)
+    a = Candidate(request=request("a", 1, 2), allocation=on("n00", "n01"))
+    b = Candidate(request=request("b", 4, submitted=1), allocation=on("n00", "n00", "n00", "n00"))
+    plan = fifo(view(3, (gone, node("n01")), a, b))
+    assert told(plan) == {"a": ("RUNS", ("n01", "n01")), "b": ("PREEMPTED", None)}
+
+
+def test_a_quota_stops_what_would_begin_or_grow_beyond_it() -> None:
+    a = Candidate(request=request("a", 1, 4, user="ada"), allocation=on("n00"))
+    b = Candidate(request=request("b", 2, submitted=1, user="ada"))
+    c = Candidate(request=request("c", 1, submitted=2, user="bob"))
+    seen = replace(view(3, nodes(2), a, b, c), quotas={"ada": Quota(gpus=2)})
+    plan = fifo(seen)
+    assert told(plan) == {"a": ("GROWS", ("n00",) * 2), "b": ("QUOTA", None), "c": ("STARTS", ("n00",))}
+    assert plan.verdicts[b.request.job].because == "with it, ada would hold 3 GPUs of 2 allowed"
