@@ -115,6 +115,15 @@ CHECKPOINT_FLAGS = flags(
 )
 KEY_FLAG = click.option("--keys", metavar="FOLDER", help="CURVE keys, made by `zml keys`.")
 BIND_FLAG = click.option("--bind", multiple=True, metavar="ADDR", help="Listen here; may be repeated.")
+CLUSTER_FLAGS = flags(
+    click.option("--cluster", metavar="FOLDER", help="Serve many jobs; all state is in FOLDER."),
+    click.option("--policy", metavar="NAME", help="Of --cluster: who goes first."),
+    click.option(
+        "--http", metavar="HOST:PORT", help="Of --cluster: where to ask.  [default: 127.0.0.1:7078]"
+    ),
+    click.option("--tokens", metavar="FILE", help="Of --cluster: who may ask from other machines."),
+    click.option("--users", metavar="FILE", help="Of --cluster: quotas and shares of users, as TOML."),
+)
 PLACE_FLAGS = flags(
     click.option("--run-dir", metavar="FOLDER", help="The run directory.  [default: a new one below ./runs]"),
     click.option("--job", metavar="NAME", help="The job's name.  [default: job]"),
@@ -238,6 +247,7 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
 @BIND_FLAG
 @KEY_FLAG
 @PLACE_FLAGS
+@CLUSTER_FLAGS
 @click.argument("script", required=False, default="")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
@@ -246,11 +256,24 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     It runs until the job is over; its exit code is the job's. It listens on tcp://127.0.0.1:7077 unless
     --bind says otherwise. SCRIPT and its arguments are what the workers run; the path must lead to the
     script on each machine.
+
+    With --cluster it serves many jobs, which come by `zml submit` and run on the machines where `zml node` runs,
+    until a signal ends it; jobs go on meanwhile, and find it when it is started again.
     """
     from . import logs, rundir
 
+    cluster = {key: given.pop(key) for key in ("policy", "http", "tokens", "users")}
+    folder_of_many = given.pop("cluster")
     resolved = settle(given)
     settings = resolved.settings
+    if folder_of_many:
+        from .cluster_cli import serve_cluster
+
+        if script:
+            raise ZmlError(USAGE, "with --cluster there is no SCRIPT", "Submit it: `zml submit SCRIPT`.")
+        return serve_cluster(settings, folder_of_many, **cluster)
+    if alone := [key for key, value in cluster.items() if value is not None]:
+        raise ZmlError(USAGE, f"--{alone[0]} is for --cluster only", "Give both, or neither.")
     folder = Path(settings.run_dir).absolute()
     if not settings.run_dir or not (folder / rundir.CONFIG).exists():
         folder = rundir.create(resolved, script, args)
@@ -325,6 +348,31 @@ def worker(
     from .agent import serve
 
     return serve(settings, name, device, script, list(args))
+
+
+@main.command(context_settings=CONTEXT)
+@MEMBER_FLAGS
+@click.option("--name", default="", metavar="NAME", help="What to call it.  [default: the host's name]")
+@click.option("--gpus", type=click.IntRange(min=0), metavar="N", help="[default: all there are]")
+@click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="[default: all there are]")
+@click.option(
+    "--memory-mb", "memory", type=click.IntRange(min=1), metavar="N", help="[default: nine tenths of it]"
+)
+@click.option("--rack", default="", metavar="NAME", help="Machines of one rack have fast links.")
+@KEY_FLAG
+@PLACE_FLAGS
+def node(name: str, gpus: int | None, cpus: int | None, memory: int | None, rack: str, **given: Any) -> int:
+    """Offer this machine to a coordinator of many jobs.
+
+    It starts workers and shards when it is told to. SIGTERM, SIGUSR1 or Ctrl-C: what runs here leaves in order, then
+    it ends; a second signal ends everything at once.
+    """
+    from . import logs
+    from .cluster_cli import offer
+
+    settings = settle(given).settings
+    logs.configure("node", name or "node", folder=Path(settings.runs, "nodes"), level=settings.log_level)
+    return offer(settings, name=name, gpus=gpus, cpus=cpus, memory=memory, rack=rack)
 
 
 @main.command(context_settings=CONTEXT)

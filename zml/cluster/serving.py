@@ -1,0 +1,159 @@
+"""`zml coordinator --cluster FOLDER`: the process around the coordinator of many jobs.
+
+    FOLDER/state/          the journal: who submitted what, and what was decided
+    FOLDER/jobs/j7/2/      the run directory of the second attempt of job j7, as `zml run` makes them
+    FOLDER/archives/       code that was sent
+    FOLDER/cluster.json    where it listens, while it does
+
+Started again on the same folder it goes on, at the same addresses: jobs train on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from .. import rundir
+from ..coordinating import keep_synced, where
+from ..errors import USAGE, ZmlError
+from ..journal import Journal
+from ..lease import COORDINATOR
+from ..link import LISTENER, control_endpoint
+from ..scheduler.cluster.plan import Quota
+from ..scheduler.cluster.policies import POLICIES
+from ..scheduler.cluster.rules import Rules
+from ..transport import Endpoint, Handler
+from .desk import JobDesk
+from .hub import Hub
+from .wire import Vocabulary
+
+if TYPE_CHECKING:
+    from ..config import Settings
+
+HERE = "cluster.json"
+STATE = "state"
+
+log = structlog.get_logger()
+
+
+class Listening(msgspec.Struct, frozen=True):
+    """cluster.json."""
+
+    addresses: list[str]
+    http: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a cluster is served."""
+
+    policy: str
+    http: str  # HOST:PORT
+    tokens: str | None = None  # a file: who may come in by HTTP from beyond this machine
+    quotas: dict[str, Quota]
+    shares: dict[str, float]
+
+
+def listening(folder: Path) -> Listening | None:
+    """Where the coordinator of this folder listens, or did last."""
+    try:
+        return msgspec.json.decode((folder / HERE).read_bytes(), type=Listening)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def serve(settings: Settings, folder: Path, plan: Plan) -> int:
+    """Serve a cluster until told to stop; jobs stay where they are. Raises ZmlError."""
+    import uvloop
+
+    return uvloop.run(_serve(settings, folder, plan))
+
+
+async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
+    from ..web.server import serve as serve_http
+
+    more_files()
+    before = listening(folder)
+    journal = Journal(folder / STATE)
+    bind = where(settings.bind, before.addresses if before is not None else ())
+
+    def endpoint(handler: Handler) -> Endpoint:
+        return control_endpoint(
+            settings, COORDINATOR, handler, keys=(LISTENER,), bind=bind, vocabulary=Vocabulary
+        )
+
+    try:
+        hub = Hub(
+            folder,
+            settings,
+            Rules(drain_s=settings.drain_s),
+            POLICIES[plan.policy],
+            endpoint,
+            journal,
+            quotas=plan.quotas,
+            shares=plan.shares,
+        )
+    except BaseException:
+        journal.close()
+        raise
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    syncing = asyncio.ensure_future(keep_synced(journal))
+    server = None
+    try:
+        await hub.start()
+        server = await serve_http(JobDesk(hub), plan.http, tokens=plan.tokens)
+        here = Listening(list(hub.endpoint.addresses), server.url, os.getpid())
+        rundir.write(folder / HERE, msgspec.json.encode(here))
+        log.info("serving", folder=str(folder), addresses=here.addresses, http=here.http, policy=plan.policy)
+        await stopping.wait()
+        log.info("stopping", because="a signal; jobs go on, and find the next coordinator of this folder")
+        return 0
+    finally:
+        if server is not None:
+            await server.stop()
+        syncing.cancel()
+        await asyncio.wait({syncing})
+        await hub.close()
+
+
+def more_files() -> None:
+    """Each attempt has a few files open: as many as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What users.toml says of a user: the most that all his jobs may hold together, and his share."""
+
+    gpus: int | None = None
+    cpus: int | None = None
+    workers: int | None = None
+    share: float = 1.0
+
+
+def read_users(path: Path | None) -> tuple[dict[str, Quota], dict[str, float]]:
+    """Quotas and shares. Raises ZmlError."""
+    if path is None:
+        return {}, {}
+    try:
+        rules = msgspec.toml.decode(path.read_bytes(), type=dict[str, Rule])
+    except OSError as error:
+        raise ZmlError(USAGE, f"{path} cannot be read: {error.strerror}") from None
+    except msgspec.MsgspecError as bad:
+        raise ZmlError(USAGE, f"{path}: {bad}", "Each user is a table: [ada] gpus = 8, share = 2.") from None
+    quotas = {
+        user: Quota(gpus=rule.gpus, cpus=rule.cpus, workers=rule.workers) for user, rule in rules.items()
+    }
+    return quotas, {user: rule.share for user, rule in rules.items()}

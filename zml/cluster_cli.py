@@ -1,0 +1,84 @@
+"""`zml node`; and what `zml coordinator --cluster` needs to know."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import USAGE, ZmlError
+
+MB = 1 << 20
+
+
+def own_address(coordinator: Sequence[str]) -> str:
+    """By which of this machine's addresses others reach it: that by which it reaches the coordinator."""
+    for address in coordinator:
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        if address.startswith("tcp://") and not host.startswith("127."):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing
+                try:
+                    probe.connect((host.strip("[]"), int(port)))
+                    return str(probe.getsockname()[0])
+                except OSError as error:
+                    raise ZmlError(USAGE, f"{address} cannot be reached: {error.strerror}") from None
+    return "127.0.0.1"
+
+
+def memory_mb() -> int:
+    """What this machine has, of which a tenth is left to others."""
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.9) // MB
+
+
+def offer(
+    settings: Any, *, name: str, gpus: int | None, cpus: int | None, memory: int | None, rack: str
+) -> int:
+    """Run `zml node`."""
+    from . import gpu
+    from .cluster.node import serve
+    from .scheduler.cluster.resources import Resources
+
+    found = len(gpu.found())
+    if gpus is not None and gpus > found:
+        raise ZmlError(USAGE, f"--gpus {gpus}: this machine has {found}", "Offer no more than there are.")
+    offers = Resources(
+        cpus=cpus if cpus is not None else len(os.sched_getaffinity(0)),
+        gpus=gpus if gpus is not None else found,
+        memory_mb=memory if memory is not None else memory_mb(),
+    )
+    return serve(settings, name, offers, rack, own_address(settings.coordinator))
+
+
+def serve_cluster(
+    settings: Any, folder: str, *, policy: str | None, http: str | None, tokens: str | None, users: str | None
+) -> int:
+    """Run `zml coordinator --cluster`."""
+    from . import logs
+    from .cluster.serving import Plan, read_users, serve
+    from .scheduler.cluster.policies import DEFAULT, POLICIES
+
+    path = Path(folder).absolute()
+    try:
+        (path / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZmlError(USAGE, f"cannot write to {path}: {error.strerror}", "Choose another folder.") from None
+    chosen = policy or DEFAULT
+    if chosen not in POLICIES:
+        raise ZmlError(USAGE, f"there is no policy {chosen}", f"Choose one of: {', '.join(POLICIES)}.")
+    quotas, shares = read_users(Path(users) if users else None)
+    logs.configure("coordinator", "cluster", folder=path / "logs", job="", level=settings.log_level)
+    plan = Plan(
+        policy=chosen,
+        http=http or "127.0.0.1:7078",
+        tokens=tokens,
+        quotas=quotas,
+        shares=shares,
+    )
+    click.echo(
+        f"cluster in {path}; HTTP on {plan.http}. `zml submit`, `zml jobs`, `zml nodes` ask there.", err=True
+    )
+    return serve(settings, path, plan)
