@@ -24,8 +24,10 @@ PREFIX = "ZML_"
 COMPRESSIONS = (
     "Write none, bf16, topk:1% (or another density, with :int4 or another coding of values) or auto."
 )
-# Variables that are no settings: what processes of zml tell each other, and where the file is.
-NOT_SETTINGS = frozenset({"ZML_CONFIG", "ZML_FAILURE", "ZML_LEAVE", "ZML_PARENT", "ZML_SEAT"})
+# Variables that are no settings: what processes of zml tell each other, and where the file and the API are.
+NOT_SETTINGS = frozenset(
+    {"ZML_CONFIG", "ZML_FAILURE", "ZML_LEAVE", "ZML_PARENT", "ZML_SEAT", "ZML_SERVER", "ZML_TOKEN"}
+)
 COORDINATOR_ADDRESS = "tcp://127.0.0.1:7077"
 ANY_PORT = "tcp://127.0.0.1:0"
 

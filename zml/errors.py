@@ -137,6 +137,44 @@ LOG_DAMAGED = page(
     torn end, as a dying process leaves it, is no damage.""",
     exit_code=4,
 )
+NO_TOKEN = page(
+    "ZML-E221",
+    "the API lets nobody in without a token",
+    """Beyond loopback the HTTP API answers only requests that carry a token: `Authorization: Bearer TOKEN`. The server
+    reads its tokens from a file of mode 0600 with a line for each, USER TOKEN, and an `admin` behind it for those who
+    may change the jobs of others. Commands read theirs from the file that --token or ZML_TOKEN names. `openssl rand
+    -hex 32` makes a token.""",
+    exit_code=3,
+)
+NO_JOB = page(
+    "ZML-E222",
+    "there is no such job",
+    """`zml jobs` lists the jobs that are not over, `zml jobs --all` also those that are, as long as they are kept.""",
+    exit_code=2,
+)
+BAD_JOB = page(
+    "ZML-E223",
+    "the job cannot be taken as it is described",
+    """A key of job.toml, a flag or a field of the request is unknown, has a value that means nothing, or contradicts
+    another. The message names it; nothing was submitted.""",
+    exit_code=2,
+)
+ARCHIVE = page(
+    "ZML-E224",
+    "the folder cannot be sent, or what was sent cannot be used",
+    """`zml submit --archive` packs the folder of the script, but for what .gitignore names: code, not data. It is
+    refused where it is large; the message names the largest files. What arrives is unpacked only if its checksum is
+    right and it holds nothing but files, folders and links within itself.""",
+    exit_code=5,
+)
+NOT_ALLOWED = page(
+    "ZML-E225",
+    "the API refused a request",
+    """Where tokens name users, a job is changed by whom it belongs to, or by an admin. On loopback, requests are
+    refused whose Host is not this machine or that a web page of another origin made: a browser is not to be led
+    here.""",
+    exit_code=4,
+)
 BAD_CHECKPOINT = page(
     "ZML-E401",
     "a checkpoint is not usable",

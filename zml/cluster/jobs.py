@@ -13,8 +13,11 @@ import msgspec
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Number = Annotated[int, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+# To Python alone, $ is also the place before a last newline; (?!\n) says the same to every reader of a pattern.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"
+Name = Annotated[str, msgspec.Meta(pattern=NAME)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+Workers = Count | Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,5}(\.\.[0-9]{1,5})?$(?!\n)")]  # 4, or "1..4"
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,7 +29,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     folder: Text = ""
     archive: Sha256 | None = None
     name: Name | None = None  # for people; the script's name where it is not given
-    workers: Count | Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.\.[0-9]+)?$")] = 1  # 4, or "1..4"
+    workers: Workers = 1
     shards: Count = 1
     replicas: Number = 0
     gpus: Number = 0  # of each worker
