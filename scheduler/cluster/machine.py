@@ -296,7 +296,9 @@ class Machine:
             yield Bury(job.id, attempt.number, slot, because)
         if not attempt.slots and attempt.outcome is None and attempt.leaving is None:
             # Nobody is left who could go on; its coordinator would only wait.
-            yield from self._leave(job, Then.REQUEUE, f"nothing of it is left: {because}", now, at_once=True)
+            yield from self._leave(
+                job, Then.TRY_AGAIN, f"nothing of it is left: {because}", now, at_once=True
+            )
         if not attempt.slots and attempt.outcome is not None:
             yield from self._close(job, attempt, now)
 
@@ -306,7 +308,7 @@ class Machine:
             yield Ignored(event.job, f"{event.job}.{event.attempt} does not begin")
             return
         job, attempt = found
-        attempt.began, job.losses = now, 0
+        attempt.began = now
         job.first_began = job.first_began or now
 
     def _ended(self, event: Ended, now: float) -> Actions:
@@ -318,9 +320,7 @@ class Machine:
         job.count(now)
         attempt.outcome, attempt.exit_code = event.outcome, event.exit_code
         attempt.because, attempt.ended = event.because, now
-        for slot, place in attempt.slots.items():  # they know, and go by themselves; see `_due`
-            yield Quit(job.id, attempt.number, slot, place.node, False, "its job is over")
-        if not attempt.slots:
+        if not attempt.slots:  # else they know, and go by themselves, in time: `_due`
             yield from self._close(job, attempt, now)
 
     def _close(self, job: Job, attempt: Attempt, now: float) -> Actions:
@@ -339,12 +339,12 @@ class Machine:
             yield from self._finish(job, Standing.CANCELLED, code or EXIT_CANCELLED, because, now)
         elif then is Then.TIME_UP:
             yield from self._finish(job, Standing.TIMED_OUT, EXIT_TIMED_OUT, because, now)
-        elif then is Then.FAIL:
-            yield from self._finish(job, Standing.FAILED, code or EXIT_LOST, because, now)
         elif then is Then.PAUSE:
             job.paused = because
+        elif then is Then.TRY_AGAIN:
+            yield from self._lose(job, attempt, because, now)
         elif then is Then.REQUEUE or attempt.outcome is Outcome.DRAINED:
-            pass  # its turn comes again
+            job.losses = 0  # its turn comes again
         elif attempt.outcome is Outcome.CANCELLED:
             yield from self._finish(job, Standing.CANCELLED, code or EXIT_CANCELLED, because, now)
         elif attempt.outcome is Outcome.FAILED:
@@ -354,11 +354,14 @@ class Machine:
             else:
                 job.not_before = now + self.rules.pause_s(job.failures)
         else:
-            yield from self._lose(job, because, now)
+            yield from self._lose(job, attempt, because, now)
 
-    def _lose(self, job: Job, because: str, now: float) -> Actions:
+    def _lose(self, job: Job, attempt: Attempt, because: str, now: float) -> Actions:
+        began = attempt.began
+        if began is not None and attempt.ended - began > self.rules.healthy_s:
+            job.losses = 0
         job.losses += 1
-        if job.losses > self.rules.losses:
+        if job.losses >= (self.rules.false_starts if began is None else self.rules.losses):
             what = f"{counted(job.losses, 'attempt')} in a row were lost, the last one: {because}"
             yield from self._finish(job, Standing.FAILED, EXIT_LOST, what, now)
         else:
@@ -405,7 +408,8 @@ class Machine:
                 because = f"it is still there {rules.stop_s:g} s after its job"
                 yield Quit(job.id, attempt.number, slot, place.node, True, because)
         elif attempt.leaving is None and attempt.began is None:
-            yield from self._never_began(job, attempt, now)
+            because = f"not everybody was there after {rules.start_s:g} s"
+            yield from self._leave(job, Then.TRY_AGAIN, because, now)
         elif attempt.leaving is None:
             because = f"the time limit of {job.request.time_limit_s:g} s is over"
             yield from self._leave(job, Then.TIME_UP, because, now)
@@ -419,13 +423,6 @@ class Machine:
             if (again := job.attempt) is not None:
                 for slot, place in again.slots.items():
                     yield Quit(job.id, again.number, slot, place.node, True, because)
-
-    def _never_began(self, job: Job, attempt: Attempt, now: float) -> Actions:
-        because = f"not everybody was there after {self.rules.start_s:g} s"
-        job.losses += 1
-        then = Then.FAIL if job.losses > min(self.rules.losses, job.request.retries + 2) else Then.REQUEUE
-        job.not_before = now + self.rules.pause_s(job.losses)
-        yield from self._leave(job, then, because, now)
 
     # -- the rounds' decisions -----------------------------------------------------------------------------
 

@@ -25,6 +25,12 @@ class Rules:
     losses: int = 20
     """Attempts in a row that machines may end before the job is given up: its script is then suspected."""
 
+    false_starts: int = 5
+    """The same of attempts that never began: something is wrong with the nodes, or with what was asked for."""
+
+    healthy_s: float = 600.0
+    """An attempt that ran for so long begins a new row."""
+
     remembered: int = 10_000
     """Jobs that are over and still shown."""
 

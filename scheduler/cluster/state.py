@@ -40,10 +40,10 @@ class Then(Enum):
     """What becomes of a job when its attempt, which is on its way out, is over."""
 
     REQUEUE = "it waits for its turn"
+    TRY_AGAIN = "it is tried again"
     PAUSE = "it is paused"
     CANCEL = "it is over"
     TIME_UP = "its time is over"
-    FAIL = "it has failed"
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ class Job:
     paused: str = ""  # why, where it is
     not_before: float = 0.0  # after a failure
     failures: int = 0  # of its script
-    losses: int = 0  # attempts in a row that ended because machines did
+    losses: int = 0  # attempts in a row that machines ended, soon
     changes: int = 0  # of its allocation
     attained_s: float = 0.0  # worker-seconds until `counted`
     ran_s: float = 0.0  # from the beginnings of its attempts to their ends, without the present one

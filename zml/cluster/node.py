@@ -254,7 +254,10 @@ class NodeAgent:
                 log.warning("starting again", job=place.job, slot=place.slot, because=because)
                 await asyncio.sleep(again.after_s)
         except (OSError, ZmlError) as error:
-            because = str(error)
+            because = f"cannot be started: {error}"
+        except Exception as error:  # a mistake of ours is this process's end, and not this node's
+            log.exception("cannot keep", job=place.job, slot=place.slot)
+            because = f"cannot be kept: {type(error).__name__}: {error}"
         log.info("gone", job=place.job, slot=place.slot, because=because)
         del self.places[place.key]
         self._tell(Ceased(self.name, place.job, place.slot, f"its process {because}", done))
@@ -381,11 +384,10 @@ class NodeAgent:
 
 def serve(settings: Settings, name: str, offers: Resources, rack: str, address: str) -> int:
     """Be a node until told to go; returns the exit code. Raises ZmlError."""
-    import uvloop
 
     async def main() -> int:
         return await NodeAgent(
             settings, name or socket.gethostname(), offers, rack=rack, address=address
         ).run()
 
-    return uvloop.run(main())
+    return asyncio.run(main())  # not uvloop, which gives no process a group of its own
