@@ -112,7 +112,7 @@ async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
     server = None
     try:
         await hub.start()
-        server = await serve_http(JobDesk(hub), plan.http, tokens=plan.tokens)
+        server = await serve_http(JobDesk(hub), same_port(plan.http, before), tokens=plan.tokens)
         here = Listening(list(hub.endpoint.addresses), server.url, os.getpid())
         rundir.write(folder / HERE, msgspec.json.encode(here))
         log.info("serving", folder=str(folder), addresses=here.addresses, http=here.http, policy=plan.policy)
@@ -125,6 +125,14 @@ async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
         syncing.cancel()
         await asyncio.wait({syncing})
         await hub.close()
+
+
+def same_port(wanted: str, before: Listening | None) -> str:
+    """Where the system chose a port before, that one: people have it in their shells."""
+    host, _, port = wanted.rpartition(":")
+    if port == "0" and before is not None:
+        return f"{host}:{before.http.rpartition(':')[2]}"
+    return wanted
 
 
 def more_files() -> None:

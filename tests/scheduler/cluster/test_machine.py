@@ -1,0 +1,366 @@
+"""The cluster machine in a small world that does what it is told, now or later, and in which anything may happen."""
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zml.scheduler.cluster import actions, events
+from zml.scheduler.cluster.events import Outcome
+from zml.scheduler.cluster.machine import HANDLERS, Machine
+from zml.scheduler.cluster.policies import POLICIES
+from zml.scheduler.cluster.request import Request
+from zml.scheduler.cluster.resources import Node, NodeId, Resources
+from zml.scheduler.cluster.rules import Rules
+from zml.scheduler.cluster.state import Cluster, Standing, Then
+from zml.scheduler.ids import JobId
+from zml.scheduler.plain import build, build_fields, plain, plain_fields
+
+RULES = Rules(lease_s=5, start_s=60, drain_s=30, stop_s=10, retry_s=5, losses=50, false_starts=50)
+ONE = Resources(cpus=1)
+
+
+def node(name: str, cpus: int = 4, **more: Any) -> Node:
+    return Node(id=NodeId(name), offers=Resources(cpus=cpus), **more)
+
+
+class World:
+    """Nodes and attempts as a dictionary of processes. `told` is the journal: what was told, and when."""
+
+    def __init__(self, policy: str = "las") -> None:
+        self.machine = Machine(RULES)
+        self.policy = POLICIES[policy]
+        self.now = 1000.0
+        self.told: list[tuple[Any, float]] = []
+        self.log: list[actions.Action] = []
+        self.boots: dict[str, str] = {}  # of nodes that are well
+        self.running: dict[tuple[str, int, str], str] = {}  # process -> node
+        self.attempts: dict[
+            tuple[str, int], str
+        ] = {}  # opened and not closed -> what its coordinator was told
+        self.finished: dict[str, Standing] = {}
+
+    # -- time and events --------------------------------------------------------------------------------
+
+    def tell(self, event: Any) -> list[actions.Action]:
+        self.told.append((event, self.now))
+        ordered = self.machine.tell(event, self.now)
+        self.machine.cluster.check()
+        for action in ordered:
+            self.obey(action)
+        return ordered
+
+    def find(self) -> None:
+        while (finding := self.machine.finding(self.now)) is not None:
+            self.tell(finding)
+
+    def round(self) -> None:
+        for decision in self.machine.decide(self.policy, self.now):
+            self.tell(decision)
+
+    def advance(self, seconds: float) -> None:
+        """In small steps, while everybody who is well is heard."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + 1.0)
+            for name, boot in self.boots.items():
+                self.machine.tell(events.NodeHeard(NodeId(name), boot), self.now)
+            self.find()
+            self.round()
+
+    # -- the world does what it is told --------------------------------------------------------------------
+
+    def obey(self, action: actions.Action) -> None:
+        self.log.append(action)
+        match action:
+            case actions.Open(job=job, attempt=number):
+                assert (job, number) not in self.attempts
+                assert not any(other == job for other, _ in self.attempts), "two attempts of one job"
+                self.attempts[job, number] = ""
+            case actions.Close(job=job, attempt=number):
+                del self.attempts[job, number]
+                assert not [key for key in self.running if key[:2] == (job, number)], "closed, and it runs"
+            case actions.Run(job=job, attempt=number, slot=slot, node=name):
+                if name in self.boots:
+                    self.running[job, number, slot] = name
+            case actions.Quit(job=job, attempt=number, slot=slot, at_once=True):
+                self.cease(job, number, slot)
+            case actions.Drain(job=job, attempt=number):
+                self.attempts[job, number] = "drain"
+            case actions.Stop(job=job, attempt=number):
+                self.attempts[job, number] = "stop"
+            case actions.Finish(job=job, state=state):
+                assert job not in self.finished, "over twice"
+                self.finished[job] = state
+
+    def come(self, name: str, cpus: int = 4) -> None:
+        if name in self.boots:  # started again
+            self.die(name)
+        self.boots[name] = f"boot-{name}-{len(self.told)}"
+        self.tell(events.NodeCame(node(name, cpus), self.boots[name]))
+
+    def die(self, name: str) -> None:
+        """Nobody says so."""
+        del self.boots[name]
+        self.running = {key: where for key, where in self.running.items() if where != name}
+
+    def cease(self, job: str, number: int, slot: str, *, done: bool = False) -> None:
+        if self.running.pop((job, number, slot), None) is not None:
+            self.later.append(events.Gone(JobId(job), number, slot, "it ended", done))
+
+    later: list[Any]
+
+    def settle(self) -> None:
+        """What nodes still have to say is said."""
+        while self.later:
+            self.tell(self.later.pop(0))
+
+    def begin(self, job: str, number: int) -> None:
+        self.tell(events.Began(JobId(job), number))
+
+    def end(self, job: str, number: int, outcome: Outcome) -> None:
+        self.tell(events.Ended(JobId(job), number, outcome, 0 if outcome is Outcome.SUCCEEDED else 1, "so"))
+        for key in [key for key in self.running if key[:2] == (job, number)]:
+            self.cease(*key)
+        self.settle()
+
+    def submit(self, job: str, **more: Any) -> None:
+        self.tell(events.Submitted(Request(job=JobId(job), worker=ONE, **{"submitted": self.now, **more})))
+
+
+@pytest.fixture
+def world() -> World:
+    return new_world()
+
+
+def new_world(policy: str = "las") -> World:
+    world = World(policy)
+    world.later = []
+    return world
+
+
+def standing(world: World, job: str) -> Standing:
+    found = world.machine.cluster.jobs.get(JobId(job))
+    return found.standing if found is not None else world.machine.cluster.over[JobId(job)].standing
+
+
+def test_a_job_begins_when_there_is_room_and_ends_when_nothing_of_it_is_left(world: World) -> None:
+    world.submit("j1", least=2, most=2)
+    world.round()
+    assert standing(world, "j1") is Standing.QUEUED
+
+    world.come("n1", cpus=2)
+    world.round()
+    assert [a for a in world.log if isinstance(a, actions.Run)] == [
+        actions.Run(JobId("j1"), 1, slot, NodeId("n1"), world.log[0].because) for slot in ("p0", "w0", "w1")
+    ]
+    assert standing(world, "j1") is Standing.STARTING
+    world.begin("j1", 1)
+    assert standing(world, "j1") is Standing.RUNNING
+    world.tell(events.Ended(JobId("j1"), 1, Outcome.SUCCEEDED, 0, "all finished"))
+    assert standing(world, "j1") is Standing.DRAINING and not world.finished
+    world.end("j1", 1, Outcome.SUCCEEDED)
+    assert world.finished == {"j1": Standing.SUCCEEDED} and not world.attempts
+
+
+def test_a_job_that_comes_after_one_that_failed_never_begins(world: World) -> None:
+    world.come("n1")
+    world.submit("j1")
+    world.submit("j2", after=(JobId("j1"),))
+    world.submit("j3", after=(JobId("j2"),))
+    world.round()
+    world.begin("j1", 1)
+    world.end("j1", 1, Outcome.FAILED)
+    assert world.finished == {"j1": Standing.FAILED, "j2": Standing.CANCELLED, "j3": Standing.CANCELLED}
+
+
+def test_a_failure_is_tried_again_as_often_as_was_asked_for(world: World) -> None:
+    world.come("n1")
+    world.submit("j1", retries=1)
+    world.round()
+    for number in (1, 2):
+        world.begin("j1", number)
+        world.end("j1", number, Outcome.FAILED)
+        world.round()
+        assert world.attempts == {}, "not at once"
+        world.advance(6)
+    assert world.finished == {"j1": Standing.FAILED}
+
+
+def test_machines_that_are_lost_cost_no_retry(world: World) -> None:
+    world.come("n1", cpus=1)
+    world.submit("j1", retries=0)
+    world.round()
+    world.begin("j1", 1)
+    world.die("n1")
+    world.advance(20)
+    assert [a.because for a in world.log if isinstance(a, actions.Bury)], "its coordinator is told"
+    world.end("j1", 1, Outcome.CANCELLED)
+    world.come("n2")
+    world.advance(10)
+    assert list(world.attempts) == [("j1", 2)] and not world.finished
+
+
+def test_whoever_does_not_leave_is_stopped_and_then_killed(world: World) -> None:
+    world.come("n1")
+    world.submit("j1")
+    world.round()
+    world.begin("j1", 1)
+    world.tell(events.CancelAsked(JobId("j1"), "not needed"))
+    assert world.attempts["j1", 1] == "drain"
+    world.advance(31)
+    assert world.attempts["j1", 1] == "stop"
+    world.advance(11)
+    assert not world.running, "killed"
+    world.settle()
+    assert world.finished == {"j1": Standing.CANCELLED} and not world.attempts
+
+
+def test_a_pause_that_is_taken_back_on_the_way_out_is_none(world: World) -> None:
+    world.come("n1")
+    world.submit("j1")
+    world.round()
+    world.begin("j1", 1)
+    world.tell(events.PauseAsked(JobId("j1"), "lunch"))
+    world.tell(events.ResumeAsked(JobId("j1")))
+    job = world.machine.cluster.jobs[JobId("j1")]
+    assert job.attempt is not None and job.attempt.leaving is not None
+    assert job.attempt.leaving.then is Then.REQUEUE
+    world.end("j1", 1, Outcome.DRAINED)
+    world.round()
+    assert list(world.attempts) == [("j1", 2)]
+
+
+def test_a_job_that_was_cancelled_is_not_paused_instead(world: World) -> None:
+    world.come("n1")
+    world.submit("j1")
+    world.round()
+    world.begin("j1", 1)
+    world.tell(events.CancelAsked(JobId("j1"), "not needed"))
+    world.tell(events.PauseAsked(JobId("j1"), "lunch"))
+    world.end("j1", 1, Outcome.DRAINED)
+    assert world.finished == {"j1": Standing.CANCELLED}
+
+
+def test_a_node_that_leaves_takes_its_workers_along_and_no_job(world: World) -> None:
+    world.come("n1", cpus=2)
+    world.submit("j1", least=1, most=4)
+    world.round()
+    world.begin("j1", 1)
+    world.come("n2", cpus=2)
+    world.advance(2)
+    assert sorted(world.running.values()) == ["n1", "n1", "n1", "n2", "n2"], "it has grown"
+    world.tell(events.NodeLeaving(NodeId("n2"), "maintenance"))
+    leaves = [a.slot for a in world.log if isinstance(a, actions.Quit)]
+    assert leaves == [key[2] for key, where in world.running.items() if where == "n2"]
+    assert world.attempts == {("j1", 1): ""}
+    world.advance(5)
+    assert [a for a in world.log if isinstance(a, actions.Open)][1:] == []
+
+
+def test_a_node_that_offers_itself_again_is_told_what_it_may_have_missed(world: World) -> None:
+    world.come("n1", cpus=1)
+    world.submit("j1")
+    world.round()
+    ordered = world.tell(events.NodeCame(node("n1", 1), world.boots["n1"]))
+    assert [(a.slot, a.node) for a in ordered if isinstance(a, actions.Run)] == [("p0", "n1"), ("w0", "n1")]
+
+
+def test_every_event_has_a_handler_and_a_place_in_the_journal() -> None:
+    kinds = {*events.Event.__args__}
+    assert kinds == HANDLERS.keys()
+
+
+# -- anything may happen ---------------------------------------------------------------------------------
+
+
+def live(world: World, rng: random.Random) -> None:
+    """One thing happens, chosen by chance among those that can."""
+    cluster = world.machine.cluster
+    attempts = [(job, number) for job, number in world.attempts]
+    began = [
+        (job.id, job.attempt.number) for job in cluster.jobs.values() if job.attempt and job.attempt.began
+    ]
+    jobs = [*cluster.jobs, JobId("j999")]
+    choices: list[Any] = [
+        lambda: world.submit(
+            f"j{len(world.told)}",
+            least=rng.randint(1, 3),
+            most=rng.randint(3, 6),
+            shards=rng.randint(1, 2),
+            priority=rng.randint(0, 1),
+            retries=rng.randint(0, 1),
+            after=tuple(rng.sample([*cluster.jobs], k=min(len(cluster.jobs), rng.randint(0, 1)))),
+            time_limit_s=rng.choice([None, None, 40.0]),
+        ),
+        lambda: world.come(rng.choice(["n1", "n2", "n3"]), rng.randint(1, 6)),
+        lambda: world.advance(rng.choice([1.0, 7.0, 30.0])),
+        world.round,
+        world.settle,
+        lambda: world.tell(events.CancelAsked(rng.choice(jobs), "asked")),
+        lambda: world.tell(events.PauseAsked(rng.choice(jobs), "asked")),
+        lambda: world.tell(events.ResumeAsked(rng.choice(jobs))),
+        lambda: world.tell(events.ScaleAsked(rng.choice(jobs), 1, rng.randint(1, 5))),
+    ]
+    if world.boots:
+        name = rng.choice(sorted(world.boots))
+        choices += [
+            lambda: world.die(name),
+            lambda: world.tell(events.NodeLeaving(NodeId(name), "asked")),
+            lambda: world.tell(events.NodeCame(node(name, 6), world.boots[name])),
+        ]
+    if attempts:
+        job, number = rng.choice(attempts)
+        choices += [lambda: world.begin(job, number)] * 3
+        choices.append(lambda: world.end(job, number, rng.choice([*Outcome])))
+    if began:
+        job, number = rng.choice(began)
+        choices.append(lambda: world.end(job, number, Outcome.SUCCEEDED))
+    if world.running:
+        key = rng.choice(sorted(world.running))
+        choices.append(lambda: world.cease(*key, done=rng.random() < 0.3))
+    rng.choice(choices)()
+
+
+def heal(world: World) -> None:
+    """Nothing bad happens any more: everybody does what they are told, and every script comes to its end."""
+    for job in list(world.machine.cluster.jobs):
+        world.tell(events.ResumeAsked(job))
+    for name in ("n1", "n2", "n3"):
+        world.come(name, 6)
+    for _ in range(400):
+        if not world.machine.cluster.jobs:
+            return
+        world.advance(5)
+        for (job, number), told in list(world.attempts.items()):
+            if (job, number) in world.attempts and not told:
+                world.begin(job, number)
+                world.end(job, number, Outcome.SUCCEEDED)
+            elif (job, number) in world.attempts:
+                world.end(job, number, Outcome.CANCELLED if told == "stop" else Outcome.DRAINED)
+        world.settle()
+
+
+@pytest.mark.parametrize("policy", ["las", "fifo", "static"])
+@given(seed=st.integers(0, 2**32), steps=st.integers(5, 60))
+@settings(max_examples=60, deadline=None)
+def test_whatever_happens_every_job_comes_to_its_end(policy: str, seed: int, steps: int) -> None:
+    """No node is given more than it has, and what the journal holds makes the same state again, at every moment."""
+    rng, world = random.Random(seed), new_world(policy)
+    for _ in range(steps):
+        live(world, rng)
+        world.machine.cluster.check()
+
+    again = Machine(RULES)
+    again.unwatched()
+    for event, at in world.told:
+        kind = type(event)
+        again.tell(build_fields(kind, plain_fields(event), kind.__name__), at)
+    assert plain(again.cluster) == plain(world.machine.cluster)
+    assert build(Cluster, plain(world.machine.cluster), "cluster") == world.machine.cluster
+
+    heal(world)
+    assert world.machine.cluster.jobs == {}, "every job is over"
+    assert world.attempts == {} and not world.running
