@@ -234,6 +234,20 @@ LOG_HELD = page(
     would lose pushes. The message names the process that holds it; the lock ends with that process.""",
     exit_code=4,
 )
+BAD_TRACE = page(
+    "ZML-E421",
+    "a workload or the measurements of a model cannot be read",
+    """zml simulate reads workloads in the format of the Pollux artifact (name, time, application, num_replicas,
+    batch_size) or of the Philly trace (timestamp, duration, num_gpus), and a folder of measurements per model. File,
+    and line where there is one, are named. What is needed of each is in `zml simulate --help`.""",
+    exit_code=5,
+)
+NO_MATPLOTLIB = page(
+    "ZML-E422",
+    "matplotlib is not installed, so there is nothing to draw with",
+    "Plots need matplotlib, which comes with `pip install 'zml-train[bench]'`. Tables and --json need nothing further.",
+    exit_code=2,
+)
 NOT_JOINED = page(
     "ZML-E501",
     "the script has not joined",
