@@ -81,6 +81,23 @@ JOB_FLAGS = flags(
         "--residual-decay", type=float, metavar="X", help="Topk keeps so much of what waits.  [default: 1]"
     ),
     click.option(
+        "--lr-scaling",
+        type=click.Choice(["none", "linear", "sqrt"]),
+        help="In sync: the learning rate follows the workers' number, from the -w asked for.  [default: none]",
+    ),
+    click.option(
+        "--lr-warm-up-steps",
+        type=int,
+        metavar="N",
+        help="Updates over which it grows to more workers.  [default: 0]",
+    ),
+    click.option(
+        "--staleness-damping",
+        is_flag=True,
+        default=None,
+        help="With a bound or async: divide the rate by the updates that a gradient is late.",
+    ),
+    click.option(
         "--on-bad-batch",
         type=click.Choice(["stop", "skip"]),
         help="When a batch crashes scripts, or its gradient is not finite.  [default: stop]",
@@ -276,6 +293,10 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
         warm_up_steps=settings.warm_up_steps,
         on_bad_batch=settings.on_bad_batch,
         bad_batch_kills=settings.bad_batch_kills,
+        lr_scaling=settings.lr_scaling,
+        lr_base_workers=settings.lr_base_workers,
+        lr_warm_up_steps=settings.lr_warm_up_steps,
+        staleness_damping=settings.staleness_damping,
     )
     from .coordinating import serve
 
