@@ -121,7 +121,7 @@ class Pace:
             self.unsaid = 0
             return
         self.unsaid += 1
-        if course.workers == len(course.crew) or self.unsaid >= LASTS:
+        if course.workers == course.most or self.unsaid >= LASTS:
             self.said, self.unsaid = state, 0
             self.change = (course.factor, why(self.rule, course))
             log.info("learning rate", shard=self.shard, factor=course.factor, because=self.change[1])

@@ -60,10 +60,11 @@ class Course(msgspec.Struct, frozen=True):
 
     crew: dict[str, int] = {}  # worker -> incarnation, of all who had a step in this epoch
     workers: int = 0  # that had a step in the newest update; 0: there was none yet
+    most: int = 0  # that had one in the same update, in this epoch
     epoch: int = -1
     begin: float = 1.0  # where the warm-up began
     made: int = 0  # updates since then
-    level: float = 1.0  # of the crew, with its warm-up
+    level: float = 1.0  # of `most`, with its warm-up
     factor: float = 1.0  # of the newest update: the level, but no more than its own number of steps is worth
 
     def next(self, rule: Rule, epoch: int, steps: Mapping[str, int]) -> Course:
@@ -71,22 +72,24 @@ class Course(msgspec.Struct, frozen=True):
         count = len(steps)
         if not self.workers:
             share = rule.share(count)
-            return Course(dict(steps), count, epoch, share, rule.warm_up_steps, share, share)
-        crew = dict(steps) if epoch > self.epoch else {**self.crew, **steps}
+            return Course(dict(steps), count, count, epoch, share, rule.warm_up_steps, share, share)
+        opens = epoch > self.epoch
+        crew = dict(steps) if opens else {**self.crew, **steps}
+        most = count if opens else max(self.most, count)
         # Who had no step in the newest update may have had no batch: it has not come now.
         stayed = sum(self.crew.get(worker) == incarnation for worker, incarnation in steps.items())
-        before = max(self.workers, stayed)
-        begin, made = self.begin, self.made + 1
+        before = min(self.most, max(self.workers, stayed))
+        begin, made = self.begin, min(self.made + 1, rule.warm_up_steps)
         if count > before:
             begin, made = min(self.level, rule.share(before)), 0
         done = (made + 1) / rule.warm_up_steps if made < rule.warm_up_steps else 1.0
-        goal = rule.share(len(crew))
+        goal = rule.share(most)
         level = goal if done >= 1.0 else begin + (goal - begin) * done
-        return Course(crew, count, epoch, begin, made, level, min(level, rule.share(count)))
+        return Course(crew, count, most, epoch, begin, made, level, min(level, rule.share(count)))
 
     def kept(self) -> Course:
         """The same for a job that goes on from here with other workers."""
-        return msgspec.structs.replace(self, crew={})
+        return msgspec.structs.replace(self, crew={}, workers=self.most)
 
     def warming(self, rule: Rule) -> bool:
         return self.workers > 0 and self.made + 1 < rule.warm_up_steps
@@ -96,11 +99,9 @@ def why(rule: Rule, course: Course) -> str:
     """The factor's reason, for people; empty where there is none."""
     if rule.scaling == "none" or not course.workers:
         return ""
-    crew = len(course.crew) or course.workers
-    meant = (
-        f"{counted(crew)} where {rule.base} {'was' if rule.base == 1 else 'were'} asked for, {rule.scaling}"
-    )
-    if course.workers < crew:
+    asked = f"{rule.base} {'was' if rule.base == 1 else 'were'} asked for"
+    meant = f"{counted(course.most)} where {asked}, {rule.scaling}"
+    if course.workers < course.most:
         return f"{meant}; {course.workers} in the newest update"
     if course.warming(rule):
         return f"{meant}; warm-up step {course.made + 1} of {rule.warm_up_steps} from {course.begin:.3g}"

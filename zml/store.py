@@ -371,8 +371,10 @@ class Store:
                 for segment in chunk.segments:
                     if segment.parameter in absent:
                         one[segment.offset : segment.offset + segment.size].zero_()
-            squares[0] += float(torch.dot(one, one))
-        squares[1] += float(torch.dot(total, total))
+            square = float(torch.dot(one, one))
+            squares[0] += square
+        # What `_add` makes of a single frame still has in it what is absent.
+        squares[1] += float(torch.dot(total, total)) if len(frames) > 1 else square
 
     # -- coming back -----------------------------------------------------------------------------------------
 
