@@ -81,6 +81,23 @@ JOB_FLAGS = flags(
         "--residual-decay", type=float, metavar="X", help="Topk keeps so much of what waits.  [default: 1]"
     ),
     click.option(
+        "--lr-scaling",
+        type=click.Choice(["none", "linear", "sqrt"]),
+        help="In sync: the learning rate follows the workers' number, from the -w asked for.  [default: none]",
+    ),
+    click.option(
+        "--lr-warm-up-steps",
+        type=int,
+        metavar="N",
+        help="Updates over which it grows to more workers.  [default: 0]",
+    ),
+    click.option(
+        "--staleness-damping",
+        is_flag=True,
+        default=None,
+        help="With a bound or async: divide the rate by the updates that a gradient is late.",
+    ),
+    click.option(
         "--on-bad-batch",
         type=click.Choice(["stop", "skip"]),
         help="When a batch crashes scripts, or its gradient is not finite.  [default: stop]",
