@@ -140,16 +140,16 @@ LOG_DAMAGED = page(
 SLURM = page(
     "ZML-E221",
     "Slurm refuses, or is not here",
-    """`zml slurm` works through Slurm's own commands: sbatch, srun, scontrol, squeue and scancel. One of them is not on the
-    PATH, said no, or did not answer; the message has its words.""",
+    """`zml slurm` works through Slurm's own commands: sbatch, srun, scontrol, squeue and scancel. One of them is not on
+    the PATH, said no, or did not answer; the message has its words.""",
     exit_code=4,
 )
 ALLOCATION = page(
     "ZML-E222",
     "the allocation cannot run the job",
-    """Every node has to see the run directory, which is below --runs, and to reach the first node, where the coordinator is.
-    The message names the node and what it lacks. --runs chooses a folder on a file system that all share, --interface the
-    network.""",
+    """Every node has to see the run directory, which is below --runs, and to reach the first node, where the
+    coordinator is. The message names the node and what it lacks. --runs chooses a folder on a file system that all
+    share, --interface the network.""",
     exit_code=4,
 )
 BAD_CHECKPOINT = page(

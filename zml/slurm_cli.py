@@ -1,4 +1,5 @@
-"""`zml slurm`: the group; its commands are in `zml.slurm.cli`, which shares flags with `zml.cli` and is loaded when asked for."""
+"""`zml slurm`: the group; its commands are in `zml.slurm.cli`, which shares flags with `zml.cli` and is loaded when
+asked for."""
 
 import click
 

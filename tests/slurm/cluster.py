@@ -1,11 +1,12 @@
 """A real Slurm on this machine: munged, slurmctld and one slurmd for each virtual node, in a folder of its own.
 
 Rules: nothing of the system's configuration is read or touched; every daemon is a child of this process and ends with
-it; ports are those that the system gives. Virtual nodes have 8 cores, 16 GB and 2 GPUs that are clones of /dev/null, and
-names that nothing resolves, as on some real clusters.
+it; ports are those that the system gives. Virtual nodes have 8 cores, 16 GB and 2 GPUs that are clones of /dev/null,
+and names that nothing resolves, as on some real clusters.
 
-Learned from Debian 12's Slurm 22.05: a daemon reads its own argv[0], and under the name slurmctld-wlm drops every GRES;
-cgroup/v1 has to be named, or slurmd wants systemd; `cred_expire` is also how long a requeued job is held, by default 120 s.
+Learned from Debian 12's Slurm 22.05: a daemon reads its own argv[0], and under the name slurmctld-wlm drops every
+GRES; cgroup/v1 has to be named, or slurmd wants systemd; `cred_expire` is also how long a requeued job is held, by
+default 120 s.
 """
 
 import os
@@ -215,9 +216,7 @@ class Slurm:
         return done.stdout.strip()
 
     def usable(self) -> set[str]:
-        return set(
-            self.command("sinfo", "-h", "-N", "-t", "idle,mix,alloc", "-o", "%N", check=False).split()
-        )
+        return set(self.command("sinfo", "-h", "-N", "-t", "idle,mix,alloc", "-o", "%N", check=False).split())
 
     def jobs(self) -> list[str]:
         return self.command("squeue", "-h", "-o", "%i", check=False).split()
@@ -233,7 +232,7 @@ class Slurm:
     def steps(self, job: str) -> dict[str, str]:
         """The step id of each member that has one."""
         lines = self.command("squeue", "-h", "-s", "-j", job, "-o", "%j %i", check=False).splitlines()
-        return {name: step for name, step in (line.split() for line in lines if len(line.split()) == 2)}
+        return dict(line.split() for line in lines if len(line.split()) == 2)
 
     def tasks(self, node: str = "") -> list[int]:
         """Processes of jobs of this cluster, or of one node."""
@@ -249,9 +248,7 @@ class Slurm:
                 except OSError:
                     continue
                 ours = marks[0] in variables
-                there = (
-                    any(v.startswith(marks[1]) for v in variables) if not node else marks[1] in variables
-                )
+                there = any(v.startswith(marks[1]) for v in variables) if not node else marks[1] in variables
                 if ours and there:
                     found.append(int(entry.name))
         return found

@@ -2,8 +2,8 @@
 
 Rule: never the loopback by accident. On many clusters a node's own name resolves to 127.0.1.1, and some names resolve
 nowhere; a coordinator that listened there would wait for members that cannot come. So the first address that is this
-machine's own and no loopback is taken, in the order: the interface that was asked for; what Slurm calls the node's address;
-its name; and the loopback only for one node, or where Slurm says itself that its nodes are there.
+machine's own and no loopback is taken, in the order: the interface that was asked for; what Slurm calls the node's
+address; its name; and the loopback only for one node, or where Slurm says itself that its nodes are there.
 """
 
 import fcntl

@@ -1,7 +1,7 @@
 """`zml slurm script|submit|head`: the command line of a job in an allocation of Slurm.
 
-Rule: what `script` prints is what `submit` hands in, and the `head` inside it takes the same flags of the job as `zml run`
-does; they are checked when the script is written, not when the job has waited a night in the queue.
+Rule: what `script` prints is what `submit` hands in, and the `head` inside it takes the same flags of the job as `zml
+run` does; they are checked when the script is written, not when the job has waited a night in the queue.
 """
 
 import os
@@ -49,7 +49,9 @@ def passed_on(names: Mapping[str, str], help: str) -> Callable[[F], F]:
 
 SHAPE_FLAGS = flags(
     click.option("--workers-per-node", type=click.IntRange(min=1), metavar="K", help="Instead of -w."),
-    click.option("--cpus-per-worker", type=click.IntRange(min=1), default=2, metavar="C", help="[default: 2]"),
+    click.option(
+        "--cpus-per-worker", type=click.IntRange(min=1), default=2, metavar="C", help="[default: 2]"
+    ),
     click.option("--mem-per-worker", default="4G", metavar="SIZE", help="[default: 4G]"),
     click.option(
         "--gpus-per-worker", type=int, default=0, metavar="G", help="0 or 1.  [default: 0, the CPU]"
@@ -67,11 +69,17 @@ LIFE_FLAGS = flags(
     click.option("--srun", "srun", multiple=True, metavar="OPTION", help="One more option of every step."),
     click.option("--runs", metavar="FOLDER", help="On a file system that all nodes share.  [default: runs]"),
     click.option("--job", metavar="NAME", help="The job's name.  [default: job]"),
-    click.option("--keys", metavar="FOLDER", help="With --join: keys of the run, if it is not a job of Slurm."),
-    click.option("--config", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]"),
-    click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]"),
     click.option(
-        "--keep-output", type=click.Choice(["first", "all", "none"]), help="Whose lines to show.  [default: first]"
+        "--keys", metavar="FOLDER", help="With --join: keys of the run, if it is not a job of Slurm."
+    ),
+    click.option("--config", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]"),
+    click.option(
+        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]"
+    ),
+    click.option(
+        "--keep-output",
+        type=click.Choice(["first", "all", "none"]),
+        help="Whose lines to show.  [default: first]",
     ),
 )
 WRITE_FLAGS = flags(
@@ -93,7 +101,7 @@ WRITE_FLAGS = flags(
 @click.command("script", context_settings=SCRIPT)
 @WRITE_FLAGS
 @click.pass_context
-def script_(context: click.Context, **given: Any) -> int:
+def script_(context: click.Context, /, **given: Any) -> int:
     """Print an sbatch script that trains SCRIPT in one allocation.
 
     Each member is a step of its own. What dies is started again; SIGTERM, which Slurm sends two minutes before the
@@ -106,7 +114,7 @@ def script_(context: click.Context, **given: Any) -> int:
 @click.command(context_settings=SCRIPT)
 @WRITE_FLAGS
 @click.pass_context
-def submit(context: click.Context, **given: Any) -> int:
+def submit(context: click.Context, /, **given: Any) -> int:
     """Hand that script to sbatch."""
     from . import commands
 
@@ -123,7 +131,9 @@ def submit(context: click.Context, **given: Any) -> int:
         click.echo(f"watch   squeue --jobs {job}")
     else:
         click.echo(f"watch   zml status --keys {folder}/keys {folder}/now")
-    click.echo(f"stop    scancel --signal=TERM {job}        with a checkpoint; scancel {job} ends it within seconds")
+    click.echo(
+        f"stop    scancel --signal=TERM {job}        with a checkpoint; scancel {job} ends it within seconds"
+    )
     return 0
 
 
@@ -136,7 +146,7 @@ def submit(context: click.Context, **given: Any) -> int:
 @click.argument("script", required=False, default="")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def head(context: click.Context, script: str, args: tuple[str, ...], **given: Any) -> int:
+def head(context: click.Context, /, script: str, args: tuple[str, ...], **given: Any) -> int:
     """What such a script runs: the batch step of an allocation.
 
     It starts the members with srun, and ends with the exit code of the job; 75 means: safe to run again.
@@ -164,7 +174,14 @@ COMMANDS = {"script": script_, "submit": submit, "head": head}
 # -- from flags to a script --------------------------------------------------------------------------------
 
 # Of these flags none is a setting of the job.
-OTHERS = {"workers_per_node", "cpus_per_worker", "mem_per_worker", "gpus_per_worker", "cpus_per_shard", "mem_per_shard"}
+OTHERS = {
+    "workers_per_node",
+    "cpus_per_worker",
+    "mem_per_worker",
+    "gpus_per_worker",
+    "cpus_per_shard",
+    "mem_per_shard",
+}
 OTHERS |= {"join", "requeue", "interface", "python", "srun", "nodes", "sbatch", "setup", "script", "args"}
 OTHERS |= {name.replace("-", "_") for name in (*SBATCH, *CONTAINER)}
 
@@ -178,7 +195,9 @@ def understood(context: click.Context, given: Mapping[str, Any]) -> tuple[Resolv
     resolved = settle(of_the_job(context, given))
     settings = resolved.settings
     if given["join"] and given["script"]:
-        raise ZmlError(USAGE, "--join brings workers into a run, which has its script", "Leave the script out.")
+        raise ZmlError(
+            USAGE, "--join brings workers into a run, which has its script", "Leave the script out."
+        )
     if not given["join"]:
         if not given["script"]:
             raise ZmlError(USAGE, "there is no script to train", "`zml slurm script --help` shows how.")
@@ -223,7 +242,9 @@ def written(context: click.Context, given: Mapping[str, Any]) -> Script:
         title += " Made by `zml slurm script`; edit it as you like."
     more = [option(text) for text in given["sbatch"]]
     options = [(name, given[name.replace("-", "_")]) for name in SBATCH if given[name.replace("-", "_")]]
-    inside = [f"--{name}={given[name.replace('-', '_')]}" for name in CONTAINER if given[name.replace("-", "_")]]
+    inside = [
+        f"--{name}={given[name.replace('-', '_')]}" for name in CONTAINER if given[name.replace("-", "_")]
+    ]
     python = given["python"] or sys.executable
     parts = parts_of(context, given, inside)
     if script:
@@ -250,8 +271,10 @@ def counted(shape: Shape, workers: int) -> str:
 def option(text: str) -> tuple[str, str]:
     """`--comment=why` or `comment=why`, as name and value. Raises ZmlError."""
     name, _, value = text.removeprefix("--").partition("=")
-    if text.startswith("-") and not text.startswith("--") or not name.strip() or " " in name:
-        raise ZmlError(USAGE, f"--sbatch {text!r} is no long option of sbatch", "Write --sbatch=--comment=why.")
+    if (text.startswith("-") and not text.startswith("--")) or not name.strip() or " " in name:
+        raise ZmlError(
+            USAGE, f"--sbatch {text!r} is no long option of sbatch", "Write --sbatch=--comment=why."
+        )
     return name, value
 
 

@@ -17,14 +17,18 @@ def call(words: Sequence[str], *, text: str = "", environ: Mapping[str, str] | N
     name = words[0]
     if shutil.which(name) is None:
         raise ZmlError(
-            SLURM, f"there is no command {name} here", "Run it where Slurm's commands are: on a login node, mostly."
+            SLURM,
+            f"there is no command {name} here",
+            "Run it where Slurm's commands are: on a login node, mostly.",
         )
     try:
         done = subprocess.run(
             words, input=text, capture_output=True, text=True, errors="replace", timeout=ANSWER_S, env=environ
         )
     except subprocess.TimeoutExpired:
-        raise ZmlError(SLURM, f"{name} has not answered for {ANSWER_S:g} s", "Ask `sinfo` whether slurmctld is there.") from None
+        raise ZmlError(
+            SLURM, f"{name} has not answered for {ANSWER_S:g} s", "Ask `sinfo` whether slurmctld is there."
+        ) from None
     except OSError as error:
         raise ZmlError(SLURM, f"{name} cannot be run: {error.strerror}") from None
     if done.returncode:
@@ -40,7 +44,16 @@ def said(stderr: str) -> str:
     lines = []
     for line in stderr.splitlines():
         words = line.strip()
-        for prefix in ("sbatch:", "scontrol:", "squeue:", "scancel:", "srun:", "slurm_load_jobs", "error:", "fatal:"):
+        for prefix in (
+            "sbatch:",
+            "scontrol:",
+            "squeue:",
+            "scancel:",
+            "srun:",
+            "slurm_load_jobs",
+            "error:",
+            "fatal:",
+        ):
             words = words.removeprefix(prefix).strip()
         if words and words not in lines:
             lines.append(words)

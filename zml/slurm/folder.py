@@ -50,8 +50,8 @@ class JobFolder:
 
     @classmethod
     def of(cls, runs: Path, environ: Mapping[str, str]) -> "JobFolder":
-        """This job's. A cluster that counts its jobs from 1 again has a folder of that number already: a job that runs for
-        the first time gets another then, and one that was requeued the newest."""
+        """This job's. A cluster that counts its jobs from 1 again has a folder of that number already: a job that
+        runs for the first time gets another then, and one that was requeued the newest."""
         first = runs.absolute() / f"slurm-{job_name(environ)}"
         number, path = 1, first
         there: list[Path] = []
@@ -146,4 +146,6 @@ def running_job(path: Path) -> tuple[Path, Path]:
                 if keys.is_dir():
                     return run, keys
             return run, Path()
-    raise ZmlError(USAGE, f"{path} is neither a job's folder nor a run", "`ls runs` lists those of this folder.")
+    raise ZmlError(
+        USAGE, f"{path} is neither a job's folder nor a run", "`ls runs` lists those of this folder."
+    )

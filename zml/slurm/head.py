@@ -1,8 +1,8 @@
 """`zml slurm head`: the batch step. It starts every member as a step of the allocation, and sees the job to its end.
 
-Rules: whose death the coordinator knows of, and who has not left in order, is started again, a few times (`revival`): where
-it was; a shard elsewhere, if its node is gone or silent. A worker whose node is gone stays away: its GPU is too, and the
-others take over its batches. The first SIGTERM drains the job, the second ends it. No step is left.
+Rules: whose death the coordinator knows of, and who has not left in order, is started again, a few times (`revival`):
+where it was; a shard elsewhere, if its node is gone or silent. A worker whose node is gone stays away: its GPU is
+too, and the others take over its batches. The first SIGTERM drains the job, the second ends it. No step is left.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Head:
         self.places = job.shape.placed(job.nodes)
         self.revivals = Revivals(job.settings)
         self.given_up: set[str] = set()
-        self.lost_since: dict[str, float] = {}  # of members that the coordinator calls lost, in the loop's time
+        self.lost_since: dict[
+            str, float
+        ] = {}  # of members that the coordinator calls lost, in the loop's time
         self.nodes_lost = False
         self.begun = False
         self.told = 0  # so many times to go
@@ -107,7 +109,9 @@ class Head:
         if self.killed and status is None:
             return self.code
         if status is None:
-            raise ZmlError(LOST, f"the coordinator {self.steps.now[COORDINATOR].how()}", self._see(COORDINATOR))
+            raise ZmlError(
+                LOST, f"the coordinator {self.steps.now[COORDINATOR].how()}", self._see(COORDINATOR)
+            )
         late = await self.steps.wait(GOODBYE_S)
         if late:
             self.viewer.say(f"ending {console.names(late)}: still there {GOODBYE_S:g} s after the job")
@@ -238,7 +242,9 @@ class Head:
         place = await self._place(member, silent=silent)
         if place is None:
             self.given_up.add(member)
-            self.viewer.say(f"{member} {how}: its node {self.places[member]} is gone, and the others go on without it")
+            self.viewer.say(
+                f"{member} {how}: its node {self.places[member]} is gone, and the others go on without it"
+            )
             return False
         again = self.revivals.decide(member, KILLED, (), loop.time() - child.started_at)
         if again is None:
@@ -341,7 +347,10 @@ class Head:
                     link = None
             await asyncio.sleep(LOOK_EVERY_S)
         await asyncio.sleep(self.settings.drain_s)
-        if self.state in ("RUNNING", "DRAINING"):  # else shards write the last checkpoint, and have a deadline of their own
+        if self.state in (
+            "RUNNING",
+            "DRAINING",
+        ):  # else shards write the last checkpoint, and have a deadline of their own
             self._kill(f"the drain is not over after {self.settings.drain_s:g} s")
 
     def _kill(self, because: str) -> None:

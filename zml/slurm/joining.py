@@ -1,7 +1,9 @@
-"""An allocation of its own that only brings further workers into a job that is going on: `zml slurm script --join RUN`.
+"""An allocation of its own that only brings further workers into a job that is going on: `zml slurm script --join
+RUN`.
 
-Rules: its workers get the names that the coordinator gives; told to go they leave in order, and the job trains on. A worker
-that is killed is started again, a few times. The allocation ends with the job, or when its last worker has left.
+Rules: its workers get the names that the coordinator gives; told to go they leave in order, and the job trains on. A
+worker that is killed is started again, a few times. The allocation ends with the job, or when its last worker has
+left.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class Joining:
         finally:
             await self.steps.end_all()
         codes = [self.steps.now[member].process.returncode or 0 for member in members]
-        if self.told or rundir.last_status(self.plan.run) is None and EX_TEMPFAIL in codes:
+        if self.told or (rundir.last_status(self.plan.run) is None and EX_TEMPFAIL in codes):
             return EX_TEMPFAIL
         return 0 if rundir.last_status(self.plan.run) is not None else next(filter(None, codes), 0)
 

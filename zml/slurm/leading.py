@@ -1,7 +1,7 @@
 """From an allocation's environment to an attempt, and from its end to what the batch script ends with.
 
-Rule: everything is decided from what Slurm says and from the job's folder, so that a job that was requeued needs nobody who
-remembers: it finds its folder, sees what is done, and goes on from the newest checkpoint.
+Rule: everything is decided from what Slurm says and from the job's folder, so that a job that was requeued needs
+nobody who remembers: it finds its folder, sees what is done, and goes on from the newest checkpoint.
 """
 
 import asyncio
@@ -88,10 +88,17 @@ def _attempt(
     folder.point_at(run)
     settings = resolved.settings
     logs.configure(
-        "launcher", "head", folder=run / rundir.LOGS, job=settings.job, level=settings.log_level, terminal=False
+        "launcher",
+        "head",
+        folder=run / rundir.LOGS,
+        job=settings.job,
+        level=settings.log_level,
+        terminal=False,
     )
     workers = settings.workers
-    viewer.say(f"{job} on {len(nodes)} nodes, {here} first: {workers} workers, {settings.shards} shards, in {run}")
+    viewer.say(
+        f"{job} on {len(nodes)} nodes, {here} first: {workers} workers, {settings.shards} shards, in {run}"
+    )
     plan = Job(
         settings=settings,
         run=run,
@@ -130,9 +137,7 @@ def _attempt(
     return _end(End(code, lost, folder.fruitless(), _state(job)), asked.requeue, job, viewer)
 
 
-def _settled(
-    asked: Asked, folder: JobFolder, run: Path, nodes: int, viewer: console.Viewer
-) -> Resolved:
+def _settled(asked: Asked, folder: JobFolder, run: Path, nodes: int, viewer: console.Viewer) -> Resolved:
     """The settings of this attempt: what was asked for, and what follows from the allocation and from those before."""
     given = asked.resolved
     settings = replace(
@@ -158,7 +163,9 @@ def _reinforce(
         return 0
     listening = rundir.listening(run)
     if listening is None:
-        raise ZmlError(USAGE, f"{run} holds no run that has begun", "Join it when it has: `zml status` says so.")
+        raise ZmlError(
+            USAGE, f"{run} holds no run that has begun", "Join it when it has: `zml status` says so."
+        )
     settings: Settings = replace(
         asked.resolved.settings,
         coordinator=tuple(each for each in listening.addresses if each.startswith("tcp:")),
@@ -206,5 +213,7 @@ def _end(end: End, may_requeue: bool, job: str, viewer: console.Viewer) -> int:
             try:
                 commands.requeue(job)
             except ZmlError as error:
-                viewer.say(f"{job} ends with {follows.code}, safe to run again, and is not requeued: {error.what}")
+                viewer.say(
+                    f"{job} ends with {follows.code}, safe to run again, and is not requeued: {error.what}"
+                )
     return follows.code

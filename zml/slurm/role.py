@@ -1,16 +1,18 @@
-"""One member's process inside its step: what only its own node knows, and what a signal means.
+"""A member in its step: what only its own node knows, and what a signal means to a shard.
 
     python -m zml.slurm.role [--interface NAME] [--gpu] RUN COORDINATOR -- ps --shard 0 ...
 
-It says where to listen (`{here}` in the arguments), which GPU the step was given, and waits for `zml`, which it starts.
+It says where to listen (`{here}` in the arguments) and which GPU the step was given, and becomes `zml`; beside a
+shard it stays.
 
-SIGTERM comes to every process of the job when Slurm preempts or cancels it, and to one step alone when somebody takes that
-member away. To all it means: the job is to drain, and the coordinator does that; a shard that left in order just then would
-take the parameters away from under the last checkpoint. So a worker's or shard's SIGTERM waits until the coordinator has
-been asked: it is passed on only if the job trains on. SIGUSR1 is the batch script's own word, and passed on as SIGTERM.
+SIGTERM comes to everybody when Slurm preempts or cancels a job, and to one step alone when somebody takes that member
+away. To all it means: the job is to drain, which is the coordinator's affair. A worker may leave in order all the
+same. A shard may not: it would take the parameters away from under the last checkpoint. So a shard does not see the
+signal (with some of Slurm's plugins it goes to all processes of a step, with others to the first); the process beside
+it asks the coordinator, and passes it on, as SIGUSR1, only if the job trains on.
 
-When the batch script's node dies, Slurm goes on with the job on the others and nobody leads it: a member that has lost the
-coordinator for good then asks Slurm to run the job again.
+When the batch script's node dies, Slurm goes on with the job on the others and nobody leads it. A shard that has lost
+the coordinator for good then asks Slurm to run the job again.
 """
 
 from __future__ import annotations
@@ -39,7 +41,6 @@ ASK_FOR_S = 10.0
 ASK_EVERY_S = 0.5
 LOOK_EVERY_S = 10.0  # at Slurm, whether the batch script's node is still there
 LOOK_FOR_S = 900.0  # SlurmdTimeout is 300 s by default
-SAME_S = 3.0  # a signal of the batch script's and one of Slurm's within this time are one
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class Orders:
     arguments: tuple[str, ...]
 
     @property
-    def is_coordinator(self) -> bool:
-        return self.arguments[0] == "coordinator"
+    def is_shard(self) -> bool:
+        return self.arguments[0] == "ps"
 
 
 def understand(argv: Sequence[str]) -> Orders:
@@ -101,64 +102,55 @@ def given_gpu(environ: Mapping[str, str]) -> int:
     raise ZmlError(NO_GPU, what, "Ask for whole GPUs, or leave --gpus-per-worker out.")
 
 
-class Role:
-    """The process that waits for the member."""
+class Beside:
+    """The process that stays beside a shard."""
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, orders: Orders, environ: Mapping[str, str]) -> None:
         self.orders = orders
+        self.environ = environ
         self.child: subprocess.Popen[bytes] | None = None
-        self.passed_at = float("-inf")
         self.asking: threading.Thread | None = None
-        self.early: list[int] = []  # signals that came before there was a child
 
-    def run(self, environ: Mapping[str, str]) -> int:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self.told)
-        program = [sys.executable, "-P", "-m", "zml", *arguments(self.orders, environ)]
+    def run(self, program: Sequence[str]) -> int:
+        # What is blocked stays so in a process that is started; here it waits until there is a child to tell of it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.signal(signal.SIGTERM, self.told)
         # The kernel ends it when this process is killed; it is started from the main thread, as that needs.
-        self.child = subprocess.Popen(program, env={**environ, **tether.environment()})
-        for number in self.early:
-            self.told(number, None)
+        self.child = subprocess.Popen(program, env={**self.environ, **tether.environment()})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         code = self.child.wait()
-        if code == BOOK[LOST].exit_code and not self.orders.is_coordinator:
-            self.look_for_the_head(environ)
+        if code == BOOK[LOST].exit_code:
+            self.look_for_the_head()
         return code if code >= 0 else 128 - code
 
     def told(self, number: int, frame: FrameType | None) -> None:
-        if self.child is None:
-            self.early.append(number)
-        elif number == signal.SIGUSR1 or self.orders.is_coordinator:
-            self.pass_on(once=True)
-        elif self.asking is None or not self.asking.is_alive():
+        if self.asking is None or not self.asking.is_alive():
             self.asking = threading.Thread(target=self.ask_first, daemon=True)
             self.asking.start()
 
-    def pass_on(self, *, once: bool) -> None:
-        now = time.monotonic()
-        if self.child is not None and not (once and now - self.passed_at < SAME_S):
-            self.passed_at = now
-            self.child.send_signal(signal.SIGTERM)
-
     def ask_first(self) -> None:
         time.sleep(ASK_AFTER_S)
-        if trains_on(self.orders.coordinator):
-            self.pass_on(once=True)
+        if self.child is not None and trains_on(self.orders.coordinator):
+            self.child.send_signal(signal.SIGUSR1)
 
-    def look_for_the_head(self, environ: Mapping[str, str]) -> None:
+    def look_for_the_head(self) -> None:
         """The coordinator has not come back. Is its node gone, and this job without anybody who leads it?"""
-        job, until = job_name(environ), time.monotonic() + LOOK_FOR_S
+        job, until = job_name(self.environ), time.monotonic() + LOOK_FOR_S
         while time.monotonic() < until:
             try:
                 about = commands.job_fields(job)
                 if about.get("JobState") != "RUNNING":
                     return
                 if is_headless(about, commands.nodes_of(job)):
-                    print(f"zml: {about['BatchHost']}, which led {job}, is gone: requeueing it", file=sys.stderr, flush=True)
-                    commands.requeue(job)
-                    return
+                    say(f"{about['BatchHost']}, which led {job}, is gone: requeueing it")
+                    return commands.requeue(job)
             except ZmlError as error:
-                print(f"zml: {error.what}", file=sys.stderr, flush=True)
-            time.sleep(LOOK_EVERY_S * random.uniform(0.5, 1.5))  # members do not all ask at once
+                say(error.what)
+            time.sleep(LOOK_EVERY_S * random.uniform(0.5, 1.5))  # shards do not all ask at once
+
+
+def say(text: str) -> None:
+    print(f"zml: {text}", file=sys.stderr, flush=True)
 
 
 def is_headless(about: Mapping[str, str], nodes: Sequence[str]) -> bool:
@@ -167,7 +159,8 @@ def is_headless(about: Mapping[str, str], nodes: Sequence[str]) -> bool:
 
 
 def trains_on(coordinator: Sequence[str]) -> bool:
-    """Does the job go on without this member's leave? A coordinator that does not answer is starting, or gone: no matter."""
+    """Does the job go on without this member's leave? A coordinator that does not answer is starting, or gone: no
+    matter."""
     from .. import logs
     from ..config import resolve
     from ..observe import fetch_status
@@ -185,11 +178,15 @@ def trains_on(coordinator: Sequence[str]) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
+    orders = understand(argv)
     try:
-        return Role(understand(argv)).run(os.environ)
+        program = [sys.executable, "-P", "-m", "zml", *arguments(orders, os.environ)]
     except ZmlError as error:
         print(f"error: {error.what} [{error.code}]\n  {error.fix}", file=sys.stderr, flush=True)
         return error.exit_code
+    if orders.is_shard:
+        return Beside(orders, dict(os.environ)).run(program)
+    os.execv(program[0], program)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ class Script:
                 lines.append(_option(name, value, why))
         lines += [_option(name, value, "") for name, value in self.options]
         lines += ["", *(_one_line(line, "--setup") for line in self.setup), *([""] if self.setup else [])]
-        lines.append("# One step for each member; what dies is started again, and SIGTERM ends in a checkpoint.")
+        lines.append(
+            "# One step for each member; what dies is started again, and SIGTERM ends in a checkpoint."
+        )
         commands = ["exec " + shlex.join(self.words), *(shlex.join(part) for part in self.parts)]
         lines.append(" \\\n    ".join(commands))
         for part in self.parts:

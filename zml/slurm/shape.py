@@ -1,8 +1,9 @@
 """How many of whom, what each needs, and on which node it runs.
 
-Rule: every node is asked for what the fullest one needs, for an allocation is the same on each of its nodes. Members are
-dealt in a ring: workers from the first node on, shards after the last worker, so that no node has two more than another.
-The coordinator runs on the first node, where the batch script is: when that node dies both are gone anyway.
+Rule: every node is asked for what the fullest one needs, for an allocation is the same on each of its nodes. Members
+are dealt in a ring, so that no node has two more than another. The coordinator runs on the first node, where the
+batch script is: when that node dies both are gone anyway. The first shard is on the second, to notice just that
+(`role`).
 """
 
 from collections import Counter
@@ -44,10 +45,10 @@ class Shape:
 
     def placed(self, nodes: Sequence[str]) -> dict[str, str]:
         """The node of each member, the coordinator first."""
-        workers = self.workers_on(len(nodes))
+        members = [f"p{shard}" for shard in range(self.shards)]
+        members += [f"w{worker}" for worker in range(self.workers_on(len(nodes)))]
         places = {COORDINATOR: nodes[0]}
-        places |= {f"w{worker}": nodes[worker % len(nodes)] for worker in range(workers)}
-        places |= {f"p{shard}": nodes[(workers + shard) % len(nodes)] for shard in range(self.shards)}
+        places |= {member: nodes[at % len(nodes)] for at, member in enumerate(members, 1)}
         return places
 
     def per_node(self, nodes: int) -> Needs:

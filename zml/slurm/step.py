@@ -1,9 +1,9 @@
 """One member as a step of the allocation: the srun command, and what srun is not to know.
 
-Rules, each learned from a real Slurm: every step says its memory, or the first takes all of it and the next one waits; the
-steps share nothing (`--exact`), but what is started in the place of a dead one overlaps, because what that one had is
-freed late or never; a step's end touches no other. The batch script's own variables are also srun's options
-(SLURM_MEM_PER_NODE beside --mem ends srun), so those that say how much are taken out.
+Rules, each learned from a real Slurm: every step says its memory, or the first takes all of it and the next one
+waits; the steps share nothing (`--exact`), but what is started in the place of a dead one overlaps, because what that
+one had is freed late or never; a step's end touches no other. The batch script's own variables are also srun's
+options (SLURM_MEM_PER_NODE beside --mem ends srun), so those that say how much are taken out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,13 @@ SAID_BY_FLAGS = (
 
 
 def command(
-    member: str, node: str, needs: Needs, role: Sequence[str], *, again: bool = False, more: Sequence[str] = ()
+    member: str,
+    node: str,
+    needs: Needs,
+    role: Sequence[str],
+    *,
+    again: bool = False,
+    more: Sequence[str] = (),
 ) -> list[str]:
     """`again`: in the place of a step that has ended. `more`: options of the user's, a container image say."""
     shares = again or member == COORDINATOR

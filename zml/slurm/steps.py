@@ -1,7 +1,7 @@
 """The steps of an allocation as running srun processes: started, watched, told to go, and none left behind.
 
-Rules: a step's end is seen at once; what is printed goes to the member's log in the run directory, but for the lines of the
-script that are to be shown; SIGUSR1 to srun reaches the member, SIGTERM ends the step.
+Rules: a step's end is seen at once; what is printed goes to the member's log in the run directory, but for the lines
+of the script that are to be shown; SIGUSR1 to srun reaches the member, SIGTERM ends the step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ class Steps:
     """`show` gets (member, line) of what scripts print; `woken` is set whenever a step has ended."""
 
     def __init__(
-        self, logs: Path, environment: Mapping[str, str], woken: asyncio.Event, show: Callable[[str, str], None]
+        self,
+        logs: Path,
+        environment: Mapping[str, str],
+        woken: asyncio.Event,
+        show: Callable[[str, str], None],
     ) -> None:
         self.logs = logs
         self.environment = environment
@@ -72,7 +76,9 @@ class Steps:
                 self.show(member, line)
 
         is_worker = member.startswith("w")
-        await asyncio.gather(shown(process.stdout) if is_worker else keep(process.stdout), keep(process.stderr))
+        await asyncio.gather(
+            shown(process.stdout) if is_worker else keep(process.stdout), keep(process.stderr)
+        )
 
     def leave(self, members: Sequence[str]) -> None:
         """They are to go in order."""

@@ -1,8 +1,8 @@
 """What the batch script does when its attempt is over: end with the job's exit code, or ask Slurm to run it again.
 
-Rule: it is run again only if that can help. A job that was told to go has a checkpoint and goes on from it; one that lost
-its machines too. One that failed by itself would fail again, one that people have cancelled is to stay so, and one that has
-not come as far as a checkpoint so many times in a row never will.
+Rule: it is run again only if that can help. A job that was told to go has a checkpoint and goes on from it; one that
+lost its machines too. One that failed by itself would fail again, one that people have cancelled is to stay so, and
+one that has not come as far as a checkpoint so many times in a row never will.
 """
 
 from dataclasses import dataclass
