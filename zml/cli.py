@@ -19,6 +19,7 @@ from .ckpt_cli import ckpt
 from .config import ANY_PORT, COORDINATOR_ADDRESS, Resolved, resolve
 from .errors import INTERRUPTED, USAGE, ZmlError
 from .run_cli import data, timeline
+from .slurm_cli import slurm
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -444,6 +445,7 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 main.add_command(timeline)
 main.add_command(ckpt)
 main.add_command(data)
+main.add_command(slurm)
 
 
 @main.command(context_settings=CONTEXT)

@@ -175,6 +175,21 @@ NOT_ALLOWED = page(
     here.""",
     exit_code=4,
 )
+SLURM = page(
+    "ZML-E231",
+    "Slurm refuses, or is not here",
+    """`zml slurm` works through Slurm's own commands: sbatch, srun, scontrol, squeue and scancel. One of them is not on
+    the PATH, said no, or did not answer; the message has its words.""",
+    exit_code=4,
+)
+ALLOCATION = page(
+    "ZML-E232",
+    "the allocation cannot run the job",
+    """Every node has to see the run directory, which is below --runs, and to reach the first node, where the
+    coordinator is. The message names the node and what it lacks. --runs chooses a folder on a file system that all
+    share, --interface the network.""",
+    exit_code=4,
+)
 BAD_CHECKPOINT = page(
     "ZML-E401",
     "a checkpoint is not usable",
