@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .errors import USAGE, ZmlError
+from .flags import CONTEXT, KEY_FLAG, MEMBER_FLAGS, PLACE_FLAGS, settle
 
 MB = 1 << 20
 
@@ -82,3 +83,27 @@ def serve_cluster(
         f"cluster in {path}; HTTP on {plan.http}. `zml submit`, `zml jobs`, `zml nodes` ask there.", err=True
     )
     return serve(settings, path, plan)
+
+
+@click.command(context_settings=CONTEXT)
+@MEMBER_FLAGS
+@click.option("--name", default="", metavar="NAME", help="What to call it.  [default: the host's name]")
+@click.option("--gpus", type=click.IntRange(min=0), metavar="N", help="[default: all there are]")
+@click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="[default: all there are]")
+@click.option(
+    "--memory-mb", "memory", type=click.IntRange(min=1), metavar="N", help="[default: nine tenths of it]"
+)
+@click.option("--rack", default="", metavar="NAME", help="Machines of one rack have fast links.")
+@KEY_FLAG
+@PLACE_FLAGS
+def node(name: str, gpus: int | None, cpus: int | None, memory: int | None, rack: str, **given: Any) -> int:
+    """Offer this machine to a coordinator of many jobs.
+
+    It starts workers and shards when it is told to. SIGTERM, SIGUSR1 or Ctrl-C: what runs here leaves in order, then
+    it ends; a second signal ends everything at once.
+    """
+    from . import logs
+
+    settings = settle(given).settings
+    logs.configure("node", name or "node", folder=Path(settings.runs, "nodes"), level=settings.log_level)
+    return offer(settings, name=name, gpus=gpus, cpus=cpus, memory=memory, rack=rack)

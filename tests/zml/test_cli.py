@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import zml
-from zml import cli, config, errors
+from zml import cli
+from zml.flags import config, errors, settle
 from zml.status import JobStatus, decode, encode
 
 ROOT = Path(cli.__file__).resolve().parent.parent
@@ -231,7 +232,7 @@ def settled(*args: str) -> Any:
     """The settings that a command line makes."""
     with cli.main.commands["run"].make_context("run", list(args)) as context:
         given = {key: value for key, value in context.params.items() if key not in ("script", "args", "cpu")}
-        return cli.settle(given).settings, context.params["script"], context.params["args"]
+        return settle(given).settings, context.params["script"], context.params["args"]
 
 
 @pytest.mark.parametrize(
