@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from .codec import split
+from .counted import Committed, Last, Step
 from .hyper import read_hyper
 from .messages import Assign, Seat
+from .rates import Course
 from .records import Damaged, Records, sync_folder
 from .scheduler.ids import WorkerId
 from .scheduler.staleness import Account as GateAccount
@@ -43,9 +45,10 @@ class Push(msgspec.Struct, frozen=True, array_like=True):
     bucket: int
     absent: list[int]
     payload: str  # name of the record
+    seen: int = -1
 
 
-Counted: TypeAlias = tuple[int, int, int, bytes, int]  # `shard.Last`
+Counted: TypeAlias = tuple[int, int, int, bytes, int]  # `counted.Last`
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +67,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     hyper: bytes
     steps: int
     versions: dict[int, tuple[int, int, int]]
+    course: Course = Course()
 
 
 @dataclass(slots=True)
@@ -89,7 +93,7 @@ def state_of(shard: Shard) -> State:
             name = f"{where}/{bucket}"
             payload = b"".join(bytes(frame) for frame in staged.frames.values())
             tensors[name] = torch.frombuffer(bytearray(payload or b"\0"), dtype=torch.uint8)[: len(payload)]
-            found.append(Push(bucket, sorted(staged.absent), name))
+            found.append(Push(bucket, sorted(staged.absent), name, staged.seen))
         return found
 
     staged = {
@@ -122,14 +126,13 @@ def state_of(shard: Shard) -> State:
         hyper=shard.hyper_bytes,
         steps=shard.steps,
         versions=versions,
+        course=shard.pace.course,
     )
     return State(account, tensors)
 
 
 def become(shard: Shard, state: State) -> None:
     """Make a new shard the one that was copied."""
-    from .shard import Committed, Last, Step
-
     account = state.account
     tensors = dict(state.tensors)
 
@@ -138,7 +141,7 @@ def become(shard: Shard, state: State) -> None:
         for push in kept:
             payload = tensors.pop(push.payload).numpy().data
             frames = split(payload, shard.buckets[push.bucket].chunks)
-            found[push.bucket] = Staged(frames, frozenset(push.absent))
+            found[push.bucket] = Staged(frames, frozenset(push.absent), push.seen)
         return found
 
     if account.assign is not None:
@@ -166,6 +169,7 @@ def become(shard: Shard, state: State) -> None:
         }
         for clock, steps in account.committed.items()
     }
+    shard.pace.course = account.course
     shard.store.load_state(account.versions, tensors)
 
 

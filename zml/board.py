@@ -8,18 +8,20 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from .errors import ZmlError
 from .facts import Facts, Progressed
-from .messages import Exited, Failure, JobSpec, Join, Joined, Report
+from .messages import Exited, Failure, Gauge, JobSpec, Join, Joined, Report
+from .noise import LEAST, scale, together
+from .plan import Plan
 from .scheduler import explain
 from .scheduler.batches import Ledger
 from .scheduler.state import Job, Over
-from .status import JobStatus, MemberFailure, MemberStatus
+from .status import JobStatus, MemberFailure, MemberStatus, NoiseStatus, RateStatus, StepTime
 
 RATE_S = 15.0  # samples per second are counted over this window
 FRESH_S = 10.0  # older values are not part of the mean
@@ -51,6 +53,8 @@ class Board:
         self.spec = spec
         self.failures = failures
         self.cards: dict[str, Card] = {}
+        self.gauges: dict[str, Gauge] = {}  # by shard, the newest
+        self.change = (1.0, "")  # of the learning rate, the last one told
         self.epochs = 0
         self.started_at = time.time()
         self.training_since = math.inf  # when the first report came
@@ -102,6 +106,14 @@ class Board:
         while self.counted[0][0] < now - RATE_S:
             self.counted.popleft()
 
+    def gauge(self, gauge: Gauge, note: Callable[[str, str], None]) -> None:
+        """`note` is told when the learning rate has changed, by one shard for all."""
+        self.gauges[gauge.shard] = gauge
+        first = min(self.gauges, key=lambda shard: (len(shard), shard))
+        if gauge.shard == first and gauge.change[1] and gauge.change != self.change:
+            self.change = gauge.change
+            note(f"learning rate x {gauge.change[0]:.4g}", gauge.change[1])
+
     def meant(self, exited: Exited, error: ZmlError) -> MemberFailure:
         """The script ended as `exited` says, and this is what that means."""
         told = exited.failure or Failure(kind="", at=time.time())
@@ -114,6 +126,7 @@ class Board:
         views = [view for view in explain.members(record) if view.member in self.cards]
         active = [view.member for view in views if view.role == "worker" and view.state == "active"]
         waiting = explain.waiting_for(record) if isinstance(record, Job) else ""
+        batch_size = ledger.current.batch_size if ledger.current is not None else 0
         status = JobStatus(
             job=record.id,
             state=record.state.name,
@@ -134,6 +147,9 @@ class Board:
             started_at=self.started_at,
             at=time.time(),
             members=[self.member(view.member, view.state, view.because, now) for view in views],
+            rate=self.rate(),
+            noise=self.noise(batch_size),
+            step_times=self.step_times(batch_size),
             waiting_for=[waiting] if waiting else [],
             failures=self.failures,
             exit_code=record.exit_code if isinstance(record, Over) else None,
@@ -164,6 +180,51 @@ class Board:
             mean = sum(numbers) / len(numbers)
             means[name] = mean if math.isfinite(mean) else None  # JSON knows no NaN
         return means
+
+    def rate(self) -> RateStatus | None:
+        """As the shard says it that has made the most updates."""
+        rule = self.spec.rates
+        if rule.scaling == "none" and not rule.damping:
+            return None
+        newest = max(self.gauges.values(), key=lambda gauge: gauge.updates, default=None)
+        if newest is None:
+            return RateStatus(scaling=rule.scaling, base_workers=rule.base)
+        return RateStatus(
+            scaling=rule.scaling,
+            base_workers=rule.base,
+            factor=newest.factor,
+            because=newest.because,
+            staleness=newest.late,
+            damping=newest.damping,
+        )
+
+    def noise(self, batch_size: int) -> NoiseStatus:
+        """Of all shards that hold trained parameters, together. Never a guess."""
+        if not Plan.of(self.spec).shows_noise:
+            return NoiseStatus(because="it takes sync, whole gradients, and the optimizer on the shards")
+        found = together(gauge.noise for gauge in self.gauges.values())
+        if found.updates < LEAST:
+            what = "it takes two workers or more in an update" if self.spec.workers < 2 else "not enough yet"
+            return NoiseStatus(updates=found.updates, because=f"{what}: {found.updates} updates measured")
+        samples = scale(found, batch_size)
+        because = ""
+        if samples is None:
+            because = "the batch size is not known" if not batch_size else "the mean gradient drowns in noise"
+        variance = found.variance * batch_size if batch_size else None
+        return NoiseStatus(
+            scale=samples, because=because, updates=found.updates, square=found.square, variance=variance
+        )
+
+    def step_times(self, batch_size: int) -> list[StepTime]:
+        """Shards see the same steps: for each number of workers, as the one says it that has seen the most."""
+        best: dict[int, tuple[int, float]] = {}
+        for gauge in self.gauges.values():
+            for workers, steps, seconds in gauge.step_times:
+                best[workers] = max(best.get(workers, (0, 0.0)), (steps, seconds))
+        return [
+            StepTime(workers=workers, step_s=seconds, steps=steps, batch_size=batch_size)
+            for workers, (steps, seconds) in sorted(best.items())
+        ]
 
     def member(self, member: str, state: str, because: str, now: float) -> MemberStatus:
         card = self.cards[member]

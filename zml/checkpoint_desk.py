@@ -71,7 +71,7 @@ class CheckpointDesk:
             self.hall.ledger.at_cut(applied_batches(applied, self.hall.ledger.incarnations))
         )
         steps = self.hall.board.steps(self.hall.machine.workers(self.hall.job))
-        job = describe_job(self.hall.spec, steps, self.hall.ledger, self.hall.facts.noted)
+        job = describe_job(self.hall.spec, steps, self.hall.ledger, self.hall.facts.noted, front.course)
         return Cut(self.hall.facts.registration, self.hall.ledger.epoch, ledger, job, {})
 
     def stop(self, member: str, because: str) -> None:

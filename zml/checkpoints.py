@@ -27,6 +27,7 @@ from .holding import Applied
 from .layout import BadLayout, Registration
 from .messages import Front, JobSpec, Kept, Message, Ok, Piece
 from .orders import while_moving
+from .rates import Course
 from .scheduler import calls
 from .scheduler.batches import MOST_BATCHES, Ledger
 from .scheduler.epoch import COMMITTED, SKIPPED, Pass
@@ -194,10 +195,27 @@ def describe_ledger(found: Pass | None) -> dict[str, Any]:
     }
 
 
-def describe_job(spec: JobSpec, steps: int, ledger: Ledger, noted: Noted | None) -> dict[str, Any]:
-    """job.json: what the run was asked for, how far it was, and the senior's newest note on its schedules."""
+def describe_job(
+    spec: JobSpec, steps: int, ledger: Ledger, noted: Noted | None, course: Course
+) -> dict[str, Any]:
+    """job.json: what the run was asked for, how far it was, the senior's newest note on its schedules, and how the
+    learning rate followed the workers."""
     note = None if noted is None else {"epoch": noted.epoch, "note": noted.note.hex()}
-    return {"steps": steps, "epoch": ledger.epoch, "spec": msgspec.to_builtins(spec), "note": note}
+    return {
+        "steps": steps,
+        "epoch": ledger.epoch,
+        "spec": msgspec.to_builtins(spec),
+        "note": note,
+        "course": msgspec.to_builtins(course.kept()),
+    }
+
+
+def resumed_course(checkpoint: Checkpoint | None) -> Course:
+    """Where the learning rate was; of older checkpoints nothing is known."""
+    try:
+        return msgspec.convert(checkpoint.job["course"], Course) if checkpoint is not None else Course()
+    except (KeyError, TypeError, msgspec.ValidationError):
+        return Course()
 
 
 def begun_with(begun: Begun, found: Checkpoint | None, *, going_on: bool) -> Checkpoint | None:

@@ -19,6 +19,7 @@ from .ckpt_cli import ckpt
 from .config import ANY_PORT, COORDINATOR_ADDRESS, Resolved, resolve
 from .errors import INTERRUPTED, USAGE, ZmlError
 from .run_cli import data, timeline
+from .slurm_cli import slurm
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -79,6 +80,23 @@ JOB_FLAGS = flags(
     ),
     click.option(
         "--residual-decay", type=float, metavar="X", help="Topk keeps so much of what waits.  [default: 1]"
+    ),
+    click.option(
+        "--lr-scaling",
+        type=click.Choice(["none", "linear", "sqrt"]),
+        help="In sync: the learning rate follows the workers' number, from the -w asked for.  [default: none]",
+    ),
+    click.option(
+        "--lr-warm-up-steps",
+        type=int,
+        metavar="N",
+        help="Updates over which it grows to more workers.  [default: 0]",
+    ),
+    click.option(
+        "--staleness-damping",
+        is_flag=True,
+        default=None,
+        help="With a bound or async: divide the rate by the updates that a gradient is late.",
     ),
     click.option(
         "--on-bad-batch",
@@ -427,6 +445,7 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 main.add_command(timeline)
 main.add_command(ckpt)
 main.add_command(data)
+main.add_command(slurm)
 
 
 @main.command(context_settings=CONTEXT)

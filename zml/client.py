@@ -297,10 +297,12 @@ class Client:
         """Bring the first parameters of one bucket."""
         await self._tell(f"p{bucket.shard}", Load(bucket=bucket.index, **self.me), payload)
 
-    def push(self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int]) -> None:
+    def push(
+        self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int], seen: int = -1
+    ) -> None:
         """Let one bucket of a step leave. The payload must stay as it is until `commit` has returned."""
         shard = f"p{bucket.shard}"
-        message = Push(clock=clock, bucket=bucket.index, absent=absent, **self.me)
+        message = Push(clock=clock, bucket=bucket.index, absent=absent, seen=seen, **self.me)
         leaving = self.leaving.setdefault(clock, Leaving(self.shards))
         former = leaving.pushes.get(bucket.index)
         leaving.twice |= former is not None

@@ -18,6 +18,7 @@ import msgspec
 
 from . import compression
 from .errors import CONFIG, USAGE, ZmlError
+from .plan import runs_on
 
 FILE = "zml.toml"
 PREFIX = "ZML_"
@@ -63,6 +64,10 @@ class Settings:
     outer_momentum: Fraction = 0.0  # and their Nesterov momentum
     warm_up_steps: OrAuto = -1  # over which topk's density falls to what was asked for; -1: 5 % of the run
     residual_decay: Decay = 1.0  # topk keeps so much of what has waited, from one exchange to the next
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"  # in sync, of the learning rate with the workers
+    lr_base_workers: Bound = 0  # that the script's learning rate is meant for; 0: as many as are asked for
+    lr_warm_up_steps: Bound = 0  # updates over which the rate grows when workers have come
+    staleness_damping: bool = False  # with a bound or async: the rate by the updates that a gradient is late
     push_log: Literal["on", "off"] = "on"  # whether shards write down what they take, to be started again
     shared_folder: Literal["auto", "no"] = "auto"  # no: shards send and fetch checkpoints, whatever they see
     resume: str = ""  # a run or checkpoint to go on from
@@ -163,6 +168,7 @@ def resolve(
             f"({origins['optimizer_on']}): local steps are steps of an optimizer on the worker",
             "Leave out one of the two.",
         )
+    about_rates(settings, origins)
     if settings.replicas > 1:
         raise ZmlError(
             CONFIG,
@@ -177,6 +183,43 @@ def resolve(
             "Ask for 2 shards or more, or leave replicas out: the push log alone lets a shard come back.",
         )
     return Resolved(settings, origins)
+
+
+def about_rates(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Raises ZmlError where a rule on learning rates would not mean what it says."""
+    asked = f"lr_scaling = {settings.lr_scaling} ({origins['lr_scaling']})"
+    mode = f"{settings.mode} ({origins['staleness']})"
+    if settings.lr_scaling != "none" and settings.staleness != 0:
+        raise ZmlError(
+            CONFIG,
+            f"{asked} with {mode}: each worker's gradient is an update of its own there, and more workers do not make "
+            "the batch of an update larger",
+            "Leave lr_scaling out, or train in sync. --staleness-damping is what suits late gradients.",
+        )
+    coded = compression.parse(settings.compress)
+    where = runs_on(settings.optimizer_on, coded, settings.local_steps)
+    if settings.lr_scaling != "none" and where == "worker":
+        raise ZmlError(
+            CONFIG,
+            f"{asked} with the optimizer on the workers, as with compress = {coded} and local_steps = "
+            f"{settings.local_steps}: the rate of the script is that of one worker's own steps there, and the mean of "
+            "the workers' updates is multiplied with sqrt(workers) already where it has become short",
+            "Leave lr_scaling out. --outer-lr sets another factor for the mean.",
+        )
+    if settings.staleness_damping and settings.staleness == 0:
+        raise ZmlError(
+            CONFIG,
+            f"staleness_damping = true ({origins['staleness_damping']}) with {mode}: no gradient is late there",
+            "Leave it out, or choose --staleness N or --async.",
+        )
+    if settings.lr_scaling == "none":
+        for name in ("lr_warm_up_steps", "lr_base_workers"):
+            if value := getattr(settings, name):
+                raise ZmlError(
+                    CONFIG,
+                    f"{name} = {value} ({origins[name]}) without lr_scaling: nothing changes the learning rate",
+                    "Add --lr-scaling linear or sqrt.",
+                )
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from .status import EventLine, JobStatus, MemberStatus
+from .status import EventLine, JobStatus, MemberStatus, RateStatus
 
 ROWS = 8  # members that are shown one by one; of the others there is a count
 EVENTS = 3
@@ -92,7 +92,19 @@ def figures(status: JobStatus) -> list[str]:
         parts.append(f"step {status.steps:,}")
     if status.mode != "sync" and status.steps:
         parts.append(f"staleness {status.staleness}")
+    if status.rate is not None and status.steps:
+        parts.append(f"lr x {status.rate.factor * status.rate.damping:.3g}")
     return parts
+
+
+def rate(status: RateStatus) -> str:
+    """What becomes of the script's learning rate, and why; empty where nothing is known yet."""
+    parts = []
+    if status.because:
+        parts.append(f"x {status.factor:.3g}, {status.because}")
+    if status.staleness:
+        parts.append(f"x {status.damping:.3g} on average, gradients are {status.staleness:.1f} updates late")
+    return f"learning rate {'; '.join(parts)}" if parts else ""
 
 
 def event_text(event: EventLine) -> str:
@@ -127,6 +139,10 @@ def block_lines(status: JobStatus, width: int, *, unicode: bool = True) -> Itera
         yield cropped("   ".join(parts), width)
     elif status.state == "FORMING":
         yield cropped(here(status), width)
+    if status.rate is not None and (told := rate(status.rate)):
+        yield cropped(told, width)
+    if status.noise.scale is not None:
+        yield cropped(f"gradient noise scale {status.noise.scale:,.0f} samples", width, "dim")
     if status.state not in ("RUNNING", "FORMING") and status.because:
         yield cropped(status.because, width)
 

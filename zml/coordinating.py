@@ -139,6 +139,10 @@ def job_spec(settings: Settings, script: str, args: Sequence[str], folder: str) 
         warm_up_steps=settings.warm_up_steps,
         on_bad_batch=settings.on_bad_batch,
         bad_batch_kills=settings.bad_batch_kills,
+        lr_scaling=settings.lr_scaling,
+        lr_base_workers=settings.lr_base_workers,
+        lr_warm_up_steps=settings.lr_warm_up_steps,
+        staleness_damping=settings.staleness_damping,
     )
 
 

@@ -47,6 +47,7 @@ from .messages import (
     Exited,
     Fenced,
     Fetch,
+    Gauge,
     Heartbeat,
     JobSpec,
     Join,
@@ -411,6 +412,10 @@ class Coordinator:
         if isinstance(message, Report):
             self.admit(message.worker, message.incarnation)
             self.report(message)
+            return None
+        if isinstance(message, Gauge):
+            if self.is_current(message.member, message.incarnation):
+                self.board.gauge(message, self.events.note)
             return None
         self.settle()  # or nothing is changed
         reply = self.change(peer, message, payload)

@@ -175,6 +175,21 @@ NOT_ALLOWED = page(
     here.""",
     exit_code=4,
 )
+SLURM = page(
+    "ZML-E231",
+    "Slurm refuses, or is not here",
+    """`zml slurm` works through Slurm's own commands: sbatch, srun, scontrol, squeue and scancel. One of them is not on
+    the PATH, said no, or did not answer; the message has its words.""",
+    exit_code=4,
+)
+ALLOCATION = page(
+    "ZML-E232",
+    "the allocation cannot run the job",
+    """Every node has to see the run directory, which is below --runs, and to reach the first node, where the
+    coordinator is. The message names the node and what it lacks. --runs chooses a folder on a file system that all
+    share, --interface the network.""",
+    exit_code=4,
+)
 BAD_CHECKPOINT = page(
     "ZML-E401",
     "a checkpoint is not usable",
@@ -233,6 +248,20 @@ LOG_HELD = page(
     """What a shard has taken is in one push log, `state/pN` of the run directory, and two processes that write to it
     would lose pushes. The message names the process that holds it; the lock ends with that process.""",
     exit_code=4,
+)
+BAD_TRACE = page(
+    "ZML-E421",
+    "a workload or the measurements of a model cannot be read",
+    """zml simulate reads workloads in the format of the Pollux artifact (name, time, application, num_replicas,
+    batch_size) or of the Philly trace (timestamp, duration, num_gpus), and a folder of measurements per model. File,
+    and line where there is one, are named. What is needed of each is in `zml simulate --help`.""",
+    exit_code=5,
+)
+NO_MATPLOTLIB = page(
+    "ZML-E422",
+    "matplotlib is not installed, so there is nothing to draw with",
+    "Plots need matplotlib, which comes with `pip install 'zml-train[bench]'`. Tables and --json need nothing further.",
+    exit_code=2,
 )
 NOT_JOINED = page(
     "ZML-E501",

@@ -111,6 +111,7 @@ def front_of(shard: Shard) -> Front:
             for worker, last in shard.applied.items()
         },
         updates=shard.steps,
+        course=shard.pace.course,
         orphans=any(
             step.last.incarnation != shard.incarnations.get(worker)
             for steps in shard.committed.values()

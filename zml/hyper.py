@@ -152,6 +152,18 @@ def write_hyper(hypers: Sequence[Hyper]) -> bytes:
     return packed
 
 
+def scaled(hypers: list[Hyper], factor: float) -> list[Hyper]:
+    """The same numbers with another learning rate; with a factor of 1, the very same."""
+    if factor == 1.0:
+        return hypers
+    return [{**hyper, "lr": factor * _float(hyper["lr"])} for hyper in hypers]
+
+
+def _float(value: Number) -> float:
+    assert isinstance(value, float)
+    return value
+
+
 def read_hyper(data: bytes | memoryview, spec: OptimizerSpec) -> list[Hyper]:
     """The numbers that a peer sent for one step, checked against the optimizer. Raises BadHyper."""
     if len(data) > MOST_BYTES:

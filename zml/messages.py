@@ -10,6 +10,9 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from .noise import Estimate
+from .rates import Course, Rule, Scaling
+
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """A message; its tag on the wire is the name of its class."""
@@ -41,6 +44,16 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     warm_up_steps: int = -1  # over which the density falls to what was asked for; -1: what suits it
     on_bad_batch: Literal["stop", "skip"] = "stop"  # that crashes scripts, or has no finite gradient
     bad_batch_kills: int = 2  # crashes that condemn a batch
+    lr_scaling: Scaling = "none"  # of the learning rate, with the number of workers
+    lr_base_workers: int = 0  # that it is meant for; 0: as many as were asked for
+    lr_warm_up_steps: int = 0  # updates over which the rate grows when workers have come
+    staleness_damping: bool = False
+
+    @property
+    def rates(self) -> Rule:
+        """How learning rates follow workers and staleness."""
+        base = self.lr_base_workers or self.workers
+        return Rule(self.lr_scaling, base, self.lr_warm_up_steps, self.staleness_damping)
 
     @property
     def mode(self) -> str:
@@ -316,6 +329,9 @@ class Assign(Message):
     compress: str
     checkpoint: str = ""
     manifest: str = ""  # the xxh3 of that checkpoint's, by which a shard knows it
+    rates: Rule = Rule()
+    course: Course = Course()  # of the learning rate in that checkpoint
+    noise: bool = False  # gradients come, whole, and several at once: measure their noise
 
 
 # -- coordinator -> shard: a checkpoint (see `holding`) ----------------------------------------------------
@@ -349,6 +365,7 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     counted: dict[str, int]  # clock of the newest step that counts
     applied: dict[str, tuple[int, int, int, int]]  # newest in the parameters: clock, epoch, done, incarnation
     updates: int  # made to the parameters
+    course: Course  # of the learning rate
     orphans: bool  # a step of a worker that is gone counts, and is not in the parameters yet
 
 
@@ -575,6 +592,24 @@ class Report(Message, kw_only=True):
     values: dict[str, float] = {}
 
 
+class Gauge(Message, kw_only=True):
+    """A notice from the process in which a shard lives: what it sees of its updates. One that is lost is no loss."""
+
+    job: str
+    member: str
+    incarnation: int
+    shard: str
+    updates: int
+    factor: float = 1.0  # on the learning rate of the newest update
+    because: str = ""
+    change: tuple[float, str] = (1.0, "")  # the last time that it changed for long: the factor, and why
+    late: float = 0.0  # updates, mean over the newest gradients, where staleness is damped
+    damping: float = 1.0  # and the mean factor
+    noise: Estimate = Estimate(0, 0.0, 0.0)
+    # By number of workers: steps seen, and the median of the newest ones' seconds.
+    step_times: list[tuple[int, int, float]] = []
+
+
 class Where(Message):
     """A shard does not answer: where is it now? Answered by `Moved`, or by `Wait` while it is away."""
 
@@ -735,6 +770,7 @@ class Push(Message):
     clock: int
     bucket: int
     absent: list[int] = []  # parameters (by index) that had no gradient
+    seen: int = -1  # newest version of its chunks that it was computed with, where staleness is damped
 
 
 class Commit(Message):
@@ -891,6 +927,7 @@ AnyMessage = (
     | Evaluating
     | Totals
     | Report
+    | Gauge
     | Claim
     | Claimed
     | TakeCheckpoint

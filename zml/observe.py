@@ -46,9 +46,9 @@ async def connect(settings: Settings, timeout_s: float = ANSWER_S) -> Endpoint:
     return endpoint
 
 
-async def status(endpoint: Endpoint) -> JobStatus:
-    """Ask over an open connection. Raises ZmlError."""
-    answer = await _ask(endpoint, Ask())
+async def status(endpoint: Endpoint, job: str = "") -> JobStatus:
+    """Ask over an open connection; a coordinator of many jobs needs to know about which. Raises ZmlError."""
+    answer = await _ask(endpoint, Ask(job))
     try:
         return decode(bytes(answer.payload or b""))
     except msgspec.MsgspecError as error:
@@ -74,7 +74,7 @@ async def _ask(endpoint: Endpoint, message: Message) -> Answer:
 
 def fetch_status(settings: Settings) -> JobStatus:
     """Connect, ask, leave. Raises ZmlError."""
-    return asyncio.run(_with(settings, status))
+    return asyncio.run(_with(settings, lambda endpoint: status(endpoint, settings.job)))
 
 
 def request_drain(settings: Settings, because: str) -> None:

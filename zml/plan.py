@@ -30,6 +30,7 @@ class Plan:
     warm_up_steps: int | None = None  # None: WARM_UP of all exchanges
     decay: float = 1.0  # of the residual, from one exchange to the next
     overlap: bool = False
+    damping: bool = False  # pushes say with which versions they were computed
     auto: bool = False  # the density is found by measuring, without a warm-up
 
     @staticmethod
@@ -37,11 +38,7 @@ class Plan:
         """Raises ValueError for a `compress` that is none."""
         asked = parse(spec.compress)
         compression = asked.coded
-        sparse = compression.sparse
-        local = spec.local_steps > 1
-        where = spec.optimizer_on
-        if where == "auto":
-            where = "worker" if sparse or local else "shard"
+        where = runs_on(spec.optimizer_on, asked, spec.local_steps)
         asynchronous = spec.staleness != 0
         return Plan(
             compression=compression,
@@ -53,8 +50,14 @@ class Plan:
             warm_up_steps=None if spec.warm_up_steps < 0 else spec.warm_up_steps,
             decay=spec.residual_decay,
             auto=asked.kind == "auto",
+            damping=spec.staleness_damping,
             overlap=asynchronous,
         )
+
+    @property
+    def shows_noise(self) -> bool:
+        """Do shards see whole gradients of several workers at once?"""
+        return self.optimizer_on == "shard" and not self.compression.sparse and not self.overlap
 
     def masks(self, density: float | None) -> bool:
         """Is the momentum of what leaves to begin anew? Where nearly everything leaves at once nothing is late."""
@@ -98,3 +101,12 @@ class Plan:
     def bucket_chunks(self, wanted: int) -> int:
         """Small frames travel in large buckets."""
         return max(wanted, SPARSE_BUCKET_CHUNKS) if self.compression.sparse else wanted
+
+
+def runs_on(
+    wanted: Literal["auto", "shard", "worker"], compression: Compression, local_steps: int
+) -> Literal["shard", "worker"]:
+    """Who runs the optimizer."""
+    if wanted == "auto":
+        return "worker" if compression.sparse or local_steps > 1 else "shard"
+    return wanted

@@ -36,6 +36,7 @@ from .messages import (
     Assign,
     Copy,
     Fenced,
+    Gauge,
     Hold,
     Message,
     Ok,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 
 SYNC_S = 1.0  # what was pushed longer ago survives the machine
 STANDING_S = 5.0  # for the coordinator to answer; it is asked again then
+GAUGE_S = 1.0  # between two words on what the shards see
 AGAIN_S = 0.1  # until the coordinator is asked again
 
 log = structlog.get_logger()
@@ -129,6 +131,7 @@ class Ps(Tenancy):
             self.homes = {shard: incarnation for shard, incarnation, _ in serves}
             for shard, _, name in serves:
                 await self._recover(self.lease, shard, name)
+            self._spawn(self._tell_gauges(self.lease))
             return await self.over
         finally:
             for task in (keeping, self.vacating, *(task for _, task in self.taking.values()), *self.tasks):
@@ -213,6 +216,21 @@ class Ps(Tenancy):
             self.vacating.cancel()
         await self.in_bulk(let_go)
         await self._leave(lease, because, 0)
+
+    async def _tell_gauges(self, lease: Lease) -> None:
+        """What the shards here see of their updates, now and then."""
+        joined = lease.joined
+
+        def seen() -> list[Gauge]:
+            cores = [core for core in self.cores.values() if core.steps]
+            return [
+                core.pace.gauge(joined.job, joined.member, joined.incarnation, core.steps) for core in cores
+            ]
+
+        while True:
+            await asyncio.sleep(GAUGE_S)
+            for gauge in await self.in_bulk(seen):
+                self.endpoint.notify(COORDINATOR, gauge)
 
     # -- messages ------------------------------------------------------------------------------------
 

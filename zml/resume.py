@@ -49,6 +49,10 @@ def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -
         for key, value in settings.items()
         if key in KINDS and key not in OWN and origins.get(key) != "default"
     }
+    if (
+        "lr_scaling" in flags and "workers" in given
+    ):  # the script's rate is still meant for what was asked for first
+        flags.setdefault("lr_base_workers", settings["workers"])
     flags |= {**given, "resume": str(checkpoint.path.absolute())}
     words = f"{checkpoint.path.name}: epoch {checkpoint.manifest.epoch}, {checkpoint.manifest.because}"
     return Again(resolve(flags, environment), script, args, folder, words, about.get("cpu") is True)

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from inspect import isawaitable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -32,6 +32,7 @@ from .checkpoint import Checkpoint
 from .checkpoint.folder import is_seen
 from .codec import BadFrame, by_name, split
 from .compression import parse
+from .counted import NOTHING, Committed, Last, Step
 from .holding import Holding, Waiting, front_of
 from .hyper import BadHyper, Hyper, read_hyper
 from .layout import Bucket, Registration, buckets
@@ -63,6 +64,7 @@ from .messages import (
     Stands,
     Wait,
 )
+from .pace import Pace
 from .pushlog import Log, NoLog, PushLog
 from .records import NoRoom
 from .scheduler.ids import JobId, WorkerId
@@ -78,35 +80,6 @@ HOLD_S = 1.0  # a pull that must wait is answered after this long, with the name
 
 log = structlog.get_logger()
 Reply = Message | tuple[Message, bytes | memoryview | None]
-
-
-@dataclass(slots=True)
-class Step:
-    """What one worker has staged for one clock: nothing of it counts before its commit."""
-
-    pushes: dict[int, Staged] = field(default_factory=dict)  # by bucket
-
-
-class Last(NamedTuple):
-    """The newest step of one incarnation that counts, and how many batches of which epoch are in it and before it."""
-
-    clock: int
-    epoch: int
-    done: int
-    hyper: bytes
-    incarnation: int = 0
-
-
-NOTHING = Last(-1, -1, 0, b"")
-
-
-@dataclass(slots=True)
-class Committed:
-    """A step whose commit has come, waiting (BSP only) for the other workers' steps of the same clock."""
-
-    pushes: Sequence[Staged]
-    hyper: list[Hyper]
-    last: Last
 
 
 @dataclass(slots=True)
@@ -151,6 +124,7 @@ class Shard:
         self.brought: Checkpoint | None = None
         self.sees: Sees = is_seen
         self.holding: Holding | None = None  # while a checkpoint is cut
+        self.pace = Pace(name)
         self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest
         self.steps = 0
         self.refused = 0
@@ -166,6 +140,8 @@ class Shard:
                     self._note(message, payload)
                 fresh = self.store is None
                 self.assign(registration, placement, message.staleness, message.compress)
+                if fresh:
+                    self.pace.begin(message.rates, message.course, noise=message.noise)
                 if fresh and message.checkpoint:
                     self._begin_with(message, payload)
                 self.assigned, self.assignment = message, bytes(payload)
@@ -450,7 +426,7 @@ class Shard:
             raise Refusal("frozen", f"the parameters of bucket {bucket.index} are frozen")
         try:
             frames = split(payload or memoryview(b""), bucket.chunks)
-            staged = Staged(frames, frozenset(message.absent))
+            staged = Staged(frames, frozenset(message.absent), message.seen)
             store.check(staged)
         except BadFrame as bad:
             self.refused += 1
@@ -496,8 +472,10 @@ class Shard:
         if self.gate.bound == 0:
             self.committed.setdefault(clock, {})[worker] = Committed(pushes, hyper, last)
         else:
-            self._store().apply([pushes], self.hyper)
+            self.pace.alone(self._store(), pushes, self.hyper)
             self.applied[worker] = last
+            if not self.replaying:
+                self.pace.observe(worker, last.epoch, len(self.gate.active))
             self.steps += 1
         self._go_on()
 
@@ -547,8 +525,10 @@ class Shard:
         """The mean of a clock's steps, summed in order of seniority: the same bits in every run."""
         steps = self.committed.pop(clock)
         order = self.gate.in_seniority(steps)
-        self._store().apply([steps[worker].pushes for worker in order], steps[order[0]].hyper)
+        epoch = self.pace.together(self._store(), clock, {worker: steps[worker] for worker in order})
         self.applied.update({worker: steps[worker].last for worker in order})
+        if not self.replaying:
+            self.pace.observe("", epoch, len(order))
         self.steps += 1
 
     def _may_answer(self, worker: WorkerId, clock: int) -> bool:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from .checkpoints import why_not_this_model
+from .checkpoints import resumed_course, why_not_this_model
 from .facts import Shown, Took
 from .messages import Assign, Assignment, Homes, Message, Moved, Register, Registered
 from .orders import ORDER_S
+from .plan import Plan
 from .scheduler import events
 from .scheduler.ids import ShardId
 from .scheduler.state import Finishing
@@ -117,7 +118,17 @@ class ShardDesk:
         hall, facts = self.hall, self.hall.docket.facts
         payload = msgspec.msgpack.encode(Assignment(facts.registration, list(facts.placement)))
         spec = hall.spec
-        message = Assign(hall.job, shard, spec.staleness, spec.compress, self.begin_with, self.manifest)
+        message = Assign(
+            hall.job,
+            shard,
+            spec.staleness,
+            spec.compress,
+            self.begin_with,
+            self.manifest,
+            spec.rates,
+            resumed_course(hall.resumed),
+            Plan.of(spec).shows_noise,
+        )
         host = hall.homes.host(shard)
         peer = hall.orders.peers[host]
 

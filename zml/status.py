@@ -43,6 +43,36 @@ class MemberFailure(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure
 
 
+class RateStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the shards multiply the script's learning rate with."""
+
+    scaling: str = "none"  # with the number of workers: none, linear, sqrt
+    base_workers: int = 1  # that the script's rate is meant for
+    factor: float = 1.0  # of the newest update
+    because: str = ""
+    staleness: float = 0.0  # updates that the newest gradients came late, on average, where that is damped
+    damping: float = 1.0  # and what they were multiplied with for that, on average
+
+
+class NoiseStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The gradient noise scale, as `noise` defines it: batches much larger than `scale` gain little."""
+
+    scale: float | None = None  # samples; None: not known, and `because` says why
+    because: str = ""
+    updates: int = 0  # that were measured
+    square: float | None = None  # |G|^2, smoothed
+    variance: float | None = None  # tr(Sigma) of one sample's gradient, smoothed
+
+
+class StepTime(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a step takes with so many workers, as a shard saw it: what a throughput model is fitted to."""
+
+    workers: int
+    step_s: float  # the median of the newest steps within an epoch
+    steps: int  # seen
+    batch_size: int = 0  # of one worker; 0: not known
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A job at one moment. Times are seconds; `started_at` and `at` count from the Unix epoch."""
 
@@ -66,6 +96,9 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     at: float = 0.0
     members: list[MemberStatus] = []
+    rate: RateStatus | None = None  # None: the script's learning rate is used as it is
+    noise: NoiseStatus = NoiseStatus()
+    step_times: list[StepTime] = []  # by number of workers
     waiting_for: list[str] = []
     events: list[EventLine] = []  # the latest few
     failures: list[MemberFailure] = []

@@ -29,6 +29,7 @@ from .codec.frame import HEADER, write_header
 from .codec.sparse import TopK
 from .hyper import Hyper, OptimizerSpec
 from .layout import CHUNK, Chunk, Layout
+from .noise import Norms
 from .optim import UpdateRule, adds, fused_state
 from .pages import SIZE, Pages
 
@@ -60,6 +61,9 @@ class Staged:
 
     frames: Mapping[int, Buffer]
     absent: frozenset[int] = frozenset()
+    seen: int = (
+        UNKNOWN  # the newest version of its chunks that the gradients were computed with, if that was told
+    )
     checked: bool = field(default=False, init=False)  # by the store: frames are not checked twice
     rows: NDArray[np.int64] | None = field(default=None, init=False)  # (place, address, bytes) of each frame
 
@@ -117,6 +121,7 @@ class Store:
         self.chunks = tuple(sorted(chunks))
         cut = [layout.chunks[index] for index in self.chunks]
         largest = max((chunk.size for chunk in cut), default=0)
+        self._squares: list[float] | None = None  # of all gradients and of their sum, while they are measured
         self._sum = torch.empty(largest)
         self._one = torch.empty(largest)
         self._slab = _aligned(sum(_stride(chunk) for chunk in cut))
@@ -207,20 +212,27 @@ class Store:
         """Raise BadFrame unless these pushes of one worker are together a whole step of this store."""
         self._together(pushes)
 
-    def apply(self, steps: Sequence[Sequence[Staged]], hypers: Sequence[object]) -> None:
+    def apply(
+        self, steps: Sequence[Sequence[Staged]], hypers: Sequence[object], *, measure: bool = False
+    ) -> Norms | None:
         """One step of the optimizer with the mean of the workers' steps, summed in the order given.
 
         Each of `steps` is what one worker pushed for one clock. A parameter that is absent from all is
         skipped, one absent from some counts as zero there. Raises BadFrame or BadHyper, and then has changed
-        nothing.
+        nothing. `measure`: returns the gradients' norms, where the codec is not sparse.
         """
         accepted = self.spec.accept(hypers)
         together = [self._together(pushes) for pushes in steps]
         if self._sums is not None:
             self._apply_sums(self._sums, together, accepted)
-            return
+            return None
+        self._squares = [0.0, 0.0] if measure else None
         for held in self._trained:
             self._apply(held, together, accepted[held.chunk.group])
+        if self._squares is None:
+            return None
+        each, mean = self._squares
+        return Norms(each / len(steps), mean / len(steps) ** 2)
 
     def _together(self, pushes: Sequence[Staged]) -> _Step:
         for staged in pushes:
@@ -248,6 +260,8 @@ class Store:
                 "a checked frame has changed: chunk %d takes no gradient in this step", held.chunk.index
             )
             total = self._sum[: held.chunk.size].zero_()
+        if self._squares is not None:
+            self._measure(self._squares, held.chunk, given, missing, total)
         self._update(held, total, len(steps), hyper, update, frozenset.intersection(*missing))
 
     def _update(
@@ -340,6 +354,28 @@ class Store:
             total.add_(one)
         return total
 
+    def _measure(
+        self,
+        squares: list[float],
+        chunk: Chunk,
+        frames: Sequence[Buffer],
+        missing: Sequence[frozenset[int]],
+        total: Tensor,
+    ) -> None:
+        """One chunk's share of the squared norms; right behind `_add`, while the frames are in the cache."""
+        for frame, absent in zip(frames, missing, strict=True):
+            one = self.codec.view(chunk, frame)
+            if one is None or absent:
+                one = self._one[: chunk.size]
+                self.codec.decode(chunk, frame, one, add=False)
+                for segment in chunk.segments:
+                    if segment.parameter in absent:
+                        one[segment.offset : segment.offset + segment.size].zero_()
+            square = float(torch.dot(one, one))
+            squares[0] += square
+        # What `_add` makes of a single frame still has in it what is absent.
+        squares[1] += float(torch.dot(total, total)) if len(frames) > 1 else square
+
     # -- coming back -----------------------------------------------------------------------------------------
 
     @property
@@ -419,6 +455,12 @@ class Store:
     def version(self, chunk: int) -> int:
         """Updates applied to a chunk; UNKNOWN before its first parameters are here."""
         return self._find(chunk).version
+
+    def missed(self, staged: Staged) -> int:
+        """Updates made since the parameters with which this push was computed; 0 where that was not told."""
+        if staged.seen == UNKNOWN or not staged.frames:
+            return 0
+        return max(0, max(self._find(chunk).version for chunk in staged.frames) - staged.seen)
 
     def to_publish(self, chunks: Sequence[int]) -> bool:
         """Would `publish_bucket` choose anything? What it chooses depends on when it does; a lossless codec leaves out

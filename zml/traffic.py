@@ -143,7 +143,13 @@ class Traffic:
                 payload = copy
         outbox.clock = self.clock
         self.timeline.sent(len(payload))
-        self.io.post(self.client.push, outbox.bucket, self.clock, payload, sorted(outbox.absent))
+        # What is in flight is not written into the model yet: with these versions the gradient was computed.
+        seen = (
+            max(map(self.replica.versions.__getitem__, outbox.bucket.chunks))
+            if self.plan.damping
+            else UNKNOWN
+        )
+        self.io.post(self.client.push, outbox.bucket, self.clock, payload, sorted(outbox.absent), seen)
 
     def begin(self, hyper: bytes) -> None:
         """Every bucket has left: count the step, and ask for the parameters of a later clock."""

@@ -28,7 +28,7 @@ from .resources import Resources
 
 LIMITS_S = (57_600.0,)
 """Of the queues, in GPU-seconds, as Pollux' authors set them for Tiresias; what is above the last is one queue more."""
-PATIENCE_S = 3_600.0
+PATIENCE_S = 6 * 3_600.0
 STARVES = 8.0
 SATISFIED = 4.0
 

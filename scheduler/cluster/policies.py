@@ -6,6 +6,7 @@ allocation yet (it waits, and the room is reserved for it); the round after they
 
 from __future__ import annotations
 
+from .allocation import terms
 from .gang import Terms, carry_out
 from .order import first_come, in_order, least_served, shortest_left
 from .plan import Plan, Policy, View
@@ -31,5 +32,11 @@ def static(view: View) -> Plan:
     return carry_out(view, in_order(view, first_come), Terms(preempts=False, backfills=False))
 
 
-POLICIES: dict[str, Policy] = {"fifo": fifo, "las": las, "srtf": srtf, "static": static}
-DEFAULT = "las"
+def zml(view: View) -> Plan:
+    """Least attained service, and where profiles tell how fast jobs learn, workers where they teach most."""
+    order = in_order(view, least_served)
+    return carry_out(view, order, terms(view, order))
+
+
+POLICIES: dict[str, Policy] = {"zml": zml, "fifo": fifo, "srtf": srtf, "las": las, "static": static}
+DEFAULT = "zml"

@@ -256,7 +256,8 @@ class Script:
                 binding.gather(index, values)
         for outbox in outboxes:
             payload = outbox.pack(self.plan.density(self.clock, 0), self.plan.decay)
-            self.client.push(outbox.bucket, self.clock, payload, [])
+            seen = max(self.replica.versions[chunk] for chunk in outbox.bucket.chunks)
+            self.client.push(outbox.bucket, self.clock, payload, [], seen if self.plan.damping else -1)
         self.taken += 1
         await self.client.commit(self.clock, write_hyper(hyper), cut, (epoch, self.taken))
         self.trained.append((epoch, batch))

@@ -366,7 +366,7 @@ def test_a_bucket_that_is_pushed_again_counts_as_it_was_pushed_last(shards: int)
         push = script.client.push
         before: dict[int, memoryview] = {}
 
-        def again(bucket: Any, clock: int, payload: memoryview, absent: list[int]) -> None:
+        def again(bucket: Any, clock: int, payload: memoryview, absent: list[int], seen: int = -1) -> None:
             if bucket.index in before:
                 push(bucket, clock, before[bucket.index], absent)
             before[bucket.index] = memoryview(bytes(payload))

@@ -41,7 +41,9 @@ class Direct:
     def tell(self, message: Any, payload: Any = None) -> Any:
         return self.shard.handle(ME, message, payload)
 
-    def push(self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int]) -> None:
+    def push(
+        self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int], seen: int = -1
+    ) -> None:
         # A copy, as on its way through the network: the buffer is used again by the next step.
         task = asyncio.ensure_future(self._push(bucket, clock, memoryview(bytes(payload)), absent))
         self.pushes.append(task)
@@ -263,7 +265,11 @@ def test_gradients_changed_behind_autograd_are_sent_as_they_are_at_the_step(io: 
 def test_a_sparse_payload_on_its_way_stays_as_it_is_while_its_bucket_is_packed_again(io: IoThread) -> None:
     twin = Twin(io, compress="topk:5%")
     left: list[memoryview] = []
-    twin.direct.push = lambda bucket, clock, payload, absent: left.append(payload)  # type: ignore[method-assign]
+
+    def push(bucket: Bucket, clock: int, payload: memoryview, absent: list[int], seen: int = -1) -> None:
+        left.append(payload)
+
+    twin.direct.push = push  # type: ignore[method-assign]
     outbox = next(iter(twin.traffic.outboxes.values()))
     for value in (1.0, 3.0):
         outbox.take_back()

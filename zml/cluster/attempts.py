@@ -40,6 +40,8 @@ from .jobs import Submission
 
 log = structlog.get_logger()
 
+# Slower than alone: thousands of members may talk to one process, and nodes tell of deaths at once.
+ATTEMPT = {"heartbeat_s": 1.0, "lease_s": 5.0}
 OUTCOMES: dict[Cause, Outcome] = {
     Cause.WORKERS_DONE: Outcome.SUCCEEDED,
     Cause.WORKERS_DRAINED: Outcome.DRAINED,
@@ -234,7 +236,7 @@ class Attempts:
 
 def resolve_for(submission: Submission, workers: int) -> Resolved:
     """The settings of an attempt. Raises ZmlError for a person to read."""
-    asked = {"heartbeat_s": 0.5, "lease_s": 3.0, **submission.settings}
+    asked = {**ATTEMPT, **submission.settings}
     asked |= {"workers": workers, "shards": submission.shards, "replicas": submission.replicas}
     return resolve(asked, {}, "/dev/null")  # the coordinator's own zml.toml is not for jobs
 

@@ -26,6 +26,7 @@ from .attempts import resolve_for
 from .docket import Accepted
 from .hub import Hub
 from .jobs import Explanation, JobView, NodeView, Problem, Submission
+from .nodes import archive_file
 
 MOST_JOBS = 100_000  # that are not over
 MOST_ARCHIVE = 2 << 30
@@ -262,7 +263,7 @@ class JobDesk:
     # -- files -----------------------------------------------------------------------------------------------
 
     def _archive(self, sha256: str) -> Path:
-        return self.hub.folder / "archives" / f"{sha256}.tar.gz"
+        return archive_file(self.hub.folder, sha256)
 
     def has_archive(self, sha256: str) -> bool:
         return self._archive(sha256).is_file()

@@ -27,10 +27,10 @@ from ..scheduler.cluster.plan import Policy, Quota
 from ..scheduler.cluster.rules import Rules
 from ..scheduler.ids import JobId
 from ..transport import Endpoint, Handler, Refusal
-from .attempts import Attempts
+from .attempts import ATTEMPT, Attempts
 from .docket import Docket
-from .nodes import Nodes
-from .wire import Ceased, Goodbye, NodeBeat, Offer, Work
+from .nodes import Nodes, archive_file
+from .wire import Ceased, Goodbye, NodeBeat, Offer, Want, Work
 
 ROUND_S = 0.1  # between two rounds, at least
 ROUND_SHARE = 5  # and so many times as long as one takes
@@ -69,7 +69,7 @@ class Hub:
         self.endpoint = endpoint(self.handle)
         self.attempts = Attempts(folder, settings, lambda: self.endpoint, self.dispatch)
         self.docket = Docket(self.machine, journal, lambda job, n: str(self.attempts.run_dir(job, n)))
-        self.nodes = Nodes(self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
+        self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
         self.held: list[actions.Action] = []
         self.changed = asyncio.Event()
         self.abandoned = False
@@ -180,12 +180,11 @@ class Hub:
         if record is None:
             return None
         asked = record.accepted.submission
-        archive_at = str(self.folder / "archives" / f"{asked.archive}.tar.gz") if asked.archive else ""
+        archive_at = str(archive_file(self.folder, asked.archive)) if asked.archive else ""
         return Work(
             run_dir=str(self.attempts.run_dir(job, attempt)),
             coordinator=list(self.endpoint.addresses),
-            settings={**asked.settings, "heartbeat_s": 0.5, "lease_s": 3.0, "replicas": asked.replicas}
-            | asked.settings,
+            settings={**ATTEMPT, **asked.settings},
             environment=asked.environment,
             script=asked.script,
             args=asked.args,
@@ -275,6 +274,8 @@ class Hub:
     def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
         """A node's own message, or one of an attempt's members, which goes to the attempt's coordinator."""
         if isinstance(message, NodeBeat):
+            return self.nodes.handle(peer, message, payload)
+        if isinstance(message, Want):
             return self.nodes.handle(peer, message, payload)
         if isinstance(message, Offer | Ceased | Goodbye):
             self.settle()

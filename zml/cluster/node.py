@@ -33,6 +33,7 @@ from ..transport import Refusal, Refused, TransportError
 from .wire import (
     Ceased,
     Goodbye,
+    Have,
     NodeBeat,
     NodePulse,
     Offer,
@@ -42,6 +43,7 @@ from .wire import (
     Runs,
     Strange,
     Vocabulary,
+    Want,
     Work,
 )
 
@@ -53,6 +55,7 @@ TELL_S = 600.0  # that a process has ended is told for so long
 LAST_LINES = 5
 SAY_S = 10.0  # of silence, before it is said
 KILLED_S = 5.0
+PIECE_S = 30.0
 
 log = structlog.get_logger()
 
@@ -290,7 +293,32 @@ class NodeAgent:
         from .archive import unpack
 
         into = Path(self.settings.runs).absolute() / "archives"
-        return str(await asyncio.to_thread(unpack, Path(work.archive_at), work.archive, into))
+        at = Path(work.archive_at)
+        if not at.is_file():
+            at = await self._fetch(work.archive, into)
+        return str(await asyncio.to_thread(unpack, at, work.archive, into))
+
+    async def _fetch(self, sha256: str, into: Path) -> Path:
+        """This node does not see the coordinator's folder: piece by piece. What arrives is verified by `unpack`."""
+        into.mkdir(parents=True, exist_ok=True)
+        path = into / f"{sha256}.tar.gz"
+        scratch = into / f".{sha256}.{secrets.token_hex(4)}"
+        try:
+            with scratch.open("wb") as file:
+                while True:
+                    answer = await self.endpoint.request(
+                        COORDINATOR, Want(sha256, file.tell()), timeout_s=PIECE_S
+                    )
+                    assert isinstance(answer.message, Have), answer.message
+                    file.write(answer.payload or b"")
+                    if file.tell() >= answer.message.bytes or not answer.payload:
+                        break
+            os.replace(scratch, path)
+        except TransportError as error:
+            raise OSError(f"the archive {sha256[:12]} does not come: {error}") from None
+        finally:
+            scratch.unlink(missing_ok=True)
+        return path
 
     async def _copy(self, place: Place, process: Process, last: list[str]) -> None:
         """What it prints goes to its log, where this node sees the run directory; its last lines are remembered."""

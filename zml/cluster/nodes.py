@@ -6,7 +6,9 @@ Rule: an order goes out when what led to it is on disk; a node that comes, or co
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,11 +23,38 @@ from ..scheduler.cluster.resources import Node, NodeId, Resources
 from ..scheduler.ids import JobId
 from ..transport import Endpoint, Refusal
 from .attempts import attempt_name
-from .wire import Ceased, Goodbye, NodeBeat, NodePulse, Offer, Offered, Quit, Run, Runs, Strange, Work
+from .wire import (
+    Ceased,
+    Goodbye,
+    Have,
+    NodeBeat,
+    NodePulse,
+    Offer,
+    Offered,
+    Quit,
+    Run,
+    Runs,
+    Strange,
+    Want,
+    Work,
+)
 
 ORDER_S = 20.0
+PIECE_BYTES = 1 << 20
 
 log = structlog.get_logger()
+
+
+def archive_file(folder: Path, sha256: str) -> Path:
+    """Where the coordinator of this folder keeps an archive."""
+    return folder / "archives" / f"{sha256}.tar.gz"
+
+
+def read_piece(path: Path, offset: int) -> tuple[Message, bytes]:
+    """Raises OSError."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return Have(path.stat().st_size), file.read(PIECE_BYTES)
 
 
 class Nodes:
@@ -33,12 +62,14 @@ class Nodes:
 
     def __init__(
         self,
+        folder: Path,
         endpoint: Endpoint,
         machine: Machine,
         dispatch: Callable[[events.Event], object],
         work: Callable[[JobId, int], Work | None],
         heartbeat_s: float,
     ) -> None:
+        self.folder = folder
         self.endpoint = endpoint
         self.machine = machine
         self.dispatch = dispatch
@@ -66,6 +97,8 @@ class Nodes:
                 return Ok()
             case Goodbye():
                 return self._goodbye(peer, message)
+            case Want():
+                return self._piece(message)
         raise Refusal("unexpected", f"a coordinator does not take {type(message).__name__}")
 
     def _beat(self, peer: str, message: NodeBeat) -> None:
@@ -99,6 +132,15 @@ class Nodes:
             if not self._is_there(job, slot, name):
                 self.orders.send(name, Quit(job, slot, True, "nobody knows of it"), within_s=ORDER_S)
         return Offered(self.heartbeat_s)
+
+    async def _piece(self, message: Want) -> tuple[Message, bytes]:
+        if not re.fullmatch(r"[0-9a-f]{64}", message.sha256) or message.offset < 0:
+            raise Refusal("archive", f"{message.sha256[:20]!r} is no checksum")
+        path = archive_file(self.folder, message.sha256)
+        try:
+            return await asyncio.to_thread(read_piece, path, message.offset)
+        except OSError as error:
+            raise Refusal("archive", f"archive {message.sha256[:12]} cannot be read: {error}") from None
 
     def _is_well(self, name: NodeId) -> bool:
         """Was it heard just now, by its former self?"""

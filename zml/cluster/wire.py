@@ -8,7 +8,7 @@ NodeBeat   ------------->              a notice, answered by NodePulse or Strang
 Ceased     ------------->              a process has ended for good
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -65,7 +65,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     args: list[str]
     folder: str  # to run it in; empty: in the archive
     archive: str = ""  # the checksum
-    archive_at: str = ""  # a path, if this node sees it, or a URL
+    archive_at: str = ""  # a path, for a node that sees it; another one asks for it (`Want`)
     gpus: int = 0  # of each worker
     cpus: int = 1
 
@@ -96,6 +96,20 @@ class Ceased(Message):
     done: bool
 
 
+class Want(Message):
+    """A node does not see this archive, and wants its bytes from `offset` on. Answered by `Have`."""
+
+    idempotent: ClassVar[bool] = True  # answered again rather than kept: the answer is large
+    sha256: str
+    offset: int
+
+
+class Have(Message):
+    """The payload are bytes of the archive, 1 MB at most; it has `bytes` in all."""
+
+    bytes: int
+
+
 class Goodbye(Message):
     """A node wants to go. `empty`: nothing runs there, and it goes now; else all of it is to leave in order."""
 
@@ -105,5 +119,5 @@ class Goodbye(Message):
     because: str
 
 
-NodeMessage = Offer | Offered | NodeBeat | NodePulse | Strange | Run | Quit | Ceased | Goodbye
+NodeMessage = Offer | Offered | NodeBeat | NodePulse | Strange | Run | Quit | Ceased | Want | Have | Goodbye
 Vocabulary = AnyMessage | NodeMessage

@@ -153,8 +153,9 @@ def test_a_job_begins_when_there_is_room_and_ends_when_nothing_of_it_is_left(wor
 
     world.come("n1", cpus=2)
     world.round()
-    assert [a for a in world.log if isinstance(a, actions.Run)] == [
-        actions.Run(JobId("j1"), 1, slot, NodeId("n1"), world.log[0].because) for slot in ("p0", "w0", "w1")
+    runs = [a for a in world.log if isinstance(a, actions.Run)]
+    assert [(a.job, a.attempt, a.slot, a.node) for a in runs] == [
+        ("j1", 1, slot, "n1") for slot in ("p0", "w0", "w1")
     ]
     assert standing(world, "j1") is Standing.STARTING
     world.begin("j1", 1)
@@ -334,12 +335,12 @@ def heal(world: World) -> None:
         if not world.machine.cluster.jobs:
             return
         world.advance(5)
-        for (job, number), told in list(world.attempts.items()):
-            if (job, number) in world.attempts and not told:
-                world.begin(job, number)
-                world.end(job, number, Outcome.SUCCEEDED)
-            elif (job, number) in world.attempts:
-                world.end(job, number, Outcome.CANCELLED if told == "stop" else Outcome.DRAINED)
+        for (name, number), told in list(world.attempts.items()):
+            if (name, number) in world.attempts and not told:
+                world.begin(name, number)
+                world.end(name, number, Outcome.SUCCEEDED)
+            elif (name, number) in world.attempts:
+                world.end(name, number, Outcome.CANCELLED if told == "stop" else Outcome.DRAINED)
         world.settle()
 
 

@@ -1,0 +1,217 @@
+"""Time passes in rounds: jobs run, the policy is shown the cluster, its plan is carried out at once.
+
+The rules are those of the Pollux artifact's simulator, so that its figures compare: a round every 60 s, jobs are seen
+at the round after they were submitted, whoever's workers change place or number stands still for 30 s (counted as
+held), and draining takes no time of its own. A policy gives nobody what somebody else still has, so it is asked again
+where its plan took something away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..scheduler.cluster.plan import Allocation, Candidate, Plan, Policy, View
+from ..scheduler.cluster.request import Request
+from ..scheduler.cluster.resources import Node, NodeId, Resources
+from ..scheduler.ids import JobId
+from .work import Work
+
+ASKED_AGAIN = 3  # times that a policy is asked in one round, at most
+FOREVER_S = 10 * 365 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    round_s: float = 60.0
+    restart_s: float = 30.0
+    gpus_per_node: int = 4
+    racks: int = 1
+    boot_s: float = 60.0
+    """From asking for a node until it takes work."""
+    most_s: float = FOREVER_S
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    request: Request
+    work: Work
+    application: str = ""
+    allocation: Allocation | None = None
+    since: float = 0.0
+    attained_s: float = 0.0
+    changes: int = 0
+    stands_s: float = 0.0
+    began: float | None = None
+    ended: float | None = None
+    beside: float = 0.0
+    """Seconds of other jobs that were in the system while this one was, itself counted."""
+
+    @property
+    def placement(self) -> tuple[int, ...]:
+        return () if self.allocation is None else tuple(Counter(self.allocation.workers).values())
+
+    def candidate(self) -> Candidate:
+        return Candidate(
+            request=self.request,
+            allocation=self.allocation,
+            since=self.since,
+            attained_s=self.attained_s,
+            changes=self.changes,
+            profile=self.work.profile,
+            left_s=self.work.left_s(),
+        )
+
+
+Fleet = Callable[[View, float], int]
+"""How many nodes should there be?"""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run used. Hours of machines, whole ones for `provisioned`, shares of them for `allocated`."""
+
+    provisioned_s: float = 0.0
+    allocated_s: float = 0.0
+    rounds_s: list[float] = field(default_factory=list)
+    """How long the policy thought, for each time it was asked."""
+    nodes: list[tuple[float, int, float]] = field(default_factory=list)
+    """When, how many nodes, and how many machines' worth of GPUs were held; where it changes."""
+
+
+class Simulation:
+    def __init__(
+        self, jobs: Sequence[Job], policy: Policy, nodes: int, rules: Rules, fleet: Fleet | None = None
+    ) -> None:
+        self.jobs = sorted(jobs, key=lambda job: (job.request.submitted, job.request.job))
+        self.policy = policy
+        self.rules = rules
+        self.fleet = fleet
+        self.now = 0.0
+        self.made = 0
+        self.nodes: dict[NodeId, Node] = {}
+        self.boots: dict[NodeId, float] = {}  # nodes that are paid for and not yet here
+        self.tally = Tally()
+        for _ in range(nodes):
+            self.add_node(0.0)
+
+    def add_node(self, boots_s: float) -> None:
+        name = NodeId(f"n{self.made:03}")
+        offers = Resources(gpus=self.rules.gpus_per_node)
+        self.nodes[name] = Node(id=name, offers=offers, rack=f"r{self.made % self.rules.racks}")
+        if boots_s:
+            self.boots[name] = self.now + boots_s
+        self.made += 1
+
+    def run(self) -> Tally:
+        waiting = list(reversed(self.jobs))
+        present: list[Job] = []
+        while waiting or present:
+            if self.now > self.rules.most_s:
+                break
+            if not present and self.fleet is None:
+                self.skip_to(waiting[-1].request.submitted)
+            self.pass_time(present)
+            while waiting and waiting[-1].request.submitted <= self.now:
+                job = waiting.pop()
+                job.since = job.request.submitted
+                present.append(job)
+            present = [job for job in present if job.ended is None]
+            if self.fleet is not None:
+                self.resize(present)
+            if present:
+                self.schedule(present)
+            self.note(present)
+        return self.tally
+
+    def skip_to(self, submitted: float) -> None:
+        """Nobody is here: the rounds until somebody comes are alike. The nodes are paid for."""
+        rounds = max(0, -(-(submitted - self.now) // self.rules.round_s) - 1)
+        self.now += rounds * self.rules.round_s
+        self.tally.provisioned_s += rounds * self.rules.round_s * len(self.nodes)
+
+    def pass_time(self, present: Sequence[Job]) -> None:
+        round_s = self.rules.round_s
+        for job in present:
+            job.beside += len(present) * round_s
+            placement = job.placement
+            if not placement:
+                continue
+            stands = min(job.stands_s, round_s)
+            job.stands_s -= stands
+            used = stands + job.work.run(placement, round_s - stands)
+            job.attained_s += used * sum(placement)
+            self.tally.allocated_s += used * sum(placement) / self.rules.gpus_per_node
+            if job.work.done:
+                job.ended = self.now + used
+                job.allocation = None
+        last = max((job.ended or self.now + round_s for job in present), default=self.now + round_s)
+        self.tally.provisioned_s += (min(last, self.now + round_s) - self.now) * len(self.nodes)
+        self.now += round_s
+
+    def view(self, present: Sequence[Job]) -> View:
+        here = tuple(node for name, node in self.nodes.items() if name not in self.boots)
+        return View(now=self.now, nodes=here, jobs=tuple(job.candidate() for job in present))
+
+    def schedule(self, present: Sequence[Job]) -> None:
+        before = {job.request.job: Counter(job.allocation.workers) for job in present if job.allocation}
+        for _ in range(ASKED_AGAIN):
+            view = self.view(present)
+            began = time.perf_counter()
+            plan = self.policy(view)
+            self.tally.rounds_s.append(time.perf_counter() - began)
+            if not self.carry_out(plan, present):
+                break
+        for job in present:
+            after = Counter(job.allocation.workers) if job.allocation else Counter()
+            if after == before.get(job.request.job, Counter()):
+                continue
+            job.since = self.now
+            if job.allocation is not None:
+                job.stands_s = self.rules.restart_s
+                job.work.place(job.placement)
+                job.changes += job.began is not None
+                job.began = self.now if job.began is None else job.began
+
+    def carry_out(self, plan: Plan, present: Sequence[Job]) -> bool:
+        """Was anything taken from anybody?"""
+        taken = False
+        for job in present:
+            allocation = plan.verdicts[job.request.job].allocation
+            if job.allocation is not None:
+                had, has = (
+                    Counter(job.allocation.workers),
+                    Counter(allocation.workers if allocation is not None else ()),
+                )
+                taken = taken or bool(had - has)
+            job.allocation = allocation
+        return taken
+
+    # -- nodes that come and go ----------------------------------------------------------------------------
+
+    def resize(self, present: Sequence[Job]) -> None:
+        assert self.fleet is not None
+        self.boots = {name: at for name, at in self.boots.items() if at > self.now}
+        wanted = self.fleet(self.view(present), len(self.nodes))
+        while len(self.nodes) < wanted:
+            self.add_node(self.rules.boot_s)
+        if len(self.nodes) > wanted:
+            used = Counter(
+                node for job in present if job.allocation is not None for node in job.allocation.workers
+            )
+            idlest = sorted(self.nodes, key=lambda name: (name not in self.boots, used[name], name))
+            for name in idlest[: len(self.nodes) - wanted]:
+                self.nodes.pop(name)
+                self.boots.pop(name, None)
+
+    def note(self, present: Sequence[Job]) -> None:
+        held = sum(len(job.allocation.workers) for job in present if job.allocation is not None)
+        entry = (self.now, len(self.nodes), held / self.rules.gpus_per_node)
+        if not self.tally.nodes or self.tally.nodes[-1][1:] != entry[1:]:
+            self.tally.nodes.append(entry)
+
+
+def name_of(job: Job) -> JobId:
+    return job.request.job
