@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ GRACE_S = 15.0  # for nodes to find a coordinator that was started again
 ROOM_S = 0.5
 TICK_S = 0.001
 MOST_STRANGERS = 10_000
+ROUNDS = 1_000  # whose times are kept
 
 log = structlog.get_logger()
 
@@ -72,9 +74,10 @@ class Hub:
         self.changed = asyncio.Event()
         self.abandoned = False
         self.timer: asyncio.TimerHandle | None = None
-        self.round_timer: asyncio.TimerHandle | None = None
+        self.round_timer: asyncio.Handle | None = None
+        self.round_at = 0.0  # when it is due; uvloop's handles do not all say so
         self.rested_until = 0.0  # no round before
-        self.round_s: list[float] = []  # how long the latest rounds took
+        self.round_s: deque[float] = deque(maxlen=ROUNDS)  # how long the latest ones took
         self.seen_off: set[str] = set()
 
     async def start(self) -> None:
@@ -213,11 +216,11 @@ class Hub:
         loop = asyncio.get_running_loop()
         at = max(loop.time() + after_s, self.rested_until)
         if self.round_timer is not None:
-            if self.round_timer.when() <= at:
+            if self.round_at <= at:
                 return
             self.round_timer.cancel()
         if not self.abandoned:
-            self.round_timer = loop.call_at(at, self._round)
+            self.round_at, self.round_timer = at, loop.call_at(at, self._round)
 
     def _round(self) -> None:
         self.round_timer = None
@@ -235,7 +238,7 @@ class Hub:
                 self.look_again()
                 self.wake()
         took = loop.time() - begin
-        self.round_s = [*self.round_s, took][-1000:]
+        self.round_s.append(took)
         self.rested_until = loop.time() + max(ROUND_S, ROUND_SHARE * took)
         waits = [
             job.not_before - self.docket.now
@@ -243,6 +246,24 @@ class Hub:
             if job.attempt is None and job.not_before > self.docket.now
         ]
         self.soon(min([AGAIN_S, *waits]))
+
+    def figures(self) -> dict[str, float]:
+        """How it goes, for whoever measures: the rounds are those since this was asked last."""
+        took = sorted(self.round_s)
+        self.round_s.clear()
+        at = {"p50": 0.5, "p99": 0.99, "most": 1.0}
+        rounds = {
+            f"round_{name}_ms": 1e3 * took[min(len(took) - 1, int(share * len(took)))] if took else 0.0
+            for name, share in at.items()
+        }
+        return {
+            "jobs": len(self.machine.cluster.jobs),
+            "nodes": len(self.machine.cluster.nodes),
+            "attempts": len(self.attempts.lives),
+            "tasks": len(asyncio.all_tasks()),
+            "rounds": len(took),
+            **rounds,
+        }
 
     def wake(self) -> None:
         self.changed.set()

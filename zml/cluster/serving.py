@@ -5,7 +5,8 @@
     FOLDER/archives/       code that was sent
     FOLDER/cluster.json    where it listens, while it does
 
-Started again on the same folder it goes on, at the same addresses: jobs train on meanwhile.
+Started again on the same folder it goes on, at the same addresses: jobs train on meanwhile. On SIGUSR1 it writes to its
+log how it goes: how many jobs and attempts there are, and how long rounds take (`bench/jobs.py` asks so).
 """
 
 from __future__ import annotations
@@ -108,6 +109,9 @@ async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGUSR1, lambda: log.info("figures", **hub.figures())
+    )
     syncing = asyncio.ensure_future(keep_synced(journal))
     server = None
     try:
