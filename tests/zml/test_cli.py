@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import zml
-from zml import cli
-from zml.flags import config, errors, settle
+from zml import cli, config, errors
+from zml.flags import settle
 from zml.status import JobStatus, decode, encode
 
 ROOT = Path(cli.__file__).resolve().parent.parent
