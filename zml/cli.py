@@ -145,7 +145,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     """
     from . import logs, rundir
 
-    cluster = {key: given.pop(key) for key in ("policy", "http", "tokens", "users")}
+    cluster = {key: given.pop(key) for key in ("policy", "http", "tokens", "users", "pool")}
     folder_of_many = given.pop("cluster")
     resolved = settle(given)
     settings = resolved.settings

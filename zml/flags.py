@@ -126,6 +126,9 @@ CLUSTER_FLAGS = flags(
     ),
     click.option("--tokens", metavar="FILE", help="Of --cluster: who may ask from other machines."),
     click.option("--users", metavar="FILE", help="Of --cluster: quotas and shares of users, as TOML."),
+    click.option(
+        "--pool", metavar="FILE", help="Of --cluster: nodes that come and go with the jobs, as TOML."
+    ),
 )
 PLACE_FLAGS = flags(
     click.option("--run-dir", metavar="FOLDER", help="The run directory.  [default: a new one below ./runs]"),

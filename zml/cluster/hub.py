@@ -30,6 +30,7 @@ from ..transport import Endpoint, Handler, Refusal
 from .attempts import ATTEMPT, Attempts
 from .docket import Docket
 from .nodes import Nodes, archive_file
+from .profiles import Profiles
 from .wire import Ceased, Goodbye, NodeBeat, Offer, Want, Work
 
 ROUND_S = 0.1  # between two rounds, at least
@@ -70,6 +71,7 @@ class Hub:
         self.attempts = Attempts(folder, settings, lambda: self.endpoint, self.dispatch)
         self.docket = Docket(self.machine, journal, lambda job, n: str(self.attempts.run_dir(job, n)))
         self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
+        self.profiles = Profiles(self.attempts)
         self.held: list[actions.Action] = []
         self.changed = asyncio.Event()
         self.abandoned = False
@@ -228,7 +230,11 @@ class Hub:
         begin = loop.time()
         if self.docket.settled():
             decisions = self.machine.decide(
-                self.policy, self.docket.now, quotas=self.quotas, shares=self.shares
+                self.policy,
+                self.docket.now,
+                quotas=self.quotas,
+                shares=self.shares,
+                profiles=self.profiles.of(self.machine.cluster, self.docket.now),
             )
             decided: list[actions.Action] = []
             for decision in decisions:

@@ -34,6 +34,7 @@ from .wire import (
     Ceased,
     Goodbye,
     Have,
+    LetGo,
     NodeBeat,
     NodePulse,
     Offer,
@@ -82,12 +83,20 @@ class NodeAgent:
     """One machine of a cluster."""
 
     def __init__(
-        self, settings: Settings, name: str, offers: Resources, *, rack: str = "", address: str = "127.0.0.1"
+        self,
+        settings: Settings,
+        name: str,
+        offers: Resources,
+        *,
+        rack: str = "",
+        cost_per_hour: float = 0.0,
+        address: str = "127.0.0.1",
     ) -> None:
         self.settings = settings
         self.name = name
         self.offers = offers
         self.rack = rack
+        self.cost_per_hour = cost_per_hour
         self.address = address  # where shards listen
         self.boot = secrets.token_hex(8)
         self.places: dict[tuple[str, str], Place] = {}
@@ -149,6 +158,7 @@ class NodeAgent:
             gpus=self.offers.gpus,
             memory_mb=self.offers.memory_mb,
             rack=self.rack,
+            cost_per_hour=self.cost_per_hour,
         )
         runs = msgspec.json.encode(Runs([*self.places]))
         answer = await self.endpoint.request(COORDINATOR, offer, runs, timeout_s=within_s)
@@ -191,6 +201,10 @@ class NodeAgent:
                 return None
             case Run():
                 return self._run(message, bytes(payload or b""))
+            case LetGo():
+                if not self.leaving:
+                    self.leave(f"the coordinator ({message.because})", 0)
+                return Ok()
             case Quit():
                 place = self.places.get((message.job, message.slot))
                 if place is not None:
@@ -410,12 +424,20 @@ class NodeAgent:
             pass  # it finds out
 
 
-def serve(settings: Settings, name: str, offers: Resources, rack: str, address: str) -> int:
+def serve(
+    settings: Settings, name: str, offers: Resources, *, rack: str, cost_per_hour: float, address: str
+) -> int:
     """Be a node until told to go; returns the exit code. Raises ZmlError."""
 
     async def main() -> int:
-        return await NodeAgent(
-            settings, name or socket.gethostname(), offers, rack=rack, address=address
-        ).run()
+        agent = NodeAgent(
+            settings,
+            name or socket.gethostname(),
+            offers,
+            rack=rack,
+            cost_per_hour=cost_per_hour,
+            address=address,
+        )
+        return await agent.run()
 
     return asyncio.run(main())  # not uvloop, which gives no process a group of its own

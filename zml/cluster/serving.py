@@ -34,6 +34,7 @@ from ..scheduler.cluster.rules import Rules
 from ..transport import Endpoint, Handler
 from .desk import JobDesk
 from .hub import Hub
+from .pool import Pool, PoolConfig, provider_of
 from .wire import Vocabulary
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Plan:
     tokens: str | None = None  # a file: who may come in by HTTP from beyond this machine
     quotas: dict[str, Quota]
     shares: dict[str, float]
+    pool: PoolConfig | None = None
 
 
 def listening(folder: Path) -> Listening | None:
@@ -113,13 +115,18 @@ async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
         signal.SIGUSR1, lambda: log.info("figures", **hub.figures())
     )
     syncing = asyncio.ensure_future(keep_synced(journal))
-    server = None
+    server = pool = pooling = None
     try:
         await hub.start()
         server = await serve_http(JobDesk(hub), same_port(plan.http, before), tokens=plan.tokens)
         here = Listening(list(hub.endpoint.addresses), server.url, os.getpid())
         rundir.write(folder / HERE, msgspec.json.encode(here))
         log.info("serving", folder=str(folder), addresses=here.addresses, http=here.http, policy=plan.policy)
+        if plan.pool is not None:
+            name = f"zml-{folder.name}"
+            provider = provider_of(plan.pool, here.addresses, settings.keys, name)
+            pool = Pool(hub, plan.pool, provider)
+            pooling = asyncio.ensure_future(pool.run())
         await stopping.wait()
         log.info("stopping", because="a signal; jobs go on, and find the next coordinator of this folder")
         return 0
@@ -128,6 +135,10 @@ async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
             await server.stop()
         syncing.cancel()
         await asyncio.wait({syncing})
+        if pooling is not None and pool is not None:
+            pooling.cancel()
+            await asyncio.wait({pooling})
+            pool.close()
         await hub.close()
 
 

@@ -86,6 +86,12 @@ class Quit(Message):
     because: str
 
 
+class LetGo(Message):
+    """The coordinator needs this node no more: it is to leave as if it had been told by a signal."""
+
+    because: str
+
+
 class Ceased(Message):
     """A process of an attempt has ended, and is not started again. `done`: it came to its end."""
 
@@ -119,5 +125,7 @@ class Goodbye(Message):
     because: str
 
 
-NodeMessage = Offer | Offered | NodeBeat | NodePulse | Strange | Run | Quit | Ceased | Want | Have | Goodbye
+NodeMessage = (
+    Offer | Offered | NodeBeat | NodePulse | Strange | Run | Quit | LetGo | Ceased | Want | Have | Goodbye
+)
 Vocabulary = AnyMessage | NodeMessage
