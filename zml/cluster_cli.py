@@ -96,10 +96,7 @@ def serve_cluster(
         shares=shares,
         pool=read_pool(Path(pool)) if pool else None,
     )
-    click.echo(
-        f"cluster in {path}; HTTP on {plan.http}. `zml submit`, `zml jobs`, `zml nodes` ask there.", err=True
-    )
-    return serve(settings, path, plan)
+    return serve(settings, path, plan, lambda text: click.echo(text, err=True))
 
 
 @click.command(context_settings=CONTEXT)

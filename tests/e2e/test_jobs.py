@@ -18,15 +18,16 @@ pytestmark = pytest.mark.cluster
 class Cluster:
     """A coordinator of many jobs and its nodes, asked over HTTP."""
 
-    def __init__(self, place: Playground) -> None:
+    def __init__(self, place: Playground, *flags: str) -> None:
         self.place = place
+        self.flags = flags
         self.folder = place.folder / "cluster"
         self.coordinator = self.start()
         self.nodes: list[Process] = []
 
     def start(self) -> Process:
         before = self.here()
-        flags = ["--cluster", "cluster", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+        flags = ["--cluster", "cluster", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0", *self.flags]
         process = self.place.start("coordinator", *flags)
         self.coordinator = process
         mine = lambda: (found := self.here()) and found["pid"] == process.process.pid  # noqa: E731
@@ -236,3 +237,17 @@ def test_a_job_grows_to_four_workers_and_shrinks_to_two(cluster: Cluster) -> Non
 
     assert (done["state"], len(done["attempts"])) == ("SUCCEEDED", 1), done
     cluster.audit(job, 1)
+
+
+def test_nodes_come_when_there_are_jobs_and_go_when_there_are_none(place: Playground) -> None:
+    pool = 'backend = "local"\nmost = 2\ncpus = 1\nmemory_mb = 2000\nidle_s = 2\n'
+    (place.folder / "pool.toml").write_text(pool)
+    cluster = Cluster(place, "--pool", "pool.toml")
+    jobs = [cluster.submit("--save", f"{name}.safetensors") for name in ("one", "two", "three")]
+
+    place.until(lambda: len(cluster.ask("nodes")["nodes"]) == 2, "two nodes have come, and no more")
+    for job in jobs:
+        done = cluster.until(job, is_over, f"{job} is over")
+        assert done["state"] == "SUCCEEDED", done
+    place.until(lambda: cluster.ask("nodes")["nodes"] == [], "they are gone")
+    place.until(lambda: not place.pids("zml node"), "and nothing of them is left")

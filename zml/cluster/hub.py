@@ -299,7 +299,9 @@ class Hub:
                 self.seen_off.clear()
             self.seen_off.add(peer)
             self.nodes.orders.stranger(peer, Stop(name, "the job is over"))
-        raise Refusal("job", f"no attempt {name or 'without a name'} runs here")
+        if not name:
+            raise Refusal("job", "this coordinator serves many jobs: offer machines with `zml node`")
+        raise Refusal("job", f"no attempt {name} runs here")
 
     def settle(self) -> None:
         """What has changed is written. Raises Refusal where it cannot be."""

@@ -15,6 +15,7 @@ import asyncio
 import os
 import resource
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from ..link import LISTENER, control_endpoint
 from ..scheduler.cluster.plan import Quota
 from ..scheduler.cluster.policies import POLICIES
 from ..scheduler.cluster.rules import Rules
+from ..scheduler.explain import counted
 from ..transport import Endpoint, Handler
 from .desk import JobDesk
 from .hub import Hub
@@ -74,14 +76,14 @@ def listening(folder: Path) -> Listening | None:
         return None
 
 
-def serve(settings: Settings, folder: Path, plan: Plan) -> int:
-    """Serve a cluster until told to stop; jobs stay where they are. Raises ZmlError."""
+def serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[str], None]) -> int:
+    """Serve a cluster until told to stop; jobs stay where they are. `say` is for people. Raises ZmlError."""
     import uvloop
 
-    return uvloop.run(_serve(settings, folder, plan))
+    return uvloop.run(_serve(settings, folder, plan, say))
 
 
-async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
+async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[str], None]) -> int:
     from ..web.server import serve as serve_http
 
     more_files()
@@ -121,6 +123,10 @@ async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
         server = await serve_http(JobDesk(hub), same_port(plan.http, before), tokens=plan.tokens)
         here = Listening(list(hub.endpoint.addresses), server.url, os.getpid())
         rundir.write(folder / HERE, msgspec.json.encode(here))
+        going_on = len(hub.machine.cluster.jobs)
+        say(f"serving {folder}" + (f", where {counted(going_on, 'job')} go on" if going_on else ""))
+        say(f"  nodes:  zml node --coordinator {here.addresses[0]}")
+        say(f"  people: zml submit, zml jobs, zml nodes --server {here.http}")
         log.info("serving", folder=str(folder), addresses=here.addresses, http=here.http, policy=plan.policy)
         if plan.pool is not None:
             name = f"zml-{folder.name}"
@@ -128,6 +134,7 @@ async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
             pool = Pool(hub, plan.pool, provider)
             pooling = asyncio.ensure_future(pool.run())
         await stopping.wait()
+        say("stopping: jobs train on, and find whoever serves this folder next")
         log.info("stopping", because="a signal; jobs go on, and find the next coordinator of this folder")
         return 0
     finally:
