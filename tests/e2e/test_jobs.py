@@ -58,7 +58,7 @@ class Cluster:
 
     def submit(self, *args: str, workers: str = "1", **more: Any) -> str:
         asked = {"script": "train.py", "args": args, "folder": str(self.place.folder), "workers": workers}
-        return str(self.ask("jobs", {**asked, **more})["id"])
+        return str(self.ask("jobs", asked | more)["id"])
 
     def job(self, job: str) -> dict[str, Any]:
         return self.ask(f"jobs/{job}")
@@ -237,6 +237,14 @@ def test_a_job_grows_to_four_workers_and_shrinks_to_two(cluster: Cluster) -> Non
 
     assert (done["state"], len(done["attempts"])) == ("SUCCEEDED", 1), done
     cluster.audit(job, 1)
+
+
+def test_a_job_that_takes_more_memory_than_it_asked_for_fails_alone(cluster: Cluster) -> None:
+    cluster.node("n1")
+    (cluster.place.folder / "greedy.py").write_text("import torch\nx = torch.zeros(1 << 30)\nprint(len(x))\n")
+    job = cluster.submit(script="greedy.py", memory_mb=2000)
+    done = cluster.until(job, is_over, f"{job} is over")
+    assert done["state"] == "FAILED" and "memory" in done["because"].lower(), done
 
 
 def test_nodes_come_when_there_are_jobs_and_go_when_there_are_none(place: Playground) -> None:

@@ -195,6 +195,8 @@ class Hub:
             archive_at=archive_at,
             gpus=asked.gpus,
             cpus=asked.cpus,
+            memory_mb=asked.memory_mb,
+            shard_memory_mb=asked.shard_memory_mb,
         )
 
     # -- time -------------------------------------------------------------------------------------------

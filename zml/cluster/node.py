@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import secrets
 import signal
 import socket
 from asyncio.subprocess import Process
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,8 +77,25 @@ class Place:
     quitting: bool = False  # it was told to end: it is not started again
 
     @property
+    def memory_mb(self) -> int:
+        """What it may have. None for a worker with a GPU: its driver maps far more than it uses."""
+        if self.slot[0] == "p":
+            return self.work.shard_memory_mb
+        return self.work.memory_mb if self.gpu is None else 0
+
+    @property
     def key(self) -> tuple[str, str]:
         return self.job, self.slot
+
+
+def hold_to(pid: int, memory_mb: int) -> None:
+    """What was asked for is what there is: beyond it the process itself fails to allocate, and not a neighbour.
+
+    RLIMIT_DATA counts private writable memory, as of Linux 4.7; its children inherit it.
+    """
+    if memory_mb:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
 
 
 class NodeAgent:
@@ -259,6 +278,7 @@ class NodeAgent:
                 loop = asyncio.get_running_loop()
                 begun = loop.time()
                 place.process, gone = await spawn([*PROGRAM, *command], told, folder)
+                hold_to(place.process.pid, place.memory_mb)
                 copying = asyncio.ensure_future(self._copy(place, place.process, last))
                 await gone.wait()
                 await asyncio.wait([copying], timeout=KILLED_S)

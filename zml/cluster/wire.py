@@ -68,6 +68,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     archive_at: str = ""  # a path, for a node that sees it; another one asks for it (`Want`)
     gpus: int = 0  # of each worker
     cpus: int = 1
+    memory_mb: int = 0  # of each worker, and of each shard; 0: no limit
+    shard_memory_mb: int = 0
 
 
 class Run(Message):
