@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from .flags import (
     must_exist,
     settle,
 )
+from .jobs_cli import explain_job, is_code, job, jobs, nodes, server_flags, submit
 from .run_cli import data, timeline
 from .slurm_cli import slurm
 
@@ -282,6 +283,8 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     return 0
 
 
+for _command in (submit, jobs, job, nodes):
+    main.add_command(_command)
 main.add_command(timeline)
 main.add_command(ckpt)
 main.add_command(data)
@@ -365,14 +368,21 @@ def version(as_json: bool) -> int:
 
 
 @main.command(context_settings=CONTEXT)
-@click.argument("code", required=False)
-def explain(code: str | None) -> int:
-    """More about an error.
+@server_flags
+@click.argument("code", required=False, metavar="[JOB | CODE]")
+def explain(code: str | None, server: str | None, token: str | None, as_json: bool) -> int:
+    """Why is a job not running? What does an error mean?
 
-    What CODE means and what to do; without it, a list of all errors.
+    Of a JOB: who is ahead of it, and what was decided about it. Of a CODE, such as ZML-E204: what it means and what
+    to do; without any, a list of all errors.
     """
     import textwrap
 
+    if code is not None and not is_code(code):
+        return explain_job(code, server, token, as_json)
+    if code is None and as_json:
+        click.echo(json.dumps({known: entry.title for known, entry in sorted(errors.BOOK.items())}, indent=2))
+        return 0
     if code is None:
         for known, entry in sorted(errors.BOOK.items()):
             click.echo(f"{known}  {entry.title}")
@@ -384,6 +394,9 @@ def explain(code: str | None) -> int:
     if wanted not in errors.BOOK:
         raise ZmlError(USAGE, f"there is no error {code}", "`zml explain` lists all of them.")
     entry = errors.BOOK[wanted]
+    if as_json:
+        click.echo(json.dumps({"code": wanted, **asdict(entry)}, indent=2))
+        return 0
     click.echo(
         f"{wanted}: {entry.title}\n\n{textwrap.fill(entry.explanation, 80)}\n\nExit code {entry.exit_code}."
     )
