@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Playground, Process
+from tests.e2e.harness import Playground, Process, same_model
 
 pytestmark = pytest.mark.cluster
 
@@ -122,6 +122,19 @@ def test_jobs_run_in_turn_and_leave_nothing(cluster: Cluster) -> None:
     assert (ends[third]["state"], ends[third]["attempts"]) == ("CANCELLED", [])
     assert (cluster.place.folder / "one.safetensors").exists()
     cluster.place.until(lambda: not cluster.members(), "nothing is left")
+
+
+def test_two_jobs_at_once_do_not_hear_each_other(cluster: Cluster) -> None:
+    """Both have a w0 and a p0, and the same coordinator."""
+    cluster.node("n1", cpus=2)
+    jobs = [cluster.submit("--pause", "0.02", "--save", f"{name}.safetensors") for name in ("one", "two")]
+    for job in jobs:
+        done = cluster.until(job, is_over, f"{job} is over")
+        assert (done["state"], len(done["attempts"])) == ("SUCCEEDED", 1), done
+        cluster.audit(job, 1)
+    log = (cluster.folder / "logs" / "cluster.jsonl").read_text()
+    assert "started anew" not in log
+    assert same_model(*(cluster.place.folder / f"{name}.safetensors" for name in ("one", "two")))
 
 
 def test_a_job_that_is_paused_goes_on_from_its_checkpoint(cluster: Cluster) -> None:
