@@ -230,6 +230,7 @@ def sent(submission: Submission, client: Client, stack: contextlib.ExitStack) ->
     import msgspec
 
     from .cluster.archive import pack
+    from .console import counted
     from .tables import size
 
     if submission.archive:
@@ -238,10 +239,9 @@ def sent(submission: Submission, client: Client, stack: contextlib.ExitStack) ->
     packed = pack(Path(submission.folder), begun)
     for each in packed.left_out:
         click.echo(f"left out: {each}", err=True)
-    client.send_archive(packed.path, packed.sha256)
-    click.echo(
-        f"sent {packed.files:,} files of {submission.folder}, {size(packed.path.stat().st_size)}", err=True
-    )
+    done = "sent" if client.send_archive(packed.path, packed.sha256) else "the server has"
+    what = f"{counted(packed.files, 'file')} of {submission.folder}"
+    click.echo(f"{done} {what}, {size(packed.path.stat().st_size)}", err=True)
     return msgspec.structs.replace(submission, folder="", archive=packed.sha256)
 
 

@@ -24,7 +24,7 @@ from zml.web.routes import ROUTES
 from zml.web.server import Limits, Server, serve
 
 API = "/api/v1"
-JOB = {"script": "train.py", "folder": "/shared/code", "workers": "1..4"}
+JOB: dict[str, Any] = {"script": "train.py", "folder": "/shared/code", "workers": "1..4"}
 
 
 class Got(NamedTuple):
