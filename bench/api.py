@@ -82,6 +82,9 @@ async def lists(url: str, seconds: float) -> dict[str, Any]:
 
     times: list[float] = []
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=300)) as session:
+        for _ in range(1_000):
+            async with session.post(f"{url}/api/v1/jobs", json=JOB) as response:
+                assert response.status == 201
         waiting = [asyncio.create_task(session.get(f"{url}/api/v1/jobs/j1?wait=60")) for _ in range(256)]
         until = time.perf_counter() + seconds
         while (begun := time.perf_counter()) < until:
@@ -109,10 +112,10 @@ def figures(times: list[float], seconds: float) -> dict[str, Any]:
 def main(seconds: float, as_json: bool) -> None:
     found: dict[str, dict[str, Any]] = {}
     ways = {
+        "1,000 jobs, 256 waiting": lambda url: asyncio.run(lists(url, seconds)),
         "submit, 1 connection": lambda url: asyncio.run(submissions(url, 1, seconds)),
         "submit, 16 connections": lambda url: asyncio.run(submissions(url, 16, seconds)),
         "submit, zml's client": lambda url: by_client(url, seconds),
-        "1,000 jobs, 256 waiting": lambda url: asyncio.run(lists(url, seconds)),
     }
     with subprocess.Popen(
         [sys.executable, __file__, "server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -300,6 +300,8 @@ def jobs(
         )
     else:
         print_jobs(found, time.time())
+        if len(found) == newest:
+            click.echo(f"the newest {newest:,}; --newest shows more", err=True)
     return 0
 
 

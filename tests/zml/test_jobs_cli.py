@@ -424,26 +424,89 @@ def test_what_a_job_printed_is_shown(call: Call, api: Served) -> None:
     assert wrong.err == "error: j1 has no output called w0.oot [ZML-E222]\n  Did you mean w0.out?\n"
 
 
+def steps(api: Served, *calls: Callable[[], Any]) -> None:
+    """One step whenever somebody waits for a job."""
+    left = list(calls)
+    api.desk.on_wait = lambda job: api.later(left.pop(0)) if left else None
+
+
 def test_logs_are_followed_over_attempts_until_the_job_is_over(call: Call, api: Served) -> None:
     call("submit", "train.py")
+    desk = api.desk
 
-    def begin(job: str) -> None:
-        api.desk.on_wait = lambda job: api.later(lambda: second(job))
-        api.desk.move(job, "STARTING")
-        api.desk.write(job, "w0.out", "first\n")
-        api.desk.move(job, "QUEUED", "it was preempted")
+    def first() -> None:
+        desk.move("j1", "STARTING")
+        desk.write("j1", "w0.out", "first\n")
+        desk.move("j1", "QUEUED", "it was preempted")
 
-    def second(job: str) -> None:
-        api.desk.on_wait = lambda job: None
-        api.desk.move(job, "STARTING")
-        api.desk.write(job, "w0.out", "second\n")
-        api.desk.move(job, "RUNNING")
-        api.desk.move(job, "SUCCEEDED")
+    def end() -> None:
+        desk.write("j1", "w0.out", "second\n")
+        desk.move("j1", "RUNNING")
+        desk.move("j1", "SUCCEEDED")
 
-    api.desk.on_wait = lambda job: api.later(lambda: begin(job))
+    steps(
+        api, first, lambda: desk.move("j1", "STARTING"), end
+    )  # the second attempt is there before its output
     ended = call("job", "logs", "-f", "j1")
     assert (ended.code, ended.out) == (0, "first\nsecond\n")
+    assert [line.partition(":")[0] for line in ended.err.splitlines()] == ["zml", "zml"]
     assert ended.err.splitlines()[-1] == "zml: j1 attempt 2"
+
+
+def test_an_output_that_is_named_is_waited_for_where_nothing_is_there_yet(call: Call, api: Served) -> None:
+    call("submit", "train.py")
+
+    def all_of_it() -> None:
+        api.desk.move("j1", "STARTING")
+        api.desk.write("j1", "w1.out", "one\ntwo\n")
+        api.desk.move("j1", "FAILED")
+
+    steps(api, all_of_it)
+    assert call("job", "logs", "-f", "-n", "1", "j1", "w1.out") == Called(0, "two\n", "")
+    wrong = call("job", "logs", "-f", "j1", "w9.out")
+    assert (wrong.code, wrong.err.splitlines()[1]) == (2, "  Did you mean w1.out?")
+
+
+def test_a_followed_log_goes_on_where_its_connection_broke(call: Call, api: Served) -> None:
+    call("submit", "train.py")
+    api.do(lambda: api.desk.move("j1", "STARTING"))
+    api.desk.write("j1", "w0.out", "one\n")
+
+    def breaks() -> None:
+        for each in api.server.runner.server.connections:  # type: ignore[union-attr]
+            each.force_close()
+        api.desk.write("j1", "w0.out", "two\n")
+        api.desk.on_wait = lambda job: api.later(lambda: api.desk.views["j1"].state == "STARTING" and end())
+
+    def end() -> None:
+        api.desk.move("j1", "RUNNING")
+        api.desk.move("j1", "SUCCEEDED")
+
+    read, looked = api.desk.job, []
+
+    def job(name: str) -> Any:
+        looked.append(name)
+        if len(looked) == 6:  # the follower looks whether the job is over
+            api.later(breaks)
+        return read(name)
+
+    api.desk.job = job  # type: ignore[method-assign]
+    assert call("job", "logs", "-f", "j1")[:2] == (0, "one\ntwo\n")
+    assert len(looked) > 6
+
+
+def test_a_reader_that_goes_away_costs_no_traceback(call: Call, api: Served) -> None:
+    call("submit", "train.py")
+    api.do(lambda: api.desk.move("j1", "STARTING"))
+    api.desk.write("j1", "w0.out", "line\n" * 200_000)
+    ended = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -P -m zml job logs j1 | head -1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.stdout, ended.stderr) == ("line\n", "")
 
 
 # -- the server ----------------------------------------------------------------------------------------------
