@@ -246,16 +246,17 @@ def sent(submission: Submission, client: Client, stack: contextlib.ExitStack) ->
 
 
 def submitted(job: JobView) -> str:
-    from .job_views import sentence, wanted
+    from .job_words import sentence, wanted
 
     because = sentence(job)
     return f"submitted {job.id} ({job.name}, {wanted(job)})" + (f": {because}" if because else "")
 
 
 def show_json(what: Any) -> None:
-    from .job_views import as_json
+    """For machines, and still readable."""
+    import msgspec
 
-    as_json(what)
+    click.echo(msgspec.json.format(msgspec.json.encode(what)).decode())
 
 
 # -- looking -------------------------------------------------------------------------------------------------
@@ -461,7 +462,8 @@ order(
 @click.argument("job")
 def scale(job: str, workers: str, server: str | None, token: str | None, as_json: bool) -> int:
     """Change how many workers a job may have."""
-    from .job_views import event, wanted
+    from .job_views import event
+    from .job_words import wanted
 
     with connected(server, token) as client:
         found = client.scale(job, workers)

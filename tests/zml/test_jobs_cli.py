@@ -230,9 +230,9 @@ def test_why_a_job_waits_is_explained_and_so_is_an_error(call: Call, api: Served
         call("submit", "train.py")
     lines = call("explain", "j2").out.splitlines()
     assert lines[:5] == [
-        "j2 (train) is queued: what it needs is not free.",
+        "j2 (train) waits: what it needs is not free.",
         "  it needs 1 CPUs, and 0 are free",
-        "  It asks for 1 worker, 1 shard, and has 0 workers.",
+        "  It asks for 1 worker, 1 shard, and has no worker.",
         "  1 job goes before it: j1",
         "",
     ]
@@ -476,7 +476,7 @@ def test_a_followed_log_goes_on_where_its_connection_broke(call: Call, api: Serv
         for each in api.server.runner.server.connections:  # type: ignore[union-attr]
             each.force_close()
         api.desk.write("j1", "w0.out", "two\n")
-        api.desk.on_wait = lambda job: api.later(lambda: api.desk.views["j1"].state == "STARTING" and end())
+        steps(api, end)
 
     def end() -> None:
         api.desk.move("j1", "RUNNING")
@@ -490,7 +490,7 @@ def test_a_followed_log_goes_on_where_its_connection_broke(call: Call, api: Serv
             api.later(breaks)
         return read(name)
 
-    api.desk.job = job  # type: ignore[method-assign]
+    api.desk.job = job  # type: ignore[method-assign,assignment]
     assert call("job", "logs", "-f", "j1")[:2] == (0, "one\ntwo\n")
     assert len(looked) > 6
 
