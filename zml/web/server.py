@@ -181,7 +181,10 @@ class Server:
     async def _admit(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        anybody = request.path.startswith(OPEN)
+        resource = (
+            request.match_info.route.resource
+        )  # where the request was led, whatever its path looks like
+        anybody = resource is not None and resource.canonical in OPEN
         request[VISITOR] = self.door.admit(request.headers, anybody=anybody)
         return await handler(request)
 
@@ -211,7 +214,7 @@ class Server:
         return patient if route.patient else quick
 
 
-OPEN = tuple(PREFIX + route.path.partition("{")[0] for route in ROUTES if route.anybody)
+OPEN = frozenset(PREFIX + route.path for route in ROUTES if route.anybody)
 
 
 class Full(asyncio.Protocol):
