@@ -237,10 +237,13 @@ def sent(submission: Submission, client: Client, stack: contextlib.ExitStack) ->
         raise ZmlError(USAGE, "--archive with a job.toml that names an archive", "Leave one of them out.")
     begun = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zml-")))
     packed = pack(Path(submission.folder), begun)
+    if Path(submission.script).as_posix() not in packed.names:
+        what = f"the script {submission.script} is not among what is packed of {submission.folder}"
+        raise ZmlError(NO_SCRIPT, what, "Does .gitignore name it, or does it lie elsewhere? See --folder.")
     for each in packed.left_out:
         click.echo(f"left out: {each}", err=True)
     done = "sent" if client.send_archive(packed.path, packed.sha256) else "the server has"
-    what = f"{counted(packed.files, 'file')} of {submission.folder}"
+    what = f"{counted(len(packed.names), 'file')} of {submission.folder}"
     click.echo(f"{done} {what}, {size(packed.path.stat().st_size)}", err=True)
     return msgspec.structs.replace(submission, folder="", archive=packed.sha256)
 

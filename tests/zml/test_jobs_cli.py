@@ -136,6 +136,22 @@ def test_code_travels_as_an_archive_and_once(call: Call, api: Served, tmp_path: 
     assert third is not None and third.archive == job.archive
 
 
+def test_a_script_that_does_not_travel_is_told_before_anything_is_sent(call: Call, api: Served) -> None:
+    Path("venv").mkdir()
+    Path("venv/t.py").write_text("")
+    ended = call("submit", "--archive", "--folder", ".", "venv/t.py")
+    assert (ended.code, ended.err.partition(" of /")[0]) == (
+        2,
+        "error: the script venv/t.py is not among what is packed",
+    )
+    bytes_ = call("submit", "train.py", "--", os.fsdecode(b"\xff"))
+    assert (bytes_.code, bytes_.err.splitlines()[0]) == (
+        2,
+        "error: a name or an argument that is not UTF-8 [ZML-E223]",
+    )
+    assert api.desk.views == {} and not list(Path(api.desk.folder).glob("*.tar.gz"))
+
+
 @pytest.mark.parametrize(
     ("args", "error", "fix"),
     [
