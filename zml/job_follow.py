@@ -14,24 +14,26 @@ import click
 
 from .cluster.client import Client, Gone
 from .cluster.jobs import JobView
-from .errors import INTERRUPTED, UNREACHABLE, USAGE, ZmlError
+from .errors import INTERRUPTED, NO_JOB, UNREACHABLE, USAGE, ZmlError
 from .job_views import clock, event
 from .web.bodies import ENDS
 
 AWAY_S = 600.0  # that a server may be away, as `coordinator_away_s` has it
 AGAIN_S = 2.0
+LOOK_S = 1.0  # between two looks whether an output is there by now
 
 
 def patiently(what: Callable[[], Iterator[JobView | None]]) -> Iterator[JobView | None]:
-    """The changes of a job, over the server's restarts. Raises ZmlError when it stays away."""
+    """The changes of a job, over the server's restarts. Raises ZmlError when it stays away, or never was there."""
     away_since: float | None = None
+    reached = False
     while True:
         try:
             for job in what():
-                away_since = None
+                away_since, reached = None, True
                 yield job
         except ZmlError as error:
-            if error.code != UNREACHABLE:
+            if error.code != UNREACHABLE or not reached:
                 raise
             if away_since is None:
                 away_since = time.monotonic()
@@ -97,7 +99,7 @@ def first(files: list[str]) -> str:
 def name_of(client: Client, job: str, attempt: int, *, follow: bool) -> str:
     """The output to show where none was named; where it is followed, it may come later."""
     said = False
-    for view in patiently(lambda: client.changes(job, 2.0)) if follow else iter([None]):
+    for view in patiently(lambda: client.changes(job, LOOK_S)) if follow else iter([None]):
         files = [each.name for each in client.logs(job, attempt).files]
         if files:
             return first(files)
@@ -112,43 +114,69 @@ def name_of(client: Client, job: str, attempt: int, *, follow: bool) -> str:
 def show(client: Client, job: str, name: str, *, attempt: int, tail: int | None, follow: bool) -> int:
     """Print an output, byte for byte; where it is followed, over all attempts that come, until the job is over."""
     name = name or name_of(client, job, attempt, follow=follow)
-    at: int | None = None  # the byte to go on from
-    number = attempt
-    while True:
-        log = client.log(
-            job, name, attempt=number, follow=follow, tail=tail if at is None else None, offset=at
-        )
-        number, at = log.attempt, log.offset
+    if not follow:
         try:
+            for piece in client.log(job, name, attempt=attempt, tail=tail).pieces:
+                write(piece)
+        except Gone as gone:
+            raise ZmlError(UNREACHABLE, f"the connection broke: {gone}", "Ask again.") from None
+        return 0
+    number, at = attempt, 0  # whose output it is, and the byte to go on from
+    begun = drained = False
+    while True:
+        try:
+            whole = begun or tail is None
+            log = client.log(
+                job,
+                name,
+                attempt=number,
+                follow=True,
+                tail=None if whole else tail,
+                offset=at if whole else None,
+            )
+            number, at, begun = log.attempt, log.offset, True
             for piece in log.pieces:
                 at += len(piece)
-                sys.stdout.buffer.write(piece)
-                sys.stdout.buffer.flush()
-        except Gone as gone:
-            if not follow:
-                raise ZmlError(UNREACHABLE, f"the connection broke: {gone}", "Ask again.") from None
-        if not follow:
-            return 0
+                write(piece)
+        except Gone:
+            pass  # it is asked again, from there
+        except ZmlError as error:
+            nothing_yet = error.code == NO_JOB and (begun or not client.logs(job, attempt).files)
+            if not nothing_yet and not (begun and error.code == UNREACHABLE):
+                raise
         following = next_attempt(client, job, number, pinned=bool(attempt))
-        if following is None:
+        if following == number:
+            drained = False
+        elif number and not drained:
+            drained = True  # it was over before it was read, perhaps: once more
+        elif following is None:
             return 0
-        if following != number:
-            click.echo(f"zml: {job} attempt {following}", err=True)
-            number, at, tail = following, 0, None
+        else:
+            if number:
+                click.echo(f"zml: {job} attempt {following}", err=True)
+            number, at, drained = following, 0, False
+
+
+def write(piece: bytes) -> None:
+    sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
 
 
 def next_attempt(client: Client, job: str, number: int, *, pinned: bool) -> int | None:
-    """Which attempt to go on with when the output of this one has ended or broke off; None: there is no more."""
-    for view in patiently(lambda: client.changes(job)):
-        if view is None:
-            continue
-        mine = next((each for each in view.attempts if each.number == number), None)
-        if mine is not None and mine.ended_at is None and view.state not in ENDS:
+    """Which attempt to go on with when the output of this one has ended, broke off or has not begun; None: there is
+    nothing more to come."""
+    seen: JobView | None = None
+    for view in patiently(lambda: client.changes(job, LOOK_S)):
+        looked_before = seen is not None
+        seen = view or seen
+        assert seen is not None
+        latest = seen.attempts[-1] if seen.attempts else None
+        if latest is not None and latest.number > number and not pinned:
+            return latest.number
+        mine = next((each for each in seen.attempts if each.number == number), None)
+        over = mine is not None and mine.ended_at is not None
+        if seen.state in ENDS or (pinned and over):
+            return None
+        if mine is not None and not over and looked_before:  # it goes on: asked again, but not at once
             return number
-        if pinned:
-            return None
-        if view.attempts and view.attempts[-1].number > number:
-            return view.attempts[-1].number
-        if view.state in ENDS:
-            return None
     raise AssertionError

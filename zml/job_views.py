@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import click
 
 from .cluster.jobfile import command
 from .cluster.jobs import Explanation, JobView, NodeView
 from .console import counted, duration, names, printable
-from .scheduler.cluster.plan import Why
+from .job_words import STATES, bounds, sentence, state, wanted, why
 from .tables import print_table
 from .web.bodies import ENDS
-
-WAITS = ("QUEUED", "PAUSED")
 
 
 def clock(at: float | None, now: float | None = None) -> str:
@@ -28,20 +25,6 @@ def clock(at: float | None, now: float | None = None) -> str:
     return time.strftime("%H:%M:%S" if same else "%Y-%m-%d %H:%M", then)
 
 
-def bounds(job: JobView) -> str:
-    return (
-        str(job.workers_min)
-        if job.workers_min == job.workers_max
-        else f"{job.workers_min}..{job.workers_max}"
-    )
-
-
-def wanted(job: JobView) -> str:
-    """1..4 workers, 2 shards"""
-    noun = "worker" if (job.workers_min, job.workers_max) == (1, 1) else "workers"
-    return f"{bounds(job)} {noun}, {counted(job.shards, 'shard')}"
-
-
 def lasted(job: JobView, now: float) -> str:
     """How long it has waited, or has run."""
     if job.began_at is None:
@@ -49,16 +32,9 @@ def lasted(job: JobView, now: float) -> str:
     return duration((job.ended_at or now) - job.began_at)
 
 
-def sentence(job: JobView) -> str:
-    """Why it has what it has; the desk's own words where it has some."""
-    if job.because:
-        return job.because
-    return Why[job.why].value if job.why in Why.__members__ else ""
-
-
 def event(job: JobView) -> str:
     """A change of its state, as a line."""
-    said = f"{job.id} {job.state.lower().replace('_', ' ')}"
+    said = f"{job.id} {state(job.state)}"
     if job.workers and job.state not in ENDS:
         said += f", {counted(job.workers, 'worker')} on {names(job.nodes)}" if job.nodes else ""
     if job.state in ENDS and job.exit_code:
@@ -76,7 +52,7 @@ def print_jobs(jobs: Sequence[JobView], now: float) -> None:
             job.id,
             shortened(job.name, 16),
             shortened(job.user, 10),
-            job.state.lower().replace("_", " "),
+            state(job.state),
             f"{job.workers} of {bounds(job)}" if job.state not in ENDS else bounds(job),
             lasted(job, now),
             sentence(job),
@@ -122,7 +98,7 @@ def print_job(job: JobView, now: float) -> None:
                 str(each.number),
                 clock(each.began_at, now),
                 duration((each.ended_at or now) - each.began_at),
-                each.state.lower().replace("_", " ") or "goes on",
+                state(each.state) or "goes on",
                 "" if each.exit_code is None else str(each.exit_code),
                 each.run_dir,
             ]
@@ -137,7 +113,7 @@ def facts(job: JobView, now: float) -> Iterator[tuple[str, str]]:
     yield "job", f"{job.id}, called {job.name}, of {job.user}"
     yield (
         "state",
-        f"{job.state.lower().replace('_', ' ')}, {'ran' if job.began_at else 'waited'} {lasted(job, now)}",
+        f"{state(job.state)}, {'ran' if job.began_at else 'waited'} {lasted(job, now)}",
     )
     because = sentence(job)
     if because:
@@ -175,12 +151,14 @@ def facts(job: JobView, now: float) -> Iterator[tuple[str, str]]:
 def explanation(found: Explanation, now: float) -> Iterator[str]:
     """What `zml explain JOB` says."""
     job = found.job
-    why = Why[job.why].value if job.why in Why.__members__ else ""
-    state = job.state.lower().replace("_", " ")
-    yield printable(f"{job.id} ({job.name}) is {state}" + (f": {why}." if why else "."))
-    if job.because and job.because != why:
+    reason = why(job)
+    what = STATES.get(job.state, f"is {state(job.state)}")
+    yield printable(f"{job.id} ({job.name}) {what}" + (f": {reason}." if reason else "."))
+    if job.because and job.because != reason:
         yield printable(f"  {job.because}")
-    yield printable(f"  It asks for {wanted(job)}, and has {counted(job.workers, 'worker')}.")
+    if job.state not in ENDS:
+        has = counted(job.workers, "worker") if job.workers else "no worker"
+        yield printable(f"  It asks for {wanted(job)}, and has {has}.")
     if found.ahead_count:
         goes = "job goes" if found.ahead_count == 1 else "jobs go"
         shown = ", ".join(found.ahead[:8])
@@ -192,12 +170,5 @@ def explanation(found: Explanation, now: float) -> Iterator[str]:
         yield ""
         yield "decided:"
     for each in found.decisions:
-        what = each.what.lower().replace("_", " ")
+        what = state(each.what)
         yield printable(f"  {clock(each.at, now)}  {what}" + (f": {each.because}" if each.because else ""))
-
-
-def as_json(what: Any) -> None:
-    """For machines, and still readable."""
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(what)).decode())

@@ -230,32 +230,36 @@ def sent(submission: Submission, client: Client, stack: contextlib.ExitStack) ->
     import msgspec
 
     from .cluster.archive import pack
+    from .console import counted
     from .tables import size
 
     if submission.archive:
         raise ZmlError(USAGE, "--archive with a job.toml that names an archive", "Leave one of them out.")
     begun = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zml-")))
     packed = pack(Path(submission.folder), begun)
+    if Path(submission.script).as_posix() not in packed.names:
+        what = f"the script {submission.script} is not among what is packed of {submission.folder}"
+        raise ZmlError(NO_SCRIPT, what, "Does .gitignore name it, or does it lie elsewhere? See --folder.")
     for each in packed.left_out:
         click.echo(f"left out: {each}", err=True)
-    client.send_archive(packed.path, packed.sha256)
-    click.echo(
-        f"sent {packed.files:,} files of {submission.folder}, {size(packed.path.stat().st_size)}", err=True
-    )
+    done = "sent" if client.send_archive(packed.path, packed.sha256) else "the server has"
+    what = f"{counted(len(packed.names), 'file')} of {submission.folder}"
+    click.echo(f"{done} {what}, {size(packed.path.stat().st_size)}", err=True)
     return msgspec.structs.replace(submission, folder="", archive=packed.sha256)
 
 
 def submitted(job: JobView) -> str:
-    from .job_views import sentence, wanted
+    from .job_words import sentence, wanted
 
     because = sentence(job)
     return f"submitted {job.id} ({job.name}, {wanted(job)})" + (f": {because}" if because else "")
 
 
 def show_json(what: Any) -> None:
-    from .job_views import as_json
+    """For machines, and still readable."""
+    import msgspec
 
-    as_json(what)
+    click.echo(msgspec.json.format(msgspec.json.encode(what)).decode())
 
 
 # -- looking -------------------------------------------------------------------------------------------------
@@ -300,6 +304,8 @@ def jobs(
         )
     else:
         print_jobs(found, time.time())
+        if len(found) == newest:
+            click.echo(f"the newest {newest:,}; --newest shows more", err=True)
     return 0
 
 
@@ -459,7 +465,8 @@ order(
 @click.argument("job")
 def scale(job: str, workers: str, server: str | None, token: str | None, as_json: bool) -> int:
     """Change how many workers a job may have."""
-    from .job_views import event, wanted
+    from .job_views import event
+    from .job_words import wanted
 
     with connected(server, token) as client:
         found = client.scale(job, workers)

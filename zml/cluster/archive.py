@@ -42,7 +42,7 @@ class Packed:
 
     path: Path
     sha256: str
-    files: int
+    names: list[str]
     bytes: int  # before compression
     left_out: list[str] = field(default_factory=list)  # what a reader might miss, with the reason
 
@@ -60,7 +60,7 @@ def pack(folder: Path, into: Path, most_bytes: int = MOST_BYTES, most_files: int
                 with tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar:
                     for name in names:
                         add(tar, folder, name)
-        return Packed(path, checksum(path), len(names), sum(sizes.values()), left_out)
+        return Packed(path, checksum(path), names, sum(sizes.values()), left_out)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         raise ZmlError(

@@ -69,8 +69,7 @@ class Client:
 
     def __init__(self, server: str = DEFAULT_SERVER, *, token: str = "", user: str = "") -> None:
         """`token` is the secret itself. Raises ZmlError where `server` is no address."""
-        self.server = server.rstrip("/")
-        parts = urlsplit(self.server if "//" in self.server else f"http://{self.server}")
+        parts = urlsplit(server if "://" in server else f"http://{server}")
         try:
             self.host, self.port = parts.hostname or "", parts.port
         except ValueError:
@@ -181,10 +180,12 @@ class Client:
         response, _ = self._request("HEAD", f"/archives/{sha256}", may_lack=True)
         return response.status == 200
 
-    def send_archive(self, path: Path, sha256: str) -> None:
-        """Send a file, unless the server has it."""
-        if not self.has_archive(sha256):
-            self._request("PUT", f"/archives/{sha256}", file=path, timeout_s=900.0)
+    def send_archive(self, path: Path, sha256: str) -> bool:
+        """Send a file, unless the server has it; whether it was sent."""
+        if self.has_archive(sha256):
+            return False
+        self._request("PUT", f"/archives/{sha256}", file=path, timeout_s=900.0)
+        return True
 
     # -- requests ------------------------------------------------------------------------------------------
 

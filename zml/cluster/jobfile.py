@@ -83,6 +83,10 @@ def sound(job: Submission) -> None:
             raise bad(f"environment: {name}", "variables of that kind are zml's own; use settings")
     for key, value in job.settings.items():
         setting(key, value, "settings", exact=True)
+    try:
+        msgspec.json.encode(job)
+    except UnicodeEncodeError:  # a command line may hold any bytes
+        raise bad("a name or an argument that is not UTF-8", "it cannot be sent; write it in UTF-8") from None
 
 
 def bad(what: str, fix: str) -> ZmlError:

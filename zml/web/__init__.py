@@ -1,8 +1,8 @@
 """The HTTP API of the standing coordinator: what a `Desk` answers, for whoever speaks HTTP.
 
-    request -> `access` (who asks) -> `routes` (what there is) -> `handlers` -> zml.cluster.jobs.Desk
+    request -> `access` (who asks) -> `asking` (what for) -> `handlers` -> zml.cluster.jobs.Desk
 
 `routes` is the one table of what can be asked: the server takes its paths from it and `openapi` its description, so
-that neither can say what the other does not. Only `server`, `handlers` and `streaming` know aiohttp; `bodies` is also
+that neither can say what the other does not. Only `server`, `asking` and `handlers` know aiohttp; `bodies` is also
 what clients read.
 """

@@ -20,12 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
+
 from ..cluster.jobs import NAME, JobView, Problem
 from ..errors import NO_TOKEN, NOT_ALLOWED, ZmlError
 from .bodies import USER_HEADER
 
 SHORTEST = 16  # characters of a token
 ANONYMOUS = "anonymous"
+HIDDEN = "hidden"
 MAKE_ONE = "Make one: (umask 077; openssl rand -hex 32 > token)"
 TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # b64token, RFC 6750 section 2.1
 
@@ -38,9 +41,21 @@ class Visitor:
     proved: bool = False
     admin: bool = False
 
+    def owns(self, job: JobView) -> bool:
+        return not self.proved or self.admin or job.user == self.user
+
+    def may_see(self, job: JobView) -> JobView:
+        """A job without the values of another's variables, which may be secrets."""
+        if job.submission is None or self.owns(job):
+            return job
+        hidden = msgspec.structs.replace(
+            job.submission, environment=dict.fromkeys(job.submission.environment, HIDDEN)
+        )
+        return msgspec.structs.replace(job, submission=hidden)
+
     def must_own(self, job: JobView) -> None:
         """Raises Problem where the job is another's to change."""
-        if self.proved and not self.admin and job.user != self.user:
+        if not self.owns(job):
             raise Problem(
                 403,
                 f"{job.id} belongs to {job.user}, and you are {self.user}",

@@ -75,7 +75,8 @@ class Handlers:
         # Between this look and the call of `changed` nothing else runs: no change is missed.
         if asked.get("wait") and (not seen or seen == tag(job)) and job.state not in ENDS:
             job = await self._changed(name, asked["wait"], seen)
-        response = web.Response(status=304) if seen == tag(job) else answer(job)
+        shown = request[VISITOR].may_see(job)
+        response = web.Response(status=304) if seen == tag(job) else answer(shown)
         response.headers["ETag"] = tag(job)
         return response
 
@@ -94,7 +95,8 @@ class Handlers:
             await asyncio.sleep(0)  # a desk that sees changes which we do not show must not hold the loop
 
     async def explain(self, request: web.Request, asked: Asked) -> web.Response:
-        return answer(self.desk.explain(asked["job"]))
+        found = self.desk.explain(asked["job"])
+        return answer(msgspec.structs.replace(found, job=request[VISITOR].may_see(found.job)))
 
     async def cancel(self, request: web.Request, asked: Asked) -> web.Response:
         reason = await body(request, Reason, empty=Reason())

@@ -9,6 +9,7 @@ server stops gets none: clients ask again.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -34,6 +35,7 @@ log = structlog.get_logger()
 
 DEFAULT_BIND = f"127.0.0.1:{PORT}"
 BACKLOG = 128
+STOP_S = 5.0
 NEVER = float("inf")
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
@@ -93,7 +95,9 @@ class Server:
             await self.runner.cleanup()
             self.threads.shutdown(wait=False)
             because = (
-                "is in use" if error.errno == 98 else f"cannot be listened on: {error.strerror or error}"
+                "is in use"
+                if error.errno == errno.EADDRINUSE
+                else f"cannot be listened on: {error.strerror or error}"
             )
             raise ZmlError(
                 PORT_IN_USE, f"{host}:{port} {because}", "Choose another port for the API, or port 0."
@@ -113,7 +117,11 @@ class Server:
             self.sweeper.cancel()
         for task in self.waiting:
             task.cancel()
-        await self.runner.cleanup()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self.runner.cleanup()
+        except TimeoutError:
+            log.warning("connections of the API did not end in time")
         self.threads.shutdown(wait=False)
 
     # -- connections ---------------------------------------------------------------------------------------
@@ -173,7 +181,10 @@ class Server:
     async def _admit(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        anybody = request.path.startswith(OPEN)
+        resource = (
+            request.match_info.route.resource
+        )  # where the request was led, whatever its path looks like
+        anybody = resource is not None and resource.canonical in OPEN
         request[VISITOR] = self.door.admit(request.headers, anybody=anybody)
         return await handler(request)
 
@@ -203,7 +214,7 @@ class Server:
         return patient if route.patient else quick
 
 
-OPEN = tuple(PREFIX + route.path.partition("{")[0] for route in ROUTES if route.anybody)
+OPEN = frozenset(PREFIX + route.path for route in ROUTES if route.anybody)
 
 
 class Full(asyncio.Protocol):

@@ -1,6 +1,7 @@
 """The HTTP API, over a desk in memory: every route, who is let in, what is refused, and what has an end."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from zml.web.routes import ROUTES
 from zml.web.server import Limits, Server, serve
 
 API = "/api/v1"
-JOB = {"script": "train.py", "folder": "/shared/code", "workers": "1..4"}
+JOB: dict[str, Any] = {"script": "train.py", "folder": "/shared/code", "workers": "1..4"}
 
 
 class Got(NamedTuple):
@@ -534,6 +535,38 @@ def test_a_file_of_tokens_that_is_not_safe_is_refused(
     assert refused.value.code == NO_TOKEN and (not text or text not in str(refused.value))
 
 
+def test_the_variables_of_a_job_are_shown_to_whom_it_belongs(run: Run, tokens: str) -> None:
+    async def test(ask: Asking) -> None:
+        def bearer(token: str) -> dict[str, dict[str, str]]:
+            return {"headers": {"Authorization": f"Bearer {token}"}}
+
+        await ask("POST", f"{API}/jobs", json={**JOB, "environment": {"KEY": "secret"}}, **bearer(ANN))
+        for path in ("/jobs/j1", "/jobs/j1/explain"):
+            for token, sees in ((ANN, True), (ROOT, True), (BOB, False)):
+                got = await ask("GET", API + path, **bearer(token))
+                assert (got.status, b"secret" in got.body, b"KEY" in got.body) == (200, sees, True)
+
+    run(test, tokens=tokens)
+
+
+def test_no_spelling_of_a_path_leads_past_the_tokens(run: Run, tokens: str) -> None:
+    async def test(ask: Asking) -> None:
+        port = int(ask.server.url.rpartition(":")[2])
+        for path in (
+            "/api/v1/livez/../jobs", "/api/v1/errors/../jobs", "/api/v1/errors/..%2fjobs", "//api/v1/jobs",
+            "/api/v1/livez%2f..%2fjobs", "/api/v1/livez/%2e%2e/jobs", "http://localhost/api/v1/livez/../jobs",
+            "/api/v1/jobs;/livez", "/api/v1/jobs?/api/v1/livez", "/api/v1/./jobs", "/API/V1/JOBS",
+        ):  # fmt: skip
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            answered = await reader.read()
+            assert answered.split()[1] in (b"401", b"404", b"400"), path
+            assert b'"jobs"' not in answered, path
+            writer.close()
+
+    run(test, tokens=tokens)
+
+
 def test_beyond_loopback_it_does_not_begin_without_tokens(run: Run, tokens: str, tmp_path: Path) -> None:
     async def never(ask: Asking) -> None:
         raise AssertionError("it must not begin")
@@ -648,6 +681,47 @@ def test_a_body_that_is_too_large_or_never_comes_is_refused(run: Run) -> None:
         writer.close()
 
     run(test, limits=Limits(body_bytes=10_000, deadline_s=0.2))
+
+
+def test_a_reader_that_takes_nothing_is_hung_up_on(run: Run) -> None:
+    async def test(ask: Asking) -> None:
+        await ask.submit()
+        ask.desk.move("j1", "STARTING")
+        path = ask.desk.write("j1", "w0.out", "")
+        os.truncate(path, 64 << 20)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", int(ask.server.url.rpartition(":")[2]), limit=1024
+        )
+        writer.write(b"GET /api/v1/jobs/j1/logs/w0.out HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        async with asyncio.timeout(20):
+            while len(ask.server.runner.server.connections) > 1:  # type: ignore[union-attr]  # the session's own
+                await asyncio.sleep(0.01)
+        taken = 0
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(1 << 20):
+                taken += len(piece)
+        assert taken < 64 << 20
+        writer.close()
+
+    run(test, limits=Limits(stall_s=0.1))
+
+
+def test_whoever_hangs_up_is_waited_for_no_longer(run: Run) -> None:
+    async def test(ask: Asking) -> None:
+        await ask.submit()
+        waiting = asyncio.Event()
+        ask.desk.on_wait = lambda job: waiting.set()
+        _, writer = await asyncio.open_connection("127.0.0.1", int(ask.server.url.rpartition(":")[2]))
+        writer.write(b"GET /api/v1/jobs/j1?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await waiting.wait()
+        assert len(ask.desk.waiters["j1"]) == 1
+        writer.close()
+        async with asyncio.timeout(20):
+            while ask.desk.waiters["j1"]:
+                await asyncio.sleep(0.01)
+
+    run(test)
 
 
 def test_a_desk_that_fails_is_a_500_that_tells_nothing(run: Run) -> None:
