@@ -19,6 +19,7 @@ from .ckpt_cli import ckpt
 from .config import ANY_PORT, COORDINATOR_ADDRESS, Resolved, resolve
 from .errors import INTERRUPTED, USAGE, ZmlError
 from .run_cli import data, timeline
+from .simulate_cli import simulate
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -397,6 +398,7 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 main.add_command(timeline)
 main.add_command(ckpt)
 main.add_command(data)
+main.add_command(simulate)
 
 
 @main.command(context_settings=CONTEXT)
