@@ -110,6 +110,7 @@ COORDINATES = {
     "zml.runner",
     "zml.script",
     "zml.seat",
+    "zml.simulate_cli",
     "zml.status",
     "zml.tables",
     "zml.timeline",

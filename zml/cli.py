@@ -37,6 +37,7 @@ from .flags import (
 from .jobs_cli import explain_job, is_code, job, jobs, nodes, server_flags, submit
 from .run_cli import data, timeline
 from .slurm_cli import slurm
+from .simulate_cli import simulate
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -290,6 +291,7 @@ main.add_command(ckpt)
 main.add_command(data)
 main.add_command(slurm)
 main.add_command(node)
+main.add_command(simulate)
 
 
 @main.command(context_settings=CONTEXT)

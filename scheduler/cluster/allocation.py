@@ -3,11 +3,11 @@
 Each job that gets its turn has the workers it needs at least. The rest go, a step at a time, to the job whose utility
 grows most per worker, in the manner of Pollux' fitness (OSDI 2021, eq. 11) but without a search:
 
-    maximise sum_j  w_j U(GOODPUT_j(k_j) / GOODPUT_j(least_j))          U(s) = s^P / P,  P < 0: the less, the fairer
+    maximise sum_j  w_j U(GOODPUT_j(k_j) / GOODPUT_j(least_j))      U(s) = s^P / P,  P < 0: the less, the fairer
     w_j = (1 + service_j / SERVICE_S)^-AGEING                           least attained service, here too
 
-A step leads to the next number of workers that is worth the most per worker, so that a bad number on the way (one worker
-on a second node) is stepped over. With a heap this is O(workers log jobs).
+A step leads to the number of workers that is worth the most per worker, so that a bad number on the way (the
+first worker on a second node) is stepped over. With a heap this is O(workers log jobs).
 
 Changing costs: a job stands still while its workers come and go. It changes only if it would have been worth it, had
 it always changed that often:
@@ -32,12 +32,12 @@ from .plan import Allocation, Candidate, View
 from .request import MOST_WORKERS
 from .resources import NOTHING, Resources, total
 
-P = -0.5
+P = -1.0
 SERVICE_S = 7_200.0
-AGEING = 0.5
+AGEING = 1.0
 RESTART_S = 30.0
 MARGIN = 0.05
-BAND = 1.5
+BAND = 2.5
 NO_PROFILE_S = 300.0
 """A job that has run for so long and has no profile will not have one: it grows by its place in the order."""
 
@@ -72,11 +72,14 @@ class Share:
         return best
 
     def sizes(self) -> list[int]:
-        """One more; a whole node's more; twice as many, in whole nodes."""
+        """On its first node one more; else up to a whole node, one node more, twice as many in whole nodes. Jobs that
+        have whole nodes leave no odd places on which only parts of others would fit."""
         k, per = self.workers, self.per_node
         whole = (k // per + 1) * per
-        found = {k + 1, whole, whole + per, max(k + 1, -(-2 * k // per) * per)}
-        return sorted(to for to in found if to <= self.most)
+        found = {whole, whole + per, -(-2 * k // per) * per}
+        if k < per:
+            found.add(k + 1)
+        return sorted(to for to in found if k < to <= self.most)
 
 
 def terms(view: View, order: Sequence[Candidate]) -> Terms:
@@ -138,9 +141,9 @@ def share_out(shares: Sequence[Share], free: Resources) -> None:
             heappop(heap)
             continue
         if able < to - share.workers:
-            # Not all of the step is there; what is there may still be worth something.
+            # Not all of the step is there. On its first node a job can use what there is.
             part = share.workers + able
-            if share.utility(part) <= share.utility(share.workers):
+            if share.workers >= share.per_node or share.utility(part) <= share.utility(share.workers):
                 heappop(heap)
                 continue
             to = part

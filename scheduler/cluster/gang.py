@@ -26,7 +26,7 @@ from typing import TypeAlias
 
 from ..ids import JobId
 from .order import executed_s
-from .placement import Room, extend, mend, place, shrink
+from .placement import Room, extend, mend, pack, place, shrink
 from .plan import Allocation, Candidate, Plan, Quota, Verdict, View, Why
 from .request import Request
 from .resources import NOTHING, Resources
@@ -349,19 +349,34 @@ class Round:
             able = min(most - len(has.workers), self.now.counts(request.worker).total)
             while able > 0 and self.beyond_quota(request, able) is not None:
                 able -= 1
-            if able <= 0:
-                continue
-            more = extend(self.now, request, has, len(has.workers) + able)
-            if more is None or (
-                self.terms.worth is not None
-                and name not in self.began
-                and not self.terms.worth(job, has, more)
-            ):
+            more = self.best_of(job, has, len(has.workers) + max(able, 0))
+            if more is None:
                 continue
             self.release(job)
             self.keep(job, more)
             self.now.give_all(has, request)
             self.now.take_all(more, request)
+
+    def best_of(self, job: Candidate, has: Allocation, workers: int) -> Allocation | None:
+        """The job with so many workers: beside those it has, or all of them packed anew where that takes fewer nodes
+        and the policy knows what that is worth. None: as it is."""
+        request, worth = job.request, self.terms.worth
+        found = extend(self.now, request, has, workers) if workers > len(has.workers) else None
+        if worth is not None and len(set((found or has).workers)) > self.fewest(request, workers):
+            only = Allocation(has.workers, ())
+            self.now.give_all(only, request)
+            packed = pack(self.now, request.worker, workers)
+            self.now.take_all(only, request)
+            if packed is not None and len(set(packed)) < len(set((found or has).workers)):
+                found = Allocation(packed, has.shards)
+        if found is None or worth is None or request.job in self.began or worth(job, has, found):
+            return found
+        return None
+
+    def fewest(self, request: Request, workers: int) -> int:
+        """Nodes for so many workers, if they had the largest ones to themselves."""
+        per_node = max(self.empty.counts(request.worker).on.values(), default=1)
+        return -(-workers // max(per_node, 1))
 
     def running(self, job: Candidate) -> Verdict:
         has = self.has[job.request.job]

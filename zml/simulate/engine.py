@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ..scheduler.cluster.autoscale import Bounds, Watch, decide
 from ..scheduler.cluster.plan import Allocation, Candidate, Plan, Policy, View
 from ..scheduler.cluster.request import Request
 from ..scheduler.cluster.resources import Node, NodeId, Resources
-from ..scheduler.ids import JobId
 from .work import Work
 
 ASKED_AGAIN = 3  # times that a policy is asked in one round, at most
@@ -65,7 +65,7 @@ class Job:
         )
 
 
-Fleet = Callable[[View, float], int]
+Fleet = Callable[[View, int], int]
 """How many nodes should there be?"""
 
 
@@ -213,5 +213,15 @@ class Simulation:
             self.tally.nodes.append(entry)
 
 
-def name_of(job: Job) -> JobId:
-    return job.request.job
+class Autoscaler:
+    """A fleet that asks `autoscale`, and remembers for it what it has to remember."""
+
+    def __init__(self, bounds: Bounds, gpus_per_node: int) -> None:
+        self.bounds = bounds
+        self.kind = Node(id=NodeId("new"), offers=Resources(gpus=gpus_per_node))
+        self.watch = Watch()
+
+    def __call__(self, view: View, nodes: int) -> int:
+        decision = decide(view, nodes, self.kind, self.bounds, self.watch)
+        self.watch = decision.watch
+        return decision.nodes

@@ -22,6 +22,11 @@ class Work(Protocol):
     """What one job has to do. `placement` is workers per node."""
 
     @property
+    def asked(self) -> int:
+        """Workers that its user asked for."""
+        ...
+
+    @property
     def done(self) -> bool: ...
     @property
     def profile(self) -> Learner | None: ...
