@@ -243,7 +243,7 @@ class Head:
         if place is None:
             self.given_up.add(member)
             self.viewer.say(
-                f"{member} {how}: its node {self.places[member]} is gone, and the others go on without it"
+                f"{member} is gone with its node {self.places[member]}; the others go on without it"
             )
             return False
         again = self.revivals.decide(member, KILLED, (), loop.time() - child.started_at)

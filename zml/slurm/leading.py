@@ -24,6 +24,7 @@ from ..launch.local import environment as told
 from . import address, commands
 from .folder import JobFolder, job_name, running_job
 from .head import Head, Job
+from .hostlist import names
 from .joining import Joining, Reinforcement
 from .shape import Shape
 from .step import environment
@@ -54,7 +55,7 @@ class Asked:
 def lead(asked: Asked, environ: Mapping[str, str]) -> int:
     """Run this allocation; the exit code of the batch script. Raises ZmlError."""
     job = job_name(environ)
-    nodes = commands.hosts(environ.get("SLURM_JOB_NODELIST", ""))
+    nodes = names(environ.get("SLURM_JOB_NODELIST", ""))
     if not nodes:
         raise ZmlError(USAGE, "SLURM_JOB_NODELIST names no nodes", "Start it as the batch script of a job.")
     viewer = console.viewer(sys.stdout, sys.stderr)

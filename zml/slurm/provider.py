@@ -1,8 +1,8 @@
 """Allocations by the piece, for whoever decides how many there are to be: ask, release, look.
 
-Rules: each allocation is a job of its own that runs one command, for Slurm does not let jobs grow; it is released in order,
-with SIGTERM to that command. All of them bear one name, by which they are found again after a restart. One squeue tells
-of all; ask it every few seconds at most, for it locks the controller.
+Rules: each allocation is a job of its own that runs one command, for Slurm does not let jobs grow; it is released in
+order, with SIGTERM to that command. All of them bear one name, by which they are found again after a restart. One
+squeue tells of all; ask it every few seconds at most, for it locks the controller.
 """
 
 from __future__ import annotations
