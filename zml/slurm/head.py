@@ -228,7 +228,7 @@ class Head:
                 await self._revive(member, now)
             else:
                 self.lost_since.pop(member, None)
-                if child.ended and state == "" and child.process.returncode:  # it never joined
+                if child.ended and state == "":  # it never joined
                     await self._revive(member, now)
 
     async def _revive(self, member: str, now: float | None) -> bool:
