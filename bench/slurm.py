@@ -4,10 +4,10 @@ requeue, and from the death of a node until training goes on.
     python bench/slurm.py                  as root, with Debian's slurmctld, slurmd, slurm-client and munge; four minutes
     python bench/slurm.py --rounds 3
 
-It starts a Slurm of its own with four virtual nodes on this machine, and trains a model of five numbers with two workers
-and a shard, so that what is measured is zml, Slurm and the start of processes that load torch. A script writes down the
-time of each of its steps. Slurm notices a dead node here after 5 to 15 s and holds a requeued job for 5 s; by default that
-is 300 s and 120 s. zml waits for the first of them nowhere, and for the second always.
+It starts a Slurm of its own with four virtual nodes on this machine, and trains a model of five numbers with two
+workers and a shard, so that what is measured is zml, Slurm and the start of processes that load torch. A script
+writes down the time of each of its steps. Slurm notices a dead node here after 5 to 15 s and holds a requeued job for
+5 s; by default that is 300 s and 120 s. zml waits for the first of them nowhere, and for the second always.
 """
 
 import json
