@@ -1,7 +1,7 @@
 """How long things take in an allocation of Slurm: from sbatch to the first step, from SIGTERM to the next one after a
 requeue, and from the death of a node until training goes on.
 
-    python bench/slurm.py                  as root, with Debian's slurmctld, slurmd, slurm-client and munge; four minutes
+    python bench/slurm.py           as root, with Debian's slurmctld, slurmd, slurm-client and munge; four minutes
     python bench/slurm.py --rounds 3
 
 It starts a Slurm of its own with four virtual nodes on this machine, and trains a model of five numbers with two

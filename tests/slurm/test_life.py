@@ -1,5 +1,6 @@
 """What else happens to a job of Slurm in its life. Each takes half a minute or more: they are for a soak."""
 
+import json
 import os
 import sys
 
@@ -167,6 +168,9 @@ def test_an_allocation_of_its_own_brings_further_workers(desk: Desk) -> None:
     desk.until_said("w1 joined", job)
     desk.until_said("w2 joined", job)
     desk.until_said("3 workers", job)
+    folder = f"runs/slurm-{job}"
+    status = desk.zml("status", "--json", "--keys", f"{folder}/keys", f"{folder}/now")
+    assert {each["member"] for each in json.loads(status.stdout)["members"]} == {"p0", "w0", "w1", "w2"}
     desk.cluster.command(
         "scancel", "--signal=TERM", "--batch", more
     )  # and they are requeued: the job goes on

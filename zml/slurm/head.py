@@ -78,7 +78,7 @@ class Head:
         self.given_up: set[str] = set()
         self.lost_since: dict[
             str, float
-        ] = {}  # of members that the coordinator calls lost, in the loop's time
+        ] = {}  # by the loop's clock, of those that the coordinator calls lost
         self.nodes_lost = False
         self.begun = False
         self.told = 0  # so many times to go
