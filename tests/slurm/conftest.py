@@ -94,6 +94,10 @@ class Desk:
         found = self.folder / (f"train-{job}_{task}.out" if task else f"train-{job}.out")
         return found.read_text(errors="replace") if found.exists() else ""
 
+    def script_lines(self, job: str, member: str) -> str:
+        file = self.run(job) / "now/logs" / f"{member}.out"
+        return file.read_text(errors="replace") if file.exists() else ""
+
     def run(self, job: str) -> Path:
         """The job's folder."""
         return self.folder / "runs" / f"slurm-{job}"

@@ -18,6 +18,7 @@ from rich.console import Console
 from .. import console, logs, observe, report, rundir
 from ..compression import parse
 from ..config import Resolved, Settings
+from ..console import counted
 from ..errors import EX_TEMPFAIL, USAGE, ZmlError
 from ..launch.local import COMPILE_S
 from ..launch.local import environment as told
@@ -96,10 +97,8 @@ def _attempt(
         level=settings.log_level,
         terminal=False,
     )
-    workers = settings.workers
-    viewer.say(
-        f"{job} on {len(nodes)} nodes, {here} first: {workers} workers, {settings.shards} shards, in {run}"
-    )
+    members = f"{counted(settings.workers, 'worker')} and {counted(settings.shards, 'shard')}"
+    viewer.say(f"{job} on {counted(len(nodes), 'node')}, {here} first: {members}, in {run}")
     plan = Job(
         settings=settings,
         run=run,
@@ -177,7 +176,7 @@ def _reinforce(
     of_this = run / rundir.LOGS / f"join-{job}"
     of_this.mkdir(parents=True, exist_ok=True)
     workers = asked.shape.workers_on(len(nodes))
-    viewer.say(f"{job} on {len(nodes)} nodes brings {workers} workers to {run}")
+    viewer.say(f"{job} on {counted(len(nodes), 'node')} brings {counted(workers, 'worker')} to {run}")
     plan = Reinforcement(settings, run, of_this, asked.shape, nodes, asked.program, asked.srun)
     told_to_each = environment(told(environ, settings, None))
 
