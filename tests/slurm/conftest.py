@@ -132,7 +132,7 @@ class Desk:
         return float((weights - torch.tensor([[1.0, -2.0, 3.0, 0.5]])).abs().max())
 
     def clean_up(self) -> None:
-        for job in self.submitted:
+        for job in {*self.submitted, *self.cluster.jobs()}:
             self.cluster.command("scancel", "--quiet", job, check=False)
         self.cluster.until(lambda: not self.cluster.jobs(), "all jobs have ended", 40.0)
 

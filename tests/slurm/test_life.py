@@ -134,7 +134,7 @@ def test_a_step_that_is_killed_is_started_again_and_one_that_is_told_to_go_is_no
     desk.until_said("epoch", job, said + 4)
     desk.cluster.command("scancel", "--signal=TERM", desk.cluster.steps(job)["w0"])
     desk.until(lambda: {"p0"} <= set(desk.cluster.steps(job)) <= set(steps) - {"w0"}, "w0 has left", job)
-    desk.cluster.command("scancel", "--signal=TERM", desk.cluster.steps(job)["p0"])
+    desk.cluster.command("scancel", "--signal=TERM", steps["p0"])
     left = set(steps) - {"w0", "p0"}
     desk.until(lambda: {"p1"} <= set(desk.cluster.steps(job)) <= left, "p0 has handed over", job)
     desk.until_state("COMPLETED", job)

@@ -259,7 +259,12 @@ def written(context: click.Context, given: Mapping[str, Any]) -> Script:
         setup=given["setup"],
         words=[python, "-P", "-m", "zml", "slurm", "head"],
         parts=parts,
+        about=ABOUT_JOINING if given["join"] else ABOUT,
     )
+
+
+ABOUT = "One step for each member; what dies is started again, and SIGTERM ends in a checkpoint."
+ABOUT_JOINING = "One step for each worker; on SIGTERM they leave in order, and the job trains on."
 
 
 def counted(shape: Shape, workers: int) -> str:

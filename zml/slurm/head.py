@@ -33,7 +33,7 @@ LOOK_EVERY_S = 0.5
 ASK_S = 12.0
 DRAIN_ASK_S = 20.0
 SILENT_S = 90.0  # a coordinator that runs and answers nobody for so long will not any more
-LOST_S = 5.0  # a shard whose step goes on, but that nobody hears, is started elsewhere after this long
+LOST_S = 1.0  # a shard that is lost does not come back by itself; its step may go on for minutes where its node is dead
 BY_SIGNAL = 128  # an exit code beyond it is srun's way to say so
 KILLED = -signal.SIGKILL  # as what every death counts with `Revivals`: srun does not say how a process died
 
