@@ -10,14 +10,15 @@ DEMO_ARGS ?= --epochs 6 --samples 4096 --batch-size 16 --layers 2 --width 64 --c
 demo: .venv/ready
 	$(BIN)/zml run -w 2 -p 2 examples/char_lm.py $(DEMO_ARGS)
 
-# First what needs no process of its own, then whole clusters of processes: those mostly wait, so two at once.
+# First what needs no process of its own, then whole clusters of processes: those mostly wait, so two at once. Last a Slurm.
 test: lint
-	$(BIN)/pytest -q -n 2 -m "not soak and not cluster and not root"
+	$(BIN)/pytest -q -n 2 -m "not soak and not cluster and not root and not slurm"
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "not soak and (cluster or root)"
+	$(BIN)/pytest -q -n 2 -m "not soak and slurm"
 
 # The part that answers while you wait.
 check: lint
-	$(BIN)/pytest -q -m "not slow and not cluster and not root and not soak"
+	$(BIN)/pytest -q -m "not slow and not cluster and not root and not slurm and not soak"
 
 lint: .venv/ready
 	$(BIN)/ruff check

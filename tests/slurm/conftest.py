@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import ROOT, same_model
+from tests.e2e.harness import ROOT
 from tests.slurm.cluster import Slurm, lacking, slurm
-
-__all__ = ["same_model"]
 
 SCRIPT = """
 import argparse, os, time
@@ -47,6 +45,7 @@ for epoch in zml.epochs(a.epochs):
 name = os.environ.get("SLURM_ARRAY_TASK_ID", "")
 zml.save(f"model{name}.safetensors")
 """
+ENOUGH = 0.05  # the line is fitted when its slopes are that close
 SMALL = ("--mem-per-worker", "1G", "--mem-per-shard", "1G", "--cpus-per-worker", "1", "--time", "30")
 
 
@@ -95,6 +94,10 @@ class Desk:
         found = self.folder / (f"train-{job}_{task}.out" if task else f"train-{job}.out")
         return found.read_text(errors="replace") if found.exists() else ""
 
+    def script_lines(self, job: str, member: str) -> str:
+        file = self.run(job) / "now/logs" / f"{member}.out"
+        return file.read_text(errors="replace") if file.exists() else ""
+
     def run(self, job: str) -> Path:
         """The job's folder."""
         return self.folder / "runs" / f"slurm-{job}"
@@ -129,7 +132,7 @@ class Desk:
         return float((weights - torch.tensor([[1.0, -2.0, 3.0, 0.5]])).abs().max())
 
     def clean_up(self) -> None:
-        for job in self.submitted:
+        for job in {*self.submitted, *self.cluster.jobs()}:
             self.cluster.command("scancel", "--quiet", job, check=False)
         self.cluster.until(lambda: not self.cluster.jobs(), "all jobs have ended", 40.0)
 

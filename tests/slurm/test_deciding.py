@@ -1,4 +1,5 @@
-"""What zml.slurm decides without asking Slurm: who runs where, what a step is told, what the script says, what follows."""
+"""What zml.slurm decides without asking Slurm: who runs where, what a step is told, what the script says, what
+follows."""
 
 import shlex
 import subprocess
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from zml.cli import main
 from zml.errors import ALLOCATION, EX_TEMPFAIL, ZmlError
-from zml.slurm import address, commands, role, step
+from zml.slurm import address, commands, hostlist, role, step
 from zml.slurm.folder import JobFolder, job_name, running_job
 from zml.slurm.shape import COORDINATOR, Needs, Shape, another_place, megabytes, node_range
 from zml.slurm.verdict import FRUITLESS_MOST, End, Exit, Requeue, verdict
@@ -88,6 +89,36 @@ def test_memory_is_written_as_slurm_writes_it() -> None:
     for text in ("", "G", "0", "-1G", "inf", "nanG", "4 apples"):
         with pytest.raises(ZmlError, match="no amount of memory"):
             megabytes(text, "--mem")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", []),
+        ("n1", ["n1"]),
+        ("n[1-3,7],login-a", ["n1", "n2", "n3", "n7", "login-a"]),
+        ("n[08-11]", ["n08", "n09", "n10", "n11"]),
+        ("r[1-2]n[1-2]x", ["r1n1x", "r1n2x", "r2n1x", "r2n2x"]),
+    ],
+)
+def test_names_of_nodes_are_taken_apart_as_slurm_does(text: str, found: list[str]) -> None:
+    assert hostlist.names(text) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["n[", "n]", "n[1", "n[a]", "n[3-1]", "n1,", ",n1", "n[1-]", "n[1-999999999]", "a b"]
+)
+def test_what_is_no_list_of_nodes_is_refused(text: str) -> None:
+    with pytest.raises(ZmlError, match="no list of nodes"):
+        hostlist.names(text)
+
+
+@given(st.text(alphabet="n0123456789[],- ", max_size=20))
+def test_any_text_is_a_list_of_nodes_or_refused(text: str) -> None:
+    try:
+        assert all(name for name in hostlist.names(text))
+    except ZmlError as refused:
+        assert refused.code == "ZML-E101"
 
 
 # -- a step --------------------------------------------------------------------------------------------------
@@ -254,7 +285,7 @@ def test_a_role_fills_in_what_only_its_node_knows(tmp_path: Path) -> None:
     assert found == ["worker", "--gpu", "3", "--bind", "tcp://127.0.0.1:0"]
     with pytest.raises(ZmlError, match="no GPU that has a number"):
         role.arguments(orders, {"CUDA_VISIBLE_DEVICES": "MIG-1"})
-    with pytest.raises(ZmlError, match="n7 .* does not see"):
+    with pytest.raises(ZmlError, match=r"n7 .* does not see"):
         role.arguments(role.understand(["/nowhere", "--", "ps"]), {"SLURMD_NODENAME": "n7"})
 
 

@@ -3,29 +3,13 @@ on."""
 
 import pytest
 
-from tests.slurm.conftest import SMALL, Desk
+from tests.slurm.conftest import ENOUGH, SMALL, Desk
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
-ENOUGH = 0.05  # a line is fitted when its slopes are that close
-
-
-def test_a_job_trains_to_its_end_and_its_exit_code_is_the_jobs(desk: Desk) -> None:
-    job = desk.submit("-N", "3", "-w", "2", *SMALL, "train.py")
-    failing = desk.submit("-N", "1", "-w", "1", *SMALL, "train.py", "--fail")
-    desk.until_state("COMPLETED", job)
-    desk.until_state("FAILED", failing)
-
-    assert desk.model_error() < ENOUGH
-    assert desk.status(job)["state"] == "SUCCEEDED"
-    assert desk.zml("data", "audit", str(desk.run(job) / "now")).returncode == 0
-    assert (desk.run(job) / "keys").stat().st_mode & 0o777 == 0o700
-    about = desk.cluster.about(failing)
-    assert (about["ExitCode"], about["Restarts"]) == ("1:0", "0")
-    assert "ValueError" in desk.log(failing) and "as asked" in desk.log(failing)
 
 
 def test_a_job_that_is_told_to_go_takes_a_checkpoint_and_goes_on_from_it(desk: Desk) -> None:
-    job = desk.submit("-N", "2", "-w", "2", *SMALL, "train.py", "--epochs", "14", "--pause", "0.05")
+    job = desk.submit("-N", "2", "-w", "2", *SMALL, "train.py", "--epochs", "10", "--pause", "0.05")
     desk.until_said("epoch 3 done", job)
     desk.cluster.command(
         "scancel", "--signal=TERM", job
@@ -39,20 +23,18 @@ def test_a_job_that_is_told_to_go_takes_a_checkpoint_and_goes_on_from_it(desk: D
     assert second["state"] == "SUCCEEDED"
     assert desk.log(job).count("epoch 1 done") == 1  # what was done is not done again
     assert desk.zml("data", "audit", str(desk.run(job) / "attempt-1")).returncode == 0
+    assert (desk.run(job) / "keys").stat().st_mode & 0o777 == 0o700
     assert desk.model_error() < ENOUGH
 
 
 def test_a_job_goes_on_without_a_node_that_dies(desk: Desk) -> None:
-    job = desk.submit(
-        "-N", "4", "-w", "2", "-p", "1", *SMALL, "train.py", "--epochs", "60", "--pause", "0.05"
-    )
+    job = desk.submit("-N", "4", "-w", "2", *SMALL, "train.py", "--epochs", "20", "--pause", "0.05")
     desk.until_said("epoch 1 done", job)
-    desk.cluster.kill_node("n3")  # where the shard is: n1 and n2 have the workers
-    desk.until_said("on n4", job)
+    desk.cluster.kill_node("n2")  # where the shard is: n3 and n4 have the workers
+    desk.until_said("starting it again on n1", job)
     desk.until_state("COMPLETED", job)
 
-    about = desk.cluster.about(job)
-    assert (about["Restarts"], about["NodeList"]) == ("0", "n[1-2,4]")
+    assert desk.cluster.about(job)["Restarts"] == "0"
     assert desk.status(job)["state"] == "SUCCEEDED"
     assert desk.zml("data", "audit", str(desk.run(job) / "now")).returncode == 0
     assert desk.model_error() < ENOUGH

@@ -122,6 +122,13 @@ def test_a_release_is_in_order_and_a_forgotten_one_does_not_come_back() -> None:
     assert asked.look() == []
 
 
+def test_a_command_that_was_released_while_it_started_has_not_failed() -> None:
+    asked = provider(Recorder("21\n", "", "", "21|FAILED|NonZeroExitCode|n1\n"))
+    asked.ask(1)
+    asked.release("21")
+    assert asked.look() == [Allocation("21", State.ENDED, "released", "n1")]
+
+
 # -- one contract --------------------------------------------------------------------------------------------
 
 PATIENT = (

@@ -123,7 +123,7 @@ def submit(context: click.Context, /, **given: Any) -> int:
     log = dict(made.options).get("output") or ("%x-%A_%a.out" if given["array"] else "%x-%j.out")
     name = dict(made.options).get("job-name") or made.name
     log = log.replace("%x", name).replace("%j", job).replace("%A", job)
-    runs = settle(of_the_job(context, given)).settings.runs
+    runs = settle(of_the_job(given)).settings.runs
     folder = Path(runs) / f"slurm-{job}{'_%a' if given['array'] else ''}"
     click.echo(f"job {job}")
     click.echo(f"log     {log}")
@@ -145,15 +145,14 @@ def submit(context: click.Context, /, **given: Any) -> int:
 @LIFE_FLAGS
 @click.argument("script", required=False, default="")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
-def head(context: click.Context, /, script: str, args: tuple[str, ...], **given: Any) -> int:
+def head(script: str, args: tuple[str, ...], **given: Any) -> int:
     """What such a script runs: the batch step of an allocation.
 
     It starts the members with srun, and ends with the exit code of the job; 75 means: safe to run again.
     """
     from .leading import Asked, lead
 
-    resolved, shape = understood(context, {**given, "script": script})
+    resolved, shape = understood({**given, "script": script})
     asked = Asked(
         resolved=resolved,
         shape=shape,
@@ -186,13 +185,13 @@ OTHERS |= {"join", "requeue", "interface", "python", "srun", "nodes", "sbatch", 
 OTHERS |= {name.replace("-", "_") for name in (*SBATCH, *CONTAINER)}
 
 
-def of_the_job(context: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
+def of_the_job(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in OTHERS}
 
 
-def understood(context: click.Context, given: Mapping[str, Any]) -> tuple[Resolved, Shape]:
+def understood(given: Mapping[str, Any]) -> tuple[Resolved, Shape]:
     """Raises ZmlError for what cannot be."""
-    resolved = settle(of_the_job(context, given))
+    resolved = settle(of_the_job(given))
     settings = resolved.settings
     if given["join"] and given["script"]:
         raise ZmlError(
@@ -230,7 +229,7 @@ def understood(context: click.Context, given: Mapping[str, Any]) -> tuple[Resolv
 
 def written(context: click.Context, given: Mapping[str, Any]) -> Script:
     """The script, from the parameters of a command. Raises ZmlError."""
-    resolved, shape = understood(context, given)
+    resolved, shape = understood(given)
     least, most = node_range(given["nodes"] or "1")
     settings, script, args = resolved.settings, given["script"], given["args"]
     workers, shards = shape.workers_on(least), settings.shards
@@ -259,7 +258,12 @@ def written(context: click.Context, given: Mapping[str, Any]) -> Script:
         setup=given["setup"],
         words=[python, "-P", "-m", "zml", "slurm", "head"],
         parts=parts,
+        about=ABOUT_JOINING if given["join"] else ABOUT,
     )
+
+
+ABOUT = "One step for each member; what dies is started again, and SIGTERM ends in a checkpoint."
+ABOUT_JOINING = "One step for each worker; on SIGTERM they leave in order, and the job trains on."
 
 
 def counted(shape: Shape, workers: int) -> str:

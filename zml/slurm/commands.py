@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from ..errors import SLURM, ZmlError
+from .hostlist import names
 
 ANSWER_S = 60.0  # a slurmctld that is busy takes its time; its own clients give up after MessageTimeout
 
@@ -76,12 +77,7 @@ def state(job: str) -> str:
 
 def nodes_of(job: str) -> list[str]:
     """The nodes that are still in the allocation: with --no-kill, one that is down is not."""
-    return hosts(call(["squeue", "--noheader", f"--jobs={job}", "--format=%N"]).strip())
-
-
-def hosts(listed: str) -> list[str]:
-    """The names in n[1-3,7]."""
-    return call(["scontrol", "show", "hostnames", listed]).split() if listed else []
+    return names(call(["squeue", "--noheader", f"--jobs={job}", "--format=%N"]).strip())
 
 
 def fields(text: str) -> dict[str, str]:

@@ -18,10 +18,10 @@ import structlog
 
 from .. import console, rundir
 from ..config import Settings
-from ..errors import EX_TEMPFAIL, LOST, NOT_FORMED, ZmlError
+from ..errors import BOOK, EX_TEMPFAIL, LOST, NOT_FORMED, ZmlError
 from ..launch.child import Child
 from ..launch.local import Observer
-from ..launch.revival import Revivals
+from ..launch.revival import CRASHED, Revivals
 from ..status import JobStatus
 from . import step
 from .shape import COORDINATOR, Shape, another_place
@@ -33,7 +33,8 @@ LOOK_EVERY_S = 0.5
 ASK_S = 12.0
 DRAIN_ASK_S = 20.0
 SILENT_S = 90.0  # a coordinator that runs and answers nobody for so long will not any more
-LOST_S = 5.0  # a shard whose step goes on, but that nobody hears, is started elsewhere after this long
+LOST_S = 1.0  # a shard that is lost does not come back by itself; its step may go on for minutes where its node is dead
+BY_SIGNAL = 128  # an exit code beyond it is srun's way to say so
 KILLED = -signal.SIGKILL  # as what every death counts with `Revivals`: srun does not say how a process died
 
 log = structlog.get_logger()
@@ -78,7 +79,7 @@ class Head:
         self.given_up: set[str] = set()
         self.lost_since: dict[
             str, float
-        ] = {}  # of members that the coordinator calls lost, in the loop's time
+        ] = {}  # by the loop's clock, of those that the coordinator calls lost
         self.nodes_lost = False
         self.begun = False
         self.told = 0  # so many times to go
@@ -184,7 +185,7 @@ class Head:
             if self.steps.now[COORDINATOR].ended:
                 if (over := rundir.last_status(self.job.run)) is not None:
                     return over
-                if not await self._revive(COORDINATOR, None):
+                if not has_died(self.steps.now[COORDINATOR]) or not await self._revive(COORDINATOR):
                     return None
                 heard = loop.time()
             status = await self._look()
@@ -225,13 +226,13 @@ class Head:
                 since = self.lost_since.setdefault(member, now)
                 if not child.ended and not (member.startswith("p") and now - since >= LOST_S):
                     continue  # srun tells when Slurm knows; an agent that was frozen comes back by itself
-                await self._revive(member, now)
+                await self._revive(member)
             else:
                 self.lost_since.pop(member, None)
-                if child.ended and state == "" and child.process.returncode:  # it never joined
-                    await self._revive(member, now)
+                if child.ended and state == "":  # it never joined
+                    await self._revive(member)
 
-    async def _revive(self, member: str, now: float | None) -> bool:
+    async def _revive(self, member: str) -> bool:
         """Start it again if that is worth it; says so."""
         child = self.steps.now[member]
         loop = asyncio.get_running_loop()
@@ -243,7 +244,7 @@ class Head:
         if place is None:
             self.given_up.add(member)
             self.viewer.say(
-                f"{member} {how}: its node {self.places[member]} is gone, and the others go on without it"
+                f"{member} is gone with its node {self.places[member]}; the others go on without it"
             )
             return False
         again = self.revivals.decide(member, KILLED, (), loop.time() - child.started_at)
@@ -390,3 +391,9 @@ class Head:
 
 def is_here(child: Child) -> bool:
     return child.process.returncode in (None, 0)
+
+
+def has_died(coordinator: Child) -> bool:
+    """Or has it ended by itself, because of what it was given? It would do so again."""
+    code = coordinator.process.returncode or 0
+    return code > BY_SIGNAL or code in (CRASHED, BOOK[LOST].exit_code)

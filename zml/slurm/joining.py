@@ -62,10 +62,12 @@ class Joining:
         try:
             for member in members:
                 await self._launch(member)
-            while any(not self.steps.now[member].ended for member in members):
+            while True:
                 self.woken.clear()
                 for member in members:
                     await self._revive_if_killed(member)
+                if all(self.steps.now[member].ended for member in members):
+                    break
                 try:
                     await asyncio.wait_for(self.woken.wait(), LOOK_EVERY_S)
                 except TimeoutError:

@@ -18,12 +18,14 @@ from rich.console import Console
 from .. import console, logs, observe, report, rundir
 from ..compression import parse
 from ..config import Resolved, Settings
+from ..console import counted
 from ..errors import EX_TEMPFAIL, USAGE, ZmlError
 from ..launch.local import COMPILE_S
 from ..launch.local import environment as told
 from . import address, commands
 from .folder import JobFolder, job_name, running_job
 from .head import Head, Job
+from .hostlist import names
 from .joining import Joining, Reinforcement
 from .shape import Shape
 from .step import environment
@@ -54,7 +56,7 @@ class Asked:
 def lead(asked: Asked, environ: Mapping[str, str]) -> int:
     """Run this allocation; the exit code of the batch script. Raises ZmlError."""
     job = job_name(environ)
-    nodes = commands.hosts(environ.get("SLURM_JOB_NODELIST", ""))
+    nodes = names(environ.get("SLURM_JOB_NODELIST", ""))
     if not nodes:
         raise ZmlError(USAGE, "SLURM_JOB_NODELIST names no nodes", "Start it as the batch script of a job.")
     viewer = console.viewer(sys.stdout, sys.stderr)
@@ -95,10 +97,8 @@ def _attempt(
         level=settings.log_level,
         terminal=False,
     )
-    workers = settings.workers
-    viewer.say(
-        f"{job} on {len(nodes)} nodes, {here} first: {workers} workers, {settings.shards} shards, in {run}"
-    )
+    members = f"{counted(settings.workers, 'worker')} and {counted(settings.shards, 'shard')}"
+    viewer.say(f"{job} on {counted(len(nodes), 'node')}, {here} first: {members}, in {run}")
     plan = Job(
         settings=settings,
         run=run,
@@ -176,7 +176,7 @@ def _reinforce(
     of_this = run / rundir.LOGS / f"join-{job}"
     of_this.mkdir(parents=True, exist_ok=True)
     workers = asked.shape.workers_on(len(nodes))
-    viewer.say(f"{job} on {len(nodes)} nodes brings {workers} workers to {run}")
+    viewer.say(f"{job} on {counted(len(nodes), 'node')} brings {counted(workers, 'worker')} to {run}")
     plan = Reinforcement(settings, run, of_this, asked.shape, nodes, asked.program, asked.srun)
     told_to_each = environment(told(environ, settings, None))
 

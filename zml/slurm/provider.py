@@ -1,14 +1,14 @@
 """Allocations by the piece, for whoever decides how many there are to be: ask, release, look.
 
-Rules: each allocation is a job of its own that runs one command, for Slurm does not let jobs grow; it is released in order,
-with SIGTERM to that command. All of them bear one name, by which they are found again after a restart. One squeue tells
-of all; ask it every few seconds at most, for it locks the controller.
+Rules: each allocation is a job of its own that runs one command, for Slurm does not let jobs grow; it is released in
+order, with SIGTERM to that command. All of them bear one name, by which they are found again after a restart. One
+squeue tells of all; ask it every few seconds at most, for it locks the controller.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ..errors import USAGE, ZmlError
@@ -54,8 +54,9 @@ class SlurmProvider:
         self.call = call
         self.known: dict[str, Allocation] = {}
         self.forgotten: set[str] = set()
+        self.released: set[str] = set()
         self.text = Script(
-            title=f"{shlex.join(command)}, in an allocation that zml has asked for.",
+            title=f"One of the allocations of {name}, which zml asks for and gives back.",
             name=name,
             nodes="1",
             each=needs,
@@ -78,6 +79,7 @@ class SlurmProvider:
         return asked
 
     def release(self, id: str, *, now: bool = False) -> None:
+        self.released.add(id)
         if now:
             self.call(["scancel", "--quiet", id])
             return
@@ -88,7 +90,13 @@ class SlurmProvider:
         words = ["squeue", "--noheader", "--me", "--states=all", f"--name={self.name}", f"--format={FORMAT}"]
         seen = [row for row in rows(self.call(words)) if row.id not in self.forgotten]
         self.known = look(self.known, seen)
-        return list(self.known.values())
+        return [self._meant(allocation) for allocation in self.known.values()]
+
+    def _meant(self, allocation: Allocation) -> Allocation:
+        """A command that did not come to handle SIGTERM, because it was starting, has not failed."""
+        if allocation.state is State.FAILED and allocation.id in self.released:
+            return replace(allocation, state=State.ENDED, because="released")
+        return allocation
 
     def forget(self, id: str) -> None:
         if id in self.known and self.known[id].state.over:

@@ -28,6 +28,7 @@ class Script:
     setup: Sequence[str] = ()  # lines of shell before it
     words: Sequence[str] = ()
     parts: Sequence[Sequence[str]] = ()
+    about: str = ""  # the words, in a comment before them
 
     def text(self) -> str:
         given = {name for name, _ in self.options}
@@ -51,9 +52,7 @@ class Script:
                 lines.append(_option(name, value, why))
         lines += [_option(name, value, "") for name, value in self.options]
         lines += ["", *(_one_line(line, "--setup") for line in self.setup), *([""] if self.setup else [])]
-        lines.append(
-            "# One step for each member; what dies is started again, and SIGTERM ends in a checkpoint."
-        )
+        lines += [f"# {self.about}"] if self.about else []
         commands = ["exec " + shlex.join(self.words), *(shlex.join(part) for part in self.parts)]
         lines.append(" \\\n    ".join(commands))
         for part in self.parts:

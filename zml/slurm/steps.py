@@ -36,6 +36,7 @@ class Steps:
         self.woken = woken
         self.show = show
         self.now: dict[str, Child] = {}  # the newest step of each member
+        self.watching: set[asyncio.Task[None]] = set()
         self.former: list[Child] = []  # those in whose place another one was started, and that may hang
 
     async def start(self, member: str, command: Sequence[str], threads: int | None = None) -> Child:
@@ -51,7 +52,8 @@ class Steps:
             self.former.append(self.now[member])
         self.now[member] = child
         watching = asyncio.ensure_future(self._watch(child))
-        watching.add_done_callback(lambda task: None)
+        self.watching.add(watching)
+        watching.add_done_callback(self.watching.discard)
         return child
 
     async def _watch(self, child: Child) -> None:
@@ -66,7 +68,7 @@ class Steps:
             async for line in lines_of(stream):
                 if line.startswith(CHATTER):
                     continue
-                last.append(line)
+                last.append(line.removeprefix("srun: error: "))
                 del last[:-LAST_LINES]
                 with path.open("a", errors="replace") as file:
                     file.write(line + "\n")
