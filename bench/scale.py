@@ -11,8 +11,9 @@ step      median seconds from the last worker's end of one step to the last work
 efficiency    (throughput) / (workers x throughput of one) = step of one worker / step of so many
 model     compute + a + b workers / shards, fitted to the points marked *, and its error on all
 
-Further out the formula is that of `scale_model.py`, with the CPU time that shards took for each push, commit and pull,
-measured with one shard and with several, and a network card for each node (--gbit).
+Further out the formula is that of `scale_model.py`, with the CPU time that one more worker costs a shard in a step,
+measured with one shard and with several, and a network card for each node (--gbit). A row "1000 x8" has local steps:
+one exchange after 8 times the computing.
 """
 
 import json
@@ -23,20 +24,24 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import checkout  # noqa: F401
 import click
-from scale_model import Far, errors, fit, split
+from scale_model import Far, errors, fit, slope, split
+
+from zml.compression import parse
 
 HERE = Path(__file__).resolve().parent
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 FITTED = (1, 4, 16)
 PROCESSES = 2  # in which the workers live
-CALIBRATED = 16  # workers, with one shard
+CALIBRATED = (4, 32)  # workers, with another number of shards
 WARM_UP = 2
 PATIENCE_S = 180  # the first sparse run on a machine compiles kernels
-FAR_WORKERS, FAR_SHARDS = (64, 256, 1000), (8, 32, 128)
+FAR, FAR_SHARDS = ((64, 1), (256, 1), (1000, 1), (1000, 8)), (8, 32, 128)  # (workers, local steps)
 
 
 class Roles:
@@ -117,8 +122,8 @@ class Cluster:
             "step_s": statistics.median(taken),
             "least_s": min(taken),
             "down": sum(crew["came"] for crew in found) / (workers * steps),
-            "shard_cpu_s": cpu / (workers * steps * len(self.shards)),
-            "worker_cpu_s": sum(crew["cpu_s"] for crew in found) / (workers * steps),
+            "shard_cpu_s": cpu / (steps * len(self.shards)),
+            "workers_cpu_s": sum(crew["cpu_s"] for crew in found) / steps,
         }
 
     def all(self, **asked: Any) -> list[Any]:
@@ -135,16 +140,16 @@ def scaled(
     with ExitStack() as stack:
         cluster = Cluster(stack, elements, compress, shards, max(workers))
         points = {count: cluster.measure(count, steps, compute_s) for count in workers}
-    calibrated = min(CALIBRATED, max(workers))
+    others = 1 if shards > 1 else 2
+    counts = [count for count in CALIBRATED if count <= max(workers)] or [max(workers)]
     with ExitStack() as stack:
-        alone = Cluster(stack, elements, compress, 1 if shards > 1 else 2, calibrated)
-        other = alone.measure(calibrated, steps, compute_s)["shard_cpu_s"]
+        cluster = Cluster(stack, elements, compress, others, max(counts))
+        other = slope({count: cluster.measure(count, steps, compute_s)["shard_cpu_s"] for count in counts})
     took = {count: point["step_s"] for count, point in points.items()}
     fitted = [count for count in FITTED if count in took] or workers
     model = fit({count: took[count] for count in fitted}, compute_s, shards)
-    nearest = points[min(points, key=lambda count: abs(count - calibrated))]["shard_cpu_s"]
-    pairs = sorted([(shards, nearest), (1 if shards > 1 else 2, other)])
-    message_s, bytes_s = split(pairs)
+    own = slope({count: point["shard_cpu_s"] for count, point in points.items()})
+    message_s, bytes_s = split(sorted([(shards, own), (others, other)]))
     far = Far(
         compute_s,
         model.a,
@@ -181,11 +186,12 @@ def scaled(
         "far": [
             {
                 "workers": count,
+                "local_steps": local,
                 "shards": across,
-                "step_s": far.step_s(count, across),
-                "efficiency": far.efficiency(count, across),
+                "step_s": replace(far, compute_s=local * compute_s).step_s(count, across),
+                "efficiency": replace(far, compute_s=local * compute_s).efficiency(count, across),
             }
-            for count in FAR_WORKERS
+            for count, local in FAR
             for across in FAR_SHARDS
         ],
     }
@@ -197,13 +203,14 @@ def show(found: dict[str, Any], shards: int, compute_s: float, gbit: float) -> N
         f"{found['down_bytes'] / 1e3:,.1f} kB down per worker and step"
     )
     click.echo(
-        f"{'workers':>8} {'step ms':>9} {'efficiency':>11} {'model ms':>9} {'error':>7}   CPU ms: shard, worker"
+        f"{'workers':>8} {'step ms':>9} {'efficiency':>11} {'model ms':>9} {'error':>7}   "
+        "CPU ms a step: a shard, all workers"
     )
     for row in found["rows"]:
         name = f"{row['workers']}{'*' if row['fitted'] else ' '}"
         click.echo(
             f"{name:>8} {1e3 * row['step_s']:9.1f} {100 * row['efficiency']:9.1f} % {1e3 * row['model_s']:9.1f} "
-            f"{100 * row['error']:+6.1f}%   {1e3 * row['shard_cpu_s']:.3f}, {1e3 * row['worker_cpu_s']:.3f}"
+            f"{100 * row['error']:+6.1f}%   {1e3 * row['shard_cpu_s']:.1f}, {1e3 * row['workers_cpu_s']:.1f}"
         )
     click.echo(
         f"this machine, {shards} shards: T = {1e3 * compute_s:g} + {1e3 * found['a_s']:.2f} + "
@@ -219,10 +226,11 @@ def show(found: dict[str, Any], shards: int, compute_s: float, gbit: float) -> N
         f"{1e3 * found['bytes_s']:.3f} / shards) + link at {gbit:g} Gbit/s  (ms)"
     )
     click.echo(f"{'workers':>8}" + "".join(f"{f'{across} shards':>22}" for across in FAR_SHARDS))
-    for count in FAR_WORKERS:
-        cells = [row for row in found["far"] if row["workers"] == count]
+    for count, local in FAR:
+        cells = [row for row in found["far"] if (row["workers"], row["local_steps"]) == (count, local)]
+        name = str(count) if local == 1 else f"{count} x{local}"
         click.echo(
-            f"{count:8}"
+            f"{name:>8}"
             + "".join(f"{1e3 * c['step_s']:12,.0f} ms {100 * c['efficiency']:4.0f} %" for c in cells)
         )
 
@@ -247,7 +255,7 @@ def plot(found: list[dict[str, Any]], file: str) -> None:
         modelled = [rows[0]["model_s"] / row["model_s"] for row in rows]
         axes.plot(counts, modelled, "-", color=colour, label=f"{way['compress']}, model")
         for style, across in zip((":", "-.", "--"), FAR_SHARDS, strict=True):
-            far = [row for row in way["far"] if row["shards"] == across]
+            far = [row for row in way["far"] if (row["shards"], row["local_steps"]) == (across, 1)]
             axes.plot(
                 [row["workers"] for row in far],
                 [row["efficiency"] for row in far],
@@ -255,7 +263,9 @@ def plot(found: list[dict[str, Any]], file: str) -> None:
                 color=colour,
                 label=f"{way['compress']}, {across} shards, extrapolated",
             )
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log")
+    axes.set_xticks([1, 4, 16, 64, 256, 1000], labels=["1", "4", "16", "64", "256", "1000"])
+    axes.minorticks_off()
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("workers")
     axes.set_ylabel("efficiency")
@@ -277,7 +287,7 @@ failures."""
 @click.option("--shards", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--elements", type=float, default=2**19, show_default=True, help="Of the model.")
 @click.option("--compute-ms", type=float, default=200.0, show_default=True)
-@click.option("--steps", type=click.IntRange(WARM_UP + 2), default=12, show_default=True)
+@click.option("--steps", type=click.IntRange(WARM_UP + 2), default=16, show_default=True)
 @click.option("--gbit", type=float, default=10.0, show_default=True, help="Of each card, further out.")
 @click.option("--plot", "picture", metavar="FILE", help="A PNG of it.")
 @click.option("--json", "as_json", is_flag=True)
@@ -302,6 +312,10 @@ def main(
         raise click.BadParameter(
             f"at least {shards << 16}: each shard holds whole chunks", param_hint="--elements"
         )
+    try:
+        ways = tuple(str(parse(way)) for way in ways)
+    except ValueError as bad:
+        raise click.BadParameter(str(bad), param_hint="--compress") from None
     began, load = time.monotonic(), os.getloadavg()[0]
     found = []
     for way in ways:

@@ -63,12 +63,21 @@ class Far:
         return self.compute_s + self.a + workers * (self.message_s + self.bytes_s / shards) + max(link, own)
 
     def efficiency(self, workers: int, shards: int) -> float:
-        """Against one worker with one shard."""
-        return self.step_s(1, 1) / self.step_s(workers, shards)
+        """Against one worker with as many shards."""
+        return self.step_s(1, shards) / self.step_s(workers, shards)
+
+
+def slope(found: Mapping[int, float]) -> float:
+    """What one more worker adds: least squares. A shard's process does a little where nobody comes, too."""
+    count, x, y = len(found), sum(found) / len(found), sum(found.values()) / len(found)
+    spread = sum((workers - x) ** 2 for workers in found)
+    if count < 2:
+        return y / x
+    return max(0.0, sum((workers - x) * (seconds - y) for workers, seconds in found.items()) / spread)
 
 
 def split(cpu: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """(m, b) from a shard's CPU seconds for each worker and step, with one shard and with S: m + b / S."""
+    """(m, b) from a shard's CPU seconds for each worker and step, with two numbers of shards: m + b / shards."""
     (one, most), (several, less) = cpu
     b = max(0.0, (most - less) / (1.0 / one - 1.0 / several))
     return max(0.0, most - b / one), b

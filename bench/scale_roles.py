@@ -1,9 +1,9 @@
 """The processes that `scale.py` starts: real shards, and light workers that compute nothing. Not for people.
 
 Started with a role and one JSON argument; each answers every line of its input with one line of JSON, and ends when
-its input does. A shard is `zml.shard.Shard` behind its own endpoint; a worker is `zml.client.Client` with an endpoint of its
-own, many in one process. What a worker pushes was encoded once, and what it pulls is counted and not decoded: both are
-work of each worker's own machine. No shared memory, because workers have other machines, and no push log.
+its input does. A shard is `zml.shard.Shard` behind its own endpoint; a worker is `zml.client.Client` with an endpoint
+of its own, many in one process. What a worker pushes was encoded once, and what it pulls is counted and not decoded:
+both are work of each worker's own machine. No shared memory, because workers have other machines, and no push log.
 """
 
 import asyncio

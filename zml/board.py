@@ -16,7 +16,7 @@ import msgspec
 from .errors import ZmlError
 from .facts import Facts, Progressed
 from .messages import Exited, Failure, Gauge, JobSpec, Join, Joined, Report
-from .noise import LEAST, scale, together
+from .noise import LEAST, NOTHING, scale, together
 from .plan import Plan
 from .scheduler import explain
 from .scheduler.batches import Ledger
@@ -202,7 +202,9 @@ class Board:
         """Of all shards that hold trained parameters, together. Never a guess."""
         if not Plan.of(self.spec).shows_noise:
             return NoiseStatus(because="it takes sync, whole gradients, and the optimizer on the shards")
-        found = together(gauge.noise for gauge in self.gauges.values())
+        holders = max((gauge.holders for gauge in self.gauges.values()), default=1)
+        parts = [gauge.noise for gauge in self.gauges.values()]
+        found = together(parts) if len(parts) >= holders else NOTHING
         if found.updates < LEAST:
             what = "it takes two workers or more in an update" if self.spec.workers < 2 else "not enough yet"
             return NoiseStatus(updates=found.updates, because=f"{what}: {found.updates} updates measured")

@@ -606,6 +606,7 @@ class Gauge(Message, kw_only=True):
     late: float = 0.0  # updates, mean over the newest gradients, where staleness is damped
     damping: float = 1.0  # and the mean factor
     noise: Estimate = Estimate(0, 0.0, 0.0)
+    holders: int = 1  # shards with chunks, whose noise adds up
     # By number of workers: steps seen, and the median of the newest ones' seconds.
     step_times: list[tuple[int, int, float]] = []
 

@@ -43,18 +43,17 @@ class Pace:
     course: Course = field(default_factory=Course)
     estimate: Estimate = NOTHING
     damped: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    times: dict[int, deque[float]] = field(
-        default_factory=dict
-    )  # by number of workers: seconds of their steps
-    counts: dict[int, int] = field(default_factory=dict)
+    times: dict[int, deque[float]] = field(default_factory=dict)  # seconds of steps, by number of workers
+    counts: dict[int, int] = field(default_factory=dict)  # all that there were
     before: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # (epoch, workers, when)
+    holders: int = 1  # shards with chunks: noise is the sum of what all of them see
     noise: bool = False  # is it wanted, and is what comes gradients?
     said: tuple[int, bool] = (0, False)  # (workers, is it warm-up?) of the newest `change`
     unsaid: int = 0  # updates since it was otherwise
     change: tuple[float, str] = (1.0, "")  # the factor, and why
 
-    def begin(self, rule: Rule, course: Course, *, noise: bool) -> None:
-        self.rule, self.course, self.noise = rule, course, noise
+    def begin(self, rule: Rule, course: Course, *, noise: bool, holders: int = 1) -> None:
+        self.rule, self.course, self.noise, self.holders = rule, course, noise, holders
 
     def together(self, store: Store, clock: int, steps: Mapping[WorkerId, Committed]) -> int:
         """In sync: one update with the mean of these steps, in this order, and the numbers of the first one.
@@ -90,7 +89,7 @@ class Pace:
             self.times.setdefault(workers, deque(maxlen=WINDOW)).append(now - before[2])
             self.counts[workers] = self.counts.get(workers, 0) + 1
             while len(self.times) > COUNTS:
-                rarest = min(self.counts, key=self.counts.__getitem__)
+                rarest = min((each for each in self.counts if each != workers), key=self.counts.__getitem__)
                 del self.times[rarest], self.counts[rarest]
 
     def gauge(self, job: str, member: str, incarnation: int, updates: int) -> Gauge:
@@ -108,6 +107,7 @@ class Pace:
             late=statistics.fmean(late for late, _ in damped) if damped else 0.0,
             damping=statistics.fmean(factor for _, factor in damped) if damped else 1.0,
             noise=self.estimate,
+            holders=self.holders,
             step_times=[
                 (workers, self.counts[workers], statistics.median(times))
                 for workers, times in sorted(self.times.items())

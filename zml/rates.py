@@ -3,9 +3,9 @@
 **Scaling** (sync). An update is made with the mean of n workers' gradients, where the script's rate is meant for
 `base` workers: a batch n / base times as large. The rate of that update is the script's times n / base (`linear`;
 Goyal et al., "Accurate, Large Minibatch SGD", 2017) or times the root of it (`sqrt`; Krizhevsky, "One weird trick for
-parallelizing convolutional neural networks", 2014, and usual with Adam). When somebody has come, the factor grows over
-`warm_up_steps` updates from the old one to the new one (Goyal et al., section 2.2). A fall acts at once: a rate that is
-too large for its batch is what the warm-up is there to avoid.
+parallelizing convolutional neural networks", 2014, and usual with Adam). When somebody has come, or more begin than
+`base`, the factor grows over `warm_up_steps` updates from the old one to the new one (Goyal et al., section 2.2). A
+fall acts at once: a rate that is too large for its batch is what the warm-up is there to avoid.
 
 torch's SGD multiplies with the rate outside of the momentum, so that a changed rate needs no momentum correction (Goyal
 et al., section 3, remark 2).
@@ -70,9 +70,6 @@ class Course(msgspec.Struct, frozen=True):
     def next(self, rule: Rule, epoch: int, steps: Mapping[str, int]) -> Course:
         """After one more update of this epoch, with these workers' steps (worker -> incarnation)."""
         count = len(steps)
-        if not self.workers:
-            share = rule.share(count)
-            return Course(dict(steps), count, count, epoch, share, rule.warm_up_steps, share, share)
         opens = epoch > self.epoch
         crew = dict(steps) if opens else {**self.crew, **steps}
         most = count if opens else max(self.most, count)
@@ -80,6 +77,8 @@ class Course(msgspec.Struct, frozen=True):
         stayed = sum(self.crew.get(worker) == incarnation for worker, incarnation in steps.items())
         before = min(self.most, max(self.workers, stayed))
         begin, made = self.begin, min(self.made + 1, rule.warm_up_steps)
+        if not self.workers:  # the script's own rate is the old one
+            before, begin, made = rule.base, rule.share(count), rule.warm_up_steps
         if count > before:
             begin, made = min(self.level, rule.share(before)), 0
         done = (made + 1) / rule.warm_up_steps if made < rule.warm_up_steps else 1.0

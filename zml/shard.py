@@ -141,7 +141,8 @@ class Shard:
                 fresh = self.store is None
                 self.assign(registration, placement, message.staleness, message.compress)
                 if fresh:
-                    self.pace.begin(message.rates, message.course, noise=message.noise)
+                    holders = len(set(placement))
+                    self.pace.begin(message.rates, message.course, noise=message.noise, holders=holders)
                 if fresh and message.checkpoint:
                     self._begin_with(message, payload)
                 self.assigned, self.assignment = message, bytes(payload)

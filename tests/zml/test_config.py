@@ -160,3 +160,36 @@ def test_the_account_of_the_settings_is_json() -> None:
     told = json.loads(json.dumps(resolve({"staleness": "async"}, {}).as_json()))
     assert told["settings"]["staleness"] is None
     assert told["origins"]["staleness"] == "flag"
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        ({"lr_scaling": "linear", "staleness": "async"}, "lr_scaling = linear (flag) with async (flag)"),
+        (
+            {"lr_scaling": "sqrt", "compress": "topk:1%"},
+            "with the optimizer on the workers, as with compress",
+        ),
+        ({"lr_scaling": "sqrt", "local_steps": 4}, "and local_steps = 4"),
+        ({"staleness_damping": True}, "staleness_damping = true (flag) with sync (default)"),
+        ({"lr_warm_up_steps": 5}, "lr_warm_up_steps = 5 (flag) without lr_scaling"),
+        ({"lr_base_workers": 5}, "lr_base_workers = 5 (flag) without lr_scaling"),
+    ],
+)
+def test_a_rule_on_learning_rates_that_would_mean_nothing_is_refused(
+    flags: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ZmlError) as refused:
+        resolve(flags, {})
+    assert refused.value.code == CONFIG and what in refused.value.what
+    assert refused.value.fix
+
+
+def test_rules_on_learning_rates_where_they_mean_something() -> None:
+    for flags in (
+        {"lr_scaling": "linear", "lr_warm_up_steps": 100, "lr_base_workers": 4, "compress": "bf16"},
+        {"lr_scaling": "sqrt", "compress": "topk:1%", "optimizer_on": "shard"},
+        {"staleness_damping": True, "staleness": "async", "compress": "topk:1%"},
+        {"staleness_damping": "true", "staleness": 3},
+    ):
+        assert resolve(flags, {}).settings

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from zml import console
-from zml.status import EventLine, JobStatus, MemberStatus, decode, encode
+from zml.status import EventLine, JobStatus, MemberStatus, NoiseStatus, RateStatus, decode, encode
 
 NOON = 1_700_000_000.0
 
@@ -257,3 +257,17 @@ def test_a_status_survives_its_json_and_an_older_viewer_reads_a_newer_job() -> N
     assert "loss not finite   norm not finite   lr 0.1" in drawn(diverged)[2]
     newer = encode(whole)[:-1] + b',"new_field":{"a":[1]}}'
     assert decode(newer) == whole
+
+
+def test_what_becomes_of_the_learning_rate_and_how_noisy_gradients_are_is_told() -> None:
+    scaled = RateStatus(
+        scaling="linear", base_workers=2, factor=1.5, because="3 workers where 2 were asked for, linear"
+    )
+    lines = drawn(status(mode="sync", rate=scaled, noise=NoiseStatus(scale=1234.6, updates=20)))
+    assert lines[2] == "loss 2.104   1,234 samples/s   step 1,200   lr x 1.5"
+    assert lines[3] == "learning rate x 1.5, 3 workers where 2 were asked for, linear"
+    assert lines[4] == "gradient noise scale 1,235 samples"
+    damped = RateStatus(staleness=3.4, damping=0.3125)
+    assert console.rate(damped) == "learning rate x 0.312 on average, gradients are 3.4 updates late"
+    assert console.rate(RateStatus(scaling="sqrt")) == "", "nothing is known yet"
+    assert "lr x" not in "".join(drawn(status()))

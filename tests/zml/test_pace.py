@@ -1,6 +1,7 @@
 """Rates and measurements where updates are made: on shards that come late, die, come back and move on."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -17,18 +18,22 @@ from tests.zml.test_shard import Bench
 from tests.zml.test_store import Net, optimizer_of
 from zml import pace
 from zml.base import become, state_of
+from zml.board import Board
 from zml.checkpoint import Checkpoint, newest, read
 from zml.checkpoints import When
 from zml.codec import by_name, cut
+from zml.config import resolve
 from zml.hyper import OptimizerSpec, hyper_of
 from zml.layout import Layout
-from zml.messages import JobSpec, Push, Seat
-from zml.noise import NOTHING
+from zml.messages import Gauge, JobSpec, Push, Seat
+from zml.noise import NOTHING, Estimate
 from zml.pace import Pace
 from zml.rates import Course, Rule
+from zml.resume import again
+from zml.rundir import CONFIG
 from zml.scheduler.ids import JobId
 from zml.shard import Shard
-from zml.status import JobStatus
+from zml.status import JobStatus, NoiseStatus
 from zml.store import Staged, Store
 from zml.transport.memory import MemoryNetwork
 
@@ -322,6 +327,59 @@ def test_a_clusters_noise_is_measured_and_told(monkeypatch: pytest.MonkeyPatch) 
     assert status.noise.scale is None and status.noise.because == "the batch size is not known"
     (times,) = status.step_times
     assert times.workers == 3 and times.steps > 20
+
+
+def told(board: Board, shard: str, noise: Estimate, holders: int = 2) -> None:
+    gauge = Gauge(
+        job="job", member=shard, incarnation=1, shard=shard, updates=9, noise=noise, holders=holders
+    )
+    board.gauge(gauge, lambda what, because: None)
+
+
+def test_the_noise_of_all_shards_together_is_told_in_samples_and_never_that_of_some() -> None:
+    board = Board(JobSpec(workers=2, shards=3), [])
+    told(board, "p0", Estimate(20, 1.0, 3.0))
+    assert board.noise(32) == NoiseStatus(because="not enough yet: 0 updates measured"), (
+        "p1 holds chunks, too"
+    )
+    told(board, "p1", Estimate(24, 2.0, 3.0))
+    assert board.noise(32) == NoiseStatus(scale=64.0, updates=20, square=3.0, variance=192.0)
+    told(board, "p1", Estimate(24, -2.0, 3.0))
+    assert board.noise(32).scale is None and board.noise(32).because == "the mean gradient drowns in noise"
+    assert board.noise(0).because == "the batch size is not known"
+
+
+def test_a_change_of_the_rate_is_told_once_by_one_shard_for_all() -> None:
+    board, notes = Board(JobSpec(workers=2, shards=2, lr_scaling="sqrt"), []), []
+
+    def gauge(shard: str, factor: float, because: str) -> None:
+        said = Gauge(job="job", member=shard, incarnation=1, shard=shard, updates=1, change=(factor, because))
+        board.gauge(said, lambda what, because: notes.append((what, because)))
+
+    gauge("p0", 1.0, "")
+    for shard, factor, because in (
+        ("p0", 1.0, "two"),
+        ("p1", 1.0, "two"),
+        ("p0", 1.5, "four"),
+        ("p1", 1.0, "two"),
+    ):
+        gauge(shard, factor, because)
+    gauge("p1", 1.5, "four")
+    assert notes == [("learning rate x 1", "two"), ("learning rate x 1.5", "four")]
+
+
+@pytest.mark.parametrize("given", [{}, {"workers": 8}])
+def test_a_run_that_is_resumed_with_other_workers_keeps_what_its_rate_is_meant_for(
+    tmp_path: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, checkpoint = leg(tmp_path / "run", 2)
+    resolved = resolve({"lr_scaling": "linear", "workers": 2}, {})
+    about = {**resolved.as_json(), "script": "train.py", "args": [], "folder": str(tmp_path)}
+    (tmp_path / "run" / CONFIG).write_text(json.dumps(about))
+    monkeypatch.chdir(tmp_path)
+    settings = again(checkpoint.path, given, {}).resolved.settings
+    assert (settings.workers, settings.lr_scaling) == (given.get("workers", 2), "linear")
+    assert settings.lr_base_workers == (2 if given else 0)
 
 
 @pytest.mark.parametrize(

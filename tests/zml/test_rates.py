@@ -43,6 +43,12 @@ def test_growth_is_warmed_up_from_the_old_factor_to_the_new_one() -> None:
     assert factors(rule, [(0, TWO), *[(0, ALL)] * 6]) == [1.0, 1.25, 1.5, 1.75, 2.0, 2.0, 2.0]
 
 
+def test_more_workers_than_were_asked_for_begin_with_a_warm_up_and_fewer_without() -> None:
+    rule = Rule("linear", 2, 2)
+    assert factors(rule, [(0, ALL)] * 3) == [1.5, 2.0, 2.0]
+    assert factors(rule, [(0, crew(0))] * 2) == [0.5, 0.5]
+
+
 def test_growth_in_the_midst_of_a_warm_up_begins_where_that_stood() -> None:
     rule = Rule("linear", 2, 4)
     updates = [(0, TWO), (0, THREE), (0, THREE), *[(0, ALL)] * 4]
@@ -114,8 +120,10 @@ def test_a_job_that_goes_on_begins_where_the_first_one_stood() -> None:
     first = Course().next(rule, 3, TWO).kept()
     assert factors(rule, [(3, ALL)] * 4, first) == [1.25, 1.5, 1.75, 2.0], "with more workers: a warm-up"
     assert factors(rule, [(3, crew(0))], first) == [0.5]
-    resting = Course().next(rule, 3, ALL).next(rule, 3, crew(1)).kept()
-    assert factors(rule, [(4, ALL)], resting) == [2.0], "the others only had no batch"
+    four = Rule("linear", 4, 4)
+    resting = Course().next(four, 3, ALL).next(four, 3, crew(1)).kept()
+    assert resting.factor == 0.25
+    assert factors(four, [(4, ALL)], resting) == [1.0], "the others only had no batch"
 
 
 @given(
