@@ -204,9 +204,7 @@ class Peer:
                 reply = self.order(body, envelope.payload)
                 kind = Kind.REFUSAL if isinstance(reply, No) else Kind.REPLY
                 self.send(
-                    Envelope(
-                        kind=kind, session=self.session, id=envelope.id, credit=MOST_BYTES, body=reply
-                    )
+                    Envelope(kind=kind, session=self.session, id=envelope.id, credit=MOST_BYTES, body=reply)
                 )
             case Kind.REPLY | Kind.REFUSAL:
                 self.answer(envelope.id, body)
@@ -402,9 +400,7 @@ class Crowd:
     def beats(self, peer: Peer, every_s: float) -> None:
         """From now on it says a heartbeat so often, all of them evenly spread."""
         if peer not in self.spoke:
-            wheel = self.wheels.setdefault(
-                every_s, [set() for _ in range(max(1, round(every_s / TICK_S)))]
-            )
+            wheel = self.wheels.setdefault(every_s, [set() for _ in range(max(1, round(every_s / TICK_S)))])
             self.spoke[peer] = min(random.sample(wheel, k=min(4, len(wheel))), key=len)
             self.spoke[peer].add(peer)
 

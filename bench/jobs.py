@@ -171,9 +171,7 @@ class Crowds:
 
     def __init__(self, address: str, nodes: int) -> None:
         share = -(-nodes // CROWDS)
-        self.all = [
-            Crowd(address, first, min(share, nodes - first)) for first in range(0, nodes, share)
-        ]
+        self.all = [Crowd(address, first, min(share, nodes - first)) for first in range(0, nodes, share)]
 
     async def ask(self, what: str = "stats") -> dict[str, Any]:
         """Numbers are sums; `last_pulse` is the latest."""
@@ -508,8 +506,12 @@ def enough_files(jobs: int) -> None:
 @click.option("--jobs", default=1000, show_default=True, type=click.IntRange(20, 10_000))
 @click.option("--idle-s", default=10.0, show_default=True, help="How long heartbeats are counted.")
 @click.option("--policy", default="las", show_default=True)
-@click.option("--json", "into", type=click.Path(dir_okay=False, path_type=Path), help="Write the report there.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Keep the cluster's files in this new folder.")
+@click.option(
+    "--json", "into", type=click.Path(dir_okay=False, path_type=Path), help="Write the report there."
+)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Keep the cluster's files in this new folder."
+)
 def main(jobs: int, idle_s: float, policy: str, into: Path | None, folder: Path | None) -> None:
     quiet()
     enough_files(jobs)
