@@ -35,8 +35,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import checkout  # noqa: F401
 import aiohttp
+import checkout  # noqa: F401
 import click
 import msgspec
 from peer import quiet

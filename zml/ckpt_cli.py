@@ -62,7 +62,7 @@ def place(run: str | None) -> "Place":
     """Where RUN leads; without it, the newest run below the folder of the settings. Raises ZmlError."""
     from . import rundir
     from .checkpoint.finding import find
-    from .cli import settle
+    from .flags import settle
 
     if run is not None:
         return find(Path(run))

@@ -1,4 +1,4 @@
-"""The commands. Only here is the environment read, and only here do errors become exit codes.
+"""The commands. Only here and in `flags` is the environment read, and only here do errors become exit codes.
 
 Rule: nothing heavy is imported before a command needs it: `zml --help` loads neither torch nor zmq. What a
 person did wrong is one line that begins with "error:" and one that says what to do, never a traceback.
@@ -7,173 +7,39 @@ person did wrong is one line that begins with "error:" and one that says what to
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import __version__, errors
 from .ckpt_cli import ckpt
-from .config import ANY_PORT, COORDINATOR_ADDRESS, Resolved, resolve
+from .cluster_cli import node
+from .config import ANY_PORT
 from .errors import INTERRUPTED, USAGE, ZmlError
+from .flags import (
+    BIND_FLAG,
+    CHECKPOINT_FLAGS,
+    CLUSTER_FLAGS,
+    CONTEXT,
+    JOB_FLAGS,
+    KEY_FLAG,
+    MEMBER_FLAGS,
+    PLACE_FLAGS,
+    RESTART_FLAGS,
+    SCRIPT,
+    devices,
+    must_exist,
+    settle,
+)
+from .jobs_cli import explain_job, is_code, job, jobs, nodes, server_flags, submit
 from .run_cli import data, timeline
 from .slurm_cli import slurm
 
 if TYPE_CHECKING:
     from .config import Settings
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-SCRIPT = {**CONTEXT, "allow_interspersed_args": False}  # what follows the script is the script's
-
-
-# -- flags that several commands share -------------------------------------------------------------------
-
-
-def flags(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Several click options as one decorator, in the order in which help shows them."""
-
-    def add(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-JOB_FLAGS = flags(
-    click.option("-w", "--workers", type=int, metavar="N", help="Workers to wait for.  [default: 1]"),
-    click.option("-p", "--shards", type=int, metavar="M", help="Parameter-server shards.  [default: 1]"),
-    click.option(
-        "--replicas",
-        type=int,
-        metavar="R",
-        help="Backups of each shard, 0 or 1: one takes over where a shard dies.  [default: 0]",
-    ),
-    click.option("--sync", is_flag=True, help="Every step waits for all workers (BSP). This is the default."),
-    click.option(
-        "--staleness", type=int, metavar="N", help="A worker may be N steps ahead of the slowest (SSP)."
-    ),
-    click.option("--async", "asynchronous", is_flag=True, help="Nobody waits for anybody."),
-    click.option(
-        "--compress",
-        metavar="HOW",
-        help="How gradients travel: none, bf16, topk:1%, topk:1%:int4, auto.  [default: none]",
-    ),
-    click.option(
-        "--local-steps", type=int, metavar="H", help="Exchange after H optimizer steps.  [default: 1]"
-    ),
-    click.option(
-        "--optimizer-on",
-        type=click.Choice(["auto", "shard", "worker"]),
-        help="Who runs the optimizer.  [default: auto, the worker with topk and local steps]",
-    ),
-    click.option(
-        "--outer-lr", type=float, metavar="X", help="Of the shards' rule under the workers' optimizers."
-    ),
-    click.option("--outer-momentum", type=float, metavar="X", help="The same, Nesterov.  [default: 0]"),
-    click.option(
-        "--warm-up-steps", type=int, metavar="N", help="Steps over which topk's density falls from 25 %."
-    ),
-    click.option(
-        "--residual-decay", type=float, metavar="X", help="Topk keeps so much of what waits.  [default: 1]"
-    ),
-    click.option(
-        "--lr-scaling",
-        type=click.Choice(["none", "linear", "sqrt"]),
-        help="In sync: the learning rate follows the workers' number, from the -w asked for.  [default: none]",
-    ),
-    click.option(
-        "--lr-warm-up-steps",
-        type=int,
-        metavar="N",
-        help="Updates over which it grows to more workers.  [default: 0]",
-    ),
-    click.option(
-        "--staleness-damping",
-        is_flag=True,
-        default=None,
-        help="With a bound or async: divide the rate by the updates that a gradient is late.",
-    ),
-    click.option(
-        "--on-bad-batch",
-        type=click.Choice(["stop", "skip"]),
-        help="When a batch crashes scripts, or its gradient is not finite.  [default: stop]",
-    ),
-)
-MEMBER_FLAGS = flags(
-    click.option(
-        "--coordinator",
-        multiple=True,
-        metavar="ADDR",
-        help=f"Where the coordinator listens; may be repeated.  [default: {COORDINATOR_ADDRESS}]",
-    ),
-)
-RESTART_FLAGS = flags(
-    click.option(
-        "--worker-restarts",
-        type=int,
-        metavar="N",
-        help="Start a script that was killed again, so often within an hour.  [default: 3]",
-    ),
-    click.option("--restart-on-error", is_flag=True, default=None, help="After an exception, too."),
-)
-CHECKPOINT_FLAGS = flags(
-    click.option(
-        "--resume", metavar="RUN", help="Begin with a run's newest checkpoint, or with the one that is named."
-    ),
-    click.option("--checkpoint-steps", type=int, metavar="N", help="A checkpoint after so many steps."),
-    click.option(
-        "--checkpoint-minutes", type=float, metavar="T", help="And after so many minutes.  [default: 10]"
-    ),
-    click.option("--keep-last", type=int, metavar="N", help="Checkpoints that stay.  [default: 3]"),
-)
-KEY_FLAG = click.option("--keys", metavar="FOLDER", help="CURVE keys, made by `zml keys`.")
-BIND_FLAG = click.option("--bind", multiple=True, metavar="ADDR", help="Listen here; may be repeated.")
-CLUSTER_FLAGS = flags(
-    click.option("--cluster", metavar="FOLDER", help="Serve many jobs; all state is in FOLDER."),
-    click.option("--policy", metavar="NAME", help="Of --cluster: who goes first."),
-    click.option(
-        "--http", metavar="HOST:PORT", help="Of --cluster: where to ask.  [default: 127.0.0.1:7078]"
-    ),
-    click.option("--tokens", metavar="FILE", help="Of --cluster: who may ask from other machines."),
-    click.option("--users", metavar="FILE", help="Of --cluster: quotas and shares of users, as TOML."),
-)
-PLACE_FLAGS = flags(
-    click.option("--run-dir", metavar="FOLDER", help="The run directory.  [default: a new one below ./runs]"),
-    click.option("--job", metavar="NAME", help="The job's name.  [default: job]"),
-    click.option("--config", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]"),
-    click.option(
-        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]"
-    ),
-)
-
-
-def settle(given: Mapping[str, Any]) -> Resolved:
-    """Settings from a command's parameters: those that are None, empty or False were not given."""
-    named = {
-        key: value for key, value in given.items() if not (value is None or value is False or value == ())
-    }
-    file = named.pop("config", None)
-    modes = [key for key in ("sync", "staleness", "asynchronous") if key in named]
-    if len(modes) > 1:
-        raise ZmlError(USAGE, "--sync, --staleness and --async exclude each other", "Give one of them.")
-    if named.pop("sync", False):
-        named["staleness"] = 0
-    if named.pop("asynchronous", False):
-        named["staleness"] = "async"
-    return resolve(named, os.environ, file)
-
-
-def devices(resolved: Resolved, cpu: bool) -> list[str]:
-    """One for each worker."""
-    from . import gpu
-
-    workers = resolved.settings.workers
-    return ["cpu"] * workers if cpu else gpu.share_out(workers, gpu.found(), os.environ)
 
 
 # -- commands --------------------------------------------------------------------------------------------
@@ -280,7 +146,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     """
     from . import logs, rundir
 
-    cluster = {key: given.pop(key) for key in ("policy", "http", "tokens", "users")}
+    cluster = {key: given.pop(key) for key in ("policy", "http", "tokens", "users", "pool")}
     folder_of_many = given.pop("cluster")
     resolved = settle(given)
     settings = resolved.settings
@@ -370,31 +236,6 @@ def worker(
 
 @main.command(context_settings=CONTEXT)
 @MEMBER_FLAGS
-@click.option("--name", default="", metavar="NAME", help="What to call it.  [default: the host's name]")
-@click.option("--gpus", type=click.IntRange(min=0), metavar="N", help="[default: all there are]")
-@click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="[default: all there are]")
-@click.option(
-    "--memory-mb", "memory", type=click.IntRange(min=1), metavar="N", help="[default: nine tenths of it]"
-)
-@click.option("--rack", default="", metavar="NAME", help="Machines of one rack have fast links.")
-@KEY_FLAG
-@PLACE_FLAGS
-def node(name: str, gpus: int | None, cpus: int | None, memory: int | None, rack: str, **given: Any) -> int:
-    """Offer this machine to a coordinator of many jobs.
-
-    It starts workers and shards when it is told to. SIGTERM, SIGUSR1 or Ctrl-C: what runs here leaves in order, then
-    it ends; a second signal ends everything at once.
-    """
-    from . import logs
-    from .cluster_cli import offer
-
-    settings = settle(given).settings
-    logs.configure("node", name or "node", folder=Path(settings.runs, "nodes"), level=settings.log_level)
-    return offer(settings, name=name, gpus=gpus, cpus=cpus, memory=memory, rack=rack)
-
-
-@main.command(context_settings=CONTEXT)
-@MEMBER_FLAGS
 @KEY_FLAG
 @click.option("--config", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
@@ -442,10 +283,13 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     return 0
 
 
+for _command in (submit, jobs, job, nodes):
+    main.add_command(_command)
 main.add_command(timeline)
 main.add_command(ckpt)
 main.add_command(data)
 main.add_command(slurm)
+main.add_command(node)
 
 
 @main.command(context_settings=CONTEXT)
@@ -524,14 +368,21 @@ def version(as_json: bool) -> int:
 
 
 @main.command(context_settings=CONTEXT)
-@click.argument("code", required=False)
-def explain(code: str | None) -> int:
-    """More about an error.
+@server_flags
+@click.argument("code", required=False, metavar="[JOB | CODE]")
+def explain(code: str | None, server: str | None, token: str | None, as_json: bool) -> int:
+    """Why is a job not running? What does an error mean?
 
-    What CODE means and what to do; without it, a list of all errors.
+    Of a JOB: who is ahead of it, and what was decided about it. Of a CODE, such as ZML-E204: what it means and what
+    to do; without any, a list of all errors.
     """
     import textwrap
 
+    if code is not None and not is_code(code):
+        return explain_job(code, server, token, as_json)
+    if code is None and as_json:
+        click.echo(json.dumps({known: entry.title for known, entry in sorted(errors.BOOK.items())}, indent=2))
+        return 0
     if code is None:
         for known, entry in sorted(errors.BOOK.items()):
             click.echo(f"{known}  {entry.title}")
@@ -543,6 +394,9 @@ def explain(code: str | None) -> int:
     if wanted not in errors.BOOK:
         raise ZmlError(USAGE, f"there is no error {code}", "`zml explain` lists all of them.")
     entry = errors.BOOK[wanted]
+    if as_json:
+        click.echo(json.dumps({"code": wanted, **asdict(entry)}, indent=2))
+        return 0
     click.echo(
         f"{wanted}: {entry.title}\n\n{textwrap.fill(entry.explanation, 80)}\n\nExit code {entry.exit_code}."
     )
@@ -572,14 +426,6 @@ def show(file: str | None, as_json: bool) -> int:
 
 
 # -- how a command ends ----------------------------------------------------------------------------------
-
-
-def must_exist(script: str) -> None:
-    if not Path(script).is_file():
-        what = "is a folder" if Path(script).is_dir() else "does not exist"
-        raise ZmlError(
-            errors.NO_SCRIPT, f"the script {script} {what}", f"The working folder is {os.getcwd()}."
-        )
 
 
 def log_to_file(settings: "Settings", role: str, member: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .errors import USAGE, ZmlError
+from .flags import CONTEXT, KEY_FLAG, MEMBER_FLAGS, PLACE_FLAGS, settle
 
 MB = 1 << 20
 
@@ -35,7 +36,14 @@ def memory_mb() -> int:
 
 
 def offer(
-    settings: Any, *, name: str, gpus: int | None, cpus: int | None, memory: int | None, rack: str
+    settings: Any,
+    *,
+    name: str,
+    gpus: int | None,
+    cpus: int | None,
+    memory: int | None,
+    rack: str,
+    cost_per_hour: float,
 ) -> int:
     """Run `zml node`."""
     from . import gpu
@@ -50,14 +58,23 @@ def offer(
         gpus=gpus if gpus is not None else found,
         memory_mb=memory if memory is not None else memory_mb(),
     )
-    return serve(settings, name, offers, rack, own_address(settings.coordinator))
+    address = own_address(settings.coordinator)
+    return serve(settings, name, offers, rack=rack, cost_per_hour=cost_per_hour, address=address)
 
 
 def serve_cluster(
-    settings: Any, folder: str, *, policy: str | None, http: str | None, tokens: str | None, users: str | None
+    settings: Any,
+    folder: str,
+    *,
+    policy: str | None,
+    http: str | None,
+    tokens: str | None,
+    users: str | None,
+    pool: str | None,
 ) -> int:
     """Run `zml coordinator --cluster`."""
     from . import logs
+    from .cluster.pool import read_pool
     from .cluster.serving import Plan, read_users, serve
     from .scheduler.cluster.policies import DEFAULT, POLICIES
 
@@ -77,8 +94,46 @@ def serve_cluster(
         tokens=tokens,
         quotas=quotas,
         shares=shares,
+        pool=read_pool(Path(pool)) if pool else None,
     )
-    click.echo(
-        f"cluster in {path}; HTTP on {plan.http}. `zml submit`, `zml jobs`, `zml nodes` ask there.", err=True
+    return serve(settings, path, plan, lambda text: click.echo(text, err=True))
+
+
+@click.command(context_settings=CONTEXT)
+@MEMBER_FLAGS
+@click.option("--name", default="", metavar="NAME", help="What to call it.  [default: the host's name]")
+@click.option("--gpus", type=click.IntRange(min=0), metavar="N", help="[default: all there are]")
+@click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="[default: all there are]")
+@click.option(
+    "--memory-mb", "memory", type=click.IntRange(min=1), metavar="N", help="[default: nine tenths of it]"
+)
+@click.option("--rack", default="", metavar="NAME", help="Machines of one rack have fast links.")
+@click.option("--cost-per-hour", type=float, default=0.0, metavar="X", help="For the autoscaler.")
+@click.option("--pool", is_flag=True, help="It was asked for by an autoscaler, which may let it go.")
+@KEY_FLAG
+@PLACE_FLAGS
+def node(
+    name: str,
+    gpus: int | None,
+    cpus: int | None,
+    memory: int | None,
+    rack: str,
+    cost_per_hour: float,
+    pool: bool,
+    **given: Any,
+) -> int:
+    """Offer this machine to a coordinator of many jobs.
+
+    It starts workers and shards when it is told to. SIGTERM, SIGUSR1 or Ctrl-C: what runs here leaves in order, then
+    it ends; a second signal ends everything at once.
+    """
+    from . import logs
+    from .cluster.nodes import POOLED
+
+    settings = settle(given).settings
+    if pool:
+        name = f"{POOLED}{os.environ.get('SLURM_JOB_ID') or socket.gethostname()}-{os.getpid()}"
+    logs.configure("node", name or "node", folder=Path(settings.runs, "nodes"), level=settings.log_level)
+    return offer(
+        settings, name=name, gpus=gpus, cpus=cpus, memory=memory, rack=rack, cost_per_hour=cost_per_hour
     )
-    return serve(settings, path, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .seat import Seat
 
 MB = 1 << 20
+JOB_CHARS = 40  # of a job's name, in that of an endpoint
 # A layout of many parameters is the one large control message: `layout.MOST_BYTES`, and its envelope.
 CONTROL_LIMITS = replace(CONTROL, payload_bytes=5 * MB, credit_bytes=10 * MB)
 
@@ -61,8 +63,10 @@ def bulk_endpoint(
 def script_endpoints(seat: Seat, handler: Handler) -> tuple[Endpoint, Endpoint]:
     """A script's connections: control to the coordinator, bulk to the shards."""
     name = f"{seat.worker}.{seat.incarnation}"
+    # The coordinator may have many jobs, and in each of them a w0; a shard has one.
+    here = f"{name}-{re.sub('[^!-.0-~]', '_', seat.job)[:JOB_CHARS]}"
     keys = keys_of(seat.keys, WORKER)
-    return _endpoint(name, handler, keys, CONTROL_LIMITS), _endpoint(name, handler, keys, BULK)
+    return _endpoint(here, handler, keys, CONTROL_LIMITS), _endpoint(name, handler, keys, BULK)
 
 
 def _endpoint(

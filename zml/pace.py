@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .scheduler.ids import WorkerId
     from .store import Staged, Store
 
-# Of a step with AdamW, 8 workers and fp32, a measured one costs {COST} more (`python bench/noise.py`).
-EVERY = 16
+# Of a step with AdamW, 8 workers and fp32, a measured one costs a tenth to a half more (`python bench/noise.py`).
+EVERY = 32
 LASTS = 10  # updates with fewer steps than there are workers, after which some are thought to be gone
 COUNTS = 64  # numbers of workers whose step times are kept
 WINDOW = 64  # steps, and damped gradients, that are remembered

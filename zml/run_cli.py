@@ -25,7 +25,7 @@ def timeline(run: str | None, worker: str | None, last: int, as_json: bool) -> i
 
     from . import rundir
     from . import timeline as times
-    from .cli import settle
+    from .flags import settle
 
     folder = Path(run) if run else rundir.newest(Path(settle({}).settings.runs))
     files = sorted((folder / rundir.TIMELINE).glob("*.jsonl")) if folder is not None else []
@@ -62,7 +62,7 @@ def audit_(run: str | None, as_json: bool) -> int:
     directory; without it, the newest below ./runs.
     """
     from . import audit, rundir
-    from .cli import settle
+    from .flags import settle
     from .scheduler.audit import audit as prove
 
     folder = Path(run) if run else rundir.newest(Path(settle({}).settings.runs))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Playground, Process
+from tests.e2e.harness import Playground, Process, same_model
 
 pytestmark = pytest.mark.cluster
 
@@ -18,15 +18,16 @@ pytestmark = pytest.mark.cluster
 class Cluster:
     """A coordinator of many jobs and its nodes, asked over HTTP."""
 
-    def __init__(self, place: Playground) -> None:
+    def __init__(self, place: Playground, *flags: str) -> None:
         self.place = place
+        self.flags = flags
         self.folder = place.folder / "cluster"
         self.coordinator = self.start()
         self.nodes: list[Process] = []
 
     def start(self) -> Process:
         before = self.here()
-        flags = ["--cluster", "cluster", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+        flags = ["--cluster", "cluster", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0", *self.flags]
         process = self.place.start("coordinator", *flags)
         self.coordinator = process
         mine = lambda: (found := self.here()) and found["pid"] == process.process.pid  # noqa: E731
@@ -57,7 +58,7 @@ class Cluster:
 
     def submit(self, *args: str, workers: str = "1", **more: Any) -> str:
         asked = {"script": "train.py", "args": args, "folder": str(self.place.folder), "workers": workers}
-        return str(self.ask("jobs", {**asked, **more})["id"])
+        return str(self.ask("jobs", asked | more)["id"])
 
     def job(self, job: str) -> dict[str, Any]:
         return self.ask(f"jobs/{job}")
@@ -121,6 +122,19 @@ def test_jobs_run_in_turn_and_leave_nothing(cluster: Cluster) -> None:
     assert (ends[third]["state"], ends[third]["attempts"]) == ("CANCELLED", [])
     assert (cluster.place.folder / "one.safetensors").exists()
     cluster.place.until(lambda: not cluster.members(), "nothing is left")
+
+
+def test_two_jobs_at_once_do_not_hear_each_other(cluster: Cluster) -> None:
+    """Both have a w0 and a p0, and the same coordinator."""
+    cluster.node("n1", cpus=2)
+    jobs = [cluster.submit("--pause", "0.02", "--save", f"{name}.safetensors") for name in ("one", "two")]
+    for job in jobs:
+        done = cluster.until(job, is_over, f"{job} is over")
+        assert (done["state"], len(done["attempts"])) == ("SUCCEEDED", 1), done
+        cluster.audit(job, 1)
+    log = (cluster.folder / "logs" / "cluster.jsonl").read_text()
+    assert "started anew" not in log
+    assert same_model(*(cluster.place.folder / f"{name}.safetensors" for name in ("one", "two")))
 
 
 def test_a_job_that_is_paused_goes_on_from_its_checkpoint(cluster: Cluster) -> None:
@@ -236,3 +250,25 @@ def test_a_job_grows_to_four_workers_and_shrinks_to_two(cluster: Cluster) -> Non
 
     assert (done["state"], len(done["attempts"])) == ("SUCCEEDED", 1), done
     cluster.audit(job, 1)
+
+
+def test_a_job_that_takes_more_memory_than_it_asked_for_fails_alone(cluster: Cluster) -> None:
+    cluster.node("n1")
+    (cluster.place.folder / "greedy.py").write_text("import torch\nx = torch.zeros(1 << 30)\nprint(len(x))\n")
+    job = cluster.submit(script="greedy.py", memory_mb=2000)
+    done = cluster.until(job, is_over, f"{job} is over")
+    assert done["state"] == "FAILED" and "memory" in done["because"].lower(), done
+
+
+def test_nodes_come_when_there_are_jobs_and_go_when_there_are_none(place: Playground) -> None:
+    pool = 'backend = "local"\nmost = 2\ncpus = 1\nmemory_mb = 2000\nidle_s = 2\n'
+    (place.folder / "pool.toml").write_text(pool)
+    cluster = Cluster(place, "--pool", "pool.toml")
+    jobs = [cluster.submit("--save", f"{name}.safetensors") for name in ("one", "two", "three")]
+
+    place.until(lambda: len(cluster.ask("nodes")["nodes"]) == 2, "two nodes have come, and no more")
+    for job in jobs:
+        done = cluster.until(job, is_over, f"{job} is over")
+        assert done["state"] == "SUCCEEDED", done
+    place.until(lambda: cluster.ask("nodes")["nodes"] == [], "they are gone")
+    place.until(lambda: not place.pids("zml node"), "and nothing of them is left")

@@ -12,6 +12,7 @@ import pytest
 
 import zml
 from zml import cli, config, errors
+from zml.flags import settle
 from zml.status import JobStatus, decode, encode
 
 ROOT = Path(cli.__file__).resolve().parent.parent
@@ -231,7 +232,7 @@ def settled(*args: str) -> Any:
     """The settings that a command line makes."""
     with cli.main.commands["run"].make_context("run", list(args)) as context:
         given = {key: value for key, value in context.params.items() if key not in ("script", "args", "cpu")}
-        return cli.settle(given).settings, context.params["script"], context.params["args"]
+        return settle(given).settings, context.params["script"], context.params["args"]
 
 
 @pytest.mark.parametrize(

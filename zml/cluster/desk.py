@@ -20,7 +20,7 @@ from ..scheduler.cluster.plan import Why
 from ..scheduler.cluster.request import Request
 from ..scheduler.cluster.resources import Resources
 from ..scheduler.cluster.state import Job, Over, Standing
-from ..scheduler.cluster.view import waits_for
+from ..scheduler.cluster.view import is_short, waits_for
 from ..scheduler.ids import JobId
 from .attempts import resolve_for
 from .docket import Accepted
@@ -200,6 +200,8 @@ class JobDesk:
             record = self.docket.facts.records[job.id]
             last = record.attempts[-1].because if record.attempts else ""
             return Why.BACKING_OFF.name, f"tried again in {job.not_before - now:.0f} s: {last}"
+        if is_short(job):
+            return Why.NO_ROOM.name, "a shard's node is gone, and no other has room for it"
         verdict = self.hub.machine.verdicts.get(job.id)
         if verdict is None:
             return "", "the next round decides"

@@ -30,6 +30,7 @@ from ..transport import Endpoint, Handler, Refusal
 from .attempts import ATTEMPT, Attempts
 from .docket import Docket
 from .nodes import Nodes, archive_file
+from .profiles import Profiles
 from .wire import Ceased, Goodbye, NodeBeat, Offer, Want, Work
 
 GREET_S = 0.01  # between two rounds about newcomers alone, at least, and so long as one takes
@@ -71,6 +72,7 @@ class Hub:
         self.attempts = Attempts(folder, settings, lambda: self.endpoint, self.dispatch)
         self.docket = Docket(self.machine, journal, lambda job, n: str(self.attempts.run_dir(job, n)))
         self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
+        self.profiles = Profiles(self.attempts)
         self.held: list[actions.Action] = []
         self.changed = asyncio.Event()
         self.abandoned = False
@@ -207,6 +209,8 @@ class Hub:
             archive_at=archive_at,
             gpus=asked.gpus,
             cpus=asked.cpus,
+            memory_mb=asked.memory_mb,
+            shard_memory_mb=asked.shard_memory_mb,
         )
 
     # -- time -------------------------------------------------------------------------------------------
@@ -271,7 +275,13 @@ class Hub:
         begin = time.perf_counter()  # uvloop's clock stands still meanwhile
         if self.docket.settled():
             self._carry_out(
-                self.machine.decide(self.policy, self.docket.now, quotas=self.quotas, shares=self.shares)
+                self.machine.decide(
+                    self.policy,
+                    self.docket.now,
+                    quotas=self.quotas,
+                    shares=self.shares,
+                    profiles=self.profiles.of(self.machine.cluster, self.docket.now),
+                )
             )
         took = time.perf_counter() - begin
         self.round_s.append(took)
@@ -322,14 +332,16 @@ class Hub:
         life = self.attempts.lives.get(name)
         if life is not None and life.coordinator is not None:
             return life.coordinator.handle(peer, message, payload)
-        if life is not None:
+        if life is not None and not life.over:
             raise Refusal(NO_ROOM, f"attempt {name} is being read")  # to be asked again
         if name and peer not in self.seen_off:  # it did not hear of the end
             if len(self.seen_off) >= MOST_STRANGERS:
                 self.seen_off.clear()
             self.seen_off.add(peer)
             self.nodes.orders.stranger(peer, Stop(name, "the job is over"))
-        raise Refusal("job", f"no attempt {name or 'without a name'} runs here")
+        if not name:
+            raise Refusal("job", "this coordinator serves many jobs: offer machines with `zml node`")
+        raise Refusal("job", f"no attempt {name} runs here")
 
     def settle(self) -> None:
         """What has changed is written. Raises Refusal where it cannot be."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import secrets
 import signal
 import socket
 from asyncio.subprocess import Process
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +36,7 @@ from .wire import (
     Ceased,
     Goodbye,
     Have,
+    LetGo,
     NodeBeat,
     NodePulse,
     Offer,
@@ -74,20 +77,45 @@ class Place:
     quitting: bool = False  # it was told to end: it is not started again
 
     @property
+    def memory_mb(self) -> int:
+        """What it may have. None for a worker with a GPU: its driver maps far more than it uses."""
+        if self.slot[0] == "p":
+            return self.work.shard_memory_mb
+        return self.work.memory_mb if self.gpu is None else 0
+
+    @property
     def key(self) -> tuple[str, str]:
         return self.job, self.slot
+
+
+def hold_to(pid: int, memory_mb: int) -> None:
+    """What was asked for is what there is: beyond it the process itself fails to allocate, and not a neighbour.
+
+    RLIMIT_DATA counts private writable memory, as of Linux 4.7; its children inherit it.
+    """
+    if memory_mb:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
 
 
 class NodeAgent:
     """One machine of a cluster."""
 
     def __init__(
-        self, settings: Settings, name: str, offers: Resources, *, rack: str = "", address: str = "127.0.0.1"
+        self,
+        settings: Settings,
+        name: str,
+        offers: Resources,
+        *,
+        rack: str = "",
+        cost_per_hour: float = 0.0,
+        address: str = "127.0.0.1",
     ) -> None:
         self.settings = settings
         self.name = name
         self.offers = offers
         self.rack = rack
+        self.cost_per_hour = cost_per_hour
         self.address = address  # where shards listen
         self.boot = secrets.token_hex(8)
         self.places: dict[tuple[str, str], Place] = {}
@@ -149,6 +177,7 @@ class NodeAgent:
             gpus=self.offers.gpus,
             memory_mb=self.offers.memory_mb,
             rack=self.rack,
+            cost_per_hour=self.cost_per_hour,
         )
         runs = msgspec.json.encode(Runs([*self.places]))
         answer = await self.endpoint.request(COORDINATOR, offer, runs, timeout_s=within_s)
@@ -191,6 +220,10 @@ class NodeAgent:
                 return None
             case Run():
                 return self._run(message, bytes(payload or b""))
+            case LetGo():
+                if not self.leaving:
+                    self.leave(f"the coordinator ({message.because})", 0)
+                return Ok()
             case Quit():
                 place = self.places.get((message.job, message.slot))
                 if place is not None:
@@ -245,6 +278,7 @@ class NodeAgent:
                 loop = asyncio.get_running_loop()
                 begun = loop.time()
                 place.process, gone = await spawn([*PROGRAM, *command], told, folder)
+                hold_to(place.process.pid, place.memory_mb)
                 copying = asyncio.ensure_future(self._copy(place, place.process, last))
                 await gone.wait()
                 await asyncio.wait([copying], timeout=KILLED_S)
@@ -410,12 +444,20 @@ class NodeAgent:
             pass  # it finds out
 
 
-def serve(settings: Settings, name: str, offers: Resources, rack: str, address: str) -> int:
+def serve(
+    settings: Settings, name: str, offers: Resources, *, rack: str, cost_per_hour: float, address: str
+) -> int:
     """Be a node until told to go; returns the exit code. Raises ZmlError."""
 
     async def main() -> int:
-        return await NodeAgent(
-            settings, name or socket.gethostname(), offers, rack=rack, address=address
-        ).run()
+        agent = NodeAgent(
+            settings,
+            name or socket.gethostname(),
+            offers,
+            rack=rack,
+            cost_per_hour=cost_per_hour,
+            address=address,
+        )
+        return await agent.run()
 
     return asyncio.run(main())  # not uvloop, which gives no process a group of its own

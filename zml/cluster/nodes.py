@@ -27,6 +27,7 @@ from .wire import (
     Ceased,
     Goodbye,
     Have,
+    LetGo,
     NodeBeat,
     NodePulse,
     Offer,
@@ -41,6 +42,7 @@ from .wire import (
 
 ORDER_S = 20.0
 PIECE_BYTES = 1 << 20
+POOLED = "pool-"  # how the names of nodes begin that an autoscaler has asked for
 
 log = structlog.get_logger()
 
@@ -194,6 +196,10 @@ class Nodes:
             name = attempt_name(action.job, action.attempt)
             order = Quit(name, action.slot, action.at_once, action.because)
             self.orders.send(action.node, order, within_s=ORDER_S)
+
+    def let_go(self, node: NodeId, because: str) -> None:
+        if node in self.peers:
+            self.orders.send(node, LetGo(because), within_s=ORDER_S)
 
     def _not_taken(self, action: actions.Run) -> None:
         """It refuses, or does not answer; should it run there all the same, it is not to."""

@@ -15,6 +15,7 @@ import asyncio
 import os
 import resource
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +32,11 @@ from ..link import LISTENER, control_endpoint
 from ..scheduler.cluster.plan import Quota
 from ..scheduler.cluster.policies import POLICIES
 from ..scheduler.cluster.rules import Rules
+from ..scheduler.explain import counted
 from ..transport import Endpoint, Handler
 from .desk import JobDesk
 from .hub import Hub
+from .pool import Pool, PoolConfig, provider_of
 from .wire import Vocabulary
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ class Plan:
     tokens: str | None = None  # a file: who may come in by HTTP from beyond this machine
     quotas: dict[str, Quota]
     shares: dict[str, float]
+    pool: PoolConfig | None = None
 
 
 def listening(folder: Path) -> Listening | None:
@@ -72,14 +76,14 @@ def listening(folder: Path) -> Listening | None:
         return None
 
 
-def serve(settings: Settings, folder: Path, plan: Plan) -> int:
-    """Serve a cluster until told to stop; jobs stay where they are. Raises ZmlError."""
+def serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[str], None]) -> int:
+    """Serve a cluster until told to stop; jobs stay where they are. `say` is for people. Raises ZmlError."""
     import uvloop
 
-    return uvloop.run(_serve(settings, folder, plan))
+    return uvloop.run(_serve(settings, folder, plan, say))
 
 
-async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
+async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[str], None]) -> int:
     from ..web.server import serve as serve_http
 
     more_files()
@@ -113,14 +117,24 @@ async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
         signal.SIGUSR1, lambda: log.info("figures", **hub.figures())
     )
     syncing = asyncio.ensure_future(keep_synced(journal))
-    server = None
+    server = pool = pooling = None
     try:
         await hub.start()
         server = await serve_http(JobDesk(hub), same_port(plan.http, before), tokens=plan.tokens)
         here = Listening(list(hub.endpoint.addresses), server.url, os.getpid())
         rundir.write(folder / HERE, msgspec.json.encode(here))
+        going_on = len(hub.machine.cluster.jobs)
+        say(f"serving {folder}" + (f", where {counted(going_on, 'job')} go on" if going_on else ""))
+        say(f"  nodes:  zml node --coordinator {here.addresses[0]}")
+        say(f"  people: zml submit, zml jobs, zml nodes --server {here.http}")
         log.info("serving", folder=str(folder), addresses=here.addresses, http=here.http, policy=plan.policy)
+        if plan.pool is not None:
+            name = f"zml-{folder.name}"
+            provider = provider_of(plan.pool, here.addresses, settings.keys, name)
+            pool = Pool(hub, plan.pool, provider)
+            pooling = asyncio.ensure_future(pool.run())
         await stopping.wait()
+        say("stopping: jobs train on, and find whoever serves this folder next")
         log.info("stopping", because="a signal; jobs go on, and find the next coordinator of this folder")
         return 0
     finally:
@@ -128,6 +142,10 @@ async def _serve(settings: Settings, folder: Path, plan: Plan) -> int:
             await server.stop()
         syncing.cancel()
         await asyncio.wait({syncing})
+        if pooling is not None and pool is not None:
+            pooling.cancel()
+            await asyncio.wait({pooling})
+            pool.close()
         await hub.close()
 
 

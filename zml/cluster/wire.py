@@ -68,6 +68,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     archive_at: str = ""  # a path, for a node that sees it; another one asks for it (`Want`)
     gpus: int = 0  # of each worker
     cpus: int = 1
+    memory_mb: int = 0  # of each worker, and of each shard; 0: no limit
+    shard_memory_mb: int = 0
 
 
 class Run(Message):
@@ -83,6 +85,12 @@ class Quit(Message):
     job: str
     slot: str
     at_once: bool
+    because: str
+
+
+class LetGo(Message):
+    """The coordinator needs this node no more: it is to leave as if it had been told by a signal."""
+
     because: str
 
 
@@ -119,5 +127,7 @@ class Goodbye(Message):
     because: str
 
 
-NodeMessage = Offer | Offered | NodeBeat | NodePulse | Strange | Run | Quit | Ceased | Want | Have | Goodbye
+NodeMessage = (
+    Offer | Offered | NodeBeat | NodePulse | Strange | Run | Quit | LetGo | Ceased | Want | Have | Goodbye
+)
 Vocabulary = AnyMessage | NodeMessage

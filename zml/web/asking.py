@@ -37,11 +37,13 @@ def asked(request: web.Request, route: Route) -> Asked:
             raise Problem(400, f"the query has an unknown name {name[:SHOWN]}", fix)
         values: Any = request.query.getall(name)
         kind = route.query[name].type
-        if typing.get_origin(kind) is not list:
-            if len(values) > 1:
-                raise Problem(400, f"{name} is there {len(values)} times", "Give it once.")
-            values = "true" if kind is bool and not values[0] else values[0]
-        found[name] = checked(values, kind, name)
+        if typing.get_origin(kind) is list:
+            (each,) = typing.get_args(kind)
+            found[name] = [checked(value, each, name) for value in values]
+            continue
+        if len(values) > 1:
+            raise Problem(400, f"{name} is there {len(values)} times", "Give it once.")
+        found[name] = checked("true" if kind is bool and not values[0] else values[0], kind, name)
     return found
 
 

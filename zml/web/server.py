@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import cast
 
 import msgspec
 import structlog
@@ -209,10 +210,10 @@ class Full(asyncio.Protocol):
     """Says that there are too many connections, and hangs up."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        writer = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
         body = encode_problem(Problem(503, "the server has as many connections as it takes", "Ask again."))
-        transport.write(BUSY % (len(body), body))
-        transport.close()
+        writer.write(BUSY % (len(body), body))
+        writer.close()
 
 
 async def serve(

@@ -1,0 +1,169 @@
+"""Nodes that come when jobs need them and go when they do not: `zml coordinator --cluster FOLDER --pool pool.toml`.
+
+    backend = "slurm"           # or "local": processes of this machine
+    most = 8                    # nodes, and least = 0
+    cpus = 4                    # of each, and gpus, memory_mb
+    cost_per_hour = 0.9
+    budget_per_hour = 6.0
+    idle_s = 300                # so long too many, and some go
+    [options]                   # of sbatch: partition, time, account, ...
+    partition = "gpu"
+
+How many there should be, `scheduler.cluster.autoscale` says. Rule: a node that is to go is told so, and lets what
+it runs leave in order; only what still waits for its machine is taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import structlog
+
+from ..errors import USAGE, ZmlError
+from ..scheduler.cluster import events
+from ..scheduler.cluster.autoscale import Bounds, Watch, decide
+from ..scheduler.cluster.resources import Node, NodeId, Resources
+from ..scheduler.cluster.view import view_of
+from ..slurm.processes import LocalProvider
+from ..slurm.provider import Provider, SlurmProvider
+from ..slurm.shape import Needs
+from ..slurm.table import State
+from .nodes import POOLED as PREFIX
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+LOOK_S = {"local": 2.0, "slurm": 10.0}  # one squeue locks the controller
+
+log = structlog.get_logger()
+
+
+class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """pool.toml."""
+
+    backend: Literal["local", "slurm"]
+    most: int
+    least: int = 0
+    cpus: int = 1
+    gpus: int = 0
+    memory_mb: int = 4096
+    rack: str = ""
+    low: float = 0.35
+    high: float = 0.65
+    idle_s: float = 300.0
+    cost_per_hour: float = 0.0
+    budget_per_hour: float | None = None
+    options: dict[str, str | int] = {}  # of sbatch
+    setup: list[str] = []  # lines of the batch script before the node begins: modules, environments
+
+    def bounds(self) -> Bounds:
+        """Raises ValueError."""
+        return Bounds(
+            least=self.least,
+            most=self.most,
+            low=self.low,
+            high=self.high,
+            idle_s=self.idle_s,
+            budget_per_hour=self.budget_per_hour,
+        )
+
+
+def read_pool(path: Path) -> PoolConfig:
+    """Raises ZmlError."""
+    try:
+        config = msgspec.toml.decode(path.read_bytes(), type=PoolConfig)
+        config.bounds()
+        return config
+    except OSError as error:
+        raise ZmlError(USAGE, f"{path} cannot be read: {error.strerror}") from None
+    except (msgspec.MsgspecError, ValueError) as bad:
+        raise ZmlError(
+            USAGE, f"{path}: {bad}", "The head of `zml coordinator --help` has its keys."
+        ) from None
+
+
+def provider_of(config: PoolConfig, addresses: list[str], keys: str, name: str) -> Provider:
+    """Where nodes come from. Each allocation runs `zml node`."""
+    at = [part for address in addresses for part in ("--coordinator", address)]
+    offers = ["--cpus", str(config.cpus), "--gpus", str(config.gpus), "--memory-mb", str(config.memory_mb)]
+    more = (["--keys", keys] if keys else []) + (["--rack", config.rack] if config.rack else [])
+    cost = ["--cost-per-hour", str(config.cost_per_hour)] if config.cost_per_hour else []
+    program = [sys.executable, "-P", "-m", "zml"]
+    command = [*program, "node", "--pool", *at, *offers, *more, *cost]
+    if config.backend == "local":
+        return LocalProvider(command)
+    needs = Needs(cpus=config.cpus, memory_mb=config.memory_mb, gpus=config.gpus)
+    options = [(key, str(value)) for key, value in config.options.items()]
+    return SlurmProvider(name, command, needs, options=options, setup=config.setup, requeue=False)
+
+
+class Pool:
+    """One kind of node. `run` until cancelled; then `close`."""
+
+    def __init__(self, hub: Hub, config: PoolConfig, provider: Provider) -> None:
+        self.hub = hub
+        self.config = config
+        self.provider = provider
+        self.bounds = config.bounds()
+        offers = Resources(cpus=config.cpus, gpus=config.gpus, memory_mb=config.memory_mb)
+        self.kind = Node(id=NodeId(PREFIX), offers=offers, cost_per_hour=config.cost_per_hour)
+        self.watch = Watch()
+        self.said = ""
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except ZmlError as error:
+                log.warning("pool cannot look", because=str(error))
+            await asyncio.sleep(LOOK_S[self.config.backend])
+
+    async def look(self) -> None:
+        """Compare what there is with what there should be, and bring them together."""
+        allocations = await asyncio.to_thread(self.provider.look)
+        for each in allocations:
+            if each.state.over:
+                if each.state is State.FAILED:
+                    log.warning("allocation failed", id=each.id, because=each.because)
+                self.provider.forget(each.id)
+        alive = [each for each in allocations if not each.state.over]
+        nodes = self.hub.machine.cluster.nodes
+        here = [name for name, present in nodes.items() if name.startswith(PREFIX)]
+        staying = [name for name in here if not nodes[name].node.leaving]
+        waiting = [each.id for each in alive if each.state is not State.RUNNING]
+        # What runs and is not here yet, or was asked for by a coordinator before this one.
+        coming = max(0, len(alive) - len(waiting) - len(here))
+        count = len(staying) + len(waiting) + coming
+
+        hub = self.hub
+        profiles = hub.profiles.of(hub.machine.cluster, hub.docket.now)
+        view = view_of(hub.machine.cluster, hub.docket.now, hub.quotas, hub.shares, profiles)
+        decision = decide(view, count, self.kind, self.bounds, self.watch)
+        self.watch = decision.watch
+        if decision.nodes != count and decision.because != self.said:
+            log.info("pool", nodes=count, wanted=decision.nodes, because=decision.because)
+        self.said = decision.because
+        if decision.nodes > count:
+            await asyncio.to_thread(self.provider.ask, decision.nodes - count)
+        elif decision.nodes < count:
+            await self._fewer(count - decision.nodes, waiting, staying, decision.because)
+
+    async def _fewer(self, count: int, waiting: list[str], staying: list[NodeId], because: str) -> None:
+        """First what still waits for its machine, then the nodes on which least is running."""
+        for id in waiting[:count]:
+            await asyncio.to_thread(self.provider.release, id)
+        left = count - len(waiting[:count])
+        taken = self.hub.machine.cluster.taken()
+        used = sorted(staying, key=lambda name: (taken[name].gpus, taken[name].cpus, name))
+        for name in used[:left]:
+            self.hub.nodes.let_go(name, because)
+            self.hub.dispatch(events.NodeLeaving(name, because))
+
+    def close(self) -> None:
+        """Nodes of this machine end with it; those of Slurm wait for the next coordinator of the folder."""
+        if isinstance(self.provider, LocalProvider):
+            self.provider.close()
