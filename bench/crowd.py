@@ -29,7 +29,7 @@ from peer import quiet
 
 import zml.cluster.wire as wire
 from zml import messages
-from zml.transport.frames import Envelope, Hello, Kind, No, Vocabulary, pack, unpack
+from zml.transport.frames import Bye, Envelope, Hello, Kind, No, Vocabulary, pack, unpack
 
 TICK_S = 0.01
 LOOK_S = 0.25  # who still waits for an answer looks so often
@@ -63,7 +63,8 @@ class Peer:
         self.floor = self.next_request = self.next_notice = 1
         self.asked: dict[int, Request] = {}
         self.waiting: list[Request] = []  # to be asked when it is welcome, or once more
-        self.hello_at = 0.0
+        self.hellos = 0  # said in this session
+        self.hello_at = self.hello_s = 0.0  # when the next is due, and the one after it
         self.beat_at = 0.0
         self.heard_at = time.monotonic()
         self.socket = crowd.context.socket(zmq.DEALER)
@@ -85,21 +86,29 @@ class Peer:
         self.crowd.loop.remove_reader(self.descriptor)
         self.crowd.restless.discard(self)
         self.crowd.leave(self)
-        self.socket.close(linger=0)
+        self.send(Envelope(kind=Kind.BYE, session=self.session, body=Bye("it ends")))
+        self.socket.close(linger=1000)
 
     # -- saying something ------------------------------------------------------------------------------------
 
-    def hello(self) -> None:
+    def begin(self) -> None:
         """A session that the coordinator does not know, with what is unanswered to be asked again in it."""
         self.session += 1
         self.welcome = False
         self.waiting += self.asked.values()
         self.asked.clear()
         self.floor = self.next_request = self.next_notice = 1
-        self.hello_at = time.monotonic()
+        self.hellos, self.hello_s = 0, LOOK_S
         self.crowd.restless.add(self)
+        self.hello()
+
+    def hello(self) -> None:
+        self.hellos += 1
+        self.hello_at, self.hello_s = time.monotonic() + self.hello_s, min(2 * self.hello_s, AGAIN_S)
         body = Hello(name=self.name, to="coordinator", resume=False, requests=64, ping_s=0.5)
-        self.send(Envelope(kind=Kind.HELLO, session=self.session, id=1, body=body))
+        self.send(
+            Envelope(kind=Kind.HELLO, session=self.session, id=self.hellos, credit=MOST_BYTES, body=body)
+        )
 
     def ask(self, message: Struct, payload: bytes | None, answered: Answered) -> None:
         self.waiting.append(Request(message, payload, answered))
@@ -147,7 +156,7 @@ class Peer:
     def look(self, now: float) -> bool:
         """Say again what was not answered; whether there is anything."""
         if not self.welcome:
-            if now - self.hello_at >= AGAIN_S:
+            if now >= self.hello_at:
                 self.hello()
             return True
         if self.waiting:
@@ -189,7 +198,7 @@ class Peer:
                 self.ask_waiting()
                 self.opened()
             case Kind.STRANGER:
-                self.hello()
+                self.begin()
             case Kind.REQUEST:
                 assert body is not None
                 reply = self.order(body, envelope.payload)
@@ -241,8 +250,12 @@ class Node(Peer):
         self.members: dict[tuple[str, str], Member] = {}
         self.offering = False
         self.offered = False
-        self.hello()
+        self.begin()
         self.offer()
+
+    def begin(self) -> None:
+        self.offered = False
+        super().begin()
 
     def offer(self) -> None:
         if self.offering:
@@ -295,8 +308,8 @@ class Member(Peer):
         self.node, self.job, self.slot = node, job, slot
         self.incarnation = 0  # until it has joined
         self.launched = slot[0] == "p"
-        self.leaving = False
-        self.hello()
+        self.leaving = self.exited = False
+        self.begin()
         join = messages.Join(
             job=job,
             role="shard" if slot[0] == "p" else "worker",
@@ -335,16 +348,18 @@ class Member(Peer):
 
     def end(self) -> None:
         """The script has come to its end."""
+        self.exited = True
         exited = messages.Exited(job=self.job, member=self.slot, incarnation=self.incarnation)
         self.ask(exited, None, lambda answer: self.crowd.count("exited"))
 
     def cease(self, because: str) -> None:
         if not self.socket.closed:
+            self.crowd.scripts.pop(self, None)
             self.close()
             self.node.ceased(self, because)
 
     def told(self, message: Struct) -> None:
-        if isinstance(message, messages.Fenced):
+        if isinstance(message, messages.Fenced) and not self.exited:  # who has said that it ends is told so
             self.crowd.wrong(f"{self.name} was fenced: {message.because}")
 
     def beat(self) -> None:

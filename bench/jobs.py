@@ -50,6 +50,7 @@ CPUS = 16  # of each node
 CONNECTIONS = 8
 STEADY_PER_S = 20.0
 WAIT_S = 120.0
+END_S = 30.0
 MB = 1e6
 
 
@@ -249,7 +250,7 @@ class Run:
     def __init__(self, folder: Path, jobs: int, idle_s: float, policy: str) -> None:
         self.folder = folder
         self.jobs = jobs
-        self.steady = max(50, jobs // 10)
+        self.steady = max(10, jobs // 10)
         self.idle_s = idle_s
         self.report: dict[str, Any] = {}
         self.coordinator = Coordinator(folder, policy)
@@ -259,13 +260,13 @@ class Run:
     async def all(self) -> dict[str, Any]:
         coordinator = self.coordinator
         self.report["start_s"] = await coordinator.start()
-        self.report["empty"] = {"files": coordinator.files(), "rss_mb": coordinator.rss_mb()}
         nodes = -(-(self.jobs + CPUS) // CPUS)
         self.crowds = Crowds(coordinator.address, nodes)
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONNECTIONS))
         try:
             await self.crowds.until(lambda found: found["nodes"] == nodes, "all nodes are taken")
             self.report["nodes"] = nodes
+            self.report["empty"] = {"files": coordinator.files(), "rss_mb": coordinator.rss_mb()}
             parts: list[tuple[str, Callable[[], Awaitable[dict[str, Any]]]]] = [
                 ("submit", self.submit),
                 ("steady", self.steadily),
@@ -277,6 +278,9 @@ class Run:
             for name, part in parts:
                 click.echo(f"{name} ...", err=True)
                 self.report[name] = await part()
+        except Failed:
+            click.echo(f"So far: {json.dumps(self.report, indent=1)}", err=True)
+            raise
         finally:
             await self.session.close()
             self.crowds.close()
@@ -380,17 +384,19 @@ class Run:
         begin = time.monotonic()
         listens_s = await self.coordinator.start()
         found = await self.crowds.until(lambda found: found["heard"] == members, "all members are heard")
-        cpu_s = self.coordinator.cpu_s()
+        await self.crowds.until(lambda found: found["nodes"] == self.report["nodes"], "all nodes are back")
+        nodes_s, cpu_s = time.monotonic() - begin, self.coordinator.cpu_s()
         await asyncio.sleep(5.0)  # whoever was given up would be by now
         counted = await states(self.session, self.coordinator.http)
         restarts = sum(kind == "event.Started" for kind, _, _ in journal(self.folder)) - self.jobs
         return {
             "listens_s": listens_s,
             "all_heard_s": found["last_pulse"] - begin,
+            "all_nodes_back_s": nodes_s,
             "cpu_s": cpu_s,
             "running": counted["RUNNING"],
             "attempts_restarted": restarts,
-            "wrong": found["wrong"],
+            "wrong": found.get("wrong", 0),
         }
 
     async def end(self) -> dict[str, Any]:
@@ -402,7 +408,7 @@ class Run:
             lambda found: found["members"] == 0 and found["unanswered"] == 0, "everybody has left"
         )
         took = time.monotonic() - begin
-        until = time.monotonic() + WAIT_S
+        until = time.monotonic() + END_S
         while (counted := await states(self.session, coordinator.http)).total() != counted["SUCCEEDED"]:
             if time.monotonic() > until:
                 raise Failed(f"not all jobs are over: {dict(counted)}")
@@ -413,7 +419,9 @@ class Run:
             if not figures["attempts"] and figures["tasks"] <= 20:
                 break
             await asyncio.sleep(0.5)
-        more_files = coordinator.files() - self.report["empty"]["files"]
+        await self.session.close()
+        while (more := coordinator.files() - self.report["empty"]["files"]) > 0 and time.monotonic() < until:
+            await asyncio.sleep(0.1)
         rss_mb = coordinator.rss_mb()
         parts = [
             str(path.relative_to(self.folder))
@@ -433,11 +441,11 @@ class Run:
             "without_status": len(lost),
             "attempts": figures["attempts"],
             "tasks": figures["tasks"],
-            "files_more_than_nodes": more_files - self.report["nodes"],
+            "files_left": more,
             "rss_mb": rss_mb,
             "half_written": parts,
             "exit_code": code,
-            "wrong": found["wrong"],
+            "wrong": found.get("wrong", 0),
             "errors": found["errors"][:5],
         }
 
@@ -463,7 +471,7 @@ def targets(report: dict[str, Any]) -> list[dict[str, Any]]:
     judge("recovery until every member is heard, s", recovery["all_heard_s"], 5)
     judge("attempts started again by it", recovery["attempts_restarted"], 0)
     judge("jobs lost", end["lost"] + (jobs - recovery["running"]), 0)
-    left = end["attempts"] + len(end["half_written"]) + max(0, end["files_more_than_nodes"])
+    left = end["attempts"] + len(end["half_written"]) + max(0, end["files_left"])
     judge("attempts, files and half-written files left", left, 0)
     return found
 

@@ -290,6 +290,8 @@ class Coordinator:
         decided: list[actions.Action] = []
         if isinstance(event, events.Renewed):  # heard at last, before its lease is looked at
             decided += self.docket.event(event)
+            if not decided and self.timer is not None:
+                return  # what time does is looked at in its time, which no heartbeat brings nearer
         # What time has done changes the state too: it has to wait while nothing can be written.
         while self.docket.settled() and (finding := self.machine.finding(self.docket.now)) is not None:
             decided += self.docket.event(finding)

@@ -29,10 +29,14 @@ RECENT = 50
 
 
 class EventLog:
-    """Appends to `events.jsonl`; keeps the last few for whoever looks. Without a path it only keeps."""
+    """Appends to `events.jsonl`; keeps the last few for whoever looks. Without a path it only keeps.
+
+    Lines are rare, and a coordinator of many jobs has many of these: the file is open only while one is written."""
 
     def __init__(self, path: Path | None) -> None:
-        self.file = path.open("a", buffering=1) if path is not None else None
+        self.path = path
+        if path is not None:
+            path.open("a").close()  # an OSError here is for whoever begins
         self.recent: deque[EventLine] = deque(maxlen=RECENT)
 
     def write(self, action: Action) -> None:
@@ -54,14 +58,13 @@ class EventLog:
 
     def _append(self, line: dict[str, Any]) -> None:
         """Nothing is decided by these lines: a full disk keeps nobody from acting."""
-        if self.file is not None:
-            with suppress(OSError):
-                self.file.write(json.dumps(line, default=str) + "\n")
+        if self.path is not None:
+            with suppress(OSError), self.path.open("a") as file:
+                file.write(json.dumps(line, default=str) + "\n")
 
     def close(self) -> None:
-        if self.file is not None:
-            with suppress(OSError):  # what there was no room for
-                self.file.close()
+        """Nothing more is written."""
+        self.path = None
 
 
 def told(action: Action, at: float) -> EventLine | None:

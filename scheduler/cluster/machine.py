@@ -47,7 +47,7 @@ from .events import (
     Submitted,
     TimeUp,
 )
-from .plan import Policy, Profile, Quota, Verdict
+from .plan import Plan, Policy, Profile, Quota, Verdict
 from .resources import NodeId
 from .rules import Rules
 from .state import Attempt, Cluster, Job, Leaving, Over, Present, Slot, Standing, Then, number_of
@@ -72,6 +72,7 @@ class Machine:
         self.cluster = Cluster()
         self.leases = Leases(self._lease_rules())
         self.verdicts: Mapping[JobId, Verdict] = {}  # of the latest round: why who has what
+        self.fresh: dict[JobId, None] = {}  # jobs that came since the latest round
         # Deadlines of jobs; each job's present one is among them, and what is not present any more is passed over.
         self._dues: list[tuple[float, JobId]] = []
 
@@ -125,9 +126,31 @@ class Machine:
         if again := [*views.replacements(self.cluster)]:
             return again
         view = views.view_of(self.cluster, now, quotas or {}, shares or {}, profiles or {})
+        self.fresh.clear()
         plan = policy(view)
         self.verdicts = plan.verdicts
         return [*views.differences(self.cluster, plan)]
+
+    def decide_fresh(
+        self,
+        policy: Policy,
+        now: float,
+        *,
+        quotas: Mapping[str, Quota] | None = None,
+        shares: Mapping[str, float] | None = None,
+    ) -> list[Decision]:
+        """A round about jobs that have just come alone: those that find what they need free, while nobody waits for
+        it, need not wait for a round over all. It gives them what that one would. Those for which that one is still to
+        be asked stay in `fresh`."""
+        view = views.view_of_new(self.cluster, self.fresh, now, quotas or {}, shares or {})
+        if view is None:
+            return []
+        plan = policy(view)
+        begin = {name: verdict for name, verdict in plan.verdicts.items() if verdict.allocation is not None}
+        self.verdicts = {**self.verdicts, **begin}
+        for name in begin:
+            del self.fresh[name]
+        return [*views.differences(self.cluster, Plan(begin))]
 
     def unwatched(self) -> None:
         """A journal is read: nobody is heard, and who fell silent is written there."""
@@ -156,6 +179,7 @@ class Machine:
             yield Ignored(request.job, f"job {request.job} was submitted before")
             return
         self.cluster.jobs[request.job] = Job(request, since=now, counted=now)
+        self.fresh[request.job] = None
         yield from self._may_still_begin(self.cluster.jobs[request.job], now)
 
     def _cancel(self, event: CancelAsked, now: float) -> Actions:

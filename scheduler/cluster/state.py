@@ -15,7 +15,7 @@ from ..ids import JobId
 from .events import Outcome
 from .plan import Allocation
 from .request import Request
-from .resources import NOTHING, Node, NodeId, Resources
+from .resources import Node, NodeId, Resources
 
 
 class Standing(Enum):
@@ -176,12 +176,15 @@ class Cluster:
 
     def taken(self) -> dict[NodeId, Resources]:
         """What processes take of each node, those on their way out too."""
-        found = dict.fromkeys(self.nodes, NOTHING)
+        sums = {node: [0, 0, 0] for node in self.nodes}
         for job in self.jobs.values():
             if job.attempt is not None:
                 for name, slot in job.attempt.slots.items():
-                    found[slot.node] = found[slot.node] + job.takes(name)
-        return found
+                    amount, at = job.takes(name), sums[slot.node]
+                    at[0] += amount.cpus
+                    at[1] += amount.gpus
+                    at[2] += amount.memory_mb
+        return {node: Resources(cpus=c, gpus=g, memory_mb=m) for node, (c, g, m) in sums.items()}
 
     def check(self) -> None:
         """Every invariant between two events."""

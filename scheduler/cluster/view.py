@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ..explain import counted
@@ -58,7 +58,7 @@ def view_of(
 def is_short(job: Job) -> bool:
     """It runs, and a shard of it is nowhere: nothing else is decided about it before that is."""
     attempt = job.attempt
-    return attempt is not None and len(attempt.shards()) < job.request.shards
+    return attempt is not None and sum(slot[0] == "p" for slot in attempt.slots) < job.request.shards
 
 
 def is_runnable(cluster: Cluster, job: Job, now: float) -> bool:
@@ -68,6 +68,42 @@ def is_runnable(cluster: Cluster, job: Job, now: float) -> bool:
 def waits_for(cluster: Cluster, job: Job) -> list[JobId]:
     """The jobs that it comes after and that are not over."""
     return [name for name in job.request.after if name in cluster.jobs]
+
+
+def view_of_new(
+    cluster: Cluster,
+    fresh: Iterable[JobId],
+    now: float,
+    quotas: Mapping[str, Quota],
+    shares: Mapping[str, float],
+) -> View | None:
+    """The picture for jobs that have just come, where nobody else waits: they may have what is free, and nobody is
+    delayed by it. None where somebody waits: then all have to be looked at. Jobs that could have one number of workers
+    or another are left out, and users who may not have all: what they should have depends on the others."""
+    new = [job for name in fresh if (job := cluster.jobs.get(name)) is not None and job.attempt is None]
+    names = {job.id for job in new}
+    for job in cluster.jobs.values():
+        if job.attempt is None:
+            if job.id not in names and is_runnable(cluster, job, now):
+                return None
+        elif job.attempt.leaving is not None or is_short(job):
+            return None  # for somebody, perhaps
+    candidates = tuple(
+        Candidate(request=job.request, since=job.since)
+        for job in new
+        if is_runnable(cluster, job, now)
+        and job.request.least == job.request.most
+        and job.request.user not in quotas
+    )
+    if not candidates:
+        return None
+    taken = cluster.taken()
+    nodes = tuple(
+        replace(present.node, offers=present.node.offers - taken[name])
+        for name, present in cluster.nodes.items()
+        if not present.node.leaving
+    )
+    return View(now=now, nodes=nodes, jobs=candidates, quotas=quotas, shares=shares)
 
 
 def replacements(cluster: Cluster) -> Iterator[Decision]:
@@ -135,7 +171,10 @@ def _resize(
     """More workers where the plan has more, fewer where it has fewer; the newest of a node go first."""
     if attempt.began is None:
         return  # they have not all come yet
-    has, should = Counter(attempt.allocation().workers), Counter(wanted.workers)
+    workers = attempt.allocation().workers
+    if workers == wanted.workers:
+        return
+    has, should = Counter(workers), Counter(wanted.workers)
     if surplus := has - should:
         leave = []
         for slot in sorted(attempt.workers(), key=number_of, reverse=True):

@@ -22,7 +22,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.finding import find, load_from
 from ..checkpoints import When
 from ..config import Resolved, Settings, resolve
-from ..coordinating import LAST_CHECKPOINT_S, job_spec, keep_synced
+from ..coordinating import LAST_CHECKPOINT_S, SYNC_S, job_spec
 from ..coordinator import Coordinator
 from ..errors import ZmlError
 from ..events import EventLog
@@ -69,6 +69,7 @@ class Life:
     coordinator: Coordinator | None = None  # once its journal is read
     drain: str = ""  # what it was told before that
     stop: str = ""
+    over: bool = False  # its coordinator has come to its end
 
 
 class Attempts:
@@ -86,6 +87,8 @@ class Attempts:
         self.trunk = trunk
         self.dispatch = dispatch
         self.lives: dict[JobId, Life] = {}
+        self.journals: set[Journal] = set()
+        self.syncing: asyncio.Task[None] | None = None
 
     def run_dir(self, job: str, number: int) -> Path:
         return self.folder / "jobs" / job / str(number)
@@ -128,6 +131,9 @@ class Attempts:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self.syncing is not None:
+            self.syncing.cancel()
+            await asyncio.wait({self.syncing})
 
     def _pass_on(self, life: Life) -> None:
         hall = life.coordinator
@@ -156,13 +162,10 @@ class Attempts:
     async def _serve(
         self, name: JobId, job: JobId, number: int, workers: int, submission: Submission
     ) -> tuple[Outcome, int, str]:
-        folder = self.run_dir(job, number)
+        folder, life = self.run_dir(job, number), self.lives[name]
         resolved = resolve_for(submission, workers)
         settings = resolved.settings
-        resumed = await asyncio.to_thread(self._newest, job, number)  # it reads all of it
-        (folder / rundir.LOGS).mkdir(parents=True, exist_ok=True)
-        describe(folder, resolved, submission)
-        journal = Journal(folder / rundir.COORDINATOR_STATE)
+        resumed, journal = await self._prepare(job, number, resolved, submission)
         try:
             coordinator = Coordinator(
                 name,
@@ -185,7 +188,7 @@ class Attempts:
         except BaseException:
             journal.close()
             raise
-        syncing = asyncio.ensure_future(keep_synced(journal))
+        self._keep_synced(journal)
         began: asyncio.Task[None] | None = None
         try:
             await coordinator.start()
@@ -195,10 +198,6 @@ class Attempts:
                 settings.keep_last,
                 settings.keep_every_steps,
             )
-            addresses = list(self.trunk().addresses)
-            here = rundir.Listening(addresses, 0, coordinator.job)
-            rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
-            life = self.lives[name]
             life.coordinator = coordinator
             began = asyncio.ensure_future(self._tell_beginning(coordinator, job, number))
             self._pass_on(life)
@@ -209,8 +208,49 @@ class Attempts:
         finally:
             if began is not None:
                 began.cancel()
-            syncing.cancel()
+            self.journals.discard(journal)
+            life.coordinator, life.over = None, True
             await coordinator.close()
+
+    async def _prepare(
+        self, job: JobId, number: int, resolved: Resolved, submission: Submission
+    ) -> tuple[Checkpoint | None, Journal]:
+        """What needs the disk, in a thread: others are heard meanwhile."""
+        folder = self.run_dir(job, number)
+        here = rundir.Listening(list(self.trunk().addresses), 0, attempt_name(job, number))
+
+        def prepare() -> tuple[Checkpoint | None, Journal]:
+            resumed = self._newest(job, number)  # it reads all of it
+            (folder / rundir.LOGS).mkdir(parents=True, exist_ok=True)
+            describe(folder, resolved, submission)
+            if rundir.listening(folder) != here:
+                rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
+            return resumed, Journal(folder / rundir.COORDINATOR_STATE)
+
+        preparing = asyncio.ensure_future(asyncio.to_thread(prepare))
+        try:
+            return await asyncio.shield(preparing)
+        except asyncio.CancelledError:  # nobody will use the journal that it is about to open
+            preparing.add_done_callback(
+                lambda done: None if done.cancelled() or done.exception() else done.result()[1].close()
+            )
+            raise
+
+    def _keep_synced(self, journal: Journal) -> None:
+        """As `coordinating.keep_synced`, of all of them together: each alone would wake twice a second."""
+        self.journals.add(journal)
+        if self.syncing is None:
+            self.syncing = asyncio.ensure_future(self._sync())
+
+    async def _sync(self) -> None:
+        def sync(journals: list[Journal]) -> None:
+            for journal in journals:
+                journal.sync()
+
+        while True:
+            await asyncio.sleep(SYNC_S)
+            if dirty := [journal for journal in self.journals if journal.dirty]:
+                await asyncio.to_thread(sync, dirty)
 
     def _branch(self, handler: Handler) -> Endpoint:
         return Branch(self.trunk(), handler)

@@ -33,6 +33,7 @@ from .nodes import Nodes, archive_file
 from .profiles import Profiles
 from .wire import Ceased, Goodbye, NodeBeat, Offer, Want, Work
 
+GREET_S = 0.01  # between two rounds about newcomers alone, at least, and so long as one takes
 ROUND_S = 0.1  # between two rounds, at least
 ROUND_SHARE = 5  # and so many times as long as one takes
 AGAIN_S = 10.0  # without news: what time does to the order of jobs
@@ -79,6 +80,8 @@ class Hub:
         self.round_timer: asyncio.Handle | None = None
         self.round_at = 0.0  # when it is due; uvloop's handles do not all say so
         self.rested_until = 0.0  # no round before
+        self.greeting: asyncio.Handle | None = None
+        self.greeted_until = 0.0  # the same of rounds about newcomers
         self.round_s: deque[float] = deque(maxlen=ROUNDS)  # how long the latest ones took
         self.seen_off: set[str] = set()
 
@@ -102,7 +105,7 @@ class Hub:
 
     async def close(self) -> None:
         self.abandoned = True
-        for timer in (self.timer, self.round_timer):
+        for timer in (self.timer, self.round_timer, self.greeting):
             if timer is not None:
                 timer.cancel()
         await self.nodes.close()
@@ -127,8 +130,19 @@ class Hub:
         if not isinstance(event, events.NodeHeard) or decided:
             self.look_again()
             self.wake()
-            self.soon()
+            if isinstance(event, events.Submitted):
+                self.greet()
+            elif not self._is_as_planned(event):
+                self.soon()
         return decided
+
+    def _is_as_planned(self, event: events.Event) -> bool:
+        """Has only come true what a round has decided, so that another would decide the same? Of what begins, only the
+        number of workers may be changed."""
+        if not isinstance(event, events.Began):
+            return False
+        job = self.machine.cluster.jobs.get(event.job)
+        return job is not None and job.request.least == job.request.most
 
     def _find(self, decided: list[actions.Action]) -> None:
         """What time has done changes the state too: it has to wait while nothing can be written."""
@@ -226,26 +240,50 @@ class Hub:
         if not self.abandoned:
             self.round_at, self.round_timer = at, loop.call_at(at, self._round)
 
+    def greet(self) -> None:
+        """Whoever has just come begins at once, if that is no business of anybody else's."""
+        if self.greeting is None and not self.abandoned:
+            loop = asyncio.get_running_loop()
+            self.greeting = loop.call_at(max(loop.time(), self.greeted_until), self._greet)
+
+    def _greet(self) -> None:
+        self.greeting = None
+        begin = time.perf_counter()
+        if self.docket.settled():
+            self._carry_out(
+                self.machine.decide_fresh(
+                    self.policy, self.docket.now, quotas=self.quotas, shares=self.shares
+                )
+            )
+        if self.machine.fresh:
+            self.soon()
+        took = time.perf_counter() - begin
+        self.greeted_until = asyncio.get_running_loop().time() + max(GREET_S, took)
+
+    def _carry_out(self, decisions: list[events.Decision]) -> None:
+        decided: list[actions.Action] = []
+        for decision in decisions:
+            decided += self.docket.event(decision)
+        self._act(decided)
+        if decisions:
+            self.look_again()
+            self.wake()
+
     def _round(self) -> None:
         self.round_timer = None
         loop = asyncio.get_running_loop()
-        begin = loop.time()
+        begin = time.perf_counter()  # uvloop's clock stands still meanwhile
         if self.docket.settled():
-            decisions = self.machine.decide(
-                self.policy,
-                self.docket.now,
-                quotas=self.quotas,
-                shares=self.shares,
-                profiles=self.profiles.of(self.machine.cluster, self.docket.now),
+            self._carry_out(
+                self.machine.decide(
+                    self.policy,
+                    self.docket.now,
+                    quotas=self.quotas,
+                    shares=self.shares,
+                    profiles=self.profiles.of(self.machine.cluster, self.docket.now),
+                )
             )
-            decided: list[actions.Action] = []
-            for decision in decisions:
-                decided += self.docket.event(decision)
-            self._act(decided)
-            if decisions:
-                self.look_again()
-                self.wake()
-        took = loop.time() - begin
+        took = time.perf_counter() - begin
         self.round_s.append(took)
         self.rested_until = loop.time() + max(ROUND_S, ROUND_SHARE * took)
         waits = [
@@ -294,7 +332,7 @@ class Hub:
         life = self.attempts.lives.get(name)
         if life is not None and life.coordinator is not None:
             return life.coordinator.handle(peer, message, payload)
-        if life is not None:
+        if life is not None and not life.over:
             raise Refusal(NO_ROOM, f"attempt {name} is being read")  # to be asked again
         if name and peer not in self.seen_off:  # it did not hear of the end
             if len(self.seen_off) >= MOST_STRANGERS:
