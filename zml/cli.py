@@ -36,8 +36,8 @@ from .flags import (
 )
 from .jobs_cli import explain_job, is_code, job, jobs, nodes, server_flags, submit
 from .run_cli import data, timeline
-from .slurm_cli import slurm
 from .simulate_cli import simulate
+from .slurm_cli import slurm
 
 if TYPE_CHECKING:
     from .config import Settings
