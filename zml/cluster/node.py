@@ -59,6 +59,7 @@ LAST_LINES = 5
 SAY_S = 10.0  # of silence, before it is said
 KILLED_S = 5.0
 PIECE_S = 30.0
+CODE = "code"
 
 log = structlog.get_logger()
 
@@ -270,7 +271,7 @@ class NodeAgent:
         """Run the process, again where it was killed; then tell that it is gone."""
         because, done = "it could not be started", False
         try:
-            folder = await self._folder(place.work)
+            folder = await self._folder(place)
             command = self._command(place, settings)
             told = self._environment(place, settings)
             while not place.quitting:
@@ -320,16 +321,19 @@ class NodeAgent:
         told |= {"ZML_ATTEMPT": place.job, "ZML_JOB": place.job, "ZML_COORDINATOR": "", "ZML_KEYS": ""}
         return told
 
-    async def _folder(self, work: Work) -> str | None:
-        """Where to run it: as asked for, or where its archive is unpacked."""
+    async def _folder(self, place: Place) -> str | None:
+        """Where to run it: as asked for, or where its archive is unpacked, for this attempt alone: what its script
+        writes lies there."""
+        work = place.work
         if not work.archive:
             return work.folder if Path(work.folder).is_dir() else None
         from .archive import unpack
 
-        into = Path(self.settings.runs).absolute() / "archives"
+        here, run_dir = Path(self.settings.runs).absolute(), Path(work.run_dir)
+        into = run_dir / CODE if run_dir.is_dir() else here / CODE / place.job
         at = Path(work.archive_at)
         if not at.is_file():
-            at = await self._fetch(work.archive, into)
+            at = await self._fetch(work.archive, here / "archives")
         return str(await asyncio.to_thread(unpack, at, work.archive, into))
 
     async def _fetch(self, sha256: str, into: Path) -> Path:
