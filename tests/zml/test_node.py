@@ -1,0 +1,95 @@
+"""A node fetches code that it does not see, and holds processes to what was asked for."""
+
+import asyncio
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zml.cluster import nodes
+from zml.cluster.archive import pack
+from zml.cluster.node import NodeAgent, hold_to
+from zml.cluster.nodes import archive_file, read_piece
+from zml.cluster.wire import Want
+from zml.config import Settings
+from zml.scheduler.cluster.resources import Resources
+from zml.transport import Answer, PeerLost
+
+
+class Coordinator:
+    """Answers `Want` from its folder; after `pieces` it is lost."""
+
+    def __init__(self, folder: Path, pieces: int = 10**6) -> None:
+        self.folder = folder
+        self.pieces = pieces
+        self.asked: list[int] = []
+
+    async def request(self, peer: str, message: Any, payload: Any = None, *, timeout_s: float) -> Answer:
+        assert isinstance(message, Want)
+        self.asked.append(message.offset)
+        if len(self.asked) > self.pieces:
+            raise PeerLost(peer, "it is gone")
+        answer, piece = read_piece(archive_file(self.folder, message.sha256), message.offset)
+        return Answer(answer, memoryview(piece))
+
+
+@pytest.fixture
+def archived(tmp_path: Path) -> tuple[Path, str]:
+    """A coordinator's folder with one archive, and its checksum."""
+    for name in ("code", "packed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "code" / "train.py").write_text("print('hello')\n" + "#" * 5000)
+    packed = pack(tmp_path / "code", tmp_path / "packed")
+    folder = tmp_path / "cluster"
+    (folder / "archives").mkdir(parents=True)
+    data = packed.path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    archive_file(folder, sha256).write_bytes(data)
+    return folder, sha256
+
+
+def agent(tmp_path: Path, coordinator: Coordinator) -> NodeAgent:
+    found = NodeAgent(Settings(runs=str(tmp_path / "node")), "n1", Resources(cpus=1))
+    found.endpoint = coordinator  # type: ignore[assignment]
+    return found
+
+
+def test_an_archive_comes_in_pieces_and_whole(
+    tmp_path: Path, archived: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "PIECE_BYTES", 50)
+    folder, sha256 = archived
+    coordinator = Coordinator(folder)
+
+    async def fetch() -> Path:
+        return await agent(tmp_path, coordinator)._fetch(sha256, tmp_path / "node")
+
+    path = asyncio.run(fetch())
+    assert path.read_bytes() == archive_file(folder, sha256).read_bytes()
+    assert coordinator.asked == list(range(0, path.stat().st_size, 50)) and len(coordinator.asked) > 1
+
+
+def test_an_archive_that_does_not_come_leaves_nothing(
+    tmp_path: Path, archived: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "PIECE_BYTES", 50)
+    folder, sha256 = archived
+
+    async def fetch() -> Path:
+        return await agent(tmp_path, Coordinator(folder, pieces=1))._fetch(sha256, tmp_path / "node")
+
+    with pytest.raises(OSError, match="does not come"):
+        asyncio.run(fetch())
+    assert list((tmp_path / "node").iterdir()) == []
+
+
+def test_a_process_gets_no_more_memory_than_was_asked_for() -> None:
+    code = "import sys; sys.stdin.readline(); x = bytearray(1 << 30)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    hold_to(process.pid, 200)
+    _, said = process.communicate(b"go\n", timeout=30)
+    assert process.returncode == 1 and b"MemoryError" in said
+    hold_to(process.pid, 200)  # one that is gone is no error
