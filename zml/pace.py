@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .scheduler.ids import WorkerId
     from .store import Staged, Store
 
-# Of a step with AdamW, 8 workers and fp32, a measured one costs a tenth to a half more (`python bench/noise.py`).
+# A measured step costs up to a half more: 1.5 % of all steps at most (`python bench/noise.py`).
 EVERY = 32
 LASTS = 10  # updates with fewer steps than there are workers, after which some are thought to be gone
 COUNTS = 64  # numbers of workers whose step times are kept

@@ -61,9 +61,7 @@ class Staged:
 
     frames: Mapping[int, Buffer]
     absent: frozenset[int] = frozenset()
-    seen: int = (
-        UNKNOWN  # the newest version of its chunks that the gradients were computed with, if that was told
-    )
+    seen: int = UNKNOWN  # newest version of its chunks that it was computed with, if that was told
     checked: bool = field(default=False, init=False)  # by the store: frames are not checked twice
     rows: NDArray[np.int64] | None = field(default=None, init=False)  # (place, address, bytes) of each frame
 
@@ -261,7 +259,10 @@ class Store:
             )
             total = self._sum[: held.chunk.size].zero_()
         if self._squares is not None:
-            self._measure(self._squares, held.chunk, given, missing, total)
+            try:
+                self._measure(self._squares, held.chunk, given, missing, total)
+            except BadFrame:  # as above: the step is made, and nothing is said of its norms
+                self._squares = None
         self._update(held, total, len(steps), hyper, update, frozenset.intersection(*missing))
 
     def _update(

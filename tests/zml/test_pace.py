@@ -300,6 +300,26 @@ def test_norms_are_those_of_the_gradients_and_measuring_changes_no_bit(compress:
     assert versions == theirs_versions and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_frame_that_its_sender_has_changed_spoils_the_measurement_and_not_the_step() -> None:
+    layout = Layout.build([("w", (8, 8), 0)], 1, chunk_elements=32)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    store, codec = Store(layout, [0, 1], OptimizerSpec.of(optimizer), by_name("none")), by_name("none")
+    for chunk in layout.chunks:
+        store.load(chunk.index, torch.ones(chunk.size).numpy().data.cast("B"))
+    memory, steps = [], []
+    for _ in range(2):
+        packer = codec.packer(layout.chunks)
+        for chunk in layout.chunks:
+            packer.values[chunk.index].fill_(1.0)
+        memory.append(bytearray(packer.pack()))
+        staged = Staged(dict(enumerate(cut(memoryview(memory[-1]), 2))))
+        store.check(staged)
+        steps.append([staged])
+    memory[1][:8] = b"\xff" * 8  # shared memory, after it was checked
+    assert store.apply(steps, hyper_of(optimizer), measure=True) is None
+    assert [store.version(0), store.version(1)] == [1, 1]
+
+
 def test_sparse_gradients_are_not_measured() -> None:
     layout = Layout.build([("w", (8, 8), 0)], 1)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
