@@ -15,6 +15,7 @@ from zml.cli import main
 from zml.errors import ALLOCATION, EX_TEMPFAIL, ZmlError
 from zml.slurm import address, commands, hostlist, role, step
 from zml.slurm.folder import JobFolder, job_name, running_job
+from zml.slurm.head import START_S, is_silent
 from zml.slurm.shape import COORDINATOR, Needs, Shape, another_place, megabytes, node_range
 from zml.slurm.verdict import FRUITLESS_MOST, End, Exit, Requeue, verdict
 
@@ -294,6 +295,16 @@ def test_a_job_without_its_batch_host_is_headless() -> None:
     assert not role.is_headless({"BatchHost": "n1"}, ["n1", "n3"])
     assert not role.is_headless({"BatchHost": "n1"}, [])  # Slurm has not said
     assert not role.is_headless({}, ["n1"])
+
+
+def test_a_silent_shard_is_replaced_once_and_then_has_time_to_start() -> None:
+    assert not is_silent("p0", 0.0, 100.0, 100.5)
+    assert is_silent("p0", 0.0, 100.0, 101.0)
+    assert not is_silent("p0", 101.0, 100.0, 110.0)  # the one in its place
+    assert is_silent("p0", 101.0, 100.0, 101.0 + START_S)
+    assert not is_silent(
+        "w0", 0.0, 100.0, 900.0
+    )  # an agent comes back by itself, or srun says that it does not
 
 
 # -- the job's folder ----------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ class Head:
             state = states.get(member, "")
             if state == "lost":
                 since = self.lost_since.setdefault(member, now)
-                if not child.ended and not (member.startswith("p") and now - since >= LOST_S):
+                if not child.ended and not is_silent(member, child.started_at, since, now):
                     continue  # srun tells when Slurm knows; an agent that was frozen comes back by itself
                 await self._revive(member)
             else:
@@ -261,7 +261,6 @@ class Head:
         if self.killed:
             return False
         self.places[member] = place
-        self.lost_since.pop(member, None)
         await self._launch(member, again=True)
         return True
 
@@ -397,3 +396,13 @@ def has_died(coordinator: Child) -> bool:
     """Or has it ended by itself, because of what it was given? It would do so again."""
     code = coordinator.process.returncode or 0
     return code > BY_SIGNAL or code in (CRASHED, BOOK[LOST].exit_code)
+
+
+def is_silent(member: str, started_at: float, lost_since: float, now: float) -> bool:
+    """Is a lost member's step, which goes on, not worth waiting for? All times by one clock.
+
+    One that was started in its place has to load torch and to read the push log first.
+    """
+    if not member.startswith("p"):
+        return False
+    return now - lost_since >= LOST_S if started_at < lost_since else now - started_at >= START_S
