@@ -13,7 +13,7 @@ synchronisation in place of the ring's.
 The seven numbers are fitted to what the job has run, in closed form but for g, which is tried on a grid: a fit costs
 well under a millisecond. What has not been seen is assumed to cost nothing (Pollux' priors), so that it is tried: half
 of the only batch size's time is constant, d is 0 before three workers have been seen, nodes apart are a tenth slower
-than nodes together. Against too much hope, no more is promised than for twice the workers that were ever seen.
+than nodes together. Against too much hope, no more is promised of several nodes than for twice the workers that were ever seen.
 """
 
 from __future__ import annotations
@@ -209,7 +209,8 @@ class Learner:
     _best: dict[tuple[int, int], Choice] = field(default_factory=dict, repr=False)
 
     def goodput(self, workers: int, nodes: int) -> float:
-        return self.best(min(workers, 2 * self.seen, self.batches.most_workers), nodes).goodput
+        bound = self.batches.most_workers if nodes == 1 else min(2 * self.seen, self.batches.most_workers)
+        return self.best(min(workers, bound), nodes).goodput
 
     def best(self, workers: int, nodes: int) -> Choice:
         """The batch size that teaches most in a second."""

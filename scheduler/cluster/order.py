@@ -4,10 +4,11 @@ Least attained service is Tiresias' discretised 2D-LAS (Gu et al., NSDI 2019): a
 seconds it has had them, queues have limits of service, the lower queue goes first and inside a queue it is first come,
 first served. Nothing needs to be known of the job, and short ones do not wait behind long ones.
 
-Nobody starves. A job that has waited for `PATIENCE_S` and for `STARVES` times as long as it has run goes before all
-others of its priority, and keeps that place until it has run for a share of 1 / `SATISFIED` of its waiting; of several
-the one that has run least, for what it has waited, goes first. A job that has never run is thus overtaken, sooner or
-later, only by jobs of higher priority and by those that came before it and have not run either.
+Nobody starves. A job is due when it has waited for `PATIENCE_S`, and for `STARVES` times as long as it has run
+(`SATISFIED` times, while it runs, so that it keeps its turn for a while). Those that are due go before all others of
+their priority, in the order in which they became due, to the hour. While a job waits that time stands still, and
+whoever comes later is due later: what is in front of it then is a finite number of jobs, each of which moves back as
+it runs. Only jobs of higher priority can keep it waiting for ever.
 
 Inside a queue users take turns: the next job is one of the user whose jobs before it ask for the least, for his weight.
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import groupby
-from math import inf, log2
+from math import inf
 from typing import TypeAlias
 
 from .plan import Candidate, View
@@ -31,6 +32,7 @@ LIMITS_S = (57_600.0,)
 PATIENCE_S = 6 * 3_600.0
 STARVES = 8.0
 SATISFIED = 4.0
+TURN_S = 3_600.0
 
 Rank: TypeAlias = tuple[float, ...]
 """The smaller goes first."""
@@ -51,20 +53,18 @@ def executed_s(job: Candidate) -> float:
     return job.attained_s / job.request.least
 
 
-def waited_s(job: Candidate, now: float) -> float:
-    """How long it was not served, since it was submitted."""
-    present = now - job.since if job.allocation is None else 0.0
-    return max(present, now - job.request.submitted - executed_s(job))
+def due(job: Candidate) -> float:
+    """When it has waited for too long."""
+    executed = executed_s(job)
+    factor = STARVES if job.allocation is None else SATISFIED
+    return job.request.submitted + executed + max(PATIENCE_S, factor * executed)
 
 
 def hunger(job: Candidate, now: float) -> float | None:
-    """None: it does not starve. Else the power of 2 next to run time / waiting time: the smaller goes first. Powers,
-    so that two who starve do not take turns every second."""
-    waited, executed = waited_s(job, now), executed_s(job)
-    factor = STARVES if job.allocation is None else SATISFIED
-    if waited < PATIENCE_S or waited < executed * factor:
-        return None
-    return -inf if executed < 1.0 else float(int(log2(executed / waited)))
+    """None: it does not starve. Else when it was due, the smaller the sooner: to the hour, so that two who are due do
+    not take turns every second."""
+    at = due(job)
+    return at // TURN_S if now >= at else None
 
 
 # -- what a policy looks at ------------------------------------------------------------------------------
