@@ -1,9 +1,9 @@
 """Nodes, workers and shards that only talk: what a coordinator of many jobs hears of a real cluster, and no training.
 
-Each node and each member has a ZeroMQ connection of its own to the coordinator, and does on it what `zml node`, an agent
-and a shard do: offers, joins, heartbeats at the interval that it was told, answers to orders, hellos again when it is not
-known any more, goodbyes. It has neither the endpoint's code nor processes behind it, so that thousands of them do not
-starve what is measured. `jobs.py` starts one or two processes of this, and asks them line by line:
+Each node and each member has a ZeroMQ connection of its own to the coordinator, and does on it what `zml node`, an
+agent and a shard do: offers, joins, heartbeats at the interval that it was told, answers to orders, hellos again when
+it is not known any more, goodbyes. It has neither the endpoint's code nor processes behind it, so that thousands of
+them do not starve what is measured. `jobs.py` starts two processes of this, and asks them line by line:
 
     stats           how many are here and what they have heard, as one line of JSON
     again           forget who was heard

@@ -495,9 +495,9 @@ def tables(report: dict[str, Any]) -> str:
 
 def enough_files(jobs: int) -> None:
     """Raises Failed where the system lets no process have as many open files as this takes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    needed = 4 * jobs + 500
+    needed = 4 * jobs + jobs // CPUS + 200  # two connections, two files
     if hard < needed:
         raise Failed(f"{jobs:,} jobs take {needed:,} open files in one process, and {hard:,} are allowed")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -243,7 +243,7 @@ class Board:
             heard_s=max(0.0, now - card.heard_at),
         )
 
-    def steps(self, active: Sequence[str]) -> int:
+    def steps(self, active: Iterable[str]) -> int:
         """Of the worker that has made the most."""
         return max((self.cards[worker].steps for worker in active), default=0)
 

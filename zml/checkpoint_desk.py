@@ -44,13 +44,18 @@ class CheckpointDesk:
             shards=self.hall.shard_desk.holding,
             host=self.hall.homes.host,
             facts=self.at_cut,
-            steps=lambda: self.hall.board.steps(self.hall.machine.workers(self.hall.job)),
+            steps=self.steps,
             steps_before=self.hall.begun.steps_before,
             ask_to_keep=self.ask_to_keep,
             keep_last=keep_last,
             keep_every_steps=keep_every_steps,
         )
         self.checkpoints.start()
+
+    def steps(self) -> int:
+        """Of the worker that has made the most; asked often."""
+        job = self.hall.docket.running
+        return self.hall.board.steps(job.members.alive("worker")) if job is not None else 0
 
     def ask_to_keep(self, checkpoint: str, folder: str) -> str:
         """Let the senior's script write down what only it knows; its name, or empty where there is no such thing or

@@ -15,6 +15,7 @@ from pathlib import Path
 from .errors import ZmlError
 
 NAME = "lock"
+NAMED_BYTES = 200  # that say who holds it
 
 
 def hold(folder: Path, code: str, rule: str, fix: str) -> int:
@@ -23,13 +24,13 @@ def hold(folder: Path, code: str, rule: str, fix: str) -> int:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
+        holder = os.pread(file, NAMED_BYTES, 0).decode(errors="replace").strip() or "another process"
         os.close(file)
         raise ZmlError(code, f"{folder} is held by {holder}: {rule}", fix) from None
     except OSError:
         os.close(file)
         raise
-    os.ftruncate(file, 0)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+    os.pwrite(file, holder.encode()[: NAMED_BYTES - 1].ljust(NAMED_BYTES - 1) + b"\n", 0)  # over any before
     return file

@@ -143,6 +143,10 @@ class Journal:
             self.trouble = ""
         return True
 
+    def withdraw(self) -> None:
+        """The newest record waits for room and is not to be written any more: what it says did not happen."""
+        self._owed.pop()
+
     @property
     def long(self) -> bool:
         """Would a snapshot be of use? Only of a state in which every record is."""

@@ -17,6 +17,7 @@ from .transport import Answer, Endpoint, PeerLost, Refused, TransportError
 ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
 STRANGER_S = 3.0
 EARLY_S = 0.02
+AGAIN_MOST_S = 0.16  # for one that is not there, or not ready
 MOST_S = 24 * 3600.0  # of what takes as long as it goes on
 
 log = structlog.get_logger()
@@ -103,6 +104,7 @@ class Orders:
     ) -> Answer | None:
         loop = asyncio.get_running_loop()
         until = loop.time() + within_s
+        pause_s = EARLY_S
         while True:
             try:
                 return await self.endpoint.request(
@@ -118,7 +120,9 @@ class Orders:
             if not again or loop.time() >= until:
                 log.warning("order not taken", member=member, order=type(message).__name__, because=because)
                 return None
-            await asyncio.sleep(EARLY_S)
+            await asyncio.sleep(pause_s)
+            # Of many jobs, thousands are waited for at once when a coordinator was started again.
+            pause_s = min(2 * pause_s, AGAIN_MOST_S)
 
 
 async def while_moving(

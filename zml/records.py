@@ -70,7 +70,8 @@ class Records:
                 self.next, self._end = found + 1, end
             self._file = os.open(path, os.O_RDWR)
             self.torn_bytes = os.fstat(self._file).st_size - self._end
-            os.ftruncate(self._file, self._end)
+            if self.torn_bytes:
+                os.ftruncate(self._file, self._end)
         else:
             self.next = self._end = 0
             self._file = self._create()

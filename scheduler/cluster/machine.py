@@ -47,7 +47,7 @@ from .events import (
     Submitted,
     TimeUp,
 )
-from .plan import Plan, Policy, Profile, Quota, Verdict
+from .plan import Policy, Profile, Quota, Verdict
 from .resources import NodeId
 from .rules import Rules
 from .state import Attempt, Cluster, Job, Leaving, Over, Present, Slot, Standing, Then, number_of
@@ -132,25 +132,19 @@ class Machine:
         return [*views.differences(self.cluster, plan)]
 
     def decide_fresh(
-        self,
-        policy: Policy,
-        now: float,
-        *,
-        quotas: Mapping[str, Quota] | None = None,
-        shares: Mapping[str, float] | None = None,
-    ) -> list[Decision]:
-        """A round about jobs that have just come alone: those that find what they need free, while nobody waits for
-        it, need not wait for a round over all. It gives them what that one would. Those for which that one is still to
-        be asked stay in `fresh`."""
-        view = views.view_of_new(self.cluster, self.fresh, now, quotas or {}, shares or {})
+        self, policy: Policy, now: float, quotas: Mapping[str, Quota] | None = None
+    ) -> list[Decision] | None:
+        """A round about those alone who have come since the latest one. Where nobody waits and all of them find what
+        they need, they need not wait for a round over all, which would give them the same. None: that one is due."""
+        fresh, self.fresh = self.fresh, {}
+        view = views.view_of_new(self.cluster, fresh, now, quotas or {})
         if view is None:
-            return []
+            return None
         plan = policy(view)
-        begin = {name: verdict for name, verdict in plan.verdicts.items() if verdict.allocation is not None}
-        self.verdicts = {**self.verdicts, **begin}
-        for name in begin:
-            del self.fresh[name]
-        return [*views.differences(self.cluster, Plan(begin))]
+        if any(verdict.allocation is None for verdict in plan.verdicts.values()):
+            return None
+        self.verdicts = {**self.verdicts, **plan.verdicts}
+        return [*views.differences(self.cluster, plan)]
 
     def unwatched(self) -> None:
         """A journal is read: nobody is heard, and who fell silent is written there."""

@@ -71,39 +71,28 @@ def waits_for(cluster: Cluster, job: Job) -> list[JobId]:
 
 
 def view_of_new(
-    cluster: Cluster,
-    fresh: Iterable[JobId],
-    now: float,
-    quotas: Mapping[str, Quota],
-    shares: Mapping[str, float],
+    cluster: Cluster, fresh: Iterable[JobId], now: float, quotas: Mapping[str, Quota]
 ) -> View | None:
-    """The picture for jobs that have just come, where nobody else waits: they may have what is free, and nobody is
-    delayed by it. None where somebody waits: then all have to be looked at. Jobs that could have one number of workers
-    or another are left out, and users who may not have all: what they should have depends on the others."""
-    new = [job for name in fresh if (job := cluster.jobs.get(name)) is not None and job.attempt is None]
-    names = {job.id for job in new}
+    """The picture for jobs that have just come, where nobody else waits and nobody is on his way out: they may have
+    what is free, and nobody is delayed by it. None where all have to be looked at: also for a job that could have one
+    number of workers or another, or whose user may not have all; what it should have depends on the others."""
+    new = {name for name in fresh if name in cluster.jobs and is_runnable(cluster, cluster.jobs[name], now)}
+    candidates = []
     for job in cluster.jobs.values():
-        if job.attempt is None:
-            if job.id not in names and is_runnable(cluster, job, now):
+        if job.attempt is not None:
+            if job.attempt.leaving is not None or is_short(job):
                 return None
-        elif job.attempt.leaving is not None or is_short(job):
-            return None  # for somebody, perhaps
-    candidates = tuple(
-        Candidate(request=job.request, since=job.since)
-        for job in new
-        if is_runnable(cluster, job, now)
-        and job.request.least == job.request.most
-        and job.request.user not in quotas
-    )
-    if not candidates:
-        return None
-    taken = cluster.taken()
+        elif job.id in new:
+            if job.request.least != job.request.most or job.request.user in quotas:
+                return None
+            candidates.append(Candidate(request=job.request, since=job.since))
+        elif is_runnable(cluster, job, now):
+            return None
     nodes = tuple(
-        replace(present.node, offers=present.node.offers - taken[name])
-        for name, present in cluster.nodes.items()
-        if not present.node.leaving
+        replace(cluster.nodes[name].node, offers=cluster.nodes[name].node.offers - taken)
+        for name, taken in (cluster.taken() if candidates else {}).items()
     )
-    return View(now=now, nodes=nodes, jobs=candidates, quotas=quotas, shares=shares)
+    return View(now=now, nodes=nodes, jobs=tuple(candidates))
 
 
 def replacements(cluster: Cluster) -> Iterator[Decision]:

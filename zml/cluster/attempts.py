@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ from ..scheduler.state import Cause, Running
 from ..transport import Endpoint, Handler
 from .branch import Branch
 from .jobs import Submission
+
+READING = 4  # attempts whose files are read at the same time
 
 log = structlog.get_logger()
 
@@ -89,6 +92,8 @@ class Attempts:
         self.lives: dict[JobId, Life] = {}
         self.journals: set[Journal] = set()
         self.syncing: asyncio.Task[None] | None = None
+        # Of their own: with thousands of attempts to be read, others who need a thread would wait behind them.
+        self.threads = ThreadPoolExecutor(READING, "zml-attempts")
 
     def run_dir(self, job: str, number: int) -> Path:
         return self.folder / "jobs" / job / str(number)
@@ -134,6 +139,7 @@ class Attempts:
         if self.syncing is not None:
             self.syncing.cancel()
             await asyncio.wait({self.syncing})
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
     def _pass_on(self, life: Life) -> None:
         hall = life.coordinator
@@ -227,7 +233,7 @@ class Attempts:
                 rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
             return resumed, Journal(folder / rundir.COORDINATOR_STATE)
 
-        preparing = asyncio.ensure_future(asyncio.to_thread(prepare))
+        preparing = asyncio.get_running_loop().run_in_executor(self.threads, prepare)
         try:
             return await asyncio.shield(preparing)
         except asyncio.CancelledError:  # nobody will use the journal that it is about to open

@@ -53,7 +53,8 @@ class JobDesk:
             raise Problem(503, f"there are {MOST_JOBS:,} jobs that are not over", "Try again later.")
         job = self.docket.next_job()
         request = self._request(submission, job, user)
-        self.docket.accept(Accepted(job=job, user=user, key=key, submission=submission))
+        if not self.docket.accept(Accepted(job=job, user=user, key=key, submission=submission)):
+            raise self._no_room()
         self.hub.dispatch(events.Submitted(request))
         self._must_write()
         return self.job(job)
@@ -129,7 +130,10 @@ class JobDesk:
 
     def _must_write(self) -> None:
         if not self.docket.settled():
-            raise Problem(507, self.docket.trouble, "Make room on its disk; nothing was changed.")
+            raise self._no_room()
+
+    def _no_room(self) -> Problem:
+        return Problem(507, self.docket.trouble, "Make room on its disk, and ask again.")
 
     # -- looking -------------------------------------------------------------------------------------------
 

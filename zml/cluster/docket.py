@@ -52,7 +52,13 @@ class Facts(msgspec.Struct):
 class Docket:
     """Without a journal nothing is written, and everything is settled."""
 
-    def __init__(self, machine: Machine, journal: Journal | None, run_dir: Callable[[str, int], str]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        journal: Journal | None,
+        run_dir: Callable[[str, int], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Reads the journal; raises ZmlError that names the record which cannot be. `machine` is fresh."""
         self.machine = machine
         self.journal = journal
@@ -60,15 +66,12 @@ class Docket:
         self.facts = Facts()
         self.resumed = journal is not None and not journal.empty
         last = self._recover(journal) if journal is not None and self.resumed else 0.0
-        self._offset = max(time.time(), last) - time.monotonic()
+        self._clock = clock
+        self._offset = max(time.time(), last) - clock()
 
     @property
     def now(self) -> float:
-        return time.monotonic() + self._offset
-
-    def by_clock(self, at: float) -> float:
-        """One of the machine's times, by the monotonic clock."""
-        return at - self._offset
+        return self._clock() + self._offset
 
     def settled(self) -> bool:
         return self.journal is None or self.journal.settled()
@@ -87,10 +90,16 @@ class Docket:
             self._write(f"event.{type(event).__name__}", plain_fields(event), now)
         return ordered
 
-    def accept(self, accepted: Accepted) -> None:
+    def accept(self, accepted: Accepted) -> bool:
+        """False: there is no room to write it down, and nothing has changed."""
         now = self.now
+        if self.journal is not None:
+            self.journal.write("fact.Accepted", now, msgspec.to_builtins(accepted))
+            if not self.journal.settled():
+                self.journal.withdraw()
+                return False
         self._accept(accepted, now)
-        self._write("fact.Accepted", msgspec.to_builtins(accepted), now)
+        return True
 
     def next_job(self) -> JobId:
         return JobId(f"j{self.facts.number + 1}")
@@ -154,6 +163,16 @@ class Docket:
             for view in record.attempts
         ]
 
+    def _forget_unknown(self) -> None:
+        """Whose submission was being written when the process died: nobody was told that it was taken."""
+        cluster = self.machine.cluster
+        for job in [job for job in self.facts.records if job not in cluster.jobs and job not in cluster.over]:
+            self._drop(job)
+
+    def _drop(self, job: str) -> None:
+        accepted = self.facts.records.pop(job).accepted
+        self.facts.keys.pop(f"{accepted.user}\0{accepted.key}", None)
+
     def _forget(self) -> None:
         """What the machine does not remember, nobody does."""
         cluster = self.machine.cluster
@@ -161,8 +180,7 @@ class Docket:
             return
         gone = [job for job in self.facts.records if job not in cluster.jobs and job not in cluster.over]
         for job in gone[:-1]:  # the newest may be on its way in
-            accepted = self.facts.records.pop(job).accepted
-            self.facts.keys.pop(f"{accepted.user}\0{accepted.key}", None)
+            self._drop(job)
 
     # -- the journal ----------------------------------------------------------------------------------------------
 
@@ -200,6 +218,7 @@ class Docket:
                 what = f"{entry.where} ({entry.kind}) does not follow from those before it: {bad!r}"
                 raise journal.unusable(what) from None
             at = entry.time
+        self._forget_unknown()
         return at
 
     def _replay(self, entry: Entry) -> None:

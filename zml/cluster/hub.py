@@ -61,6 +61,7 @@ class Hub:
         heartbeat_s: float = 1.0,
         quotas: dict[str, Quota] | None = None,
         shares: dict[str, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Where the journal holds a cluster, that one goes on. Raises ZmlError."""
         self.folder = folder
@@ -70,7 +71,8 @@ class Hub:
         self.machine = Machine(rules)
         self.endpoint = endpoint(self.handle)
         self.attempts = Attempts(folder, settings, lambda: self.endpoint, self.dispatch)
-        self.docket = Docket(self.machine, journal, lambda job, n: str(self.attempts.run_dir(job, n)))
+        run_dir = lambda job, n: str(self.attempts.run_dir(job, n))  # noqa: E731
+        self.docket = Docket(self.machine, journal, run_dir, clock)
         self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
         self.profiles = Profiles(self.attempts)
         self.held: list[actions.Action] = []
@@ -226,8 +228,7 @@ class Hub:
         if not self.docket.settled():
             self.timer = loop.call_at(loop.time() + ROOM_S, self._tick)
         elif (deadline := self.machine.next_deadline()) is not None:
-            in_s = self.docket.by_clock(deadline) - time.monotonic()
-            self.timer = loop.call_later(max(in_s, TICK_S), self._tick)
+            self.timer = loop.call_later(max(deadline - self.docket.now, TICK_S), self._tick)
 
     def soon(self, after_s: float = 0.0) -> None:
         """A round is due, as soon as the former one was long enough ago."""
@@ -249,14 +250,14 @@ class Hub:
     def _greet(self) -> None:
         self.greeting = None
         begin = time.perf_counter()
-        if self.docket.settled():
-            self._carry_out(
-                self.machine.decide_fresh(
-                    self.policy, self.docket.now, quotas=self.quotas, shares=self.shares
-                )
-            )
-        if self.machine.fresh:
-            self.soon()
+        if not self.docket.settled():
+            self.soon()  # it looks again and again
+        else:
+            decisions = self.machine.decide_fresh(self.policy, self.docket.now, self.quotas)
+            if decisions is None:
+                self.soon()
+            else:
+                self._carry_out(decisions)
         took = time.perf_counter() - begin
         self.greeted_until = asyncio.get_running_loop().time() + max(GREET_S, took)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..scheduler.cluster.resources import Node, NodeId, Resources
 from ..scheduler.ids import JobId
 from ..transport import Endpoint, Refusal
 from .attempts import attempt_name
+from .jobs import NAME
 from .wire import (
     Ceased,
     Goodbye,
@@ -41,6 +43,7 @@ from .wire import (
 )
 
 ORDER_S = 20.0
+MOST_OFFERED = 1 << 40  # of anything
 PIECE_BYTES = 1 << 20
 POOLED = "pool-"  # how the names of nodes begin that an autoscaler has asked for
 
@@ -94,8 +97,10 @@ class Nodes:
                 job, _, number = message.job.rpartition(".")
                 if not number.isdecimal():
                     raise Refusal("job", f"{message.job[:40]!r} is no attempt")
-                gone = events.Gone(JobId(job), int(number), message.slot, message.because, message.done)
-                self.dispatch(gone)
+                # One that was replaced elsewhere meanwhile is none of this node's business any more.
+                if self._is_there(message.job, message.slot, NodeId(message.node)):
+                    gone = events.Gone(JobId(job), int(number), message.slot, message.because, message.done)
+                    self.dispatch(gone)
                 return Ok()
             case Goodbye():
                 return self._goodbye(peer, message)
@@ -118,6 +123,8 @@ class Nodes:
             runs = msgspec.json.decode(payload or b'{"slots":[]}', type=Runs)
         except msgspec.MsgspecError as bad:
             raise Refusal("offer", f"what runs there cannot be read: {bad}") from None
+        if because := why_no_node(message):
+            raise Refusal("offer", because)
         name = NodeId(message.node)
         before = self.peers.get(name)
         present = self.machine.cluster.nodes.get(name)
@@ -210,3 +217,16 @@ class Nodes:
     async def close(self) -> None:
         self.orders.cancel()
         await asyncio.gather(*self.orders.tasks, return_exceptions=True)
+
+
+def why_no_node(offer: Offer) -> str:
+    """Why such a machine cannot be; empty if it can."""
+    if not re.fullmatch(NAME, offer.node):
+        return f"{offer.node[:40]!r} is no name of a node: letters, digits, dots and dashes, 64 at most"
+    amounts = {"CPUs": offer.cpus, "GPUs": offer.gpus, "MB of memory": offer.memory_mb}
+    for what, amount in amounts.items():
+        if not 0 <= amount <= MOST_OFFERED:
+            return f"node {offer.node} offers {amount} {what}"
+    if not 0 <= offer.cost_per_hour < inf:
+        return f"node {offer.node} costs {offer.cost_per_hour} an hour"
+    return ""

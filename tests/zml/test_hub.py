@@ -1,0 +1,315 @@
+"""The coordinator of many jobs keeps its promises, whatever nodes, members, disks and networks do."""
+
+import asyncio
+import errno
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from tests.simulation import simulate
+from tests.zml.hub import ADDRESS, FakeCluster
+from zml.cluster.jobs import Problem
+from zml.cluster.wire import Ceased, Goodbye, NodeBeat, Offer, Run, Runs, Vocabulary
+from zml.lease import COORDINATOR
+from zml.messages import Exited, Heartbeat, Join, Leave
+from zml.records import NoRoom
+from zml.scheduler.plain import plain
+from zml.transport import Refused
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    return simulate(main)
+
+
+def states(cluster: FakeCluster, job: str) -> list[str]:
+    return [attempt.state for attempt in cluster.desk.job(job).attempts]
+
+
+def test_a_job_is_submitted_runs_and_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        node = cluster.node("n1")
+        job = cluster.submit(workers=2)
+        running = await cluster.until_state(job, "RUNNING")
+        assert (running.workers, running.nodes) == (2, ["n1"])
+        assert sorted(node.members) == [(f"{job}.1", slot) for slot in ("p0", "w0", "w1")]
+        done = await cluster.until_state(job, "SUCCEEDED")
+        assert (done.exit_code, states(cluster, job)) == (0, ["SUCCEEDED"])
+        assert not node.members and not cluster.hub.attempts.lives, "nothing of it is left"
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_newcomer_begins_at_once_where_there_is_room_and_nobody_waits(tmp_path: Path) -> None:
+    """It does not wait for the next round, which is some time away."""
+
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        cluster.node("n1")
+        await cluster.until(lambda: cluster.desk.nodes(), "the node is here")
+        await asyncio.sleep(1.0)
+        cluster.hub.round_s.clear()
+        cluster.hub.rested_until = asyncio.get_running_loop().time() + 100.0
+        first, second = cluster.submit(), cluster.submit()
+        await asyncio.sleep(0.05)
+        assert all(cluster.desk.job(job).nodes == ["n1"] for job in (first, second))
+        assert not cluster.hub.round_s, "and no round was needed"
+        large = cluster.submit(workers=4)  # there is no room for it
+        small = cluster.submit()  # there is, but somebody waits, and all have to be looked at
+        await asyncio.sleep(1.0)
+        assert {cluster.desk.job(job).state for job in (large, small)} == {"QUEUED"}
+        await cluster.until_state(large, "SUCCEEDED")
+        await cluster.until_state(small, "SUCCEEDED")
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_node_that_stays_silent_is_lost_and_its_job_goes_on_elsewhere(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        first = cluster.node("n1", cpus=1)
+        job = cluster.submit()
+        await cluster.until_state(job, "RUNNING")
+        cluster.node("n2", cpus=1)
+        first.die()
+        done = await cluster.until_state(job, "SUCCEEDED")
+        assert [node.id for node in cluster.desk.nodes()] == ["n2"]
+        assert states(cluster, job)[1:] == ["SUCCEEDED"], done
+        await cluster.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("away_s", [0.5, 8.0])
+def test_another_coordinator_on_the_same_journal_goes_on_with_the_same_attempts(
+    tmp_path: Path, away_s: float
+) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=60.0)
+        await cluster.start()
+        nodes = [cluster.node(name) for name in ("n1", "n2")]
+        jobs = [cluster.submit() for _ in range(6)]
+        waits = cluster.submit(workers=8)
+        for job in jobs:
+            await cluster.until_state(job, "RUNNING")
+        await cluster.kill()
+        await asyncio.sleep(away_s)
+        await cluster.start()
+        members = [member for node in nodes for member in node.members.values()]
+        for member in members:
+            member.heard = 0
+        await cluster.until(lambda: all(member.heard for member in members), "everybody is heard", 30.0)
+        assert [cluster.desk.job(job).state for job in jobs] == ["RUNNING"] * 6
+        assert cluster.desk.job(waits).state == "QUEUED"
+        for job in (*jobs, waits):
+            await cluster.until_state(job, "SUCCEEDED")
+            assert states(cluster, job) == ["SUCCEEDED"], "no attempt began anew"
+        assert sum(node.launched for node in nodes) == 6 + 8, "no script either"
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_job_that_ended_while_nobody_coordinated_has_ended(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=10.0)
+        await cluster.start()
+        node = cluster.node("n1")
+        job = cluster.submit()
+        await cluster.until_state(job, "RUNNING")
+        await cluster.kill()
+        await asyncio.sleep(12.0)
+        await cluster.start()
+        await cluster.until_state(job, "SUCCEEDED")
+        assert states(cluster, job) == ["SUCCEEDED"] and not node.members
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_full_disk_changes_nothing_and_all_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    def full(*parts: Any) -> int:
+        raise NoRoom(errno.ENOSPC, "no room for 30 bytes", "here")
+
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        cluster.node("n1")
+        job = cluster.submit()
+        await cluster.until_state(job, "RUNNING")
+        append, cluster.journal._records.append = cluster.journal._records.append, full  # type: ignore[method-assign]
+        before = plain(cluster.hub.machine.cluster)
+        for _ in range(2):
+            with pytest.raises(Problem) as refused:
+                cluster.submit()
+            assert (refused.value.status, "no room" in refused.value.what) == (507, True)
+        assert plain(cluster.hub.machine.cluster) == before
+        assert [view.id for view in cluster.desk.jobs()] == [job]
+        with pytest.raises(Problem, match="no room"):
+            cluster.desk.cancel(job, "not needed")
+        await asyncio.sleep(5.0)
+        assert cluster.hub.attempts.lives, "nobody was told to end"
+        cluster.journal._records.append = append  # type: ignore[method-assign]
+        cancelled = await cluster.until_state(job, "CANCELLED")
+        assert cancelled.because == "not needed"
+        assert cluster.submit() == "j2", "the number was not given away"
+        await cluster.until_state("j2", "SUCCEEDED")
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_submission_of_which_only_half_is_written_was_none(tmp_path: Path) -> None:
+    """The process died between its two records: nobody was told that it was taken."""
+
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        hub = cluster.hub
+        hub.dispatch = lambda event: []  # type: ignore[method-assign, assignment]
+        with pytest.raises(AssertionError):
+            cluster.submit(key="k")
+        await cluster.kill()
+        await cluster.start()
+        assert cluster.desk.jobs() == []
+        cluster.node("n1")
+        job = cluster.submit(key="k")
+        await cluster.until_state(job, "SUCCEEDED")
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_node_that_comes_with_strangers_running_is_told_to_end_them(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        node = cluster.node("n1")
+        job = cluster.submit()
+        await cluster.until_state(job, "RUNNING")
+        node.strangers = [(f"{job}.7", "w0"), (f"{job}.1", "w5"), ("j99.1", "p0"), ("nonsense", "w0")]
+        await node.offer()
+        await cluster.until(lambda: not node.strangers, "they are told to end")
+        assert all(quit.at_once for quit in node.quits)
+        assert cluster.desk.job(job).state == "RUNNING" and len(node.members) == 2
+        await cluster.until_state(job, "SUCCEEDED")
+        await cluster.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_orders_that_are_lost_on_the_way_are_repeated(tmp_path: Path, seed: int) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, seed)
+        await cluster.start()
+        node = cluster.node("n1")
+        await cluster.until(lambda: cluster.desk.nodes(), "the node is here")
+        cluster.network.loss = 0.3
+        jobs = [cluster.submit() for _ in range(4)]
+        for job in jobs:
+            await cluster.until(
+                lambda job=job: cluster.desk.job(job).ended_at is not None,  # type: ignore[misc]
+                f"{job} ends (seed {seed})",
+            )
+        assert {cluster.desk.job(job).state for job in jobs} == {"SUCCEEDED"}
+        await cluster.until(lambda: not node.members, "nothing is left")
+        await cluster.close()
+
+    run(main())
+
+
+def test_the_same_submission_twice_is_one_job(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        assert cluster.submit(key="k") == cluster.submit(key="k") == "j1"
+        assert cluster.submit(key="k", user="bob") == "j2", "keys are each user's own"
+        assert cluster.submit() == "j3" and cluster.submit() == "j4"
+        await cluster.kill()
+        await cluster.start()
+        assert cluster.submit(key="k") == "j1", "also for the next coordinator"
+        assert len(cluster.desk.jobs()) == 4
+        await cluster.close()
+
+    run(main())
+
+
+def test_hostile_messages_change_nothing(tmp_path: Path) -> None:
+    """Of somebody who has come in, and says what is not so."""
+
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=120.0)
+        await cluster.start()
+        node, other = cluster.node("n1", cpus=1), cluster.node("n2", cpus=1)
+        job = cluster.submit()
+        await cluster.until_state(job, "RUNNING")
+        busy, idle = (node, other) if node.members else (other, node)
+        await asyncio.sleep(2.0)
+        before = plain(cluster.hub.machine.cluster)
+        attempt = f"{job}.1"
+
+        nothing = lambda peer, message, payload: None  # noqa: E731
+        stranger = cluster.network.endpoint("mallory", vocabulary=Vocabulary, handler=nothing)
+        await stranger.start()
+        await stranger.connect(COORDINATOR, [ADDRESS])
+
+        def offer(**more: Any) -> Offer:
+            asked = {"node": "n3", "boot": "b", "cpus": 1, "gpus": 0, "memory_mb": 1}
+            return Offer(**(asked | more))
+
+        runs = msgspec.json.encode(Runs([]))
+        refused: list[tuple[Any, bytes | None]] = [
+            (Ceased(busy.name, attempt, "w0", "so", True), None),
+            (Goodbye(busy.name, busy.boot, True, "so"), None),
+            (Goodbye("", "", False, "so"), None),
+            (offer(node=busy.name), runs),  # another boot, while it is well
+            (offer(node="../../etc"), runs),
+            (offer(node=""), runs),
+            (offer(cpus=-5), runs),
+            (offer(memory_mb=1 << 62), runs),
+            (offer(cost_per_hour=float("nan")), runs),
+            (offer(), b"{"),
+            (Run(attempt, "w0"), None),
+            (Exited(job=attempt, member="w0", incarnation=2), None),
+            (Exited(job=attempt, member="w9", incarnation=1), None),
+            (Join(job="j9.1", role="worker", member="w0", node="n1", pid=1), None),
+            (Join(job=job, role="worker", member="w0", node="n1", pid=1), None),
+            (Leave("j1.x", "w0", 1, "so"), None),
+        ]
+        for message, payload in refused:
+            with pytest.raises(Refused):
+                await stranger.request(COORDINATOR, message, payload, timeout_s=30)
+                raise AssertionError(f"taken: {message}")
+        for notice in (
+            NodeBeat(busy.name, busy.boot),
+            Heartbeat(attempt, "w0", 1),
+            Heartbeat("j9.9", "w0", 1),
+        ):
+            stranger.notify(COORDINATOR, notice)
+        # A node that is here, and speaks of what is not its own.
+        for ceased in (
+            Ceased(idle.name, attempt, "w0", "so", True),
+            Ceased(idle.name, attempt, "p0", "so", False),
+            Ceased(idle.name, f"{job}.2", "w0", "so", False),
+        ):
+            await idle.endpoint.request(COORDINATOR, ceased, timeout_s=30)
+        with pytest.raises(Refused):
+            await idle.endpoint.request(COORDINATOR, Ceased(idle.name, "j1", "w0", "so", True), timeout_s=30)
+        await asyncio.sleep(2.0)
+        assert plain(cluster.hub.machine.cluster) == before
+        assert cluster.desk.job(job).state == "RUNNING"
+        await cluster.until_state(job, "SUCCEEDED")
+        await cluster.close()
+
+    run(main())
