@@ -265,7 +265,7 @@ def test_hostile_messages_change_nothing(tmp_path: Path) -> None:
         await stranger.connect(COORDINATOR, [ADDRESS])
 
         def offer(**more: Any) -> Offer:
-            asked = {"node": "n3", "boot": "b", "cpus": 1, "gpus": 0, "memory_mb": 1}
+            asked: dict[str, Any] = {"node": "n3", "boot": "b", "cpus": 1, "gpus": 0, "memory_mb": 1}
             return Offer(**(asked | more))
 
         runs = msgspec.json.encode(Runs([]))
