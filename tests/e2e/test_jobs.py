@@ -124,6 +124,7 @@ def test_jobs_run_in_turn_and_leave_nothing(cluster: Cluster) -> None:
     cluster.place.until(lambda: not cluster.members(), "nothing is left")
 
 
+@pytest.mark.soak
 def test_two_jobs_at_once_do_not_hear_each_other(cluster: Cluster) -> None:
     """Both have a w0 and a p0, and the same coordinator."""
     cluster.node("n1", cpus=2)
@@ -153,6 +154,7 @@ def test_a_job_that_is_paused_goes_on_from_its_checkpoint(cluster: Cluster) -> N
     cluster.audit(job, 2)
 
 
+@pytest.mark.soak
 def test_a_cancelled_job_is_gone(cluster: Cluster) -> None:
     cluster.node("n1")
     job = cluster.submit("--epochs", "50", "--pause", "0.05", workers="2")
@@ -164,6 +166,7 @@ def test_a_cancelled_job_is_gone(cluster: Cluster) -> None:
     cluster.place.until(lambda: not cluster.members(), "nothing is left")
 
 
+@pytest.mark.soak
 def test_a_job_whose_time_is_over_is_drained(cluster: Cluster) -> None:
     cluster.node("n1")
     job = cluster.submit("--epochs", "500", "--pause", "0.05", time_limit_s=3)
@@ -209,6 +212,7 @@ def test_a_node_that_dies_takes_no_job_with_it(cluster: Cluster) -> None:
     cluster.audit(job, len(done["attempts"]))
 
 
+@pytest.mark.soak
 def test_a_node_that_leaves_lets_its_workers_go_in_order(cluster: Cluster) -> None:
     """The workers of the other node go on: the job does not begin anew."""
     cluster.node("n1", cpus=1)
@@ -227,6 +231,7 @@ def test_a_node_that_leaves_lets_its_workers_go_in_order(cluster: Cluster) -> No
     cluster.audit(job, 1)
 
 
+@pytest.mark.soak
 def test_a_second_coordinator_on_the_folder_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     code, text = cluster.place.run("coordinator", "--cluster", "cluster", "--http", "127.0.0.1:0")
     assert code != 0 and "ZML-E" in text, text
@@ -252,6 +257,7 @@ def test_a_job_grows_to_four_workers_and_shrinks_to_two(cluster: Cluster) -> Non
     cluster.audit(job, 1)
 
 
+@pytest.mark.soak
 def test_a_job_that_takes_more_memory_than_it_asked_for_fails_alone(cluster: Cluster) -> None:
     cluster.node("n1")
     (cluster.place.folder / "greedy.py").write_text("import torch\nx = torch.zeros(1 << 30)\nprint(len(x))\n")
@@ -260,6 +266,7 @@ def test_a_job_that_takes_more_memory_than_it_asked_for_fails_alone(cluster: Clu
     assert done["state"] == "FAILED" and "memory" in done["because"].lower(), done
 
 
+@pytest.mark.soak
 def test_nodes_come_when_there_are_jobs_and_go_when_there_are_none(place: Playground) -> None:
     pool = 'backend = "local"\nmost = 2\ncpus = 1\nmemory_mb = 2000\nidle_s = 2\n'
     (place.folder / "pool.toml").write_text(pool)

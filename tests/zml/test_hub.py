@@ -176,7 +176,7 @@ def test_a_submission_of_which_only_half_is_written_was_none(tmp_path: Path) -> 
         cluster = FakeCluster(tmp_path)
         await cluster.start()
         hub = cluster.hub
-        hub.dispatch = lambda event: []  # type: ignore[method-assign, assignment]
+        hub.dispatch = lambda event: []  # type: ignore[method-assign]
         with pytest.raises(AssertionError):
             cluster.submit(key="k")
         await cluster.kill()
