@@ -134,9 +134,12 @@ def test_a_step_that_is_killed_is_started_again_and_one_that_is_told_to_go_is_no
     desk.until_said("epoch", job, said + 4)
     # Slurm 22.05 passes the signal on, and says all the same that there is no such job.
     desk.cluster.command("scancel", "--signal=TERM", desk.cluster.steps(job)["w0"], check=False)
-    desk.until_said("w0 left", job)
-    desk.until_state("COMPLETED", job)
-    assert "w0 ended" not in desk.log(job)
+    desk.until(lambda: {"p0"} <= set(desk.cluster.steps(job)) <= set(steps) - {"w0"}, "w0 has left", job)
+    desk.cluster.command("scancel", "--signal=TERM", steps["p0"], check=False)
+    left = set(steps) - {"w0", "p0"}
+    desk.until(lambda: {"p1"} <= set(desk.cluster.steps(job)) <= left, "p0 has handed over", job)
+    desk.until_state("COMPLETED", job, 200)
+    assert "w0 ended" not in desk.log(job) and "p0 ended" not in desk.log(job)
     is_trained(desk, job, 0)
 
 
