@@ -122,6 +122,15 @@ def test_a_release_is_in_order_and_a_forgotten_one_does_not_come_back() -> None:
     assert asked.look() == []
 
 
+def test_a_refusal_counts_only_for_what_is_not_over() -> None:
+    no = ZmlError(SLURM, "scancel refuses: exit code 1")
+    asked = provider(Recorder("21\n", no, "21|COMPLETED|None|n1\n", no, "21|RUNNING|None|n1\n"))
+    asked.ask(1)
+    asked.release("21")
+    with pytest.raises(ZmlError, match="scancel refuses"):
+        asked.release("21", now=True)
+
+
 def test_a_command_that_was_released_while_it_started_has_not_failed() -> None:
     asked = provider(Recorder("21\n", "", "", "21|FAILED|NonZeroExitCode|n1\n"))
     asked.ask(1)

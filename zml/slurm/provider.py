@@ -80,11 +80,16 @@ class SlurmProvider:
 
     def release(self, id: str, *, now: bool = False) -> None:
         self.released.add(id)
-        if now:
-            self.call(["scancel", "--quiet", id])
-            return
-        self.call(["scancel", "--quiet", "--state=PENDING", id])
-        self.call(["scancel", "--quiet", "--batch", "--signal=TERM", id])
+        try:
+            if now:
+                self.call(["scancel", "--quiet", id])
+            else:
+                self.call(["scancel", "--quiet", "--state=PENDING", id])
+                self.call(["scancel", "--quiet", "--batch", "--signal=TERM", id])
+        except ZmlError:
+            # scancel refuses what is over, too; that it is gone is what was wanted.
+            if any(each.id == id and not each.state.over for each in self.look()):
+                raise
 
     def look(self) -> list[Allocation]:
         words = ["squeue", "--noheader", "--me", "--states=all", f"--name={self.name}", f"--format={FORMAT}"]
