@@ -13,7 +13,8 @@ synchronisation in place of the ring's.
 The seven numbers are fitted to what the job has run, in closed form but for g, which is tried on a grid: a fit costs
 well under a millisecond. What has not been seen is assumed to cost nothing (Pollux' priors), so that it is tried: half
 of the only batch size's time is constant, d is 0 before three workers have been seen, nodes apart are a tenth slower
-than nodes together. Against too much hope, no more is promised of several nodes than for twice the workers that were ever seen.
+than nodes together. Against too much hope, no more is promised of several nodes than for twice the workers that were
+ever seen.
 """
 
 from __future__ import annotations
