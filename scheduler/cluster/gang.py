@@ -71,6 +71,9 @@ class Round:
         self.holdings: dict[str, Resources] = {}  # by user
         self.workers: dict[str, int] = {}
         self.too_big: dict[tuple[object, ...], bool] = {}
+        self.fitted: dict[
+            tuple[object, ...], bool
+        ] = {}  # kinds of request that would have begun, had none gone first
         self.hopeless: set[tuple[object, ...]] = (
             set()
         )  # kinds of request that found no room since the last release
@@ -294,7 +297,10 @@ class Round:
     def pass_over(self, job: Candidate) -> None:
         request = job.request
         free = self.at_start
-        if place(free, request, request.least) is not None:
+        kind = kind_of(request)
+        if kind not in self.fitted:
+            self.fitted[kind] = place(free, request, request.least) is not None
+        if self.fitted[kind]:
             front = f", {self.head.request.job} the first of them" if self.head is not None else ""
             self.wait(job, Why.BEHIND, f"{wants(request)} are free, but others go first{front}")
         else:

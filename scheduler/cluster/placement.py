@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 
 from .plan import Allocation
 from .request import MOST_WORKERS, Request
@@ -291,6 +292,11 @@ def spread(room: Room, request: Request, near: set[NodeId]) -> tuple[NodeId, ...
     open_nodes = [node for node, count in places.items() if count > 0]
     if request.shard == NOTHING and len(near) >= (2 if request.replicas else 1):
         open_nodes = [node for node in open_nodes if node in near]
+    # So many nodes are enough: the job's own, and those with the most memory.
+    others = [node for node in open_nodes if node not in near]
+    if len(others) > wanted:
+        others = nlargest(wanted, others, key=lambda node: room.free[node].memory_mb)
+    open_nodes = [node for node in open_nodes if node in near] + others
     for _ in range(wanted):
         node = min(
             (node for node in open_nodes if have[node] < places[node]),

@@ -20,6 +20,7 @@ from ..scheduler.cluster.resources import Node, NodeId, Resources
 from .work import Work
 
 ASKED_AGAIN = 3  # times that a policy is asked in one round, at most
+HOPELESS = 100  # rounds in which nobody runs although somebody waits and nobody is to come
 FOREVER_S = 10 * 365 * 86_400.0
 
 
@@ -108,6 +109,7 @@ class Simulation:
     def run(self) -> Tally:
         waiting = list(reversed(self.jobs))
         present: list[Job] = []
+        idle = 0
         while waiting or present:
             if self.now > self.rules.most_s:
                 break
@@ -124,6 +126,10 @@ class Simulation:
             if present:
                 self.schedule(present)
             self.note(present)
+            runs = any(job.allocation is not None for job in present)
+            idle = 0 if runs or waiting or not present else idle + 1
+            if idle > HOPELESS:
+                break  # who is left asks for more than there will ever be
         return self.tally
 
     def skip_to(self, submitted: float) -> None:
