@@ -176,7 +176,7 @@ def test_a_submission_of_which_only_half_is_written_was_none(tmp_path: Path) -> 
         cluster = FakeCluster(tmp_path)
         await cluster.start()
         hub = cluster.hub
-        hub.dispatch = lambda event: []  # type: ignore[method-assign, assignment]
+        hub.dispatch = lambda event: []  # type: ignore[method-assign]
         with pytest.raises(AssertionError):
             cluster.submit(key="k")
         await cluster.kill()
@@ -265,7 +265,7 @@ def test_hostile_messages_change_nothing(tmp_path: Path) -> None:
         await stranger.connect(COORDINATOR, [ADDRESS])
 
         def offer(**more: Any) -> Offer:
-            asked = {"node": "n3", "boot": "b", "cpus": 1, "gpus": 0, "memory_mb": 1}
+            asked: dict[str, Any] = {"node": "n3", "boot": "b", "cpus": 1, "gpus": 0, "memory_mb": 1}
             return Offer(**(asked | more))
 
         runs = msgspec.json.encode(Runs([]))

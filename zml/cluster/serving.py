@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 HERE = "cluster.json"
 STATE = "state"
+MOST_PEERS = 50_000  # nodes and members of all jobs, if the system lets this process have as many files
 # A thousand attempts are 300,000 objects, and to look through all of them for garbage takes up to half a second, in
 # which nobody is heard: that is done when some two million have been made that are still there.
 COLLECT = (10_000, 10, 20)
@@ -98,7 +99,13 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
 
     def endpoint(handler: Handler) -> Endpoint:
         return control_endpoint(
-            settings, COORDINATOR, handler, keys=(LISTENER,), bind=bind, vocabulary=Vocabulary
+            settings,
+            COORDINATOR,
+            handler,
+            keys=(LISTENER,),
+            bind=bind,
+            vocabulary=Vocabulary,
+            peers=MOST_PEERS,
         )
 
     try:

@@ -17,7 +17,9 @@ def fresh(world: World, quotas: dict[str, Quota] | None = None) -> list[Started]
     return None if decisions is None else [each for each in decisions if isinstance(each, Started)]
 
 
-@given(seed=st.integers(0, 2**32), steps=st.integers(5, 40), policy=st.sampled_from(["las", "fifo", "static"]))
+@given(
+    seed=st.integers(0, 2**32), steps=st.integers(5, 40), policy=st.sampled_from(["las", "fifo", "static"])
+)
 @settings(max_examples=100, deadline=None)
 def test_newcomers_get_what_a_round_over_all_jobs_would_give_them(seed: int, steps: int, policy: str) -> None:
     rng, world = random.Random(seed), new_world(policy)
