@@ -46,10 +46,13 @@ def control_endpoint(
     keys: Sequence[str] = (),
     bind: Sequence[str] = (),
     vocabulary: Any = AnyMessage,
+    peers: int = CONTROL_LIMITS.peers,
 ) -> Endpoint:
-    """For orders and questions. `keys`: whose key to show, where the folder holds several."""
+    """For orders and questions. `keys`: whose key to show, where the folder holds several. `peers`: how many may be
+    connected at once."""
     shown = keys_of(settings.keys, *(keys or (WORKER, LISTENER)))
-    return _endpoint(name, handler, shown, CONTROL_LIMITS, bind, vocabulary)
+    limits = replace(CONTROL_LIMITS, peers=peers)
+    return _endpoint(name, handler, shown, limits, bind, vocabulary)
 
 
 def bulk_endpoint(

@@ -33,7 +33,8 @@ from .nodes import Nodes, archive_file
 from .profiles import Profiles
 from .wire import Ceased, Goodbye, NodeBeat, Offer, Want, Work
 
-GREET_S = 0.01  # between two rounds about newcomers alone, at least, and so long as one takes
+GREET_S = 0.01  # between two rounds about newcomers alone, at least,
+GREET_SHARE = 3  # and so many times as long as one takes
 ROUND_S = 0.1  # between two rounds, at least
 ROUND_SHARE = 5  # and so many times as long as one takes
 AGAIN_S = 10.0  # without news: what time does to the order of jobs
@@ -259,7 +260,7 @@ class Hub:
             else:
                 self._carry_out(decisions)
         took = time.perf_counter() - begin
-        self.greeted_until = asyncio.get_running_loop().time() + max(GREET_S, took)
+        self.greeted_until = asyncio.get_running_loop().time() + max(GREET_S, GREET_SHARE * took)
 
     def _carry_out(self, decisions: list[events.Decision]) -> None:
         decided: list[actions.Action] = []

@@ -121,6 +121,7 @@ class NodeAgent:
         self.boot = secrets.token_hex(8)
         self.places: dict[tuple[str, str], Place] = {}
         self.telling: set[asyncio.Task[None]] = set()
+        self.ended: set[tuple[str, str]] = set()  # of which the coordinator is still to be told
         self.heartbeat_s = 1.0
         self.heard_at = 0.0
         self.silent = False
@@ -235,8 +236,8 @@ class NodeAgent:
     # -- processes -----------------------------------------------------------------------------------------
 
     def _run(self, message: Run, payload: bytes) -> Message:
-        if (message.job, message.slot) in self.places:
-            return Ok()
+        if (message.job, message.slot) in self.places or (message.job, message.slot) in self.ended:
+            return Ok()  # an order from before its end was known is not to start it anew
         if self.leaving:
             raise Refusal("leaving", f"node {self.name} leaves: {self.leaving}")
         try:
@@ -298,6 +299,7 @@ class NodeAgent:
             because = f"cannot be kept: {type(error).__name__}: {error}"
         log.info("gone", job=place.job, slot=place.slot, because=because)
         del self.places[place.key]
+        self.ended.add(place.key)
         self._tell(Ceased(self.name, place.job, place.slot, f"its process {because}", done))
         if not self.places:
             self.empty.set()
@@ -382,6 +384,9 @@ class NodeAgent:
         task = asyncio.ensure_future(self._tell_until(message))
         self.telling.add(task)
         task.add_done_callback(self.telling.discard)
+        if isinstance(message, Ceased):
+            key = (message.job, message.slot)
+            task.add_done_callback(lambda task: self.ended.discard(key))
 
     async def _tell_until(self, message: Ceased | Goodbye) -> None:
         loop = asyncio.get_running_loop()

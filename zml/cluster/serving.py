@@ -12,6 +12,7 @@ log how it goes: how many jobs and attempts there are, and how long rounds take 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 
 HERE = "cluster.json"
 STATE = "state"
+MOST_PEERS = 50_000  # nodes and members of all jobs, if the system lets this process have as many files
+# A thousand attempts are 300,000 objects, and to look through all of them for garbage takes up to half a second, in
+# which nobody is heard: that is done when some two million have been made that are still there.
+COLLECT = (10_000, 10, 20)
 
 log = structlog.get_logger()
 
@@ -87,13 +92,20 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
     from ..web.server import serve as serve_http
 
     more_files()
+    gc.set_threshold(*COLLECT)
     before = listening(folder)
     journal = Journal(folder / STATE)
     bind = where(settings.bind, before.addresses if before is not None else ())
 
     def endpoint(handler: Handler) -> Endpoint:
         return control_endpoint(
-            settings, COORDINATOR, handler, keys=(LISTENER,), bind=bind, vocabulary=Vocabulary
+            settings,
+            COORDINATOR,
+            handler,
+            keys=(LISTENER,),
+            bind=bind,
+            vocabulary=Vocabulary,
+            peers=MOST_PEERS,
         )
 
     try:
