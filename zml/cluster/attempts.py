@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -284,7 +285,13 @@ def resolve_for(submission: Submission, workers: int) -> Resolved:
     """The settings of an attempt. Raises ZmlError for a person to read."""
     asked = {**ATTEMPT, **submission.settings}
     asked |= {"workers": workers, "shards": submission.shards, "replicas": submission.replicas}
-    return resolve(asked, {}, "/dev/null")  # the coordinator's own zml.toml is not for jobs
+    return _resolved(msgspec.json.encode(asked))
+
+
+@lru_cache(256)
+def _resolved(asked: bytes) -> Resolved:
+    """The same for many jobs, mostly."""
+    return resolve(msgspec.json.decode(asked), {}, "/dev/null")  # the coordinator's zml.toml is not for jobs
 
 
 def describe(folder: Path, resolved: Resolved, submission: Submission) -> None:

@@ -39,6 +39,7 @@ ROUND_S = 0.1  # between two rounds, at least
 ROUND_SHARE = 5  # and so many times as long as one takes
 AGAIN_S = 10.0  # without news: what time does to the order of jobs
 GRACE_S = 15.0  # for nodes to find a coordinator that was started again
+RETURN_S = 2.0  # without a round at first: it would give the same, and nodes and members are to be heard
 ROOM_S = 0.5
 TICK_S = 0.001
 MOST_STRANGERS = 10_000
@@ -95,6 +96,7 @@ class Hub:
         await listen(self.endpoint)
         if self.docket.resumed:
             self.machine.watch(self.docket.now, GRACE_S)
+            self.rested_until = asyncio.get_running_loop().time() + RETURN_S
             for job in list(self.machine.cluster.jobs.values()):
                 attempt = job.attempt
                 if attempt is not None and attempt.outcome is None:
