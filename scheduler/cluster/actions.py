@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..ids import JobId
+from .events import Outcome
 from .resources import NodeId
 from .state import Standing
 
@@ -77,6 +78,9 @@ class Close:
 
     job: JobId
     attempt: int
+    outcome: Outcome
+    exit_code: int
+    because: str
 
 
 @dataclass(frozen=True, slots=True)

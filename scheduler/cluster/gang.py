@@ -68,7 +68,7 @@ class Round:
         self.has: dict[JobId, Allocation] = {}  # what runs, and should from now on
         self.verdicts: dict[JobId, Verdict] = {}
         self.began: set[JobId] = set()
-        self.holdings: dict[str, Resources] = {}  # by user
+        self.holdings: dict[str, Resources] = dict(view.held)  # by user
         self.workers: dict[str, int] = {}
         self.too_big: dict[tuple[object, ...], bool] = {}
         self.fitted: dict[

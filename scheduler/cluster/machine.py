@@ -11,18 +11,17 @@ same state: that is how another process goes on where this one died.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import Any, TypeAlias
+from typing import Any
 
 from .. import rules as lease_rules
-from ..explain import counted
 from ..ids import JobId, WorkerId
 from ..leases import Key, Leases, Unwatched
 from . import view as views
-from .actions import Action, Bury, Close, Drain, Finish, Ignored, Open, Quit, Run, Stop
+from .actions import Action, Ignored, Open, Quit, Run
 from .events import (
     Began,
     CancelAsked,
@@ -37,7 +36,6 @@ from .events import (
     NodeLeaving,
     NodeLeft,
     NodeLost,
-    Outcome,
     PauseAsked,
     Preempted,
     ResumeAsked,
@@ -47,16 +45,11 @@ from .events import (
     Submitted,
     TimeUp,
 )
+from .lives import EXIT_CANCELLED, Actions, Lives
 from .plan import Policy, Profile, Quota, Verdict
 from .resources import NodeId
 from .rules import Rules
-from .state import Attempt, Cluster, Job, Leaving, Over, Present, Slot, Standing, Then, number_of
-
-EXIT_CANCELLED = 130
-EXIT_TIMED_OUT = 124  # as timeout(1)
-EXIT_LOST = 1
-
-Actions: TypeAlias = Iterator[Action]
+from .state import Attempt, Cluster, Job, Present, Slot, Standing, Then, number_of
 
 
 def key_of(node: NodeId) -> Key:
@@ -64,7 +57,7 @@ def key_of(node: NodeId) -> Key:
     return JobId(""), WorkerId(node)
 
 
-class Machine:
+class Machine(Lives):
     """All jobs and nodes of one coordinator. Invariants: `cluster.check()`."""
 
     def __init__(self, rules: Rules) -> None:
@@ -73,6 +66,7 @@ class Machine:
         self.leases = Leases(self._lease_rules())
         self.verdicts: Mapping[JobId, Verdict] = {}  # of the latest round: why who has what
         self.fresh: dict[JobId, None] = {}  # jobs that came since the latest round
+        self.patient_until = 0.0  # nobody's time is over before: he may not have heard what he was to do
         # Deadlines of jobs; each job's present one is among them, and what is not present any more is passed over.
         self._dues: list[tuple[float, JobId]] = []
 
@@ -98,12 +92,14 @@ class Machine:
         if (ended := self.leases.first_ended()) is not None:
             return NodeLost(NodeId(ended.key[1]), f"silent for {ended.silent_s:.1f} s")
         due = self._first_due()
-        return TimeUp(due[1]) if due is not None and due[0] <= now else None
+        is_due = due is not None and max(due[0], self.patient_until) <= now
+        return TimeUp(due[1]) if due is not None and is_due else None
 
     def next_deadline(self) -> float | None:
         """When to ask for a finding again, if nothing happens before."""
         due, lease = self._first_due(), self.leases.next_deadline()
-        return min((end for end in (due and due[0], lease) if end is not None), default=None)
+        ends = [max(due[0], self.patient_until)] if due is not None else []
+        return min([*ends, *([lease] if lease is not None else [])], default=None)
 
     def _first_due(self) -> tuple[float, JobId] | None:
         while self._dues:
@@ -159,7 +155,9 @@ class Machine:
             self.leases.grant(key_of(node))
 
     def watch(self, now: float, lasts_s: float) -> None:
-        """From now on it is real: every node is to be heard within this time."""
+        """From now on it is real: every node is to be heard within this time. While nobody watched nobody was told
+        anything, so that whose time has run out meanwhile has as much again."""
+        self.patient_until = now + lasts_s + self.rules.drain_s
         self.leases = Leases(self._lease_rules())
         self.leases.look(now)
         for node in self.cluster.nodes:
@@ -200,13 +198,9 @@ class Machine:
             yield self._no_such(event.job)
         elif job.attempt is not None:
             leaving = job.attempt.leaving
-            if leaving is None or leaving.then is not Then.PAUSE:
-                yield Ignored(job.id, f"job {job.id} is not paused")
-            else:  # it goes on its way out, and comes back
+            if leaving is not None and leaving.then is Then.PAUSE:  # it goes on its way out, and comes back
                 leaving.then = Then.REQUEUE
-        elif not job.paused:
-            yield Ignored(job.id, f"job {job.id} is not paused")
-        else:
+        elif job.paused:
             job.paused, job.since = "", now
 
     def _scale(self, event: ScaleAsked, now: float) -> Actions:
@@ -297,151 +291,6 @@ class Machine:
                     yield from self._slot_gone(job, attempt, slot, because, now)
         del self.cluster.nodes[name]
 
-    # -- attempts ------------------------------------------------------------------------------------------
-
-    def _gone(self, event: Gone, now: float) -> Actions:
-        found = self._attempt(event.job, event.attempt)
-        if found is None or event.slot not in found[1].slots:
-            yield Ignored(event.job, f"{event.job}.{event.attempt} {event.slot} was gone before")
-            return
-        found[1].finishing = found[1].finishing or event.done
-        yield from self._slot_gone(*found, event.slot, event.because, now)
-
-    def _slot_gone(self, job: Job, attempt: Attempt, slot: str, because: str, now: float) -> Actions:
-        job.count(now)
-        del attempt.slots[slot]
-        if attempt.outcome is None:
-            yield Bury(job.id, attempt.number, slot, because)
-        if not attempt.slots and attempt.outcome is None and attempt.leaving is None:
-            # Nobody is left who could go on; its coordinator would only wait.
-            yield from self._leave(
-                job, Then.TRY_AGAIN, f"nothing of it is left: {because}", now, at_once=True
-            )
-        if not attempt.slots and attempt.outcome is not None:
-            yield from self._close(job, attempt, now)
-
-    def _began(self, event: Began, now: float) -> Actions:
-        found = self._attempt(event.job, event.attempt)
-        if found is None or found[1].began is not None:
-            yield Ignored(event.job, f"{event.job}.{event.attempt} does not begin")
-            return
-        job, attempt = found
-        attempt.began = now
-        job.first_began = job.first_began or now
-
-    def _ended(self, event: Ended, now: float) -> Actions:
-        found = self._attempt(event.job, event.attempt)
-        if found is None or found[1].outcome is not None:
-            yield Ignored(event.job, f"{event.job}.{event.attempt} was over before")
-            return
-        job, attempt = found
-        job.count(now)
-        attempt.outcome, attempt.exit_code = event.outcome, event.exit_code
-        attempt.because, attempt.ended = event.because, now
-        if not attempt.slots:  # else they know, and go by themselves, in time: `_due`
-            yield from self._close(job, attempt, now)
-
-    def _close(self, job: Job, attempt: Attempt, now: float) -> Actions:
-        """Nothing of the attempt is left."""
-        assert attempt.outcome is not None
-        yield Close(job.id, attempt.number)
-        job.count(now)
-        job.ran_s += attempt.ended - attempt.began if attempt.began is not None else 0.0
-        job.attempt, job.since = None, now
-        then = attempt.leaving.then if attempt.leaving is not None else None
-        because = attempt.leaving.because if attempt.leaving is not None else attempt.because
-        code = attempt.exit_code
-        if attempt.outcome is Outcome.SUCCEEDED:
-            yield from self._finish(job, Standing.SUCCEEDED, 0, attempt.because, now)
-        elif then is Then.CANCEL:
-            yield from self._finish(job, Standing.CANCELLED, code or EXIT_CANCELLED, because, now)
-        elif then is Then.TIME_UP:
-            yield from self._finish(job, Standing.TIMED_OUT, EXIT_TIMED_OUT, because, now)
-        elif then is Then.PAUSE:
-            job.paused = because
-        elif then is Then.TRY_AGAIN:
-            yield from self._lose(job, attempt, because, now)
-        elif then is Then.REQUEUE or attempt.outcome is Outcome.DRAINED:
-            job.losses = 0  # its turn comes again
-        elif attempt.outcome is Outcome.CANCELLED:
-            yield from self._finish(job, Standing.CANCELLED, code or EXIT_CANCELLED, because, now)
-        elif attempt.outcome is Outcome.FAILED:
-            job.failures += 1
-            if job.failures > job.request.retries:
-                yield from self._finish(job, Standing.FAILED, code or EXIT_LOST, because, now)
-            else:
-                job.not_before = now + self.rules.pause_s(job.failures)
-        else:
-            yield from self._lose(job, attempt, because, now)
-
-    def _lose(self, job: Job, attempt: Attempt, because: str, now: float) -> Actions:
-        began = attempt.began
-        if began is not None and attempt.ended - began > self.rules.healthy_s:
-            job.losses = 0
-        job.losses += 1
-        if job.losses >= (self.rules.false_starts if began is None else self.rules.losses):
-            what = f"{counted(job.losses, 'attempt')} in a row were lost, the last one: {because}"
-            yield from self._finish(job, Standing.FAILED, EXIT_LOST, what, now)
-        else:
-            job.not_before = now + self.rules.pause_s(job.losses)
-
-    def _leave(self, job: Job, then: Then, because: str, now: float, *, at_once: bool = False) -> Actions:
-        """Ask an attempt to go. The later word counts, but what was cancelled stays so."""
-        attempt = job.attempt
-        assert attempt is not None
-        if attempt.outcome is not None or attempt.leaving is not None:
-            if attempt.leaving is None:
-                attempt.leaving = Leaving(then, because, attempt.ended + self.rules.stop_s, stopped=True)
-            elif attempt.leaving.then not in (Then.CANCEL, Then.TIME_UP):
-                attempt.leaving.then, attempt.leaving.because = then, because
-            return
-        at_once = at_once or attempt.began is None  # nothing is there yet to be saved
-        patience_s = self.rules.stop_s if at_once else self.rules.drain_s
-        attempt.leaving = Leaving(then, because, now + patience_s, stopped=at_once)
-        order = Stop if at_once else Drain
-        yield order(job.id, attempt.number, because)
-
-    def _due(self, job: Job) -> float:
-        """When time will have done something to this job."""
-        attempt = job.attempt
-        if attempt is None:
-            return inf
-        if attempt.outcome is not None:
-            return attempt.ended + self.rules.stop_s
-        if attempt.leaving is not None:
-            return attempt.leaving.until
-        if attempt.began is None:
-            return attempt.placed + self.rules.start_s
-        limit = job.request.time_limit_s
-        return attempt.began + limit - job.ran_s if limit is not None else inf
-
-    def _time_up(self, event: TimeUp, now: float) -> Actions:
-        job = self.cluster.jobs[event.job]
-        attempt = job.attempt
-        assert attempt is not None and self._due(job) <= now
-        rules = self.rules
-        if attempt.outcome is not None:
-            attempt.ended = now  # once more, should it not be heard
-            for slot, place in attempt.slots.items():
-                because = f"it is still there {rules.stop_s:g} s after its job"
-                yield Quit(job.id, attempt.number, slot, place.node, True, because)
-        elif attempt.leaving is None and attempt.began is None:
-            because = f"not everybody was there after {rules.start_s:g} s"
-            yield from self._leave(job, Then.TRY_AGAIN, because, now)
-        elif attempt.leaving is None:
-            because = f"the time limit of {job.request.time_limit_s:g} s is over"
-            yield from self._leave(job, Then.TIME_UP, because, now)
-        elif not attempt.leaving.stopped:
-            attempt.leaving.stopped, attempt.leaving.until = True, now + rules.stop_s
-            yield Stop(job.id, attempt.number, f"it has not left after {rules.drain_s:g} s")
-        else:
-            # Its coordinator does not come to an end either: what runs is killed, and the attempt is over.
-            because = f"it has not stopped after {rules.stop_s:g} s"
-            yield from self._ended(Ended(job.id, attempt.number, Outcome.LOST, EXIT_LOST, because), now)
-            if (again := job.attempt) is not None:
-                for slot, place in again.slots.items():
-                    yield Quit(job.id, again.number, slot, place.node, True, because)
-
     # -- the rounds' decisions -----------------------------------------------------------------------------
 
     def _started(self, event: Started, now: float) -> Actions:
@@ -451,7 +300,7 @@ class Machine:
         workers = [number_of(slot) for slot in event.slots if slot[0] == "w"]
         job.attempts, job.since, job.changes = event.attempt, now, job.changes + 1
         slots = {slot: Slot(node) for slot, node in event.slots.items()}
-        job.attempt = Attempt(event.attempt, now, slots, max(workers) + 1)
+        job.attempt = Attempt(event.attempt, now, slots, len(workers), max(workers) + 1)
         yield Open(job.id, event.attempt, len(workers), event.because)
         for slot, node in event.slots.items():
             yield Run(job.id, event.attempt, slot, node, event.because)
@@ -479,7 +328,7 @@ class Machine:
         job.since, job.changes = now, job.changes + 1
         for slot in slots:
             place = attempt.slots[slot]
-            place.leaving = True
+            place.leaving, place.until = True, now + self.rules.drain_s
             yield Quit(job.id, attempt.number, slot, place.node, False, because)
 
     def _preempted(self, event: Preempted, now: float) -> Actions:
@@ -487,37 +336,6 @@ class Machine:
         assert found is not None
         found[0].changes += 1
         yield from self._leave(found[0], Then.REQUEUE, event.because, now)
-
-    # -- ends ------------------------------------------------------------------------------------------------
-
-    def _finish(self, job: Job, standing: Standing, code: int, because: str, now: float) -> Actions:
-        over = self.cluster.over
-        over[job.id] = Over(
-            job.request, standing, code, because, now, job.attempts, job.attained_s, job.first_began
-        )
-        del self.cluster.jobs[job.id]
-        while len(over) > self.rules.remembered:
-            del over[next(iter(over))]
-        yield Finish(job.id, standing, code, because)
-        for other in [other for other in self.cluster.jobs.values() if job.id in other.request.after]:
-            yield from self._may_still_begin(other, now)
-
-    def _may_still_begin(self, job: Job, now: float) -> Actions:
-        """A job that comes after one that did not succeed never begins."""
-        for name in job.request.after:
-            over = self.cluster.over.get(name)
-            missing = over is None and name not in self.cluster.jobs
-            if job.attempt is None and (missing or (over and over.standing is not Standing.SUCCEEDED)):
-                how = "is not known" if over is None else f"ended {over.standing.name}"
-                because = f"it was to come after {name}, which {how}"
-                yield from self._finish(job, Standing.CANCELLED, EXIT_CANCELLED, because, now)
-                return
-
-    def _attempt(self, name: JobId, number: int) -> tuple[Job, Attempt] | None:
-        job = self.cluster.jobs.get(name)
-        if job is None or job.attempt is None or job.attempt.number != number:
-            return None
-        return job, job.attempt
 
 
 M = Machine

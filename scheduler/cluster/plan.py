@@ -80,6 +80,8 @@ class View:
     nodes: tuple[Node, ...]
     jobs: tuple[Candidate, ...]
     quotas: Mapping[str, Quota] = field(default_factory=dict)
+    held: Mapping[str, Resources] = field(default_factory=dict)
+    """What users hold beside what `jobs` say: processes that are on their way out while their jobs go on."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Weight of each user where the policy shares fairly; 1 for whoever is not named."""
 

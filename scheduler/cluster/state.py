@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from math import inf
 
 from ..ids import JobId
 from .events import Outcome
@@ -52,6 +53,7 @@ class Slot:
 
     node: NodeId
     leaving: bool = False
+    until: float = inf  # then a process that was to leave is killed
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class Attempt:
     number: int
     placed: float
     slots: dict[str, Slot]
+    asked: int  # workers that it begins with
     next_worker: int
     began: float | None = None
     finishing: bool = False  # a script has come to its end, and others will
@@ -79,6 +82,7 @@ class Attempt:
     exit_code: int = 0
     because: str = ""
     ended: float = 0.0  # when that was
+    kill_at: float = inf  # then what is still there is killed
 
     def workers(self, *, all_of_them: bool = False) -> list[str]:
         """Those that are to stay, in order of their numbers."""
@@ -112,6 +116,7 @@ class Job:
     not_before: float = 0.0  # after a failure
     failures: int = 0  # of its script
     losses: int = 0  # attempts in a row that machines ended, soon
+    false_starts: int = 0  # attempts in a row that did not begin
     changes: int = 0  # of its allocation
     attained_s: float = 0.0  # worker-seconds until `counted`
     ran_s: float = 0.0  # from the beginnings of its attempts to their ends, without the present one
@@ -199,6 +204,6 @@ class Cluster:
             assert all(slot.node in self.nodes for slot in attempt.slots.values()), "a slot on no node"
             assert attempt.slots or attempt.outcome is None, f"{name}: nothing is left, and it is not closed"
             assert all(number_of(slot) < attempt.next_worker for slot in attempt.workers())
-            assert len(attempt.workers()) <= max(job.request.most, job.request.least, attempt.next_worker)
+            assert all(slot.leaving or slot.until == inf for slot in attempt.slots.values())
         for over in self.over.values():
             assert over.standing.over

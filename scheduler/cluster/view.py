@@ -23,6 +23,7 @@ def view_of(
 ) -> View:
     """The picture at this moment. What is on its way out, of jobs that go on, is not on offer."""
     leaving = dict.fromkeys(cluster.nodes, NOTHING)
+    held: dict[str, Resources] = {}
     candidates = []
     for job in cluster.jobs.values():
         attempt = job.attempt
@@ -33,6 +34,7 @@ def view_of(
             for name, slot in attempt.slots.items():
                 if hidden or (slot.leaving and not draining):
                     leaving[slot.node] = leaving[slot.node] + job.takes(name)
+                    held[job.request.user] = held.get(job.request.user, NOTHING) + job.takes(name)
             if hidden:
                 continue
             allocation = attempt.allocation(all_of_it=draining)
@@ -52,7 +54,9 @@ def view_of(
         replace(present.node, offers=present.node.offers - leaving[name])
         for name, present in cluster.nodes.items()
     )
-    return View(now=now, nodes=nodes, jobs=tuple(candidates), quotas=quotas, shares=shares)
+    return View(
+        now=now, nodes=nodes, jobs=tuple(candidates), quotas=quotas, shares=shares, held=held
+    )
 
 
 def is_short(job: Job) -> bool:
@@ -109,15 +113,30 @@ def replacements(cluster: Cluster) -> Iterator[Decision]:
         for name in [f"p{number}" for number in range(job.request.shards)]:
             if name in here:
                 continue
-            for node, present in cluster.nodes.items():
-                free = present.node.offers - taken[node]
-                if not present.node.leaving and free.holds(job.request.shard):
-                    taken[node] = taken[node] + job.request.shard
-                    slots[name] = node
-                    break
+            able = [
+                node
+                for node, present in cluster.nodes.items()
+                if not present.node.leaving
+                and (present.node.offers - taken[node]).holds(job.request.shard)
+            ]
+            if able:
+                apart = beside(job, attempt, slots, number_of(name))
+                node = min(able, key=lambda node: node in apart)  # else the first that has room
+                taken[node] = taken[node] + job.request.shard
+                slots[name] = node
         if slots:
             where = ", ".join(f"{slot} on {node}" for slot, node in slots.items())
             yield Grew(job.id, attempt.number, slots, f"its node is gone: {where}")
+
+
+def beside(job: Job, attempt: Attempt, slots: Mapping[str, NodeId], number: int) -> set[NodeId]:
+    """Nodes of the shards that keep this one's backup, or whose backup it keeps."""
+    if not job.request.replicas:
+        return set()
+    here = {name: slot.node for name, slot in attempt.slots.items()} | dict(slots)
+    shards = job.request.shards
+    neighbours = (f"p{(number + step) % shards}" for step in (-1, 1))
+    return {here[name] for name in neighbours if name in here}
 
 
 def differences(cluster: Cluster, plan: Plan) -> Iterator[Decision]:

@@ -100,7 +100,7 @@ class Hub:
             for job in list(self.machine.cluster.jobs.values()):
                 attempt = job.attempt
                 if attempt is not None and attempt.outcome is None:
-                    self._open(job.id, attempt.number, len(attempt.workers()))
+                    self._open(job.id, attempt.number, attempt.asked)
                     if attempt.leaving is not None:
                         tell = self.attempts.stop if attempt.leaving.stopped else self.attempts.drain
                         tell(job.id, attempt.number, attempt.leaving.because)
@@ -153,6 +153,9 @@ class Hub:
         """What time has done changes the state too: it has to wait while nothing can be written."""
         while self.docket.settled() and (finding := self.machine.finding(self.docket.now)) is not None:
             decided += self.docket.event(finding)
+            if isinstance(finding, events.NodeLost):
+                log.warning("node lost", node=finding.node, because=finding.because)
+                self.nodes.forget(finding.node)
 
     def _tick(self) -> None:
         self.timer = None

@@ -204,6 +204,11 @@ class Nodes:
             order = Quit(name, action.slot, action.at_once, action.because)
             self.orders.send(action.node, order, within_s=ORDER_S)
 
+    def forget(self, node: str) -> None:
+        """It is gone; should it come back, it offers itself again."""
+        self.peers.pop(node, None)
+        self.heard_at.pop(node, None)
+
     def let_go(self, node: NodeId, because: str) -> None:
         if node in self.peers:
             self.orders.send(node, LetGo(because), within_s=ORDER_S)
