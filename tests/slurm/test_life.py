@@ -200,7 +200,7 @@ def test_each_worker_has_the_gpu_that_slurm_gave_it(desk: Desk) -> None:
 def test_what_sbatch_refuses_is_said(desk: Desk) -> None:
     done = desk.zml("slurm", "submit", "--partition", "nowhere", "train.py", check=False)
     assert done.returncode == 4
-    assert "ZML-E221" in done.stderr and "invalid partition" in done.stderr
+    assert "ZML-E231" in done.stderr and "invalid partition" in done.stderr
 
 
 def test_allocations_by_the_piece_keep_the_contract(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
