@@ -1,7 +1,7 @@
 """How many jobs does one coordinator hold? Thousands at once, with members that only talk, over real sockets.
 
-    python bench/jobs.py                  1,000 jobs, about two minutes on two cores
-    python bench/jobs.py --jobs 5000      about ten
+    python bench/jobs.py                  1,000 jobs, one to two minutes on two cores
+    python bench/jobs.py --jobs 5000      takes 20,512 open files (ulimit -Hn)
     python bench/jobs.py --json FILE      the same as JSON too
 
 One process is `zml coordinator --cluster`, as anybody starts it; two more play the nodes and, of every job, a worker
