@@ -54,9 +54,7 @@ def view_of(
         replace(present.node, offers=present.node.offers - leaving[name])
         for name, present in cluster.nodes.items()
     )
-    return View(
-        now=now, nodes=nodes, jobs=tuple(candidates), quotas=quotas, shares=shares, held=held
-    )
+    return View(now=now, nodes=nodes, jobs=tuple(candidates), quotas=quotas, shares=shares, held=held)
 
 
 def is_short(job: Job) -> bool:
@@ -116,8 +114,7 @@ def replacements(cluster: Cluster) -> Iterator[Decision]:
             able = [
                 node
                 for node, present in cluster.nodes.items()
-                if not present.node.leaving
-                and (present.node.offers - taken[node]).holds(job.request.shard)
+                if not present.node.leaving and (present.node.offers - taken[node]).holds(job.request.shard)
             ]
             if able:
                 apart = beside(job, attempt, slots, number_of(name))

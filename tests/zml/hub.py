@@ -177,6 +177,8 @@ class FakeNode:
                     self.strangers.remove((message.job, message.slot))
                 elif (member := self.members.get((message.job, message.slot))) is not None:
                     member.end()
+                else:
+                    self.tell(Ceased(self.name, message.job, message.slot, "is not here", False))
         return Ok()
 
     def tell(self, ceased: Ceased) -> None:

@@ -313,3 +313,46 @@ def test_hostile_messages_change_nothing(tmp_path: Path) -> None:
         await cluster.close()
 
     run(main())
+
+
+def test_a_process_that_its_node_never_heard_of_keeps_nothing_from_ending(tmp_path: Path) -> None:
+    """The coordinator dies between writing down that a job begins and telling the node."""
+
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        node = cluster.node("n1", cpus=2)
+        await cluster.until(lambda: cluster.desk.nodes(), "the node is there")
+        cluster.hub.nodes.run = lambda action: None  # type: ignore[method-assign]
+        job = cluster.submit()
+        await cluster.until(lambda: cluster.desk.job(job).nodes, "it is to begin")
+        await cluster.kill()
+        await cluster.start()
+        cluster.desk.cancel(job, "not needed")
+        done = await cluster.until_state(job, "CANCELLED")
+        assert done.because == "not needed" and not node.members
+        (view,) = cluster.desk.nodes()
+        assert view.cpus_free == 2, "nothing is held for it"
+        await cluster.close()
+
+    run(main())
+
+
+def test_who_waits_for_news_is_not_told_that_time_passes(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=300.0)
+        await cluster.start()
+        cluster.node("n1")
+        job = cluster.submit()
+        await cluster.until_state(job, "RUNNING")
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        view = await cluster.desk.changed(job, 30.0)
+        assert loop.time() - begin == pytest.approx(30.0, abs=1.0) and view.state == "RUNNING"
+        waiting = asyncio.ensure_future(cluster.desk.changed(job, 30.0))
+        await asyncio.sleep(1.0)
+        cluster.desk.pause(job, "lunch")
+        assert (await waiting).state == "DRAINING" and loop.time() - begin < 35.0
+        await cluster.close()
+
+    run(main())

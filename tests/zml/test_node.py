@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from zml.cluster import nodes
+from zml.cluster import node, nodes
 from zml.cluster.archive import pack
 from zml.cluster.node import NodeAgent, hold_to
 from zml.cluster.nodes import archive_file, read_piece
-from zml.cluster.wire import Want
+from zml.cluster.wire import Quit, Run, Want, Work
 from zml.config import Settings
+from zml.launch.child import spawn
 from zml.scheduler.cluster.resources import Resources
 from zml.transport import Answer, PeerLost
 
@@ -84,6 +86,41 @@ def test_an_archive_that_does_not_come_leaves_nothing(
     with pytest.raises(OSError, match="does not come"):
         asyncio.run(fetch())
     assert list((tmp_path / "node").iterdir()) == []
+
+
+def test_a_process_that_is_to_end_while_it_is_being_started_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "PROGRAM", (sys.executable, "-c", "import time; time.sleep(60)"))
+    started = asyncio.Event()
+
+    async def slowly(*args: Any) -> Any:
+        started.set()
+        await asyncio.sleep(0.05)
+        return await spawn(*args)
+
+    monkeypatch.setattr(node, "spawn", slowly)
+    told: list[Any] = []
+
+    async def main() -> None:
+        found = agent(tmp_path, Coordinator(tmp_path))
+        monkeypatch.setattr(found, "_tell", told.append)
+        work = Work(
+            run_dir="", coordinator=[], settings={}, environment={}, script="x.py", args=[], folder="/"
+        )
+        found.handle("coordinator", Run("j1.1", "w0"), memoryview(msgspec.json.encode(work)))
+        await started.wait()
+        found.handle("coordinator", Quit("j1.1", "w0", True, "not needed"), None)
+        (place,) = found.places.values()
+        assert place.task is not None
+        await asyncio.wait_for(place.task, 30)
+        found.handle("coordinator", Quit("j1.1", "w7", True, "not needed"), None)
+
+    asyncio.run(main())
+    assert [(each.slot, each.because) for each in told] == [
+        ("w0", "its process ended by SIGKILL"),
+        ("w7", "its process is not here"),
+    ]
 
 
 def test_a_process_gets_no_more_memory_than_was_asked_for() -> None:

@@ -284,6 +284,10 @@ class Attempts:
 def resolve_for(submission: Submission, workers: int) -> Resolved:
     """The settings of an attempt. Raises ZmlError for a person to read."""
     asked = {**ATTEMPT, **submission.settings}
+    if (
+        asked.get("lr_scaling", "none") != "none"
+    ):  # else each attempt's rate would be meant for another number
+        asked.setdefault("lr_base_workers", submission.bounds[0])
     asked |= {"workers": workers, "shards": submission.shards, "replicas": submission.replicas}
     return _resolved(msgspec.json.encode(asked))
 

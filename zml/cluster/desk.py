@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from .. import rundir
@@ -203,7 +205,8 @@ class JobDesk:
         if attempt is None and job.not_before > now:
             record = self.docket.facts.records[job.id]
             last = record.attempts[-1].because if record.attempts else ""
-            return Why.BACKING_OFF.name, f"tried again in {job.not_before - now:.0f} s: {last}"
+            at = time.strftime("%H:%M:%S", time.localtime(job.not_before))
+            return Why.BACKING_OFF.name, f"it is tried again at {at}: {last}"
         if is_short(job):
             return Why.NO_ROOM.name, "a shard's node is gone, and no other has room for it"
         verdict = self.hub.machine.verdicts.get(job.id)
@@ -254,17 +257,18 @@ class JobDesk:
         return found
 
     async def changed(self, job: str, within_s: float) -> JobView:
-        before = self.job(job)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + within_s
-        while (view := self.job(job)) == before and view.ended_at is None:
+        before = news(self.job(job))
+        until = asyncio.get_running_loop().time() + within_s
+        while True:
             waiting = self.hub.changed
+            view = self.job(job)
+            if news(view) != before or view.ended_at is not None:
+                return view
             try:
                 async with asyncio.timeout_at(until):
                     await waiting.wait()
             except TimeoutError:
                 return self.job(job)
-        return view
 
     # -- files -----------------------------------------------------------------------------------------------
 
@@ -312,3 +316,8 @@ class JobDesk:
             return {}
         folder = Path(found[-1].run_dir) / rundir.LOGS
         return {path.name: str(path) for path in sorted(folder.glob("*")) if path.is_file()}
+
+
+def news(view: JobView) -> JobView:
+    """What of it is worth to be told: not what time alone changes."""
+    return msgspec.structs.replace(view, attained_s=0.0)

@@ -117,6 +117,9 @@ class Docket:
         if isinstance(event, events.Ended) and not is_nothing(ordered):
             self._attempt_over(event, now)
         for action in ordered:
+            if isinstance(action, actions.Close):  # one that the machine itself has given up, too
+                self._attempt_over(action, now)
+        for action in ordered:
             if (record := self.facts.records.get(action.job)) is not None:
                 self._note(record, action, now)
         self._forget()
@@ -146,7 +149,7 @@ class Docket:
             decision = Decision(at=now, what=what, because=action.because)
             record.decisions = [*record.decisions, decision][-DECISIONS:]
 
-    def _attempt_over(self, event: events.Ended, now: float) -> None:
+    def _attempt_over(self, event: events.Ended | actions.Close, now: float) -> None:
         record = self.facts.records.get(event.job)
         if record is None:
             return
@@ -158,7 +161,7 @@ class Docket:
                 because=event.because,
                 exit_code=event.exit_code,
             )
-            if view.number == event.attempt
+            if view.number == event.attempt and view.ended_at is None
             else view
             for view in record.attempts
         ]

@@ -92,7 +92,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     """A node as it is shown."""
 
     id: str
-    state: str  # UP, LEAVING, LOST
+    state: str  # UP, LEAVING
     rack: str
     gpus: int
     cpus: int

@@ -11,6 +11,7 @@ import asyncio
 import os
 import resource
 import secrets
+import shutil
 import signal
 import socket
 from asyncio.subprocess import Process
@@ -76,6 +77,7 @@ class Place:
     task: asyncio.Task[None] | None = None
     process: Process | None = None
     quitting: bool = False  # it was told to end: it is not started again
+    killed: bool = False  # at once
 
     @property
     def memory_mb(self) -> int:
@@ -153,16 +155,29 @@ class NodeAgent:
 
     # -- the coordinator ---------------------------------------------------------------------------------
 
+    async def _offer_until(self, end: float) -> None:
+        """A former self of this node may still count as alive for a moment."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return await self._offer(max(end - loop.time(), RETRY_S))
+            except Refused as refused:
+                if refused.code != "early" or loop.time() + RETRY_S >= end:
+                    raise
+            await asyncio.sleep(10 * RETRY_S)
+
     async def _first_offer(self) -> None:
+        loop = asyncio.get_running_loop()
         where = ", ".join(self.settings.coordinator)
         try:
             await self.endpoint.connect(
                 COORDINATOR, self.settings.coordinator, timeout_s=self.settings.join_timeout_s
             )
-            await self._offer(self.settings.join_timeout_s)
+            await self._offer_until(loop.time() + self.settings.join_timeout_s)
         except Refused as refused:
             what = f"the coordinator at {where} refused node {self.name}: {refused.because}"
-            raise ZmlError(UNREACHABLE, what) from None
+            fix = "Give this one another --name." if refused.code == "early" else ""
+            raise ZmlError(UNREACHABLE, what, fix) from None
         except TransportError as error:
             raise ZmlError(
                 UNREACHABLE,
@@ -227,9 +242,11 @@ class NodeAgent:
                     self.leave(f"the coordinator ({message.because})", 0)
                 return Ok()
             case Quit():
-                place = self.places.get((message.job, message.slot))
-                if place is not None:
+                key = (message.job, message.slot)
+                if (place := self.places.get(key)) is not None:
                     self._quit(place, at_once=message.at_once, because=message.because)
+                elif key not in self.ended:  # the coordinator waits to hear that it is gone
+                    self._cease(*key, "is not here")
                 return Ok()
         raise Refusal("unexpected", f"a node does not take {type(message).__name__}")
 
@@ -261,6 +278,7 @@ class NodeAgent:
     def _quit(self, place: Place, *, at_once: bool, because: str) -> None:
         log.info("ending", job=place.job, slot=place.slot, at_once=at_once, because=because)
         again, place.quitting = place.quitting, True
+        place.killed = place.killed or at_once
         if place.process is None or place.process.returncode is not None:
             return
         if at_once:
@@ -281,6 +299,8 @@ class NodeAgent:
                 begun = loop.time()
                 place.process, gone = await spawn([*PROGRAM, *command], told, folder)
                 hold_to(place.process.pid, place.memory_mb)
+                if place.quitting:  # it was told so while it was being started
+                    place.process.send_signal(signal.SIGKILL if place.killed else signal.SIGTERM)
                 copying = asyncio.ensure_future(self._copy(place, place.process, last))
                 await gone.wait()
                 await asyncio.wait([copying], timeout=KILLED_S)
@@ -299,10 +319,20 @@ class NodeAgent:
             because = f"cannot be kept: {type(error).__name__}: {error}"
         log.info("gone", job=place.job, slot=place.slot, because=because)
         del self.places[place.key]
-        self.ended.add(place.key)
-        self._tell(Ceased(self.name, place.job, place.slot, f"its process {because}", done))
+        self._cease(place.job, place.slot, because, done)
+        await self._tidy(place.job)
         if not self.places:
             self.empty.set()
+
+    def _cease(self, job: str, slot: str, because: str, done: bool = False) -> None:
+        self.ended.add((job, slot))
+        self._tell(Ceased(self.name, job, slot, f"its process {because}", done))
+
+    async def _tidy(self, job: str) -> None:
+        """What was unpacked here alone for an attempt goes with the last process of it."""
+        if all(place.job != job for place in self.places.values()):
+            folder = Path(self.settings.runs).absolute() / CODE / job
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _command(self, place: Place, settings: Settings) -> list[str]:
         work = place.work

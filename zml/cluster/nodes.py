@@ -129,7 +129,8 @@ class Nodes:
         before = self.peers.get(name)
         present = self.machine.cluster.nodes.get(name)
         if present is not None and present.boot != message.boot and self._is_well(name):
-            raise Refusal("offer", f"another process offers node {name}, and is well: give this one --name")
+            # It may just have been started again.
+            raise Refusal("early", f"another process offers node {name}, and is well")
         if before is not None and before != peer:
             self.endpoint.disconnect(before)
         self.peers[name] = peer
@@ -170,6 +171,9 @@ class Nodes:
     def _goodbye(self, peer: str, message: Goodbye) -> Message:
         self._must_know(message.node, peer)
         name = NodeId(message.node)
+        present = self.machine.cluster.nodes.get(name)
+        if present is None or present.boot != message.boot:
+            return Ok()  # a former self
         if message.empty:
             self.dispatch(events.NodeLeft(name, message.because))
             self.peers.pop(name, None)
@@ -214,8 +218,11 @@ class Nodes:
             self.orders.send(node, LetGo(because), within_s=ORDER_S)
 
     def _not_taken(self, action: actions.Run) -> None:
-        """It refuses, or does not answer; should it run there all the same, it is not to."""
+        """It refuses, or does not answer; should it run there all the same, it is not to. Where it is to be somewhere
+        else by now, that is none of this node's business."""
         because = f"node {action.node} does not start it"
+        if not self._is_there(attempt_name(action.job, action.attempt), action.slot, action.node):
+            return
         self.quit(actions.Quit(action.job, action.attempt, action.slot, action.node, True, because))
         self.dispatch(events.Gone(action.job, action.attempt, action.slot, because))
 

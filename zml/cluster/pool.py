@@ -81,9 +81,7 @@ def read_pool(path: Path) -> PoolConfig:
     except OSError as error:
         raise ZmlError(USAGE, f"{path} cannot be read: {error.strerror}") from None
     except (msgspec.MsgspecError, ValueError) as bad:
-        raise ZmlError(
-            USAGE, f"{path}: {bad}", "The head of `zml coordinator --help` has its keys."
-        ) from None
+        raise ZmlError(USAGE, f"{path}: {bad}", "README, under Many jobs, has its keys.") from None
 
 
 def provider_of(config: PoolConfig, addresses: list[str], keys: str, name: str) -> Provider:
@@ -120,6 +118,10 @@ class Pool:
                 await self.look()
             except ZmlError as error:
                 log.warning("pool cannot look", because=str(error))
+            except (
+                Exception
+            ):  # it is looked at again; a mistake of ours is not to end the pool without a word
+                log.exception("pool cannot look")
             await asyncio.sleep(LOOK_S[self.config.backend])
 
     async def look(self) -> None:
@@ -134,6 +136,9 @@ class Pool:
         nodes = self.hub.machine.cluster.nodes
         here = [name for name, present in nodes.items() if name.startswith(PREFIX)]
         staying = [name for name in here if not nodes[name].node.leaving]
+        going = [name for name in here if nodes[name].node.leaving]
+        for name in going:  # again, should a coordinator before this one have died before it had told it
+            self.hub.nodes.let_go(name, "it is not needed any more")
         waiting = [each.id for each in alive if each.state is not State.RUNNING]
         # What runs and is not here yet, or was asked for by a coordinator before this one.
         coming = max(0, len(alive) - len(waiting) - len(here))
@@ -148,7 +153,9 @@ class Pool:
             log.info("pool", nodes=count, wanted=decision.nodes, because=decision.because)
         self.said = decision.because
         if decision.nodes > count:
-            await asyncio.to_thread(self.provider.ask, decision.nodes - count)
+            room = self.bounds.most - len(going) - count  # those that go exist, and cost
+            if (more := min(decision.nodes - count, room)) > 0:
+                await asyncio.to_thread(self.provider.ask, more)
         elif decision.nodes < count:
             await self._fewer(count - decision.nodes, waiting, staying, decision.because)
 
@@ -158,10 +165,10 @@ class Pool:
             await asyncio.to_thread(self.provider.release, id)
         left = count - len(waiting[:count])
         taken = self.hub.machine.cluster.taken()
-        used = sorted(staying, key=lambda name: (taken[name].gpus, taken[name].cpus, name))
-        for name in used[:left]:
-            self.hub.nodes.let_go(name, because)
+        here = [name for name in staying if name in taken]
+        for name in sorted(here, key=lambda name: (taken[name].gpus, taken[name].cpus, name))[:left]:
             self.hub.dispatch(events.NodeLeaving(name, because))
+            self.hub.nodes.let_go(name, because)
 
     def close(self) -> None:
         """Nodes of this machine end with it; those of Slurm wait for the next coordinator of the folder."""

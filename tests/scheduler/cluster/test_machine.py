@@ -1,6 +1,7 @@
 """The cluster machine in a small world that does what it is told, now or later, and in which anything may happen."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -268,6 +269,110 @@ def test_a_node_that_offers_itself_again_is_told_what_it_may_have_missed(world: 
     world.round()
     ordered = world.tell(events.NodeCame(node("n1", 1), world.boots["n1"]))
     assert [(a.slot, a.node) for a in ordered if isinstance(a, actions.Run)] == [("p0", "n1"), ("w0", "n1")]
+
+
+def test_a_long_row_of_jobs_ends_with_its_first(world: World) -> None:
+    world.submit("j0")
+    for number in range(1, 2000):
+        world.submit(f"j{number}", after=(JobId(f"j{number - 1}"),))
+    world.tell(events.CancelAsked(JobId("j0"), "not needed"))
+    assert len(world.finished) == 2000 and {*world.finished.values()} == {Standing.CANCELLED}
+
+
+def test_a_job_waits_for_all_that_it_comes_after_however_long_ago_they_succeeded(world: World) -> None:
+    """Also where the first of them is not remembered any more when the last one ends."""
+    world.machine.rules = replace(RULES, remembered=1)
+    world.come("n1", cpus=8)
+    for name in ("j1", "j2"):
+        world.submit(name)
+    world.submit("j3", after=(JobId("j1"), JobId("j2")))
+    world.round()
+    world.begin("j1", 1)
+    world.end("j1", 1, Outcome.SUCCEEDED)
+    world.submit("j4")
+    world.tell(events.CancelAsked(JobId("j4"), "so that j1 is forgotten"))
+    assert JobId("j1") not in world.machine.cluster.over
+    world.begin("j2", 1)
+    world.end("j2", 1, Outcome.SUCCEEDED)
+    world.round()
+    assert ("j3", 1) in world.attempts
+
+
+def test_a_worker_that_does_not_leave_is_killed(world: World) -> None:
+    world.come("n1", cpus=2)
+    world.submit("j1", least=1, most=2)
+    world.round()
+    world.begin("j1", 1)
+    world.tell(events.ScaleAsked(JobId("j1"), 1, 1))
+    world.advance(20)
+    assert [key[2] for key in sorted(world.running)] == ["p0", "w0", "w1"], "it has time"
+    world.advance(15)
+    world.settle()
+    assert [key[2] for key in sorted(world.running)] == ["p0", "w0"]
+    assert world.attempts == {("j1", 1): ""}, "and the job goes on"
+
+
+def test_a_job_that_loses_one_before_it_begins_does_not_keep_the_others_waiting(world: World) -> None:
+    world.come("n1")
+    world.submit("j1", least=2, most=2)
+    world.round()
+    world.cease("j1", 1, "w1")
+    world.settle()
+    assert world.attempts["j1", 1] == "stop"
+    world.end("j1", 1, Outcome.CANCELLED)
+    world.advance(6)
+    assert list(world.attempts) == [("j1", 2)]
+
+
+def test_attempts_that_do_not_begin_and_those_that_are_lost_are_counted_apart(world: World) -> None:
+    world.machine.rules = replace(RULES, false_starts=2, losses=3)
+    world.come("n1")
+    world.submit("j1")
+
+    def lose(*, begun: bool) -> None:
+        world.advance(400)
+        job, number = max(world.attempts)
+        if begun:
+            world.begin(job, number)
+        world.end(job, number, Outcome.LOST)
+
+    lose(begun=True)
+    lose(begun=False)
+    lose(begun=True)
+    lose(begun=False)
+    assert not world.finished, "two of each, never two false starts in a row"
+    lose(begun=False)
+    assert world.finished == {"j1": Standing.FAILED}
+    assert "did not begin" in world.machine.cluster.over[JobId("j1")].because
+
+
+def test_who_was_to_be_gone_while_nobody_watched_has_his_time_again(world: World) -> None:
+    """The coordinator was away for an hour; nobody could tell the job to leave."""
+    world.come("n1")
+    world.submit("j1")
+    world.round()
+    world.begin("j1", 1)
+    world.tell(events.PauseAsked(JobId("j1"), "lunch"))
+    world.now += 3600
+    world.machine.watch(world.now, 15)
+    world.advance(20)
+    assert world.attempts["j1", 1] == "drain"
+    world.advance(30)
+    assert world.attempts["j1", 1] == "stop"
+
+
+def test_a_shard_that_is_replaced_stays_apart_from_its_backup(world: World) -> None:
+    for name in ("n1", "n2", "n3"):
+        world.come(name, cpus=1)
+    world.submit("j1", shards=2, replicas=1)
+    world.round()
+    world.begin("j1", 1)
+    shards = {key[2]: where for key, where in world.running.items() if key[2][0] == "p"}
+    assert shards["p0"] != shards["p1"]
+    world.die(shards["p1"])
+    world.advance(30)
+    now = {key[2]: where for key, where in world.running.items() if key[2][0] == "p"}
+    assert now["p0"] == shards["p0"] and now["p1"] not in (shards["p0"], shards["p1"])
 
 
 def test_every_event_has_a_handler_and_a_place_in_the_journal() -> None:
