@@ -27,6 +27,7 @@ from ..scheduler.ids import JobId
 from .attempts import resolve_for
 from .docket import Accepted
 from .hub import Hub
+from .jobfile import sound
 from .jobs import Explanation, JobView, NodeView, Problem, Submission
 from .nodes import archive_file
 
@@ -67,16 +68,11 @@ class JobDesk:
             raise Problem(400, "a worker takes one GPU at most", "Ask for more workers with --gpus 1.")
         if submission.archive is not None and not self.has_archive(submission.archive):
             raise Problem(409, f"there is no archive {submission.archive[:12]}", "Send it first.")
-        if not submission.archive and not submission.folder:
-            raise Problem(400, "neither a folder nor an archive holds the script", "Give one of them.")
-        clashing = {"workers", "shards", "replicas"} & submission.settings.keys()
-        if clashing:
-            name = sorted(clashing)[0]
-            raise Problem(400, f"settings.{name} is said by `{name}` itself", f"Leave settings.{name} out.")
         for name in submission.after:
             if name not in self.docket.facts.records:
                 raise Problem(400, f"there is no job {name} to come after", "`zml jobs --all` lists them.")
         try:
+            sound(submission)
             least, most = submission.bounds
             resolve_for(submission, least)
             return Request(
