@@ -12,7 +12,7 @@ first worker on a second node) is stepped over. With a heap this is O(workers lo
 Changing costs: a job stands still while its workers come and go. It changes only if it would have been worth it, had
 it always changed that often:
 
-    f = max(age - changes x RESTART_S, 0) / (age + RESTART_S)           Pollux, eq. 12
+    f = max(age - changes x R, 0) / (age + R)           Pollux, eq. 12; R: what a change costs, `View.change_s`
     f GOODPUT(new) > (1 + MARGIN) GOODPUT(old)
 
 and it gives up workers only where others need them to begin, or have far fewer than they should (BAND).
@@ -35,10 +35,9 @@ from .resources import NOTHING, Resources, total
 P = -1.0
 SERVICE_S = 7_200.0
 AGEING = 1.0
-RESTART_S = 30.0
 MARGIN = 0.05
 BAND = 2.5
-NO_PROFILE_S = 300.0
+NO_PROFILE_S = 60.0
 """A job that has run for so long and has no profile will not have one: it grows by its place in the order."""
 
 
@@ -72,13 +71,15 @@ class Share:
         return best
 
     def sizes(self) -> list[int]:
-        """On its first node one more; else up to a whole node, one node more, twice as many in whole nodes. Jobs that
-        have whole nodes leave no odd places on which only parts of others would fit."""
+        """On its first node one more; else up to a whole node, one node more, twice as many in whole nodes, or all that
+        it may have. Jobs that have whole nodes leave no odd places on which only parts of others would fit."""
         k, per = self.workers, self.per_node
         whole = (k // per + 1) * per
         found = {whole, whole + per, -(-2 * k // per) * per}
         if k < per:
             found.add(k + 1)
+        if self.most < whole:  # it may not have whole nodes
+            found.add(self.most)
         return sorted(to for to in found if k < to <= self.most)
 
 
@@ -122,7 +123,7 @@ def terms(view: View, order: Sequence[Candidate]) -> Terms:
     grows = [share.job.request.job for share in sorted(shares, key=urgency)]
     named = set(grows)
     grows += [job.request.job for job in order if job.request.job not in named]
-    return Terms(wanted=wanted, grows=grows, worth=lambda job, has, new: worth(view.now, job, has, new))
+    return Terms(wanted=wanted, grows=grows, worth=lambda job, has, new: worth(view, job, has, new))
 
 
 def share_out(shares: Sequence[Share], free: Resources) -> None:
@@ -181,7 +182,7 @@ def settle(
         wanted[request.job] = max(has, share.workers)
         if has > share.workers:
             heappush(surplus, (-has / share.workers, i, share))
-        elif has < share.workers and (allocation is None or pays(view.now, share, has, share.workers)):
+        elif has < share.workers and (allocation is None or pays(view, share, has, share.workers)):
             hunger = hunger + request.worker * (share.workers - max(has, request.least))
     while surplus:
         ratio, _, share = heappop(surplus)
@@ -198,21 +199,21 @@ def urgency(share: Share) -> tuple[float, float]:
     return has / share.workers, share.job.request.submitted
 
 
-def factor(now: float, job: Candidate) -> float:
+def factor(view: View, job: Candidate) -> float:
     """What is left of a job's time if it changes as often as it did."""
-    age = now - job.request.submitted
-    return max(age - job.changes * RESTART_S, 0.0) / (age + RESTART_S)
+    age = view.now - job.request.submitted
+    return max(age - job.changes * view.change_s, 0.0) / max(age + view.change_s, 1e-9)
 
 
-def pays(now: float, share: Share, has: int, to: int) -> bool:
-    return factor(now, share.job) * share.goodput(to) > (1.0 + MARGIN) * share.goodput(has)
+def pays(view: View, share: Share, has: int, to: int) -> bool:
+    return factor(view, share.job) * share.goodput(to) > (1.0 + MARGIN) * share.goodput(has)
 
 
-def worth(now: float, job: Candidate, has: Allocation, new: Allocation) -> bool:
+def worth(view: View, job: Candidate, has: Allocation, new: Allocation) -> bool:
     """More workers than a running job has: is it worth standing still for?"""
     if job.profile is None:
         return True
     better = job.profile.goodput(len(new.workers), len(set(new.workers)))
-    return factor(now, job) * better > (1.0 + MARGIN) * job.profile.goodput(
+    return factor(view, job) * better > (1.0 + MARGIN) * job.profile.goodput(
         len(has.workers), len(set(has.workers))
     )

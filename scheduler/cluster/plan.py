@@ -80,6 +80,8 @@ class View:
     nodes: tuple[Node, ...]
     jobs: tuple[Candidate, ...]
     quotas: Mapping[str, Quota] = field(default_factory=dict)
+    change_s: float = 30.0
+    """How long a job stands still when its workers change: half a minute where it begins anew from a checkpoint."""
     held: Mapping[str, Resources] = field(default_factory=dict)
     """What users hold beside what `jobs` say: processes that are on their way out while their jobs go on."""
     shares: Mapping[str, float] = field(default_factory=dict)

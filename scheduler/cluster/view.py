@@ -13,6 +13,8 @@ from .plan import Allocation, Candidate, Plan, Profile, Quota, Verdict, View
 from .resources import NOTHING, NodeId, Resources
 from .state import Attempt, Cluster, Job, Standing, number_of
 
+CHANGE_S = 2.0  # workers come and go beside those that train
+
 
 def view_of(
     cluster: Cluster,
@@ -54,7 +56,15 @@ def view_of(
         replace(present.node, offers=present.node.offers - leaving[name])
         for name, present in cluster.nodes.items()
     )
-    return View(now=now, nodes=nodes, jobs=tuple(candidates), quotas=quotas, shares=shares, held=held)
+    return View(
+        now=now,
+        nodes=nodes,
+        jobs=tuple(candidates),
+        quotas=quotas,
+        shares=shares,
+        held=held,
+        change_s=CHANGE_S,
+    )
 
 
 def is_short(job: Job) -> bool:

@@ -237,8 +237,9 @@ def test_a_second_coordinator_on_the_folder_is_refused(cluster: Cluster, tmp_pat
     assert code != 0 and "ZML-E" in text, text
 
 
-def test_a_job_grows_to_four_workers_and_shrinks_to_two(cluster: Cluster) -> None:
+def test_a_job_grows_to_four_workers_and_shrinks_to_two(place: Playground) -> None:
     """It never begins anew, every batch counts once, and what it learns goes on."""
+    cluster = Cluster(place, "--policy", "las")
     cluster.node("n1", cpus=1)
     job = cluster.submit("--epochs", "12", "--samples", "384", "--pause", "0.05", workers="1..4")
     cluster.until_trains(job)

@@ -159,7 +159,8 @@ class Simulation:
 
     def view(self, present: Sequence[Job]) -> View:
         here = tuple(node for name, node in self.nodes.items() if name not in self.boots)
-        return View(now=self.now, nodes=here, jobs=tuple(job.candidate() for job in present))
+        jobs = tuple(job.candidate() for job in present)
+        return View(now=self.now, nodes=here, jobs=jobs, change_s=self.rules.restart_s)
 
     def schedule(self, present: Sequence[Job]) -> None:
         before = {job.request.job: Counter(job.allocation.workers) for job in present if job.allocation}
