@@ -15,6 +15,7 @@ import msgspec
 from ..journal import Entry, Journal
 from ..scheduler.cluster import actions, events, state
 from ..scheduler.cluster.machine import HANDLERS, Machine
+from ..scheduler.explain import counted
 from ..scheduler.ids import JobId
 from ..scheduler.plain import NotPlain, build, build_fields, plain, plain_fields
 from .jobs import AttemptView, Decision, Submission
@@ -132,7 +133,7 @@ class Docket:
                 where = self.run_dir(action.job, action.attempt)
                 view = AttemptView(number=action.attempt, run_dir=where, began_at=now)
                 record.attempts = [*record.attempts, view]
-                what = f"attempt {action.attempt} begins with {action.workers} workers"
+                what = f"attempt {action.attempt} begins with {counted(action.workers, 'worker')}"
             case actions.Drain():
                 what = "is drained"
             case actions.Stop():
