@@ -16,7 +16,20 @@ import msgspec
 from zml.cluster.desk import JobDesk
 from zml.cluster.hub import Hub
 from zml.cluster.jobs import JobView, Submission
-from zml.cluster.wire import Ceased, NodeBeat, NodePulse, Offer, Offered, Quit, Run, Runs, Strange, Vocabulary
+from zml.cluster.wire import (
+    Ceased,
+    Goodbye,
+    LetGo,
+    NodeBeat,
+    NodePulse,
+    Offer,
+    Offered,
+    Quit,
+    Run,
+    Runs,
+    Strange,
+    Vocabulary,
+)
 from zml.config import Settings
 from zml.journal import Journal
 from zml.lease import COORDINATOR, ask
@@ -134,6 +147,8 @@ class FakeNode:
         self.quits: list[Quit] = []
         self.launched = 0
         self.offering = False
+        self.let_go = 0  # times that it was told to go
+        self.gone = False
         self.tasks: list[asyncio.Task[None]] = []
         self.endpoint = cluster.network.endpoint(f"node-{name}", vocabulary=Vocabulary, handler=self.handle)
         self.tasks.append(asyncio.ensure_future(self.live()))
@@ -171,6 +186,10 @@ class FakeNode:
                 self.runs.append((message.job, message.slot))
                 if (message.job, message.slot) not in self.members:
                     self.members[message.job, message.slot] = FakeMember(self, message.job, message.slot)
+            case LetGo():
+                self.let_go += 1
+                if self.let_go == 1:
+                    self.tasks.append(asyncio.ensure_future(self.leave()))
             case Quit():
                 self.quits.append(message)
                 if (message.job, message.slot) in self.strangers:
@@ -180,6 +199,15 @@ class FakeNode:
                 else:
                     self.tell(Ceased(self.name, message.job, message.slot, "is not here", False))
         return Ok()
+
+    async def leave(self) -> None:
+        """It was told so: as soon as nothing runs here."""
+        while self.members:
+            await asyncio.sleep(0.1)
+        goodbye = Goodbye(self.name, self.boot, True, "let go")
+        await self.endpoint.request(COORDINATOR, goodbye, timeout_s=ASK_S)
+        self.gone = True
+        asyncio.get_running_loop().call_soon(self.die)
 
     def tell(self, ceased: Ceased) -> None:
         async def telling() -> None:

@@ -118,9 +118,7 @@ class Pool:
                 await self.look()
             except ZmlError as error:
                 log.warning("pool cannot look", because=str(error))
-            except (
-                Exception
-            ):  # it is looked at again; a mistake of ours is not to end the pool without a word
+            except Exception:  # a mistake of ours is not to end the pool without a word
                 log.exception("pool cannot look")
             await asyncio.sleep(LOOK_S[self.config.backend])
 

@@ -147,6 +147,8 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
             pooling = asyncio.ensure_future(pool.run())
         await stopping.wait()
         say("stopping: jobs train on, and find whoever serves this folder next")
+        if plan.pool is not None and plan.pool.backend == "local":
+            say("  but what runs on nodes of the local pool ends with them, and goes on from its checkpoint")
         log.info("stopping", because="a signal; jobs go on, and find the next coordinator of this folder")
         return 0
     finally:

@@ -1,0 +1,158 @@
+"""Nodes are asked for when there are jobs, no more than the owner allows, and let go in order."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.zml.hub import FakeCluster, FakeNode
+from tests.zml.test_hub import run
+from zml.cluster.pool import Pool, PoolConfig, read_pool
+from zml.errors import ZmlError
+from zml.slurm.table import Allocation, State
+
+
+class FakeProvider:
+    """Machines that come when they are asked for, after a while; `late`: those asked for stay in the queue."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        self.cluster = cluster
+        self.loop = asyncio.get_running_loop()
+        self.late = False
+        self.states: dict[str, State] = {}
+        self.nodes: dict[str, FakeNode] = {}
+        self.released: list[str] = []
+        self.most = 0  # that there were at once
+
+    def ask(self, count: int) -> list[str]:
+        ids = [str(len(self.states) + number) for number in range(count)]
+        for id in ids:
+            self.states[id] = State.PENDING if self.late else State.RUNNING
+            if not self.late:
+                self.loop.call_soon_threadsafe(self.come, id)
+        return ids
+
+    def come(self, id: str) -> None:
+        self.nodes[id] = self.cluster.node(f"pool-{id}", cpus=1)
+
+    def release(self, id: str, *, now: bool = False) -> None:
+        self.released.append(id)
+        self.states[id] = State.ENDED
+
+    def look(self) -> list[Allocation]:
+        for id, node in self.nodes.items():
+            if node.gone:
+                self.states[id] = State.ENDED
+        found = [Allocation(id, state) for id, state in self.states.items()]
+        self.most = max(self.most, sum(not each.state.over for each in found))
+        return found
+
+    def forget(self, id: str) -> None:
+        assert self.states[id].over
+
+
+def config(**more: object) -> PoolConfig:
+    asked = {"backend": "local", "most": 3, "cpus": 1, "memory_mb": 1000, "idle_s": 5.0}
+    return PoolConfig(**(asked | more))  # type: ignore[arg-type]
+
+
+async def looks(pool: Pool, seconds: float) -> None:
+    for _ in range(int(seconds)):
+        await pool.look()
+        await asyncio.sleep(1.0)
+
+
+def test_nodes_come_for_jobs_and_go_after_them(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        provider = FakeProvider(cluster)
+        pool = Pool(cluster.hub, config(), provider)
+        await looks(pool, 5)
+        assert not provider.states, "nobody needs one"
+        jobs = [cluster.submit() for _ in range(8)]
+        pooling = asyncio.ensure_future(pool.run())
+        for job in jobs:
+            await cluster.until_state(job, "SUCCEEDED")
+        assert provider.most == 3 == len(provider.nodes), "as many as it may ask for, and no more"
+        await cluster.until(lambda: not cluster.desk.nodes(), "all are let go")
+        assert all(node.gone for node in provider.nodes.values()) and not provider.released
+        pooling.cancel()
+        await cluster.close()
+
+    run(main())
+
+
+def test_what_still_waits_for_its_machine_is_taken_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        provider = FakeProvider(cluster)
+        provider.late = True
+        pool = Pool(cluster.hub, config(), provider)
+        job = cluster.submit()
+        await looks(pool, 2)
+        assert list(provider.states.values()) == [State.PENDING], "one, however often it is looked at"
+        cluster.desk.cancel(job, "not needed")
+        await looks(pool, 8)
+        assert provider.released == ["0"]
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_budget_bounds_the_nodes(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        provider = FakeProvider(cluster)
+        pool = Pool(cluster.hub, config(cost_per_hour=0.9, budget_per_hour=2.0), provider)
+        for _ in range(5):
+            cluster.submit()
+        await looks(pool, 5)
+        assert provider.most == 2
+        await cluster.close()
+
+    run(main())
+
+
+def test_another_coordinator_tells_nodes_again_that_are_to_go(tmp_path: Path) -> None:
+    """The one before died when it had written down that they are to, and had not told them."""
+
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        provider = FakeProvider(cluster)
+        pool = Pool(cluster.hub, config(), provider)
+        job = cluster.submit()
+        await looks(pool, 2)
+        await cluster.until_state(job, "SUCCEEDED")
+        cluster.hub.nodes.let_go = lambda node, because: None  # type: ignore[method-assign]
+        await looks(pool, 8)
+        assert [node.state for node in cluster.desk.nodes()] == ["LEAVING"]
+        await cluster.kill()
+        await cluster.start()
+        again = Pool(cluster.hub, config(), provider)
+        pooling = asyncio.ensure_future(again.run())
+        await cluster.until(lambda: provider.nodes["0"].gone, "it is told")
+        await cluster.until(lambda: not cluster.desk.nodes(), "and goes")
+        pooling.cancel()
+        await cluster.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("backend = 'cloud'\nmost = 1", "backend"),
+        ("backend = 'local'", "most"),
+        ("backend = 'local'\nmost = 1\nleast = 2", "least"),
+        ("backend = 'local'\nmost = 1\nmosst = 2", "mosst"),
+        ("backend =", "pool.toml"),
+    ],
+)
+def test_a_pool_that_makes_no_sense_is_refused(tmp_path: Path, text: str, what: str) -> None:
+    (tmp_path / "pool.toml").write_text(text)
+    with pytest.raises(ZmlError, match=what):
+        read_pool(tmp_path / "pool.toml")
