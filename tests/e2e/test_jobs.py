@@ -106,6 +106,7 @@ def is_over(view: dict[str, Any]) -> bool:
     return view["ended_at"] is not None
 
 
+@pytest.mark.soak
 def test_jobs_run_in_turn_and_leave_nothing(cluster: Cluster) -> None:
     """Room for one at a time: the second begins when the first is gone; one that fails says why."""
     cluster.node("n1", cpus=1)
@@ -194,6 +195,7 @@ def test_the_coordinator_is_killed_and_jobs_train_on(cluster: Cluster) -> None:
     cluster.audit(job, 1)
 
 
+@pytest.mark.soak
 def test_a_node_that_dies_takes_no_job_with_it(cluster: Cluster) -> None:
     """All of the job was there: its next attempt begins elsewhere, with what the shard's log or a checkpoint has."""
     first = cluster.node("n1", cpus=1)

@@ -73,6 +73,7 @@ def by_hand(place: Playground, number: int, *args: str) -> Path:
     return run
 
 
+@pytest.mark.soak
 @pytest.mark.root
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs the `unshare` command")
 def test_shards_with_another_file_system_send_and_fetch(place: Playground) -> None:

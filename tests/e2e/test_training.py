@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 @pytest.mark.parametrize(
     "args",
     [
-        ["--optimizer", "SGD", "--schedule", "step"],
+        *soak([["--optimizer", "SGD", "--schedule", "step"]]),
         *soak([["--optimizer", "SGD", "--schedule", "cosine", "--clip", "0.5"]]),
         ["--optimizer", "AdamW", "--schedule", "cosine", "--clip", "0.5"],
         *soak([["--optimizer", "SGD", "--accumulate", "3"]]),
@@ -60,9 +60,10 @@ def test_every_mode_trains_every_batch_once(place: Playground, mode: list[str]) 
     assert place.status()["samples"] == 2 * 192
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "mode",
-    [["--sync"], *soak([["--staleness", "3"], ["--async"], ["--async", "--local-steps", "5"]])],
+    [["--sync"], ["--staleness", "3"], ["--async"], ["--async", "--local-steps", "5"]],
     ids=" ".join,
 )
 def test_with_topk_all_workers_end_with_the_saved_model(place: Playground, mode: list[str]) -> None:

@@ -27,6 +27,7 @@ def test_a_job_that_is_told_to_go_takes_a_checkpoint_and_goes_on_from_it(desk: D
     assert desk.model_error() < ENOUGH
 
 
+@pytest.mark.soak
 def test_a_job_goes_on_without_a_node_that_dies(desk: Desk) -> None:
     job = desk.submit("-N", "4", "-w", "2", *SMALL, "train.py", "--epochs", "20", "--pause", "0.05")
     desk.until_said("epoch 1 done", job)
