@@ -65,14 +65,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         coordinator = Coordinator(
             JobId(settings.job),
             spec,
-            Machine(
-                Rules(
-                    lease_s=settings.lease_s,
-                    lease_most_s=max(5.0, 3 * settings.lease_s),
-                    return_s=settings.return_s,
-                    goodbye_s=LAST_CHECKPOINT_S,
-                )
-            ),
+            Machine(rules_of(settings)),
             listening,
             EventLog(folder / rundir.EVENTS),
             heartbeat_s=settings.heartbeat_s,
@@ -90,12 +83,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     syncing = asyncio.ensure_future(keep_synced(journal))
     try:
         await coordinator.start()
-        coordinator.checkpoint_desk.keep(
-            folder / rundir.CHECKPOINTS,
-            When(settings.checkpoint_steps, settings.checkpoint_minutes),
-            settings.keep_last,
-            settings.keep_every_steps,
-        )
+        keep_checkpoints(coordinator, folder, settings)
         here = rundir.Listening(list(coordinator.endpoint.addresses), os.getpid(), coordinator.job)
         rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
         log.info("listening", addresses=here.addresses, job=coordinator.job)
@@ -118,6 +106,26 @@ def beginning(resume: str, *, begun: bool) -> Checkpoint | None:
         if not begun:
             raise
         return None
+
+
+def rules_of(settings: Settings) -> Rules:
+    """How patient a job's machine is."""
+    return Rules(
+        lease_s=settings.lease_s,
+        lease_most_s=max(5.0, 3 * settings.lease_s),
+        return_s=settings.return_s,
+        goodbye_s=LAST_CHECKPOINT_S,
+    )
+
+
+def keep_checkpoints(coordinator: Coordinator, folder: Path, settings: Settings) -> None:
+    """From now on, in this run directory, as the settings say."""
+    coordinator.checkpoint_desk.keep(
+        folder / rundir.CHECKPOINTS,
+        When(settings.checkpoint_steps, settings.checkpoint_minutes),
+        settings.keep_last,
+        settings.keep_every_steps,
+    )
 
 
 def job_spec(settings: Settings, script: str, args: Sequence[str], folder: str) -> JobSpec:

@@ -212,23 +212,8 @@ class Docket:
 
     def _recover(self, journal: Journal) -> None:
         """Become what the journal says; the machine's time goes on from there, and nobody's lease does."""
-        state, number = journal.snapshot()
-        at = 0.0
         self.machine.unwatched()
-        if state is not None:
-            try:
-                at = self._restore(state)
-            except (NotPlain, msgspec.MsgspecError, KeyError, TypeError) as bad:
-                raise journal.unusable(f"the snapshot of {journal.folder} cannot be used: {bad}") from None
-        for entry in journal.replay(number):
-            try:
-                self._replay(entry)
-            except (NotPlain, msgspec.MsgspecError) as bad:
-                raise journal.unusable(f"{entry.where} ({entry.kind}) cannot be used: {bad}") from None
-            except (AssertionError, LookupError) as bad:
-                what = f"{entry.where} ({entry.kind}) does not follow from those before it: {bad!r}"
-                raise journal.unusable(what) from None
-            at = entry.time
+        at = journal.read_back(self._restore, self._replay)
         self._behind_s = self._clock() - at
 
     def _restore(self, state: dict[str, Any]) -> float:

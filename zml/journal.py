@@ -18,7 +18,7 @@ import re
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ import structlog
 from .errors import HELD, JOURNAL, ZmlError
 from .hold import hold
 from .records import Damaged, Records, read
+from .scheduler.plain import NotPlain
 
 SNAPSHOT_BYTES = 2 << 20  # of records, about a second of reading: then the next snapshot is due
 MAGIC = b"zml-snap"
@@ -118,6 +119,27 @@ class Journal:
                 yield Entry(kind, at, fields, where)
         except Damaged as damaged:
             raise self.unusable(str(damaged)) from None
+
+    def read_back(self, restore: Callable[[Any], float], replay: Callable[[Entry], None]) -> float:
+        """Hand the newest snapshot to `restore`, which says of when it is, and each record after it to `replay`;
+        returns when the last one was written. Raises ZmlError that names what cannot be used."""
+        state, number = self.snapshot()
+        at = 0.0
+        if state is not None:
+            try:
+                at = restore(state)
+            except (NotPlain, msgspec.MsgspecError, KeyError, TypeError) as bad:
+                raise self.unusable(f"the snapshot of {self.folder} cannot be used: {bad}") from None
+        for entry in self.replay(number):
+            try:
+                replay(entry)
+            except (NotPlain, msgspec.MsgspecError) as bad:
+                raise self.unusable(f"{entry.where} ({entry.kind}) cannot be used: {bad}") from None
+            except (AssertionError, LookupError) as bad:
+                what = f"{entry.where} ({entry.kind}) does not follow from those before it: {bad!r}"
+                raise self.unusable(what) from None
+            at = entry.time
+        return at
 
     # -- writing -------------------------------------------------------------------------------------
 

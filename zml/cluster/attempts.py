@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -22,15 +23,13 @@ import structlog
 from .. import __version__, rundir
 from ..checkpoint import Checkpoint
 from ..checkpoint.finding import find, load_from
-from ..checkpoints import When
 from ..config import Resolved, Settings, resolve
-from ..coordinating import LAST_CHECKPOINT_S, SYNC_S, job_spec
+from ..coordinating import SYNC_S, job_spec, keep_checkpoints, rules_of
 from ..coordinator import Coordinator
 from ..errors import ZmlError
 from ..events import EventLog
 from ..journal import Journal
 from ..scheduler import events as job_events
-from ..scheduler import rules as job_rules
 from ..scheduler.cluster import events
 from ..scheduler.cluster.events import Outcome
 from ..scheduler.ids import JobId
@@ -177,14 +176,7 @@ class Attempts:
             coordinator = Coordinator(
                 name,
                 job_spec(settings, submission.script, submission.args, submission.folder),
-                Machine(
-                    job_rules.Rules(
-                        lease_s=settings.lease_s,
-                        lease_most_s=max(5.0, 3 * settings.lease_s),
-                        return_s=settings.return_s,
-                        goodbye_s=LAST_CHECKPOINT_S,
-                    )
-                ),
+                Machine(rules_of(settings)),
                 self._branch,
                 EventLog(folder / rundir.EVENTS),
                 heartbeat_s=settings.heartbeat_s,
@@ -199,12 +191,7 @@ class Attempts:
         began: asyncio.Task[None] | None = None
         try:
             await coordinator.start()
-            coordinator.checkpoint_desk.keep(
-                folder / rundir.CHECKPOINTS,
-                When(settings.checkpoint_steps, settings.checkpoint_minutes),
-                settings.keep_last,
-                settings.keep_every_steps,
-            )
+            keep_checkpoints(coordinator, folder, settings)
             life.coordinator = coordinator
             began = asyncio.ensure_future(self._tell_beginning(coordinator, job, number))
             self._pass_on(life)
@@ -281,9 +268,14 @@ class Attempts:
         return None
 
 
+def chosen(submission: Submission) -> dict[str, Any]:
+    """What was asked for of the training, and what suits attempts otherwise."""
+    return {**ATTEMPT, **submission.settings}
+
+
 def resolve_for(submission: Submission, workers: int) -> Resolved:
     """The settings of an attempt. Raises ZmlError for a person to read."""
-    asked = {**ATTEMPT, **submission.settings}
+    asked = chosen(submission)
     if (
         asked.get("lr_scaling", "none") != "none"
     ):  # else each attempt's rate would be meant for another number

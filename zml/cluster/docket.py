@@ -120,8 +120,7 @@ class Docket:
         for action in ordered:
             if isinstance(action, actions.Close):  # one that the machine itself has given up, too
                 self._attempt_over(action, now)
-        for action in ordered:
-            if (record := self.facts.records.get(action.job)) is not None:
+            elif (record := self.facts.records.get(action.job)) is not None:
                 self._note(record, action, now)
         self._forget()
         return ordered
@@ -203,27 +202,15 @@ class Docket:
         }
 
     def _recover(self, journal: Journal) -> float:
-        found, number = journal.snapshot()
-        at = 0.0
         self.machine.unwatched()
-        if found is not None:
-            try:
-                self.machine.become(build(state.Cluster, found["cluster"], "cluster"))
-                self.facts = msgspec.convert(found["facts"], Facts)
-                at = float(found["time"])
-            except (NotPlain, msgspec.MsgspecError, KeyError, TypeError) as bad:
-                raise journal.unusable(f"the snapshot of {journal.folder} cannot be used: {bad}") from None
-        for entry in journal.replay(number):
-            try:
-                self._replay(entry)
-            except (NotPlain, msgspec.MsgspecError) as bad:
-                raise journal.unusable(f"{entry.where} ({entry.kind}) cannot be used: {bad}") from None
-            except (AssertionError, LookupError) as bad:
-                what = f"{entry.where} ({entry.kind}) does not follow from those before it: {bad!r}"
-                raise journal.unusable(what) from None
-            at = entry.time
+        at = journal.read_back(self._restore, self._replay)
         self._forget_unknown()
         return at
+
+    def _restore(self, found: dict[str, Any]) -> float:
+        self.machine.become(build(state.Cluster, found["cluster"], "cluster"))
+        self.facts = msgspec.convert(found["facts"], Facts)
+        return float(found["time"])
 
     def _replay(self, entry: Entry) -> None:
         group, _, name = entry.kind.partition(".")

@@ -27,7 +27,7 @@ from ..scheduler.cluster.plan import Policy, Quota
 from ..scheduler.cluster.rules import Rules
 from ..scheduler.ids import JobId
 from ..transport import Endpoint, Handler, Refusal
-from .attempts import ATTEMPT, Attempts
+from .attempts import Attempts, chosen
 from .docket import Docket
 from .nodes import Nodes, archive_file
 from .profiles import Profiles
@@ -208,7 +208,7 @@ class Hub:
         return Work(
             run_dir=str(self.attempts.run_dir(job, attempt)),
             coordinator=list(self.endpoint.addresses),
-            settings={**ATTEMPT, **asked.settings},
+            settings=chosen(asked),
             environment=asked.environment,
             script=asked.script,
             args=asked.args,
@@ -326,9 +326,7 @@ class Hub:
 
     def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
         """A node's own message, or one of an attempt's members, which goes to the attempt's coordinator."""
-        if isinstance(message, NodeBeat):
-            return self.nodes.handle(peer, message, payload)
-        if isinstance(message, Want):
+        if isinstance(message, NodeBeat | Want):
             return self.nodes.handle(peer, message, payload)
         if isinstance(message, Offer | Ceased | Goodbye):
             self.settle()

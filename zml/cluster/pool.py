@@ -32,7 +32,7 @@ from ..slurm.processes import LocalProvider
 from ..slurm.provider import Provider, SlurmProvider
 from ..slurm.shape import Needs
 from ..slurm.table import State
-from .nodes import POOLED as PREFIX
+from .nodes import POOLED
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -108,7 +108,7 @@ class Pool:
         self.provider = provider
         self.bounds = config.bounds()
         offers = Resources(cpus=config.cpus, gpus=config.gpus, memory_mb=config.memory_mb)
-        self.kind = Node(id=NodeId(PREFIX), offers=offers, cost_per_hour=config.cost_per_hour)
+        self.kind = Node(id=NodeId(POOLED), offers=offers, cost_per_hour=config.cost_per_hour)
         self.watch = Watch()
         self.said = ""
 
@@ -132,7 +132,7 @@ class Pool:
                 self.provider.forget(each.id)
         alive = [each for each in allocations if not each.state.over]
         nodes = self.hub.machine.cluster.nodes
-        here = [name for name, present in nodes.items() if name.startswith(PREFIX)]
+        here = [name for name, present in nodes.items() if name.startswith(POOLED)]
         staying = [name for name in here if not nodes[name].node.leaving]
         going = [name for name in here if nodes[name].node.leaving]
         for name in going:  # again, should a coordinator before this one have died before it had told it
