@@ -85,9 +85,12 @@ BEFORE: list[Processor] = [
 def run_of(folder: Path) -> str:
     """The name of the run whose logs a folder holds, as people write it: "slurm-7/attempt-0" where it has no name of
     its own. Empty for a folder that is no run's."""
-    if folder.name != LOGS:
+    folder = folder.absolute()
+    if folder.parent.name == LOGS:  # of nodes that came later, in a folder of their own
+        folder = folder.parent
+    if folder.name != LOGS or not folder.parent.name:
         return ""
-    run = folder.absolute().parent
+    run = folder.parent
     nameless = run.name.isdigit() or run.name.startswith("attempt-")
     return f"{run.parent.name}/{run.name}" if nameless else run.name
 
