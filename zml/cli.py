@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,12 +36,17 @@ from .flags import (
     settle,
 )
 from .jobs_cli import explain_job, is_code, job, jobs, nodes, server_flags, submit
+from .look_cli import events, logs
 from .run_cli import data, timeline
+from .runs_cli import compare, runs
 from .simulate_cli import simulate
 from .slurm_cli import slurm
 
 if TYPE_CHECKING:
     from .config import Settings
+
+
+BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 
 
 # -- commands --------------------------------------------------------------------------------------------
@@ -145,7 +151,8 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     With --cluster it serves many jobs, which come by `zml submit` and run on the machines where `zml node` runs,
     until a signal ends it; jobs go on meanwhile, and find it when it is started again.
     """
-    from . import logs, rundir
+    from . import logs as log_files
+    from . import rundir
 
     cluster = {key: given.pop(key) for key in ("policy", "http", "tokens", "users", "pool")}
     folder_of_many = given.pop("cluster")
@@ -163,7 +170,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     if not settings.run_dir or not (folder / rundir.CONFIG).exists():
         folder = rundir.create(resolved, script, args)
     settings = replace(settings, run_dir=str(folder))
-    logs.configure(
+    log_files.configure(
         "coordinator", "coordinator", folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level
     )
     from .coordinating import job_spec, serve
@@ -244,33 +251,32 @@ def worker(
 def status(run: str | None, as_json: bool, **given: Any) -> int:
     """What a job is doing.
 
-    Without arguments: the run below ./runs that is going on, else the one at the default address. RUN is a
-    run directory; of a run that is over it shows how it ended.
+    Without arguments: the run below ./runs that is going on, else the one at the default address. RUN is a path, or a
+    run's name below ./runs, or the beginning or end of one; of a run that is over it shows how it ended.
     """
     import msgspec
 
-    from . import console, report, rundir
+    from . import console, finding, report, rundir
 
     resolved = settle(given)
     settings = resolved.settings
-    found = rundir.last_status(Path(run)) if run else None
+    named = finding.find(run, Path(settings.runs)) if run else None
+    found = rundir.last_status(named) if named else None
     if found is None:
-        folders = [Path(run)] if run else []
+        folders = [named] if named else []
         if not run and resolved.origins["coordinator"] == "default":
             folders = rundir.running(Path(settings.runs))
         listening = rundir.listening(folders[0]) if folders else None
         if run and listening is None:
-            raise ZmlError(
-                USAGE, f"{run} holds no run that has begun", "`ls runs` lists the runs of this folder."
-            )
+            raise ZmlError(USAGE, f"{run} holds no run that has begun", finding.LIST)
         if listening is not None:
             settings = replace(
                 settings, coordinator=tuple(listening.addresses), job=listening.job or settings.job
             )
-        from . import logs
+        from . import logs as log_files
         from .observe import fetch_status
 
-        logs.silence()
+        log_files.silence()
         found = fetch_status(settings)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
@@ -286,7 +292,8 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 
 for _command in (submit, jobs, job, nodes):
     main.add_command(_command)
-main.add_command(timeline)
+for _command in (runs, logs, events, timeline, compare):
+    main.add_command(_command)
 main.add_command(ckpt)
 main.add_command(data)
 main.add_command(slurm)
@@ -434,10 +441,11 @@ def log_to_file(settings: "Settings", role: str, member: str) -> None:
     """Into the run directory if it is given, else into a new folder: the coordinator's may be on another machine."""
     import time
 
-    from . import logs, rundir
+    from . import logs as log_files
+    from . import rundir
 
     folder = Path(settings.run_dir or Path(settings.runs, rundir.new_name(member, time.time())))
-    logs.configure(role, member, folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level)
+    log_files.configure(role, member, folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level)
 
 
 def say_error(error: ZmlError) -> None:
@@ -464,3 +472,7 @@ def run(argv: Sequence[str]) -> int:
         return errors.BOOK[USAGE].exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except BrokenPipeError:  # `zml logs | head`: whoever read has seen enough
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        return BROKEN_PIPE

@@ -135,7 +135,8 @@ def test_junk_is_shown_harmless_with_the_time_of_its_neighbour(tmp_path: Path) -
 
 def test_control_characters_in_texts_and_fields_move_no_cursor(tmp_path: Path) -> None:
     bad = "x\x1b[31mred\x1b[0m\x1b]0;title\x07\u202eevil\x08\ud800"
-    put(tmp_path, "w0.jsonl", entry(0, bad, **{"k\x1b": [bad, {"a\n": bad}]}))
+    fields: dict[str, Any] = {"k\x1b": [bad, {"a\n": bad}]}
+    put(tmp_path, "w0.jsonl", entry(0, bad, **fields))
     (line,) = newest(tmp_path).lines
     assert line.message == "xred�evil��"
     assert dict(line.fields) == {"k": ["xred�evil��", {"a\n": "xred�evil��"}]}

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from .files import LINE_MOST, Part, Raw, Source, backward, end_of, forward, member_of, sources
+from .files import LINE_MOST, Part, Raw, Source, backward, end_of, forward, sources
 from .lines import LEVELS, Line, Wanted, details, failure, parse, searched
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
     "after",
     "details",
     "failure",
-    "member_of",
+    "members",
     "newest",
     "searched",
     "start",
@@ -85,6 +85,8 @@ def newest(folder: Path, wanted: Wanted = ALL, most: int = 200, *, budget_bytes:
     """The newest `most` lines that are wanted, and a cursor behind all there is."""
     found = sources(folder)
     ends = {source.key: (source.parts[-1].inode, end_of(source.parts[-1])) for source in found}
+    if most < 1:
+        return Page([], _pack(ends), complete=True)
     lines: list[Line] = []
     left = budget_bytes
     merged = heapq.merge(
@@ -103,6 +105,11 @@ def newest(folder: Path, wanted: Wanted = ALL, most: int = 200, *, budget_bytes:
         if left is not None and (left := left - (each.raw.end - each.raw.begin)) < 0:
             return Page(lines[::-1], _pack(ends), complete=False)
     return Page(lines[::-1], _pack(ends), complete=True)
+
+
+def members(folder: Path) -> list[str]:
+    """Whose logs there are."""
+    return sorted({source.member for source in sources(folder)})
 
 
 def start(folder: Path, since: float | None = None) -> str:

@@ -118,6 +118,7 @@ class Wanted(msgspec.Struct, frozen=True):
     )
     since: float | None = None  # seconds since the Unix epoch
     until: float | None = None  # before that
+    printed: bool = False  # only what scripts print
     steps: tuple[int, int] | None = None  # first and last; a line without a step is not wanted then
 
     def takes(self, line: Line) -> bool:
@@ -130,6 +131,8 @@ class Wanted(msgspec.Struct, frozen=True):
         if self.since is not None and line.time < self.since:
             return False
         if self.until is not None and line.time >= self.until:
+            return False
+        if self.printed and "stream" not in line.fields:
             return False
         if self.steps is not None:
             step = line.step
