@@ -21,6 +21,15 @@ from .status import JobStatus
 
 NOW = "now"  # of a job of Slurm: a link to its newest attempt
 CURRENT = "now.json"  # of a run that is going on: a JobStatus, written every few seconds by its coordinator
+PARTS = (  # any of which makes a folder a run's
+    rundir.CONFIG,
+    rundir.STATUS,
+    rundir.COORDINATOR,
+    rundir.EVENTS,
+    rundir.LOGS,
+    rundir.TIMELINE,
+    rundir.STATE,
+)
 QUIET_S = 60.0  # a run that another machine leads is over when nothing in it has been written for so long
 NAMED = 4  # runs that an error names
 LIST = "`zml runs` lists the runs."
@@ -68,7 +77,7 @@ def at(path: Path) -> Path | None:
     """The run directory that a path leads to; None where it leads to none."""
     with suppress(OSError):  # a name that is too long, say
         for folder in (path, path / NOW):
-            if (folder / rundir.CONFIG).is_file() or (folder / rundir.LOGS).is_dir():
+            if any((folder / part).exists() for part in PARTS):
                 return folder.resolve() if folder.name == NOW else folder
         if path.is_file() and (path.parent / rundir.CONFIG).is_file():
             return path.parent

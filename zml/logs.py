@@ -127,7 +127,7 @@ def encode(event: Mapping[str, Any]) -> bytes:
             event = {
                 key: str(v) if type(v) is float and not math.isfinite(v) else v for key, v in event.items()
             }
-        line = msgspec.json.encode(event, enc_hook=repr)
+        line = msgspec.json.encode(event, enc_hook=worded)
     except (TypeError, ValueError, OverflowError, RecursionError):  # lone surrogates, huge numbers, odd keys
         line = json.dumps(plain(event), allow_nan=False).encode()
     if len(line) > LINE_BYTES:
@@ -136,6 +136,13 @@ def encode(event: Mapping[str, Any]) -> bytes:
         first = {key: event[key] for key in ("time", "level", "message", "role", "id", "pid") if key in event}
         line = json.dumps(plain(first, TEXT_CHARS) | {"shortened_bytes": len(line)}).encode()
     return line
+
+
+def worded(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:  # the value is a user's, and so is what it does
+        return f"<{type(value).__name__}>"
 
 
 def plain(value: Any, chars: int | None = None, most: int | None = None, depth: int = 8) -> Any:
@@ -151,7 +158,7 @@ def plain(value: Any, chars: int | None = None, most: int | None = None, depth: 
         return {plain(str(k), 100): plain(v, chars, most, depth - 1) for k, v in inner}
     if depth and isinstance(value, list | tuple | set | frozenset):
         return [plain(v, chars, most, depth - 1) for v in list(value)[:most]]
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else worded(value)
     text = text.encode("utf-8", errors="backslashreplace").decode()
     return text if chars is None or len(text) <= chars else text[:chars] + "…"
 
@@ -244,7 +251,7 @@ def message_of(record: logging.LogRecord) -> Hashable:
     else:
         text = str(record.msg)
         if len(text) < 8 and record.args:  # "%s", of `warnings` and others: the text is all in the arguments
-            text = record.getMessage()
+            text = words_of(record)
     if exception is True:
         exception = sys.exc_info()
     if isinstance(exception, tuple):
@@ -253,13 +260,20 @@ def message_of(record: logging.LogRecord) -> Hashable:
     return record.levelno, record.name, text[:200], kind
 
 
+def words_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # arguments that do not fit, or that cannot be worded
+        return str(record.msg)
+
+
 def light(record: logging.LogRecord) -> logging.LogRecord:
     """To be kept: without arguments and frames, which may hold anything."""
     record = logging.makeLogRecord(record.__dict__)
     if isinstance(record.msg, dict):
         record.msg = {key: value for key, value in record.msg.items() if key != "exc_info"}
     else:
-        record.msg, record.args = record.getMessage()[:TEXT_CHARS], None
+        record.msg, record.args = words_of(record)[:TEXT_CHARS], None
     record.exc_info = record.exc_text = None
     return record
 

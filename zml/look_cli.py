@@ -158,7 +158,10 @@ def logs(
     most: int | None,
     as_json: bool,
 ) -> int:
-    """What the processes of a run say, and what its scripts print, in order of time.
+    """What the processes of a run say and its scripts print.
+
+    All of them in order of time: the newest lines, or those that are asked for. What a script prints is marked out or
+    err; what looks like a warning or an error there has that level.
 
     RUN is a path, a run's name below ./runs, or the beginning or end of one; without it, the run that is going on, else
     the newest.
@@ -276,7 +279,9 @@ class Printer:
 @AS_JSON
 @RUN
 def events(run: str | None, follow: bool, most: int | None, as_json: bool) -> int:
-    """What was decided about a run, and why: who came and went, and how it ended.
+    """What was decided about a run, and why.
+
+    Who came and went, where the parameters are, how it ended.
 
     RUN is a path, a run's name below ./runs, or the beginning or end of one; without it, the run that is going on, else
     the newest.

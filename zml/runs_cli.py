@@ -23,9 +23,10 @@ VALUES = 2  # that a script logs, in the table
 @click.option("--runs", "folder", metavar="FOLDER", help="Where they lie.  [default: ./runs]")
 @AS_JSON
 def runs(folder: str | None, as_json: bool) -> int:
-    """All runs, those that go on first, then the newest.
+    """All runs, with how they went.
 
-    A name in the first column is all that other commands need to know to find a run again.
+    Those that go on come first, then the newest. A name of the first column is all that other commands need to find a
+    run again.
     """
     from . import comparing
     from .flags import settle
@@ -78,9 +79,9 @@ def print_runs(found: Sequence[Entry]) -> None:
 @AS_JSON
 @click.argument("runs", nargs=-1, metavar="A B ...")
 def compare(runs: tuple[str, ...], everything: bool, as_json: bool) -> int:
-    """What runs differ in: settings, results, speed and where the time of their steps went.
+    """What runs differ in.
 
-    Each is a path, a run's name below ./runs, or the beginning or end of one. Of two, the last column says how many
+    Their settings, what they reached and how fast, where the time of their steps went, and their bytes. Each is a path, a run's name below ./runs, or the beginning or end of one. Of two, the last column says how many
     times the first the second is.
     """
     from . import comparing, finding
