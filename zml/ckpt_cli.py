@@ -66,7 +66,7 @@ def place(run: str | None) -> "Place":
 
     runs = Path(settle({}).settings.runs)
     if run is not None:
-        return find(Path(run) if Path(run).exists() else finding.find(run, runs))
+        return find(Path(run) if finding.is_folder(Path(run)) else finding.find(run, runs))
     newest = rundir.newest(runs)
     if newest is None:
         raise ZmlError(USAGE, f"there is no run below {runs}", "Name a run directory or a checkpoint.")

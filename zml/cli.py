@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,9 +43,6 @@ from .slurm_cli import slurm
 
 if TYPE_CHECKING:
     from .config import Settings
-
-
-BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 
 
 # -- commands --------------------------------------------------------------------------------------------
@@ -472,7 +468,3 @@ def run(argv: Sequence[str]) -> int:
         return errors.BOOK[USAGE].exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:  # `zml logs | head`: whoever read has seen enough
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
-        return BROKEN_PIPE

@@ -54,7 +54,7 @@ def find(run: str | None, runs: Path) -> Path:
         more = f" and {len(fitting) - NAMED} more" if len(fitting) > NAMED else ""
         what = f"{run} may be {len(fitting)} runs: {', '.join(fitting[-NAMED:])}{more}"
         raise ZmlError(USAGE, what, "Give more of its name; the end is often enough.")
-    if Path(run).is_dir():
+    if is_folder(Path(run)):
         inside = sum(1 for _ in all_runs(Path(run)))
         held = f"; it holds {inside} of them" if inside else ""
         raise ZmlError(USAGE, f"{run} is no run directory{held}", "Name one run. " + LIST)
@@ -86,6 +86,13 @@ def at(path: Path) -> Path | None:
     return None
 
 
+def is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long
+        return False
+
+
 def all_runs(runs: Path) -> Iterable[Path]:
     """Below a folder, those of Slurm's jobs too."""
     for pattern in (f"*/{rundir.CONFIG}", f"slurm-*/attempt-*/{rundir.CONFIG}"):
@@ -108,12 +115,13 @@ def fits(typed: str, known: Iterable[str]) -> list[str]:
 
 
 def nearest(typed: str, known: Iterable[str]) -> str:
-    """The name that looks most like it, in whole or in what is not its date; empty where none does."""
-    whole = {each: each for each in known}
-    short = {re.sub(r"^[\dT-]{20}", "", each): each for each in sorted(known)}  # of one script the newest
-    for names in (whole, short):
-        if close := difflib.get_close_matches(typed, names, 1, 0.6):
-            return names[close[0]]
+    """The name that looks most like it, in whole, without its date, or in its end; empty where none does."""
+    names = sorted(known)
+    short = {re.sub(r"^[\dT-]{20}", "", each): each for each in names}  # of one script the newest
+    ends = {each.rpartition("-")[2]: each for each in names}
+    for table in ({each: each for each in names}, short, ends):
+        if close := difflib.get_close_matches(typed, table, 1, 0.6):
+            return table[close[0]]
     return ""
 
 

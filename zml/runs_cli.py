@@ -81,8 +81,9 @@ def print_runs(found: Sequence[Entry]) -> None:
 def compare(runs: tuple[str, ...], everything: bool, as_json: bool) -> int:
     """What runs differ in.
 
-    Their settings, what they reached and how fast, where the time of their steps went, and their bytes. Each is a path, a run's name below ./runs, or the beginning or end of one. Of two, the last column says how many
-    times the first the second is.
+    Their settings, what they reached and how fast, where the time of their steps went, and their bytes. Each is a path,
+    a run's name below ./runs, or the beginning or end of one. Of two, the last column says how many times the first the
+    second is.
     """
     from . import comparing, finding
     from .flags import settle
