@@ -167,6 +167,7 @@ def short_names(names: Sequence[str]) -> list[str]:
             time.strptime(head, "%Y-%m-%dT%H-%M-%S-")
         except ValueError:
             return name
-        return tail if tail and finding.fits(tail, names) == [name] and tail not in names else name
+        return tail if tail and finding.fits(tail, whole) == [name] else name
 
+    whole = set(names)
     return [short(name) for name in names]
