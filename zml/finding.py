@@ -42,11 +42,9 @@ def find(run: str | None, runs: Path) -> Path:
     """The run directory. Raises ZmlError."""
     if run is None:
         return default(runs)
-    if (found := at(Path(run))) is not None:
+    if (found := at(Path(run)) or at(runs / run)) is not None:
         return found
     known = {name(folder, runs): folder for folder in all_runs(runs)}
-    if run in known:
-        return known[run]
     fitting = fits(run, known)
     if len(fitting) == 1:
         return known[fitting[0]]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .logreading import Line, Wanted
 
 LOOK_S = 0.5  # between two looks at what grows
+AT_ONCE = 10_000  # lines that are held; with many files a smaller number would look into each of them too often
 GONE_S = 10.0  # a coordinator that died may be started again
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -188,7 +189,7 @@ def logs(
         most = -1 if since is not None else 200
     if most < 0:
         cursor = logreading.start(place, since)
-        while (page := logreading.after(place, cursor, wanted)).lines:
+        while (page := logreading.after(place, cursor, wanted, AT_ONCE)).lines:
             printer.print(page.lines)
             cursor = page.cursor
         cursor = page.cursor

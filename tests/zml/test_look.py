@@ -248,7 +248,7 @@ def test_a_reader_that_goes_ends_it_quietly(run: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
         program,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
