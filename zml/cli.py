@@ -107,16 +107,18 @@ def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
 def resume(run: str, cpu: bool, **given: Any) -> int:
     """Go on with a run from its newest checkpoint that verifies.
 
-    RUN is a run directory or one checkpoint in it. The new run has the settings of the first and a directory of its
-    own; flags change them: another number of workers or shards, say. Finished epochs are skipped, and of the epoch
-    that was open the batches that are in the parameters.
+    RUN is a run directory, one checkpoint in it, or the beginning or end of a run's name below ./runs. The new run
+    has the settings of the first and a directory of its own; flags change them: another number of workers or
+    shards, say. Finished epochs are skipped, and of the epoch that was open the batches that are in the parameters.
     """
+    from . import finding
     from .launch import local
     from .resume import again
 
     named = settle(given)
     flags = {key: getattr(named.settings, key) for key, origin in named.origins.items() if origin == "flag"}
-    found = again(Path(run), flags, os.environ)
+    place = Path(run) if finding.is_folder(Path(run)) else finding.find(run, Path(named.settings.runs))
+    found = again(place, flags, os.environ)
     try:
         os.chdir(found.folder)
     except OSError as error:

@@ -293,17 +293,18 @@ def configure(
     *,
     folder: str | Path,
     job: str = "",
+    run: str | None = None,
     level: str = "info",
     terminal: bool | None = None,
 ) -> Path:
     """Send every log line of this process to `folder`/`member`.jsonl; returns that path. May be called again.
 
     On a terminal the lines also go to standard error, coloured unless NO_COLOR is set; `terminal` overrides
-    the look at whether it is one.
+    the look at whether it is one. `run` is the run's name, where the folder does not say it.
     """
     folder = Path(folder)
     path = folder / f"{member}.jsonl"
-    constant = about(role, member, job, run_of(folder))
+    constant = about(role, member, job, run_of(folder) if run is None else run)
     shared: list[Any] = [*BEFORE, structlog.stdlib.ExtraAdder()]
     to_file = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .logreading import Line, Wanted
 
 LOOK_S = 0.5  # between two looks at what grows
-AT_ONCE = 10_000  # lines that are held; with many files a smaller number would look into each of them too often
+AT_ONCE = (
+    10_000  # lines that are held; with many files a smaller number would look into each of them too often
+)
 GONE_S = 10.0  # a coordinator that died may be started again
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zml import ansi, logreading
+from zml.logfile import LogFile
 from zml.logreading import BadCursor, Line, Wanted, after, files, newest, start
 from zml.logreading.lines import parse
 
@@ -98,6 +100,31 @@ def test_following_goes_on_where_it_was_through_rotation_and_new_files(tmp_path:
     page = after(tmp_path, page.cursor)
     assert said(page.lines) == ["b", "new", "c"]
     assert said(after(tmp_path, page.cursor).lines) == []
+
+
+def test_a_file_that_is_rotated_all_the_while_is_followed_line_by_line(tmp_path: Path) -> None:
+    """The writer is the real one; it waits only where a file would go that the reader has not come to."""
+    log = LogFile(tmp_path / "w0.jsonl", rotate_bytes=500, kept=8)
+    followed: list[str] = []
+    page, lines = newest(tmp_path), 1000
+    came = threading.Condition()
+
+    def write() -> None:
+        for number in range(lines):
+            with came:
+                assert came.wait_for(lambda n=number: n - len(followed) < 20, timeout=60)
+            log.write(entry(number, str(number)).encode())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive() or page.lines:
+        page = after(tmp_path, page.cursor)
+        with came:
+            followed += said(page.lines)
+            came.notify()
+    writer.join()
+    followed += said(after(tmp_path, page.cursor).lines)
+    assert followed == [str(number) for number in range(lines)]
 
 
 def test_what_has_no_end_yet_is_no_line(tmp_path: Path) -> None:

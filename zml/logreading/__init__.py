@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from .files import LINE_MOST, Part, Raw, Source, backward, end_of, forward, sources
+from .files import LINE_MOST, Part, Raw, Source, backward, end_of, forward, is_there, sources
 from .lines import LEVELS, Line, Wanted, details, failure, parse, searched
 
 __all__ = [
@@ -143,6 +143,9 @@ def after(
     places: Places = {}
     waiting = []
     for source in found:
+        if not source.settled and source.key in before:
+            places[source.key] = before[source.key]
+            continue  # next time
         at, offset = _place(source, before.get(source.key))
         places[source.key] = (source.parts[at].inode, offset)
         if at + 1 < len(source.parts) or source.parts[at].size > offset:
@@ -195,6 +198,8 @@ def _on(source: Source, at: int, offset: int) -> Iterator[tuple[float, Found]]:
             elif line is not None:
                 latest = max(latest, line.time)
             yield latest, Found(source, part, raw, line)
+        if number + 1 < len(source.parts) and not is_there(part):
+            return  # or lines of it would be passed over: the next listing says where it is
 
 
 def _line(source: Source, raw: Raw, neighbour: float) -> Line | None:
