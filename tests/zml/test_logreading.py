@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,13 @@ def test_a_file_that_is_rotated_all_the_while_is_followed_line_by_line(tmp_path:
     page, lines = newest(tmp_path), 1000
     came = threading.Condition()
 
+    def near(number: int) -> Callable[[], bool]:
+        return lambda: number - len(followed) < 20
+
     def write() -> None:
         for number in range(lines):
             with came:
-                assert came.wait_for(lambda n=number: n - len(followed) < 20, timeout=60)
+                assert came.wait_for(near(number), timeout=60)
             log.write(entry(number, str(number)).encode())
 
     writer = threading.Thread(target=write)
