@@ -17,7 +17,9 @@ from . import finding, rundir
 from . import timeline as times
 from .status import JobStatus
 
-PHASES = ("data", *times.THREAD, "send", "pull")
+PHASES = [
+    field for field in times.Step.__struct_fields__ if field not in ("clock", "at", "bytes_up", "bytes_down")
+]
 OWN = frozenset(
     {"run_dir", "runs", "bind", "coordinator", "keys", "job", "attempt"}
 )  # of one run, or where it ran
@@ -76,8 +78,7 @@ def results(status: JobStatus | None, steps: Mapping[str, Sequence[times.Step]])
         count = len(recorded)
         found["step_s"] = sum(step.whole for step in recorded) / count
         for phase in PHASES:
-            if hasattr(recorded[0], phase):
-                found[f"{phase}_s"] = sum(getattr(step, phase) for step in recorded) / count
+            found[f"{phase}_s"] = sum(getattr(step, phase) for step in recorded) / count
         for way in ("up", "down"):
             mean = sum(getattr(step, f"bytes_{way}") for step in recorded) / count
             found[f"{way} a step_bytes"] = mean

@@ -48,8 +48,11 @@ told: Counter[str] = Counter()  # lines of this process by level, those that wer
 
 def at_step(step: int, trace_id: str = "", span_id: str = "") -> None:
     """Lines of this thread or task say from now on at which step they were written, and in which span of a trace."""
-    spans = {"trace_id": trace_id, "span_id": span_id} if trace_id else {}
-    structlog.contextvars.bind_contextvars(step=step, **spans)
+    if trace_id:
+        structlog.contextvars.bind_contextvars(step=step, trace_id=trace_id, span_id=span_id)
+    else:
+        structlog.contextvars.bind_contextvars(step=step)
+        structlog.contextvars.unbind_contextvars("trace_id", "span_id")
 
 
 def stamp(when: float) -> str:

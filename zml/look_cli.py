@@ -21,6 +21,7 @@ LOOK_S = 0.5  # between two looks at what grows
 AT_ONCE = (
     10_000  # lines that are held; with many files a smaller number would look into each of them too often
 )
+LAST_S = 1.0  # for the last words of processes that end after their job
 GONE_S = 10.0  # a coordinator that died may be started again
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -57,9 +58,7 @@ def moment(text: str, now: float) -> float | None:
         if re.fullmatch(r"\d{1,2}:\d{2}(?::\d{2})?", text):
             parts = [int(part) for part in text.split(":")]
             today = datetime.fromtimestamp(now)
-            then = today.replace(
-                hour=parts[0], minute=parts[1], second=(*parts, 0)[2], microsecond=0
-            )  # local time
+            then = today.replace(hour=parts[0], minute=parts[1], second=(*parts, 0)[2], microsecond=0)
             return (then if then <= today else then - timedelta(days=1)).timestamp()
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
@@ -96,18 +95,14 @@ def watch(folder: Path, more: Callable[[], bool]) -> None:
     """Call `more`, which says whether there was anything, until the run is over and all of it was read."""
     from .finding import look
 
-    gone_since: float | None = None
+    quiet_since: float | None = None  # when nothing more came from a run that is over
     while True:
-        found = look(folder, time.time())  # before the last reading: what follows it is nothing
-        if more():
-            continue
-        if found.live:
-            gone_since = None
-        elif found.state != "cut off":
-            return
-        elif gone_since is None:
-            gone_since = time.monotonic()
-        elif time.monotonic() - gone_since > GONE_S:
+        found = look(folder, time.time())  # before the reading: what is written before its end is read
+        if more() or found.live:
+            quiet_since = None
+        elif quiet_since is None:
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since >= (GONE_S if found.state == "cut off" else LAST_S):
             return
         time.sleep(LOOK_S)
 
@@ -239,7 +234,7 @@ def compiled(pattern: str | None) -> re.Pattern[str] | None:
 
 
 def step_range(text: str | None) -> tuple[int, int] | None:
-    """ "100-200", "100-", "-200" or "100"."""
+    """Of 100-200, 100-, -200 or 100; both ends belong to it."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{0,15})(-?)(\d{0,15})", text)

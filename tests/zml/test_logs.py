@@ -114,10 +114,13 @@ def test_a_line_names_its_run_and_what_is_bound_where_it_is_written(tmp_path: Pa
     try:
         structlog.get_logger().info("applied")
         logging.getLogger("library").info("theirs")
+        logs.at_step(8)
+        structlog.get_logger().info("without a trace")
     finally:
         structlog.contextvars.clear_contextvars()
     structlog.get_logger().info("later")
-    first, second, third = lines(path)
+    first, second, untraced, third = lines(path)
+    assert untraced["step"] == 8 and "trace_id" not in untraced
     for line in (first, second):
         assert (line["run"], line["step"], line["trace_id"], line["span_id"]) == (
             "r1",

@@ -206,6 +206,7 @@ def test_following_shows_what_comes_and_ends_with_the_run(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(look_cli, "LOOK_S", 0.01)
+    monkeypatch.setattr(look_cli, "LAST_S", 0.1)
     run = make(tmp_path / "runs" / "live", began=time.time())
     (run / "coordinator.json").write_text(json.dumps({"addresses": [], "pid": os.getpid()}))
     log(run, "w0", "before")
@@ -227,9 +228,12 @@ def test_following_shows_what_comes_and_ends_with_the_run(
             log(run, f"w{number}", f"later {number}", at=NOW + number)
             events.note(f"happened {number}", "")
         end(run)
+        seen.clear()
+        seen.wait()
+        log(run, "w9", "last words", at=NOW + 9)
 
     for args, expected in (
-        (["logs", "-f", "--json"], ["before", "later 0", "later 1", "later 2"]),
+        (["logs", "-f", "--json"], ["before", "later 0", "later 1", "later 2", "last words"]),
         (["events", "-f", "--json"], ["joined", *["happened 0", "happened 1", "happened 2"] * 2]),
     ):
         (run / "status.json").unlink(missing_ok=True)
