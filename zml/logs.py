@@ -112,7 +112,9 @@ def as_json(constant: Mapping[str, Any]) -> list[Processor]:
     def name_the_process(_logger: Any, _method: str, event: EventDict) -> EventDict:
         first = {key: event.pop(key, "") for key in ("time", "level", "message")}
         bound = {key: event.pop(key) for key in ("step", "trace_id", "span_id") if key in event}
-        return {**first, **constant, **bound, **{k: v for k, v in event.items() if k not in constant}}
+        own = {**constant, "job": event.pop("job")} if "job" in event else constant  # it may serve many
+        about = {f"its_{key}" if key in constant else key: value for key, value in event.items()}
+        return {**first, **own, **bound, **about}
 
     without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=MAX_FRAMES)
     return [

@@ -250,6 +250,14 @@ def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path, capsys: pytest
     assert [line["message"] for line in lines(path)] == ["again"]
 
 
+def test_what_a_message_is_about_does_not_pass_for_the_process(tmp_path: Path) -> None:
+    path = logs.configure("shard", "p0", folder=tmp_path, job="j")
+    structlog.get_logger().info("a backup", host="p1", id="x", pid=3, job="j2")
+    (line,) = lines(path)
+    assert (line["id"], line["pid"], line["job"]) == ("p0", os.getpid(), "j2")
+    assert (line["its_host"], line["its_id"], line["its_pid"]) == ("p1", "x", 3)
+
+
 def test_below_the_level_nothing_is_written(tmp_path: Path) -> None:
     path = logs.configure("worker", "w0", folder=tmp_path, level="warning")
     structlog.get_logger().info("quiet")
