@@ -443,7 +443,14 @@ def log_to_file(settings: "Settings", role: str, member: str) -> None:
     from . import rundir
 
     folder = Path(settings.run_dir or Path(settings.runs, rundir.new_name(member, time.time())))
-    log_files.configure(role, member, folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level)
+    log_files.configure(
+        role,
+        member,
+        folder=folder / rundir.LOGS,
+        job=settings.job,
+        level=settings.log_level,
+        alone=not settings.run_dir,
+    )
 
 
 def say_error(error: ZmlError) -> None:

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -301,12 +301,15 @@ def configure(
     run: str | None = None,
     level: str = "info",
     terminal: bool | None = None,
+    alone: bool = False,
 ) -> Path:
     """Send every log line of this process to `folder`/`member`.jsonl; returns that path. May be called again.
 
     On a terminal the lines also go to standard error, coloured unless NO_COLOR is set; `terminal` overrides
     the look at whether it is one. `run` is the run's name, where the folder does not say it.
+    `alone`: the folder is this process's own, until it knows better (`move`).
     """
+    global _alone
     folder = Path(folder)
     path = folder / f"{member}.jsonl"
     constant = about(role, member, job, run_of(folder) if run is None else run)
@@ -336,6 +339,7 @@ def configure(
         handlers.append(console)
 
     close()
+    _alone = Alone(role, member, folder, level, terminal) if alone else None
     root = logging.getLogger()
     root.handlers = [Sparingly(handlers)]
     root.setLevel(level.upper())
@@ -348,6 +352,38 @@ def configure(
         cache_logger_on_first_use=False,  # it may be configured again, when the process knows its id
     )
     return path
+
+
+class Alone(NamedTuple):
+    """How a process was configured that was started by hand, and knew no run yet."""
+
+    role: str
+    member: str
+    folder: Path
+    level: str
+    terminal: bool | None
+
+
+_alone: Alone | None = None
+
+
+def move(member: str, run_dir: str, job: str) -> None:
+    """It knows who it is and of which run: its lines go where those of the others are, if this machine sees that."""
+    if _alone is None:
+        return
+    there = Path(run_dir, LOGS)
+    seen = bool(run_dir) and there.is_dir()
+    if seen or member != _alone.member:
+        role, _, folder, level, terminal = _alone
+        configure(
+            role,
+            member,
+            folder=there if seen else folder,
+            job=job,
+            level=level,
+            terminal=terminal,
+            alone=not seen,
+        )
 
 
 def silence() -> None:

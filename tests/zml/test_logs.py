@@ -258,6 +258,36 @@ def test_what_a_message_is_about_does_not_pass_for_the_process(tmp_path: Path) -
     assert (line["its_host"], line["its_id"], line["its_pid"]) == ("p1", "x", 3)
 
 
+def test_a_process_started_by_hand_writes_where_its_run_is_once_it_knows(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "r"
+    own = logs.configure("worker", "worker", folder=tmp_path / "own" / "logs", alone=True)
+    log = structlog.get_logger()
+    log.info("before")
+    logs.move("w5", str(run), "j")  # which this machine does not see
+    log.info("named")
+    (run / "logs").mkdir(parents=True)
+    logs.move("w5", str(run), "j")
+    log.info("there")
+    logs.move("w6", str(tmp_path / "other"), "j")  # as its next incarnation: it stays
+    log.info("still there")
+    assert [line["message"] for line in lines(own)] == ["before"]
+    (named,) = lines(own.with_name("w5.jsonl"))
+    assert (named["id"], named["run"], named["job"]) == ("w5", "own", "j")
+    found = lines(run / "logs" / "w5.jsonl")
+    assert [(line["message"], line["id"], line["run"]) for line in found] == [
+        ("there", "w5", "r"),
+        ("still there", "w5", "r"),
+    ]
+
+
+def test_a_process_that_was_told_where_its_run_is_stays(tmp_path: Path) -> None:
+    path = logs.configure("worker", "w0", folder=tmp_path / "a" / "logs")
+    (tmp_path / "b" / "logs").mkdir(parents=True)
+    logs.move("w1", str(tmp_path / "b"), "j")
+    structlog.get_logger().info("here")
+    assert [line["id"] for line in lines(path)] == ["w0"]
+
+
 def test_below_the_level_nothing_is_written(tmp_path: Path) -> None:
     path = logs.configure("worker", "w0", folder=tmp_path, level="warning")
     structlog.get_logger().info("quiet")
