@@ -1,8 +1,8 @@
 """What runs differ in: what was asked of them, and what came out. Pure, but for what reads run directories.
 
-The numbers: `step` and its phases are means over the steps that a worker has recorded (`timeline`), over all workers;
-bytes of a whole run are those of its recorded steps times the steps that were made, for of a long run not every step is
-recorded. `samples/s` is over the whole run, from its beginning to its end.
+The numbers: `step` and its phases are means over the recorded steps of all workers (`timeline`). Of a long run not
+every step is recorded, so that the bytes of a whole run are those of a recorded step, on average, times the steps that
+were made. `samples/s` is over the whole run, from its beginning to its end.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from .status import JobStatus
 PHASES = [
     field for field in times.Step.__struct_fields__ if field not in ("clock", "at", "bytes_up", "bytes_down")
 ]
-OWN = frozenset(
-    {"run_dir", "runs", "bind", "coordinator", "keys", "job", "attempt"}
-)  # of one run, or where it ran
+# Settings of one run, and of where it ran.
+OWN = frozenset({"run_dir", "runs", "bind", "coordinator", "keys", "job", "attempt"})
 
 
 class Run(NamedTuple):
@@ -47,8 +46,11 @@ class Row(NamedTuple):
 def read(folder: Path, name: str, now: float) -> Run:
     """Whatever of it can be read."""
     about = about_of(folder)
-    asked = about.get("settings")
-    settings = {"script": about.get("script"), "args": " ".join(map(str, about.get("args") or []))}
+    asked, args = about.get("settings"), about.get("args")
+    settings = {
+        "script": about.get("script"),
+        "args": " ".join(map(str, args if isinstance(args, list) else [])),
+    }
     settings |= asked if isinstance(asked, dict) else {}
     found = finding.look(folder, now)
     steps = {file.stem: times.read(file) for file in sorted((folder / rundir.TIMELINE).glob("*.jsonl"))}
@@ -72,7 +74,8 @@ def results(status: JobStatus | None, steps: Mapping[str, Sequence[times.Step]])
         made = made_by(status)
         found |= {"exit code": status.exit_code, "took_s": took, "epochs": epochs(status), "steps": made}
         found |= {"samples": status.samples, "samples/s": status.samples / took if took else None}
-        found |= dict(status.values)
+        # What a script logs may have any name.
+        found |= {f"logged {key}" if key in found else key: value for key, value in status.values.items()}
     recorded = [step for each in steps.values() for step in each]
     if recorded:
         count = len(recorded)
@@ -135,7 +138,7 @@ def entry(folder: Path, name: str, now: float) -> Entry:
     found = finding.look(folder, now)
     began = about.get("started_at")
     status = found.status
-    if not isinstance(began, int | float):
+    if not isinstance(began, int | float) or not 0 < began < 1e11:
         began = (status.started_at if status is not None else 0.0) or finding.began(folder) or None
     until = now if found.live else status.at if status is not None else finding.touched(folder)
     return Entry(

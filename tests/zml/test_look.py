@@ -489,6 +489,9 @@ up             800 kB      8 kB  0.01x
 def test_comparing_takes_two_runs_and_whatever_of_them_can_be_read(call: Call, run: Path) -> None:
     assert call("compare", "ab12").code == 2
     broken = make(run.parent / "broken")
+    (broken / "config.json").write_text('{"args": 3, "started_at": NaN, "settings": []}')
+    os.utime(broken / "config.json", (NOW, NOW))
+    assert call("compare", "ab12", "broken").code == call("runs").code == 0
     (broken / "config.json").write_bytes(b"\xff{")
     os.utime(broken / "config.json", (NOW, NOW))
     (broken / "status.json").write_text('{"job": 3}')
@@ -500,3 +503,9 @@ def test_comparing_takes_two_runs_and_whatever_of_them_can_be_read(call: Call, r
 def test_steps_are_those_of_the_worker_that_made_the_most() -> None:
     status = JobStatus(job="job", state="SUCCEEDED", members=[worker("w0", 7), worker("w1", 9)])
     assert comparing.results(status, {})["steps"] == 9
+
+
+def test_what_a_script_logs_may_have_any_name() -> None:
+    status = JobStatus(job="job", state="SUCCEEDED", steps=3, values={"steps": 1.5, "loss": 2.0})
+    found = comparing.results(status, {})
+    assert (found["steps"], found["logged steps"], found["loss"]) == (3, 1.5, 2.0)
