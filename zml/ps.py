@@ -28,6 +28,8 @@ from .begin import Sees
 from .checkpoint.folder import is_seen
 from .compiled import compile_kernels
 from .compression import parse
+from .doctor.answering import Examinee
+from .doctor.links import probed
 from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, ZmlError
 from .lease import COORDINATOR, Lease, ask, join
 from .messages import (
@@ -35,12 +37,14 @@ from .messages import (
     Align,
     Assign,
     Copy,
+    Examine,
     Fenced,
     Gauge,
     Hold,
     Message,
     Ok,
     Pair,
+    Probe,
     Promote,
     Pulse,
     Release,
@@ -111,6 +115,7 @@ class Ps(Tenancy):
         self.over: asyncio.Future[int] = self.loop.create_future()
         # A name for this process alone: a second one that wants to be the same shard is told apart.
         self.endpoint = control(f"{self.name}-{socket.gethostname()}-{os.getpid()}", self.handle)
+        self.examinee = Examinee(self.endpoint)
         self.porter = Porter(settings, control, sees)
 
     @property
@@ -236,6 +241,8 @@ class Ps(Tenancy):
 
     def bulk(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
         """From a worker, or from a shard that keeps its copy here; in the bulk thread."""
+        if isinstance(message, Probe):
+            return probed(message)
         if self.lease is None:
             raise Refusal("early", f"{self.name} has not joined yet")
         if isinstance(message, Copy):
@@ -244,7 +251,7 @@ class Ps(Tenancy):
 
     def handle(
         self, peer: str, message: Struct, payload: memoryview | None
-    ) -> Message | Awaitable[Message] | None:
+    ) -> Message | Awaitable[Any] | None:
         """From the coordinator; in the main loop."""
         if peer != COORDINATOR:
             raise Refusal("unexpected", "a shard takes orders from the coordinator only")
@@ -263,6 +270,9 @@ class Ps(Tenancy):
                 return self._take_over(message)
             case Retire():
                 return self._retire(message)
+            case Examine():
+                there = self.lease.joined.run_dir if self.lease is not None else ""
+                return self.examinee.answer(message, self.settings.run_dir or there)
             case Stop():
                 if self.lease is not None and self.leaving is None:
                     self.leaving = asyncio.ensure_future(self._stop(self.lease, message.because))

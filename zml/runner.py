@@ -22,7 +22,7 @@ from types import ModuleType, TracebackType
 
 import msgspec
 
-from . import logs, rundir
+from . import logs, rundir, stack
 from .errors import NO_SCRIPT, ZmlError
 from .launch import tether
 from .messages import Failure
@@ -100,7 +100,9 @@ def keep_our_logs_apart() -> None:
     seat = Seat.from_environment()
     if seat is not None and seat.run_dir:
         level = os.environ.get("ZML_LOG_LEVEL", "info")
-        logs.configure_script(seat.worker, folder=Path(seat.run_dir) / rundir.LOGS, job=seat.job, level=level)
+        folder = Path(seat.run_dir) / rundir.LOGS
+        logs.configure_script(seat.worker, folder=folder, job=seat.job, level=level)
+        stack.answer_signal(folder, seat.worker)
 
 
 class Uncached(SourceFileLoader):

@@ -1,0 +1,155 @@
+"""A member is asked how it is, and answers while it trains.
+
+Rules: nothing here holds the member's loop up; what takes time is in a thread that no end of the process waits for.
+One examination of a kind goes on at a time, whoever asks; and nothing that was asked changes anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from .. import stack
+from ..errors import ZmlError
+from ..messages import Examine, Examined
+from ..transport import Endpoint, Refusal
+from . import installed, links, machine, network, slurm
+from .findings import COORDINATOR, Check, Link, Machine, Process
+
+LONGEST_S = 60.0  # that an examination may take
+MOST_BYTES = 4 << 20  # of a link, each way
+
+T = TypeVar("T")
+
+
+async def in_thread(look: Callable[[], T]) -> T:
+    """As asyncio.to_thread, but that the end of the process does not wait: a driver may hang for a minute."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = look()
+        except Exception as failed:
+            error = failed
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:
+            pass  # the loop has ended meanwhile
+
+    threading.Thread(target=run, name="zml-examine", daemon=True).start()
+    return await done
+
+
+def allowed(question: Examine) -> float:
+    """Seconds that it may take."""
+    return min(max(question.within_s, 0.1), LONGEST_S)
+
+
+class Examinee:
+    """One member's side. `device` is a worker's; `script` says which process its script is, 0 for none."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        dial: Callable[[str], Endpoint] | None = None,
+        *,
+        device: str = "cpu",
+        script: Callable[[], int] = lambda: os.getpid(),
+        look: Callable[[Callable[[], Any]], Awaitable[Any]] = in_thread,
+    ) -> None:
+        """`dial` makes a connection to shards, for a member that speaks with them. `look` runs what takes time."""
+        self.endpoint = endpoint
+        self.dial = dial
+        self.device = device
+        self.script = script
+        self.look = look
+        self.busy: set[tuple[str, str]] = set()
+
+    async def answer(self, question: Examine, run_dir: str) -> tuple[Examined, bytes]:
+        """Raises Refusal."""
+        kind = (question.what, question.to)
+        if kind in self.busy:
+            raise Refusal("busy", f"{question.member} is being examined already")
+        self.busy.add(kind)
+        try:
+            found = await self._found(question, Path(run_dir))
+        finally:
+            self.busy.discard(kind)
+        return Examined(question.job, question.member), msgspec.json.encode(found)
+
+    async def _found(self, question: Examine, run_dir: Path) -> Process | Machine | Link | stack.Stack:
+        match question.what:
+            case "process":
+                return self.process()
+            case "machine":
+                checks: list[Check] = await self.look(lambda: machine.examine(run_dir))
+                return Machine(node=socket.gethostname(), checks=checks)
+            case "link":
+                return await self._link(question, allowed(question))
+            case "stack":
+                found: stack.Stack = await self.look(lambda: self._stack(question.member, run_dir))
+                return found
+
+    def process(self) -> Process:
+        script = self.script()
+        return Process(
+            node=socket.gethostname(),
+            pid=os.getpid(),
+            script_pid=script if script != os.getpid() else 0,
+            device=self.device,
+            versions=installed.versions(),
+            checks=[check_loop(), check_files(), machine.check_processes(), slurm.check(os.environ)],
+        )
+
+    async def _link(self, question: Examine, within_s: float) -> Link:
+        if question.to == COORDINATOR:
+            return await links.to_coordinator(self.endpoint, COORDINATOR, question.job, within_s)
+        if self.dial is None or not question.addresses:
+            raise Refusal("link", f"{question.member} has no link to {question.to}")
+        most = min(question.bulk_bytes, MOST_BYTES)
+        try:
+            return await links.to_shard(
+                self.dial, question.to, question.addresses, question.job, within_s, most
+            )
+        except ZmlError as error:  # keys that are not there, or not usable
+            return Link(trouble=error.what)
+
+    def _stack(self, member: str, run_dir: Path) -> stack.Stack:
+        pid = self.script()
+        if not pid:
+            return stack.Stack(member=member, node=socket.gethostname(), trouble="it runs no script now")
+        there = stack.own_record() if pid == os.getpid() else stack.recorded(run_dir, member)
+        return stack.of(member, pid, there)
+
+
+def check_loop() -> Check:
+    """Of the loop that runs."""
+    module = type(asyncio.get_running_loop()).__module__
+    if module.startswith("uvloop"):
+        return Check("event loop", "pass", "uvloop")
+    return Check("event loop", "warn", f"{module}, which is slower", "pip install uvloop")
+
+
+def check_files() -> Check:
+    """The limit is this process' own: a service or a batch system may set another than a login has."""
+    found = machine.check_open_files()
+    used = network.in_use()
+    told = f"{found.found}, {used} in use" if used >= 0 else found.found
+    return Check("open files", found.verdict, told, found.fix)
