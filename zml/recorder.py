@@ -73,7 +73,7 @@ class Recorder:
             follower(status)
         try:
             rundir.write(self.folder / rundir.NOW, msgspec.json.encode(status))
-            if status.steps:
+            if status.steps > 0:
                 self.job.add(history.job_row(status))
                 self.members.add(history.member_row(status))
             self.full = False

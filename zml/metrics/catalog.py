@@ -1,8 +1,8 @@
 """Every metric of the system, declared once. Panels, alert rules and the documentation are made from these entries.
 
 Names keep to Prometheus' conventions (https://prometheus.io/docs/practices/naming/): one prefix, base units, `_total`
-for counters, `_ratio` from 0 to 1. Labels are bounded: members, phases and results, never a batch or a step. Which process
-it was is in the labels that the scrape adds (`/api/sd`): `role`, `member`, `job`, `node`.
+for counters, `_ratio` from 0 to 1. Labels are bounded: members, phases and results, never a batch or a step. Which
+process it was is in the labels that the scrape adds (`/api/sd`): `role`, `member`, `job`, `node`.
 """
 
 from __future__ import annotations
