@@ -27,6 +27,7 @@ from .journal import Journal
 from .lease import COORDINATOR
 from .link import LISTENER, control_endpoint
 from .messages import JobSpec
+from .recorder import Recorder
 from .scheduler.ids import JobId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
@@ -81,9 +82,11 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         loop.add_signal_handler(number, coordinator.interrupt, signal.Signals(number).name)
     loop.add_signal_handler(signal.SIGUSR2, coordinator.checkpoint_desk.signalled)
     syncing = asyncio.ensure_future(keep_synced(journal))
+    recorder = Recorder(folder, coordinator.status, coordinator.changes)
     try:
         await coordinator.start()
         keep_checkpoints(coordinator, folder, settings)
+        recorder.start()
         here = rundir.Listening(list(coordinator.endpoint.addresses), os.getpid(), coordinator.job)
         rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
         log.info("listening", addresses=here.addresses, job=coordinator.job)
@@ -91,6 +94,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         rundir.write(folder / rundir.STATUS, msgspec.json.encode(coordinator.status()))
         return code
     finally:
+        await recorder.stop()
         syncing.cancel()
         await asyncio.wait({syncing})
         await coordinator.close()

@@ -399,7 +399,17 @@ class Coordinator:
             self.ledger,
             asyncio.get_running_loop().time(),
         )
-        return msgspec.structs.replace(status, events=list(self.events.recent), run_dir=self.run_dir)
+        return msgspec.structs.replace(
+            status,
+            events=list(self.events.recent),
+            run_dir=self.run_dir,
+            boots=self.facts.boots,
+            checkpoint=self.checkpoint_desk.status(),
+        )
+
+    def changes(self) -> int:
+        """Grows whenever the status may have become another one."""
+        return self.board.changes + self.events.written
 
     # -- messages -------------------------------------------------------------------------------------------
 
@@ -547,6 +557,7 @@ class Coordinator:
                 message.device,
                 message.addresses,
                 message.pid,
+                message.metrics,
             )
         )
         if message.role == "shard":

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from .figures import ShardFigures, WorkerFigures
 from .noise import Estimate
 from .rates import Course, Rule, Scaling
 
@@ -74,6 +75,7 @@ class Join(Message, kw_only=True):
     former: int = 0  # the incarnation of `member` that this process was before
     addresses: list[str] = []  # where a shard takes pushes
     device: str = "cpu"
+    metrics: str = ""  # http://HOST:PORT of this process's /metrics
 
 
 class Joined(Message, kw_only=True):
@@ -590,6 +592,7 @@ class Report(Message, kw_only=True):
     samples: int = 0
     staleness: int = 0
     values: dict[str, float] = {}
+    figures: WorkerFigures | None = None
 
 
 class Gauge(Message, kw_only=True):
@@ -609,6 +612,7 @@ class Gauge(Message, kw_only=True):
     holders: int = 1  # shards with chunks, whose noise adds up
     # By number of workers: steps seen, and the median of the newest ones' seconds.
     step_times: list[tuple[int, int, float]] = []
+    figures: ShardFigures | None = None
 
 
 class Where(Message):

@@ -29,6 +29,7 @@ from ..coordinator import Coordinator
 from ..errors import ZmlError
 from ..events import EventLog
 from ..journal import Journal
+from ..recorder import Recorder
 from ..scheduler import events as job_events
 from ..scheduler.cluster import events
 from ..scheduler.cluster.events import Outcome
@@ -188,10 +189,12 @@ class Attempts:
             journal.close()
             raise
         self._keep_synced(journal)
+        recorder = Recorder(folder, coordinator.status, coordinator.changes)
         began: asyncio.Task[None] | None = None
         try:
             await coordinator.start()
             keep_checkpoints(coordinator, folder, settings)
+            recorder.start()
             life.coordinator = coordinator
             began = asyncio.ensure_future(self._tell_beginning(coordinator, job, number))
             self._pass_on(life)
@@ -200,6 +203,7 @@ class Attempts:
             over = coordinator.machine.over[coordinator.job]
             return OUTCOMES[over.cause], code, over.because
         finally:
+            await recorder.stop()
             if began is not None:
                 began.cancel()
             self.journals.discard(journal)
