@@ -6,7 +6,7 @@ Pure functions of what was written and what there is.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -128,10 +128,11 @@ def about_member(word: str, there: Iterable[str]) -> str:
     return f"There are {', '.join(names[:8])}{' and more' if len(names) > 8 else ''}." if names else ""
 
 
-def about_run(word: str, runs: Path, found: Mapping[str, Path]) -> str:
-    """What to do about a name that no run below `runs` has. `found`: by name, those that there are."""
+def about_run(word: str, runs: Path) -> str:
+    """What to do about a name that no run below `runs` has."""
+    names = sorted((file.parent.name for file in runs.glob("*/config.json")), reverse=True)
+    if not names:
+        return f"There is no run in {runs}."
     name = Path(word).name
-    near = nearest(name, found) or next((each for each in sorted(found, reverse=True) if name in each), None)
-    if near is not None:
-        return f"Did you mean {found[near]}?"
-    return f"`ls {runs}` lists the runs." if found else f"There is no run in {runs}."
+    near = nearest(name, names) or next((each for each in names if name in each), None)
+    return f"Did you mean {runs / near}?" if near is not None else f"`ls {runs}` lists the runs."

@@ -143,7 +143,7 @@ def check_loop() -> Check:
     """Of the loop that runs."""
     module = type(asyncio.get_running_loop()).__module__
     if module.startswith("uvloop"):
-        return Check("event loop", "pass", "uvloop")
+        return Check("event loop", "pass", "uvloop runs")
     return Check("event loop", "warn", f"{module}, which is slower", "pip install uvloop")
 
 

@@ -90,9 +90,7 @@ class Asking:
         )
         async with self.free:
             try:
-                answer = await self.endpoint.request(
-                    COORDINATOR, question, timeout_s=within_s + ANSWER_S
-                )
+                answer = await self.endpoint.request(COORDINATOR, question, timeout_s=within_s + ANSWER_S)
             except Refused as refused:
                 raise Silent(refused.because) from None
             except TransportError as error:
@@ -147,9 +145,7 @@ async def _links(asking: Asking, found: Answers, workers: Sequence[str], shards:
                 found.unmeasured.append(pair)
                 return
             try:
-                link = await asking.ask(
-                    source, "link", Link, to=to, bulk_bytes=bulk_bytes, within_s=left_s
-                )
+                link = await asking.ask(source, "link", Link, to=to, bulk_bytes=bulk_bytes, within_s=left_s)
             except Silent as silent:
                 link = Link(trouble=str(silent))
             found.links.append(Measured(source, to, link))

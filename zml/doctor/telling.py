@@ -74,14 +74,21 @@ def cluster_lines(
     everything: bool = False,
 ) -> Iterator[str]:
     yield headline(answers, where)
-    for node, members in sorted(answers.by_node().items()):
-        yield from _wrapped(f"{node}: {', '.join(members)}", width)
+    nodes = answers.by_node()
+    for node, members in sorted(nodes.items()):
+        yield from _wrapped(f"{node}: {', '.join(in_order(members))}", width)
     yield ""
     shown = list(checks) if everything else folded(checks, answers)
     for check in shown:
-        yield from entry(check, width, paint)
+        alone = len(nodes) == 1 and check.where in nodes  # it goes without saying
+        yield from entry(msgspec.structs.replace(check, where="") if alone else check, width, paint)
     yield ""
     yield count(checks)
+
+
+def in_order(members: Sequence[str]) -> list[str]:
+    """coordinator, p0, p1, ... p10, w0."""
+    return sorted(members, key=lambda name: (name[:1], len(name), name))
 
 
 def headline(answers: Answers, where: str) -> str:

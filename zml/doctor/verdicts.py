@@ -24,11 +24,17 @@ SET_KEYS = "Look at its log; open the port in the firewall, and give all roles -
 
 def judge(answers: Answers) -> list[Check]:
     """In the order in which they are told."""
+    told = {check.name for process in answers.processes.values() for check in process.checks}
     return [
         *members(answers),
         *versions(answers),
         *(own for member, process in answers.processes.items() for own in _at(member, process.checks)),
-        *(own for node, machine in answers.machines.items() for own in _at(node, machine.checks)),
+        *(
+            own
+            for node, machine in sorted(answers.machines.items())
+            for own in _at(node, machine.checks)
+            if own.name not in told  # of that process itself, and every one has said it
+        ),
         *skews(answers),
         *links(answers),
     ]
@@ -96,6 +102,8 @@ def skews(answers: Answers) -> Iterator[Check]:
         ahead = -link.skew_s
         way = "ahead of" if ahead > 0 else "behind"
         told = f"{seconds(abs(ahead))} {way} the coordinator's, give or take {seconds(link.rtt_s / 2)}"
+        if abs(ahead) <= link.rtt_s / 2:
+            told = f"that of the coordinator, give or take {seconds(link.rtt_s / 2)}"
         if abs(ahead) - link.rtt_s / 2 > SKEW_S:
             fix = "Start chrony or systemd-timesyncd there: logs are put in order by these clocks."
             yield Check("clock skew", "warn", told, fix, node)
