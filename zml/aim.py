@@ -21,10 +21,6 @@ class Aim:
     settings: Settings
     folder: Path | None
 
-    @property
-    def where(self) -> str:
-        return ", ".join(self.settings.coordinator)
-
 
 def run_named(word: str, runs: Path) -> Path:
     """A run directory, by its path or by its name below `runs`. Raises ZmlError that names the nearest one."""

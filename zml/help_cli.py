@@ -80,9 +80,15 @@ def doctor(
     from .doctor import telling
 
     if as_json:
-        click.echo(json.dumps({"coordinator": aim.where, **telling.as_json(found, checks)}, indent=2))
+        click.echo(
+            json.dumps(
+                {"coordinator": list(aim.settings.coordinator), **telling.as_json(found, checks)}, indent=2
+            )
+        )
     else:
-        for line in telling.cluster_lines(found, checks, aim.where, width(), paint(), everything=everything):
+        for line in telling.cluster_lines(
+            found, checks, aim.settings.coordinator[0], width(), paint(), everything=everything
+        ):
             click.echo(line)
     return 1 if worst(checks) == "fail" else 0
 
