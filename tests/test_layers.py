@@ -74,8 +74,13 @@ COORDINATES = {
     "zml.coordinator",
     "zml.dealer",
     "zml.depot",
+    "zml.aim",
+    "zml.completion",
     "zml.docket",
-    "zml.doctor",
+    "zml.guess",
+    "zml.help_cli",
+    "zml.stack",
+    "zml.stack_view",
     "zml.endings",
     "zml.errors",
     "zml.events",
@@ -112,7 +117,7 @@ COORDINATES = {
     "zml.status",
     "zml.tables",
     "zml.timeline",
-}  # and zml.checkpoint.*, zml.cluster.*, zml.launch.*, zml.simulate.*, zml.slurm.*, zml.web.*
+}  # and zml.checkpoint.*, zml.cluster.*, zml.doctor.*, zml.launch.*, zml.simulate.*, zml.slurm.*, zml.web.*
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("torch", "save")}
@@ -184,6 +189,7 @@ def coordinating() -> list[str]:
         "zml.checkpoint",
         "zml.cli",
         "zml.cluster",
+        "zml.doctor",
         "zml.launch",
         "zml.simulate",
         "zml.slurm",

@@ -7,6 +7,7 @@ never fails: a shell has no place for an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +113,7 @@ def member_names(context: click.Context) -> Iterator[tuple[str, str]]:
     if folder is None:
         return
     names = {file.name.partition(".")[0] for file in (folder / LOGS).glob("*.jsonl")}
+    names = {name for name in names if name == "coordinator" or re.fullmatch(r"[pw]\d+", name)}
     for name in sorted(names, key=lambda each: (each[:1], len(each), each)):
         yield name, ""
 

@@ -80,11 +80,11 @@ def fix_of(error: click.UsageError, root: click.Group) -> str:
         return command(path, word, at, root)
     if isinstance(error, click.NoSuchOption):
         flags = [name for parameter in at.params for name in parameter.opts if name.startswith("--")]
-        if near := nearest(error.option_name, [*flags, "--help"]):
+        if near := nearest(error.option_name, [*flags, "--help"], 0.75):
             return f"Did you mean {near}?"
-        where = [name for name, each in every_command(root) if error.option_name in _flags(each)]
-        if len(where) == 1:
-            return f"That is a flag of `zml {where[0]}`."
+        where = [f"`zml {name}`" for name, each in every_command(root) if error.option_name in _flags(each)]
+        if where:
+            return f"It is a flag of {' and '.join([', '.join(where[:2]), *where[2:3]])}."
     if isinstance(error, click.BadParameter) and isinstance(getattr(error.param, "type", None), click.Choice):
         return f"`{path} --help` says more."
     return f"`{path} --help` lists what there is."

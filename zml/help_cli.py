@@ -256,7 +256,7 @@ def explain(code: str | None, server: str | None, token: str | None, as_json: bo
         return 0
     wanted = f"ZML-E{code.upper().removeprefix('ZML-').removeprefix('E')}"
     if wanted not in errors.BOOK:
-        raise ZmlError(USAGE, f"there is no error {code}", near_code(wanted))
+        raise ZmlError(USAGE, f"there is no error {code}", "`zml explain` lists all of them.")
     entry = errors.BOOK[wanted]
     if as_json:
         click.echo(json.dumps({"code": wanted, **asdict(entry)}, indent=2))
@@ -274,13 +274,6 @@ def told(code: str, entry: errors.Entry) -> Iterator[str]:
     yield textwrap.fill(f"What to do: {entry.do}", 80)
     yield ""
     yield f"Exit code {entry.exit_code}."
-
-
-def near_code(wanted: str) -> str:
-    """Codes of one kind begin with the same digit."""
-    there = [known for known in sorted(errors.BOOK) if known[:6] == wanted[:6]]
-    listed = f"Those of its kind: {', '.join(known.removeprefix('ZML-') for known in there)}."
-    return listed if there else "`zml explain` lists all of them."
 
 
 # -- completion ----------------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ class Examinee:
         device: str = "cpu",
         script: Callable[[], int] = lambda: os.getpid(),
         look: Callable[[Callable[[], Any]], Awaitable[Any]] = in_thread,
+        means: links.Means = links.MEANS,
     ) -> None:
         """`dial` makes a connection to shards, for a member that speaks with them. `look` runs what takes time."""
         self.endpoint = endpoint
@@ -80,6 +81,7 @@ class Examinee:
         self.device = device
         self.script = script
         self.look = look
+        self.means = means
         self.busy: set[tuple[str, str]] = set()
 
     async def answer(self, question: Examine, run_dir: str) -> tuple[Examined, bytes]:
@@ -120,13 +122,13 @@ class Examinee:
 
     async def _link(self, question: Examine, within_s: float) -> Link:
         if question.to == COORDINATOR:
-            return await links.to_coordinator(self.endpoint, COORDINATOR, question.job, within_s)
+            return await links.to_coordinator(self.endpoint, COORDINATOR, question.job, within_s, self.means)
         if self.dial is None or not question.addresses:
             raise Refusal("link", f"{question.member} has no link to {question.to}")
         most = min(question.bulk_bytes, MOST_BYTES)
         try:
             return await links.to_shard(
-                self.dial, question.to, question.addresses, question.job, within_s, most
+                self.dial, question.to, question.addresses, question.job, within_s, most, self.means
             )
         except ZmlError as error:  # keys that are not there, or not usable
             return Link(trouble=error.what)

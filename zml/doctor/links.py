@@ -2,7 +2,7 @@
 
 A worker's link to a shard is measured over a connection like that of its script: the same sockets, keys and limits, to
 the shard's own thread, behind whatever gradients wait there. What it costs is bounded: a few small messages, then as
-much as goes over in SAMPLE_S, `bulk_bytes` at most, there and back; and no step is held up for longer than one of the
+much as goes over in SAMPLE_S, `most_bytes` at most, there and back; and no step is held up for longer than one of the
 messages takes (1 MB: what a bucket has).
 """
 
@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
+from statistics import median
 from urllib.parse import urlsplit
 
 import msgspec
@@ -30,6 +31,19 @@ FIRST = 64 * KB  # larger than any packet, and little for any link
 SAMPLE_S = 0.5
 ROUND_TRIPS = 5
 KNOCK_S = 2.0
+LEAST_S = 1e-9  # between two looks at a clock that jumps
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What is measured with. In simulated time there are neither threads nor sockets, and another clock."""
+
+    clock: Callable[[], float] = time.perf_counter  # that of uvloop has a resolution of 1 ms
+    wall: Callable[[], float] = time.time
+    knock: Callable[[str], Awaitable[str]] = lambda address: knock(address)
+
+
+MEANS = Means()
 
 
 @cache
@@ -44,11 +58,58 @@ def probed(question: Probe) -> tuple[Probed, bytes | memoryview | None]:
     return Probed(time.time()), memoryview(filling())[:back] if back else None
 
 
-async def to_coordinator(endpoint: Endpoint, peer: str, job: str, within_s: float) -> Link:
+class Ruler:
+    """Measures one link, within a deadline. `endpoint` is connected to `peer`."""
+
+    def __init__(self, endpoint: Endpoint, peer: str, job: str, until: float, means: Means) -> None:
+        self.endpoint = endpoint
+        self.peer = peer
+        self.job = job
+        self.until = until  # by the loop's time
+        self.means = means
+
+    async def round_trips(self) -> tuple[float, float]:
+        """The median of several, and how far the other's clock is ahead: by the fastest, as NTP does. Raises as
+        `Endpoint.request`."""
+        seen = []
+        for _ in range(ROUND_TRIPS):
+            asked_at, began = self.means.wall(), self.means.clock()
+            answer = await self.endpoint.request(self.peer, Probe(self.job), timeout_s=self._left())
+            took = self.means.clock() - began
+            assert isinstance(answer.message, Probed), answer.message
+            seen.append((took, answer.message.at - (asked_at + took / 2)))
+        return median(took for took, _ in seen), min(seen)[1]
+
+    async def rate(self, most_bytes: int, *, up: bool) -> float:
+        """Bytes per second: of one message first, and then of as many at once as SAMPLE_S will do for. Raises as
+        `Endpoint.request`."""
+        first = min(FIRST, most_bytes)
+        began = self.means.clock()
+        await self._send(first, up=up)
+        took = max(self.means.clock() - began, LEAST_S)
+        sizes = pieces(first / took, most_bytes)
+        if not sizes:
+            return first / took
+        began = self.means.clock()
+        await asyncio.gather(*(self._send(size, up=up) for size in sizes))
+        return sum(sizes) / max(self.means.clock() - began, LEAST_S)
+
+    async def _send(self, size: int, *, up: bool) -> None:
+        question = Probe(self.job) if up else Probe(self.job, back=size)
+        payload = memoryview(filling())[:size] if up else None
+        await self.endpoint.request(self.peer, question, payload, timeout_s=self._left())
+
+    def _left(self) -> float:
+        return max(self.until - asyncio.get_running_loop().time(), 0.01)
+
+
+async def to_coordinator(
+    endpoint: Endpoint, peer: str, job: str, within_s: float, means: Means = MEANS
+) -> Link:
     """Over the connection that is there."""
-    until = asyncio.get_running_loop().time() + within_s
+    ruler = Ruler(endpoint, peer, job, asyncio.get_running_loop().time() + within_s, means)
     try:
-        rtt_s, skew_s = await _round_trips(endpoint, peer, job, until)
+        rtt_s, skew_s = await ruler.round_trips()
     except TransportError as error:
         return Link(trouble=str(error))
     return Link(rtt_s=rtt_s, skew_s=skew_s)
@@ -60,71 +121,38 @@ async def to_shard(
     addresses: Sequence[str],
     job: str,
     within_s: float,
-    bulk_bytes: int,
+    most_bytes: int,
+    means: Means = MEANS,
 ) -> Link:
     """Over a connection of its own, which is closed again. `dial` makes one as scripts do."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + within_s
+    until = asyncio.get_running_loop().time() + within_s
     endpoint = dial(f"probe-{socket.gethostname()[:40]}-{secrets.token_hex(6)}")
+    ruler = Ruler(endpoint, shard, job, until, means)
     await endpoint.start()
     try:
         try:
             await endpoint.connect(shard, addresses, timeout_s=within_s / 2)
-            rtt_s, skew_s = await _round_trips(endpoint, shard, job, until)
+            rtt_s, skew_s = await ruler.round_trips()
         except TransportError as error:
-            knocked = await asyncio.gather(*(knock(address) for address in addresses))
+            knocked = await asyncio.gather(*map(means.knock, addresses))
             return Link(trouble="; ".join([str(error), *knocked]))
         mtu = min(filter(None, map(_mtu, addresses)), default=0)
-        found = Link(rtt_s=rtt_s, skew_s=skew_s, mtu=mtu)
-        if bulk_bytes <= 0:
-            return found
-        rates = []
-        for up in (True, False):
-            try:
-                rates.append(await _rate(endpoint, shard, job, until, bulk_bytes, up=up))
-            except TransportError as error:
-                way = "there" if up else "back"
-                trouble = f"small messages arrive, and {FIRST // KB} KB on the way {way} do not: {error}"
-                return _with(found, rates, trouble)
-        return _with(found, rates, "", "shared memory" if _shares(endpoint, shard) else "socket")
+        link = Link(rtt_s=rtt_s, skew_s=skew_s, mtu=mtu)
+        if most_bytes <= 0:
+            return link
+        up_bps = down_bps = -1.0
+        trouble = ""
+        try:
+            up_bps = await ruler.rate(most_bytes, up=True)
+            down_bps = await ruler.rate(most_bytes, up=False)
+        except TransportError as error:
+            way = "there" if up_bps < 0 else "back"
+            trouble = f"small messages arrive, but {FIRST // KB} KB on the way {way} do not: {error}"
+        info = endpoint.peers().get(shard)
+        by = "shared memory" if info is not None and info.shared_memory else "socket"
+        return msgspec.structs.replace(link, up_bps=up_bps, down_bps=down_bps, by=by, trouble=trouble)
     finally:
         await endpoint.close()
-
-
-def _with(link: Link, rates: list[float], trouble: str, by: str = "") -> Link:
-    up_bps, down_bps = [*rates, -1.0, -1.0][:2]
-    return msgspec.structs.replace(link, up_bps=up_bps, down_bps=down_bps, by=by, trouble=trouble)
-
-
-def _shares(endpoint: Endpoint, peer: str) -> bool:
-    info = endpoint.peers().get(peer)
-    return info is not None and info.shared_memory
-
-
-async def _round_trips(endpoint: Endpoint, peer: str, job: str, until: float) -> tuple[float, float]:
-    """The median of several, and how far the other's clock is ahead: by the fastest, as NTP does."""
-    seen = []
-    for _ in range(ROUND_TRIPS):
-        asked_at, began = time.time(), time.perf_counter()
-        answer = await endpoint.request(peer, Probe(job), timeout_s=_left(until))
-        took = time.perf_counter() - began
-        if isinstance(answer.message, Probed):
-            seen.append((took, answer.message.at - (asked_at + took / 2)))
-    return statistics.median(took for took, _ in seen), min(seen)[1]
-
-
-async def _rate(endpoint: Endpoint, peer: str, job: str, until: float, most_bytes: int, *, up: bool) -> float:
-    """Bytes per second: of one message first, and then of as many at once as SAMPLE_S will do for."""
-    first = min(FIRST, most_bytes)
-    began = time.perf_counter()
-    await _send(endpoint, peer, job, until, first, up=up)
-    took = time.perf_counter() - began
-    sizes = pieces(first / took, most_bytes)
-    if not sizes:
-        return first / took
-    began = time.perf_counter()
-    await asyncio.gather(*(_send(endpoint, peer, job, until, size, up=up) for size in sizes))
-    return sum(sizes) / (time.perf_counter() - began)
 
 
 def pieces(guess_bps: float, most_bytes: int) -> list[int]:
@@ -133,16 +161,6 @@ def pieces(guess_bps: float, most_bytes: int) -> list[int]:
     if whole <= FIRST:
         return []
     return [PIECE] * (whole // PIECE) + ([whole % PIECE] if whole % PIECE else [])
-
-
-async def _send(endpoint: Endpoint, peer: str, job: str, until: float, size: int, *, up: bool) -> None:
-    question = Probe(job) if up else Probe(job, back=size)
-    payload = memoryview(filling())[:size] if up else None
-    await endpoint.request(peer, question, payload, timeout_s=_left(until))
-
-
-def _left(until: float) -> float:
-    return max(until - asyncio.get_running_loop().time(), 0.01)
 
 
 def _mtu(address: str) -> int:
