@@ -77,16 +77,15 @@ def doctor(
             raise ZmlError(USAGE, f"{what} is for --cluster", "Add --cluster, or leave it out.")
         return look_here(as_json, given)
     found, checks, aim = look_around(run, wait_s, given)
-    from .doctor import telling
 
     if as_json:
         click.echo(
             json.dumps(
-                {"coordinator": list(aim.settings.coordinator), **telling.as_json(found, checks)}, indent=2
+                {"coordinator": list(aim.settings.coordinator), **summary.as_json(found, checks)}, indent=2
             )
         )
     else:
-        for line in telling.cluster_lines(
+        for line in summary.cluster_lines(
             found, checks, aim.settings.coordinator[0], width(), paint(), everything=everything
         ):
             click.echo(line)

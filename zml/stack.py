@@ -218,6 +218,8 @@ def by_signal(pid: int, there: tuple[Path, Record] | None) -> tuple[list[Thread]
     """The threads, or why not."""
     if there is None or there[1].pid != pid or not lives(there[1]):
         return [], "it has not said that it answers the signal"
+    if status_of(pid).get("State", "?")[:1] in "Tt":
+        return [], "it is stopped and can write nothing"  # a signal would only wait for it
     path = there[0]
     if not catches(pid, SIGNAL):
         return [], "it does not answer the signal any more: the script has put its handler out"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.simulation import simulate
 from tests.zml.cluster import ADDRESS, JOB, Cluster, parameters
 from zml.doctor import cluster as asking
-from zml.doctor import telling
+from zml.doctor import summary, telling
 from zml.doctor.answering import Examinee, check_files, in_thread
 from zml.doctor.cluster import Answers, Asking, Measured, between_machines, rounds
 from zml.doctor.findings import COORDINATOR, Check, Link, Machine, Process
@@ -220,7 +220,9 @@ def answers(nodes: dict[str, str], **links: Link) -> Answers:
         node: Machine(node=node, checks=[Check("disk", "pass", f"{n} GB free")])
         for n, node in enumerate(sorted(set(nodes.values())))
     }
-    found.links = [Measured(*name.split("_"), link) for name, link in links.items()]
+    found.links = [
+        Measured(name.partition("_")[0], name.partition("_")[2], link) for name, link in links.items()
+    ]
     return found
 
 
@@ -276,12 +278,12 @@ def test_what_is_well_is_told_in_few_lines_and_what_is_not_one_by_one() -> None:
     links["w7_p0"] = Link(trouble="no answer from tcp://10.0.0.1:7077 in 5 s")
     found = answers(nodes, **links)
     checks = judge(found)
-    lines = list(telling.cluster_lines(found, checks, ADDRESS, 80))
+    lines = list(summary.cluster_lines(found, checks, ADDRESS, 80))
     body = lines[lines.index("") + 1 :]
     assert len(body) < 20 and all(len(line) <= 80 for line in body)
     assert any(line.startswith("fail  link            w7 -> p0: no answer from") for line in body)
     assert body[-1] == f"{len(checks) - 1} passed, 0 warnings, 1 failed"
-    everything = list(telling.cluster_lines(found, checks, ADDRESS, 80, everything=True))
+    everything = list(summary.cluster_lines(found, checks, ADDRESS, 80, everything=True))
     assert len(everything) > len(checks)
 
 
@@ -292,7 +294,7 @@ def test_names_from_elsewhere_move_no_cursor() -> None:
 
 def test_json_holds_all_that_was_found() -> None:
     found = answers({"p0": "a", "w0": "b"}, w0_p0=GOOD)
-    told = json.loads(json.dumps(telling.as_json(found, judge(found))))
+    told = json.loads(json.dumps(summary.as_json(found, judge(found))))
     assert told["verdict"] == "pass" and told["silent"] == {}
     assert told["links"] == [
         {"from": "w0", "to": "p0", "rtt_s": 0.0004, "skew_s": 0.0, "up_bps": 1.1e8, "down_bps": 1.1e8,

@@ -10,7 +10,8 @@ desk       the coordinator answers, and hands on what is for others
 links      how long a message takes to another member, how fast many are
 cluster    asks all members, each within a deadline
 verdicts   what the answers add up to
-telling    and how that is told
+telling    how checks are told
+summary    and those of a cluster, in few lines
 
 Rule: what is broken must not break the doctor. Nothing here loads torch, and `machine` and its like not even zmq.
 """
