@@ -108,7 +108,10 @@ def member_names(context: click.Context) -> Iterator[tuple[str, str]]:
     """Of the run that is named in the line already, else of the newest: whoever has a log there."""
     from .rundir import LOGS, newest
 
-    named = context.params.get("run")
+    # Behind an option that has no value yet, click has not said which argument is which.
+    named = context.params.get("run") or next(
+        (word for word in context.args if Path(word, LOGS).is_dir()), ""
+    )
     folder = Path(named) if named else newest(_runs())
     if folder is None:
         return

@@ -50,11 +50,11 @@ def command(path: str, word: str, group: click.Group, root: click.Group) -> str:
     help_ = f"`{path} --help` lists what there is."
     if word.endswith(".py") or Path(word).is_file():
         return f"`zml run {word}` trains it. {help_}"
-    if near := nearest(word, group.commands):
+    if near := nearest(word, group.list_commands(click.Context(group))):
         return f"Did you mean `{path} {near}`?"
     known = dict(every_command(root))
     elsewhere = ELSEWHERE.get(word.lower(), "")
-    if elsewhere and (elsewhere in known or elsewhere in root.commands):
+    if elsewhere in known:
         return f"Did you mean `zml {elsewhere}`?"
     inner = {name.rpartition(" ")[2]: name for name in reversed(list(known))}
     if found := nearest(word, inner, 0.8):
@@ -63,8 +63,12 @@ def command(path: str, word: str, group: click.Group, root: click.Group) -> str:
 
 
 def every_command(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
-    """All commands below a group, by their words: "data audit"."""
-    for name, each in group.commands.items():
+    """All commands below a group, by their words: "data audit". Those that are loaded when asked for are loaded."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        each = group.get_command(context, name)
+        if each is None:
+            continue
         yield f"{before}{name}", each
         if isinstance(each, click.Group):
             yield from every_command(each, f"{before}{name} ")

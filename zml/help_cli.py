@@ -76,18 +76,14 @@ def doctor(
             what = "a RUN" if run else "--coordinator"
             raise ZmlError(USAGE, f"{what} is for --cluster", "Add --cluster, or leave it out.")
         return look_here(as_json, given)
-    found, checks, aim = look_around(run, wait_s, given)
+    from .doctor import summary
 
+    found, checks, aim = look_around(run, wait_s, given)
+    where = aim.settings.coordinator
     if as_json:
-        click.echo(
-            json.dumps(
-                {"coordinator": list(aim.settings.coordinator), **summary.as_json(found, checks)}, indent=2
-            )
-        )
+        click.echo(json.dumps({"coordinator": list(where), **summary.as_json(found, checks)}, indent=2))
     else:
-        for line in summary.cluster_lines(
-            found, checks, aim.settings.coordinator[0], width(), paint(), everything=everything
-        ):
+        for line in summary.cluster_lines(found, checks, where[0], width(), paint(), everything=everything):
             click.echo(line)
     return 1 if worst(checks) == "fail" else 0
 
