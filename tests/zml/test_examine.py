@@ -307,5 +307,8 @@ def test_json_holds_all_that_was_found() -> None:
     ]
 
 
-def test_a_member_says_how_many_of_its_files_are_open() -> None:
-    assert "in use" in check_files().found
+def test_a_member_whose_files_are_nearly_all_open_says_so() -> None:
+    assert check_files().name == "open files"
+    assert (check_files(8192, 4000).verdict, check_files(8192, 4000).found) == ("pass", "8192")
+    assert (check_files(8192, 5000).verdict, check_files(8192, 5000).found) == ("warn", "5000 of 8192 in use")
+    assert check_files(1024, 10).verdict == "warn"

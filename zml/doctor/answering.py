@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import threading
 from collections.abc import Awaitable, Callable
@@ -149,9 +150,12 @@ def check_loop() -> Check:
     return Check("event loop", "warn", f"{module}, which is slower", "pip install uvloop")
 
 
-def check_files() -> Check:
+def check_files(limit: int | None = None, used: int | None = None) -> Check:
     """The limit is this process' own: a service or a batch system may set another than a login has."""
-    found = machine.check_open_files()
-    used = network.in_use()
-    told = f"{found.found}, {used} in use" if used >= 0 else found.found
-    return Check("open files", found.verdict, told, found.fix)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
+    used = network.in_use() if used is None else used
+    if used > limit / 2 and limit != resource.RLIM_INFINITY:
+        return Check(
+            "open files", "warn", f"{used} of {limit} in use", f"ulimit -n {4 * limit}: one per peer."
+        )
+    return machine.check_open_files((limit, limit))
