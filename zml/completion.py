@@ -25,7 +25,7 @@ else:
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_ZML_COMPLETE"
 JOB_S = 0.3
-MOST = 50
+MOST = 100
 # Parameters by what they mean, as the commands name them.
 RUNS = {"run", "a", "b", "resume", "first", "second"}
 JOBS = {"job", "wanted", "after"}
@@ -45,11 +45,14 @@ class Offers(Text):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
+        found: list[CompletionItem] = []
         try:
-            found = [each for each in self.find(ctx) if each[0].startswith(incomplete)]
+            for value, about in self.find(ctx):
+                if value.startswith(incomplete) and len(found) < MOST:
+                    found.append(CompletionItem(value, help=about or None))
         except Exception:  # whatever it is, a line that is being typed is no place to say so
-            return []
-        return [CompletionItem(value, help=about or None) for value, about in found[:MOST]]
+            pass
+        return found
 
 
 class Paths(Text):
@@ -78,6 +81,8 @@ def teach(root: click.Group) -> None:
                 param.type = runs
             elif param.name in JOBS and (name.startswith("job") or param.name == "after"):
                 param.type = jobs
+            elif param.name == "code":
+                param.type = Offers(codes_and_jobs)
             elif param.name in MEMBERS:
                 param.type = members
             elif param.name == "script" or metavar in FILES:
@@ -147,6 +152,15 @@ def job_names(context: click.Context) -> Iterator[tuple[str, str]]:
         connection.close()
     for each in found:
         yield each["id"], f"{each['name']} {each['state'].lower()}"
+
+
+def codes_and_jobs(context: click.Context) -> Iterator[tuple[str, str]]:
+    """What can be explained."""
+    from .errors import BOOK
+
+    for code, entry in sorted(BOOK.items()):
+        yield code.removeprefix("ZML-"), entry.title
+    yield from job_names(context)
 
 
 def _runs() -> Path:

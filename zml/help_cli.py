@@ -181,23 +181,23 @@ def find_stack(member: str, run: str | None, given: dict[str, Any]) -> Stack:
     from . import stack as stacks
 
     aimed = aim.take(run, given)
-    names = set()
+    name = member
     if aimed.folder is not None:
         newest = rundir.newest_status(aimed.folder)
-        names = {each.member for each in newest.members} if newest is not None else set()
-    name = guess.member(member, {*names, "coordinator"}) or member
-    if aimed.folder is not None:
+        names = [each.member for each in newest.members] if newest is not None else []
+        known = guess.member(member, [*names, "coordinator"])
+        if names and known is None:
+            raise ZmlError(USAGE, f"there is no member {member}", guess.about_member(member, names))
+        name = known or member
         there = stacks.recorded(aimed.folder, name)
         if there is not None and stacks.lives(there[1]):
             return stacks.of(name, there[1].pid, there)
-        if names and name not in {*names, "coordinator"}:
-            raise ZmlError(USAGE, f"there is no member {member}", guess.about_member(member, names))
     aim.must_go_on(aimed)
     return ask_for_stack(name, aimed)
 
 
 def ask_for_stack(member: str, aimed: Aim) -> Stack:
-    """Through the coordinator; the member looks itself, or the other process on its machine does. Raises ZmlError."""
+    """Through the coordinator, from the member itself: of its own process, or of its script's. Raises ZmlError."""
     import asyncio
 
     from . import guess, logs, observe

@@ -60,7 +60,9 @@ from .messages import (
 )
 from .porter import Porter
 from .pushlog import PushLog
+from .rundir import LOGS
 from .shard import Shard
+from .stack import answer_signal
 from .tenancy import InBulk, Tenancy
 from .transport import Endpoint, Handler, Refusal, TransportError
 
@@ -130,6 +132,8 @@ class Ps(Tenancy):
         try:
             self.lease = await join(self.endpoint, self.settings, "shard", self.name, addresses=addresses)
             self.porter.lease = self.lease
+            if logs := self._logs(self.lease):
+                answer_signal(logs, self.name)  # where people look for it
             keeping = asyncio.ensure_future(self.lease.keep())
             keeping.add_done_callback(lambda task: None if task.cancelled() else self.finish(task.result()))
             serves = self.lease.joined.serves
@@ -146,6 +150,12 @@ class Ps(Tenancy):
             await self.endpoint.close()
             for pushes in self.logs.values():
                 pushes.close()
+
+    def _logs(self, lease: Lease) -> Path | None:
+        """Those of the run, if its directory is on this machine."""
+        run_dir = self.settings.run_dir or lease.joined.run_dir
+        folder = Path(run_dir, LOGS)
+        return folder if run_dir and folder.is_dir() else None
 
     def die(self) -> None:
         """End without a word, as a process that is killed: for tests, where several live in one."""

@@ -12,10 +12,11 @@ from tests.simulation import simulate
 from tests.zml.cluster import ADDRESS, JOB, Cluster, parameters
 from zml.doctor import cluster as asking
 from zml.doctor import summary, telling
-from zml.doctor.answering import Examinee, check_files, in_thread
+from zml.doctor.answering import Examinee, check_files
 from zml.doctor.cluster import Answers, Asking, Measured, between_machines, rounds
 from zml.doctor.findings import COORDINATOR, Check, Link, Machine, Process
 from zml.doctor.links import FIRST, PIECE, pieces, probed
+from zml.doctor.means import Means, in_thread
 from zml.doctor.verdicts import judge
 from zml.messages import AnyMessage, Examine, JobSpec, Probe
 from zml.status import MemberStatus
@@ -140,11 +141,11 @@ def test_one_examination_of_a_kind_at_a_time() -> None:
         endpoint = MemoryNetwork(SEED).endpoint("m", vocabulary=AnyMessage, handler=lambda *_: None)
         gate = asyncio.Event()
 
-        async def slow(function: object) -> list[Check]:
+        async def slow(function: object) -> Machine:
             await gate.wait()
-            return []
+            return Machine(node="n", checks=[])
 
-        examinee = Examinee(endpoint, look=slow)
+        examinee = Examinee(endpoint, means=Means(look=slow))
         question = Examine(job=JOB, member="m", what="machine", within_s=1.0)
         first = asyncio.ensure_future(examinee.answer(question, ""))
         await asyncio.sleep(0)

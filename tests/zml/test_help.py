@@ -267,6 +267,7 @@ def test_runs_members_and_files_are_completed_without_loading_anything_heavy(tmp
         "zml worker --keys ": ["dir "],
         "zml sta": ["status", "stack"],
         "zml completion ": ["bash", "zsh", "fish"],
+        "zml explain E24": ["E241"],
         "zml job show ": [],  # nobody answers, and that is no error
     }
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("ZML_", "_ZML"))}

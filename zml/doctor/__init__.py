@@ -7,6 +7,7 @@ graphics   the same: GPUs, their driver, the CUDA that torch was built for
 slurm      the same: inside a job, is all there that zml needs to know?
 answering  a member of a cluster is asked how it is, and answers while it trains
 desk       the coordinator answers, and hands on what is for others
+means      what it looks and measures with
 links      how long a message takes to another member, how fast many are
 cluster    asks all members, each within a deadline
 verdicts   what the answers add up to

@@ -10,10 +10,9 @@ import asyncio
 import os
 import resource
 import socket
-import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -23,39 +22,12 @@ from ..messages import Examine, Examined
 from ..transport import Endpoint, Refusal
 from . import installed, links, machine, network, slurm
 from .findings import COORDINATOR, Check, Link, Machine, Process
+from .means import MEANS, Means
 
 LONGEST_S = 60.0  # that an examination may take
 MOST_BYTES = 4 << 20  # of a link, each way
 
 T = TypeVar("T")
-
-
-async def in_thread(look: Callable[[], T]) -> T:
-    """As asyncio.to_thread, but that the end of the process does not wait: a driver may hang for a minute."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = look()
-        except Exception as failed:
-            error = failed
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            pass  # the loop has ended meanwhile
-
-    threading.Thread(target=run, name="zml-examine", daemon=True).start()
-    return await done
 
 
 def allowed(question: Examine) -> float:
@@ -73,15 +45,13 @@ class Examinee:
         *,
         device: str = "cpu",
         script: Callable[[], int] = lambda: os.getpid(),
-        look: Callable[[Callable[[], Any]], Awaitable[Any]] = in_thread,
-        means: links.Means = links.MEANS,
+        means: Means = MEANS,
     ) -> None:
-        """`dial` makes a connection to shards, for a member that speaks with them. `look` runs what takes time."""
+        """`dial` makes a connection to shards, for a member that speaks with them."""
         self.endpoint = endpoint
         self.dial = dial
         self.device = device
         self.script = script
-        self.look = look
         self.means = means
         self.busy: set[tuple[str, str]] = set()
 
@@ -98,19 +68,25 @@ class Examinee:
         return Examined(question.job, question.member), msgspec.json.encode(found)
 
     async def _found(self, question: Examine, run_dir: Path) -> Process | Machine | Link | stack.Stack:
+        look = self.means.look
+        found: Process | Machine | Link | stack.Stack
         match question.what:
             case "process":
-                return self.process()
+                running = check_loop()
+                found = await look(lambda: self.process(running))
             case "machine":
-                checks: list[Check] = await self.look(lambda: machine.examine(run_dir))
-                return Machine(node=socket.gethostname(), checks=checks)
+                found = await look(lambda: self.machine(run_dir))
             case "link":
-                return await self._link(question, allowed(question))
+                found = await self._link(question, allowed(question))
             case "stack":
-                found: stack.Stack = await self.look(lambda: self._stack(question.member, run_dir))
-                return found
+                found = await look(lambda: self._stack(question.member, run_dir))
+        return found
 
-    def process(self) -> Process:
+    def machine(self, run_dir: Path) -> Machine:
+        return Machine(node=socket.gethostname(), checks=self.means.machine(run_dir))
+
+    def process(self, running: Check) -> Process:
+        """Files are read for it: what is installed may lie on a network."""
         script = self.script()
         return Process(
             node=socket.gethostname(),
@@ -118,7 +94,7 @@ class Examinee:
             script_pid=script if script != os.getpid() else 0,
             device=self.device,
             versions=installed.versions(),
-            checks=[check_loop(), check_files(), machine.check_processes(), slurm.check(os.environ)],
+            checks=[running, check_files(), machine.check_processes(), slurm.check(os.environ)],
         )
 
     async def _link(self, question: Examine, within_s: float) -> Link:

@@ -12,8 +12,7 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import median
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ import msgspec
 from ..messages import Probe, Probed
 from ..transport import Endpoint, TransportError
 from .findings import Link
+from .means import MEANS, Means
 from .network import route_mtu
 
 KB, MB = 1 << 10, 1 << 20
@@ -30,20 +30,7 @@ PIECE = MB  # of one message
 FIRST = 64 * KB  # larger than any packet, and little for any link
 SAMPLE_S = 0.5
 ROUND_TRIPS = 5
-KNOCK_S = 2.0
 LEAST_S = 1e-9  # between two looks at a clock that jumps
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What is measured with. In simulated time there are neither threads nor sockets, and another clock."""
-
-    clock: Callable[[], float] = time.perf_counter  # that of uvloop has a resolution of 1 ms
-    wall: Callable[[], float] = time.time
-    knock: Callable[[str], Awaitable[str]] = lambda address: knock(address)
-
-
-MEANS = Means()
 
 
 @cache
@@ -170,19 +157,3 @@ def _mtu(address: str) -> int:
         if parts.scheme == "tcp" and parts.port and parts.hostname
         else 0
     )
-
-
-async def knock(address: str) -> str:
-    """Why nobody answers at an address: is anything there at all?"""
-    parts = urlsplit(address)
-    if parts.scheme != "tcp" or not parts.hostname or not parts.port:
-        return f"{address} is for members on one machine"
-    try:
-        async with asyncio.timeout(KNOCK_S):
-            _, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    except TimeoutError:
-        return f"{address} drops what is sent to it: a firewall, or no such machine"
-    except OSError as error:
-        return f"{address}: {error.strerror or error}"
-    writer.close()
-    return f"{address} is open, but what listens there does not let this member in, or hangs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import ipaddress
 import os
 import socket
 from collections.abc import Callable
@@ -69,9 +70,10 @@ def route_mtu(host: str, port: int) -> int:
     """The largest packet that goes to a peer in one piece, as far as the kernel knows; 0 where it does not."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
+            ipaddress.IPv4Address(host)  # a name would have to be looked up, which takes its time
             probe.connect((host, port))
             return probe.getsockopt(socket.IPPROTO_IP, IP_MTU)
-        except OSError:
+        except (OSError, ValueError):
             return 0
 
 
