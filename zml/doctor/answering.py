@@ -12,7 +12,6 @@ import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -26,8 +25,6 @@ from .means import MEANS, Means
 
 LONGEST_S = 60.0  # that an examination may take
 MOST_BYTES = 4 << 20  # of a link, each way
-
-T = TypeVar("T")
 
 
 def allowed(question: Examine) -> float:
@@ -113,7 +110,9 @@ class Examinee:
     def _stack(self, member: str, run_dir: Path) -> stack.Stack:
         pid = self.script()
         if not pid:
-            return stack.Stack(member=member, node=socket.gethostname(), trouble="it runs no script now")
+            idle = "`zml status` says what it waits for."
+            node = socket.gethostname()
+            return stack.Stack(member=member, node=node, trouble="it runs no script now", note=idle)
         there = stack.own_record() if pid == os.getpid() else stack.recorded(run_dir, member)
         return stack.of(member, pid, there)
 

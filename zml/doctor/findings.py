@@ -22,7 +22,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """What a member says of its own process: nothing that takes time or touches a disk."""
+    """What a member says of its own process."""
 
     node: str
     pid: int
@@ -47,7 +47,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     up_bps: float = -1.0  # bytes per second of what is sent there: gradients
     down_bps: float = -1.0  # and of what comes back: parameters
     mtu: int = 0  # of the route there; 0 where it is none of IP
-    by: str = ""  # what large messages take: tcp, ipc, shared memory
+    by: str = ""  # what large messages take: socket or shared memory
     trouble: str = ""
 
     @property

@@ -17,6 +17,7 @@ from .findings import Check
 from .installed import version
 
 SMI = "nvidia-smi"
+SMI_S = 10.0  # less than an examination of a cluster waits for a machine
 
 
 def checks() -> Iterator[Check]:
@@ -26,15 +27,16 @@ def checks() -> Iterator[Check]:
         return
     said, trouble = smi()
     yield check_driver(said, trouble, cuda)
-    yield check_gpus(gpu.found(), cuda)
+    if not trouble:
+        yield check_gpus(gpu.found(), cuda)
 
 
 def smi() -> tuple[str, str]:
     """What nvidia-smi prints, and why it does not."""
     try:
-        answer = subprocess.run([SMI], capture_output=True, text=True, timeout=gpu.TIMEOUT_S)
+        answer = subprocess.run([SMI], capture_output=True, text=True, timeout=SMI_S)
     except subprocess.TimeoutExpired:
-        return "", f"{SMI} has not answered for {gpu.TIMEOUT_S:g} s"
+        return "", f"{SMI} has not answered for {SMI_S:g} s"
     except OSError as error:
         return "", f"{SMI}: {error.strerror}"
     if answer.returncode != 0:

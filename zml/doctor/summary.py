@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from .cluster import Answers, Measured
+from .cluster import Answers, Measured, in_order
 from .findings import Check, worst
 from .telling import Paint, count, entry, plain, wrapped
 from .verdicts import rate, seconds
@@ -30,7 +30,7 @@ def cluster_lines(
     yield headline(answers, where)
     nodes = answers.by_node()
     for node, members in sorted(nodes.items()):
-        yield from wrapped(f"{node}: {', '.join(in_order(members))}", width)
+        yield from wrapped(f"{node}: {', '.join(sorted(members, key=in_order))}", width)
     yield ""
     shown = list(checks) if everything else folded(checks, answers)
     for check in shown:
@@ -38,11 +38,6 @@ def cluster_lines(
         yield from entry(msgspec.structs.replace(check, where="") if alone else check, width, paint)
     yield ""
     yield count(checks)
-
-
-def in_order(members: Sequence[str]) -> list[str]:
-    """coordinator, p0, p1, ... p10, w0."""
-    return sorted(members, key=lambda name: (name[:1], len(name), name))
 
 
 def headline(answers: Answers, where: str) -> str:

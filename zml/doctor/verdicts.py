@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from statistics import median
 
-from .cluster import HERE, Answers, Measured
+from .cluster import Answers, Measured
 from .findings import COORDINATOR, Check, Link, Verdict
 
 SKEW_S = 0.5  # logs and failures of several machines are put in order by their clocks
@@ -19,7 +19,7 @@ LEAST_BPS = 5e6  # below it even compressed gradients take long
 SHARE = 0.25  # of what the other links between machines do
 ENOUGH = 3  # links, to say what is usual
 TOLD = ("zml", "python", "torch")
-SET_KEYS = "Look at its log; open the port in the firewall, and give all roles --keys of one cluster."
+REACH = "Look at its log; open the port in the firewall, and give all roles --keys of one cluster."
 
 
 def judge(answers: Answers) -> list[Check]:
@@ -47,11 +47,12 @@ def _at(where: str, checks: list[Check]) -> Iterator[Check]:
 
 def members(answers: Answers) -> Iterator[Check]:
     for each in answers.members:
-        if each.state not in HERE and each.state in ("lost", "failed"):
+        if each.state in ("lost", "failed"):
             fix = f"Its log says more: logs/{each.member}.jsonl in the run directory."
             yield Check("members", "warn", f"{each.state}: {each.because}", fix, each.member)
     for who, because in answers.silent.items():
-        fix = f"`zml stack {who}` says where it is." if who in _names(answers) else "Log in and look."
+        known = who in _names(answers)  # or it is a machine
+        fix = f"`zml stack {who}` says where it is." if known else "`zml doctor` on that machine says more."
         yield Check("answers", "fail", because, fix, who)
     if not answers.silent:
         count = len(answers.processes)
@@ -81,7 +82,7 @@ def versions(answers: Answers) -> Iterator[Check]:
         told = ", ".join(f"{who} has {text}" for who, text in sorted(others.items())[:4])
         more = f" and {len(others) - 4} more differ" if len(others) > 4 else ""
         verdict: Verdict = "fail" if name == "zml" else "warn"
-        why = "one reads what another has written" if name == "zml" else "results may differ in the last bits"
+        why = "one reads what another has written" if name == "zml" else "two versions may behave in two ways"
         fix = f"Install {name} {usual} there, too: {why}."
         yield Check("versions", verdict, f"{name} is {usual}, but {told}{more}", fix)
     if not differ and answers.processes:
@@ -144,7 +145,7 @@ def link(each: Measured, usual_bps: float) -> Check:
     """One pair. `usual_bps`: what links like it do; 0 where that is not known."""
     found, where = each.link, f"{each.source} -> {each.to}"
     if not found.reached:
-        return Check("link", "fail", found.trouble, SET_KEYS, where)
+        return Check("link", "fail", found.trouble, REACH, where)
     told = told_link(found)
     if found.trouble:
         fix = "Make the MTU of both machines and of what is between them the same, or smaller: large packets are lost."
