@@ -45,6 +45,7 @@ READING = 4  # attempts whose files are read at the same time
 log = structlog.get_logger()
 
 # Slower than alone: thousands of members may talk to one process, and nodes tell of deaths at once.
+RECORD_S = 5.0  # between two rows of a job's history
 ATTEMPT = {"heartbeat_s": 1.0, "lease_s": 5.0}
 OUTCOMES: dict[Cause, Outcome] = {
     Cause.WORKERS_DONE: Outcome.SUCCEEDED,
@@ -189,7 +190,7 @@ class Attempts:
             journal.close()
             raise
         self._keep_synced(journal)
-        recorder = Recorder(folder, coordinator.status, coordinator.changes)
+        recorder = Recorder(folder, coordinator.status, coordinator.changes, every_s=RECORD_S)
         began: asyncio.Task[None] | None = None
         try:
             await coordinator.start()
@@ -223,7 +224,7 @@ class Attempts:
             describe(folder, resolved, submission)
             if rundir.listening(folder) != here:
                 rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
-            return resumed, Journal(folder / rundir.COORDINATOR_STATE)
+            return resumed, Journal(folder / rundir.COORDINATOR_STATE, held_already=True)
 
         preparing = asyncio.get_running_loop().run_in_executor(self.threads, prepare)
         try:
