@@ -235,7 +235,6 @@ class Coordinator:
         job = self.docket.running
         if job is None:
             return
-        log.info("job goes on", job=self.job, state=job.state.name, boots=self.facts.boots)
         because = "the coordinator was started again"
         self.events.note("the coordinator goes on", because)
         match job.phase:

@@ -439,8 +439,8 @@ def order(name: str, about: str, done: Callable[[JobView], bool], reason: bool) 
         elif not as_json:
             for found in changed:
                 click.echo(event(found))
-        for error in failed[:-1]:
-            click.echo(f"error: {error}", err=True)
+        for told in failed[:-1]:
+            click.echo(f"error: {told}", err=True)
         if failed:
             raise failed[-1]
         return 0
