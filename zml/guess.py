@@ -132,8 +132,10 @@ def about_member(word: str, there: Iterable[str]) -> str:
     return f"There are {', '.join(names[:8])}{' and more' if len(names) > 8 else ''}." if names else ""
 
 
-def about_run(word: str, runs: Path) -> str:
-    """What to do about a name that no run below `runs` has."""
+def about_run(word: str, runs: Path = Path("runs")) -> str:
+    """What to do about a name that no run has: below the folder that it names, or else below `runs`."""
+    where = Path(word).parent
+    runs = where if where != Path(".") and where.is_dir() else runs
     names = sorted((file.parent.name for file in runs.glob("*/config.json")), reverse=True)
     if not names:
         return f"There is no run in {runs}."

@@ -179,9 +179,9 @@ def test_what_is_mistyped_is_understood(call: Call, args: list[str], fix: str) -
     assert second == f"  {fix}"
 
 
-@pytest.mark.parametrize("command", ["doctor", "stack", "status"])
-def test_a_run_that_does_not_exist_names_the_nearest(tmp_path: Path, call: Call, command: str) -> None:
-    args = {"doctor": ["doctor", "--cluster"], "stack": ["stack", "w0"], "status": ["status"]}[command]
+@pytest.mark.parametrize("line", ["doctor --cluster", "stack w0", "status", "resume", "data audit"])
+def test_a_run_that_does_not_exist_names_the_nearest(tmp_path: Path, call: Call, line: str) -> None:
+    args = line.split()
     assert call(*args, "nowhere")[2].splitlines()[1] == "  There is no run in runs."
     a_run(tmp_path, "2026-03-01T12-30-00-train-1a2b")
     a_run(tmp_path, "2026-03-02T12-30-00-other-3c4d")

@@ -26,9 +26,9 @@ def find(path: Path) -> Place:
             return Place(root)
     if (path / CONFIG).is_file():
         raise ZmlError(NO_CHECKPOINT, f"the run {path} has no checkpoint", "Its events say what it did.")
-    raise ZmlError(
-        USAGE, f"{path} is neither a run nor a checkpoint", "`ls runs` lists the runs of this folder."
-    )
+    from ..guess import about_run
+
+    raise ZmlError(USAGE, f"{path} is neither a run nor a checkpoint", about_run(str(path)))
 
 
 def load_from(
