@@ -43,6 +43,7 @@ COMPUTES = {
     "zml.outbox",
     "zml.pages",
     "zml.plan",
+    "zml.proc",
     "zml.rates",
     "zml.replica",
     "zml.schedules",

@@ -27,23 +27,16 @@ from typing import Any
 
 import msgspec
 
+from . import proc
+
 SIGNAL = signal.SIGRTMAX - 4  # not among those that glibc, debuggers and schedulers use
 SPY_S = 10.0
 ANSWER_S = 3.0  # for faulthandler to write
 LOOK_S = 0.02
 QUIET_S = 0.1  # that its file has not grown: it has written everything
+CHILDREN = 32
 THREADS, FRAMES = 256, 100  # shown at most, the outermost frames first to go
 INSTALL = "pip install 'zml-train[debug]'"
-STATES = {
-    "R": "running",
-    "S": "waiting",
-    "D": "waiting for a disk, a network file system or a driver",
-    "T": "stopped by a signal: `kill -CONT` lets it go on",
-    "t": "stopped by a debugger",
-    "Z": "dead, and its parent has not noticed",
-    "I": "idle",
-}
-
 _kept: list[Any] = []  # files that faulthandler writes to, which must stay open
 _own: list[tuple[Path, Record]] = []  # what this process has said, the newest last
 
@@ -103,7 +96,7 @@ class Record(msgspec.Struct, frozen=True):
 def answer_signal(folder: Path, member: str) -> None:
     """From now on the signal makes this process write where it is. Without a file to write to, it does not."""
     pid = os.getpid()
-    record = Record(member, pid, socket.gethostname(), began(pid))
+    record = Record(member, pid, socket.gethostname(), proc.began(pid))
     try:
         file = (folder / f"{member}.stack").open("wb", buffering=0)
         file.write(msgspec.json.encode(record) + b"\n")
@@ -134,7 +127,7 @@ def recorded(run_dir: Path, member: str) -> tuple[Path, Record] | None:
 
 def lives(record: Record) -> bool:
     """Is that very process still there, on this machine?"""
-    return record.node == socket.gethostname() and began(record.pid) == record.began != 0
+    return record.node == socket.gethostname() and proc.began(record.pid) == record.began != 0
 
 
 def of(
@@ -145,8 +138,8 @@ def of(
 ) -> Stack:
     """Look at a process of this machine. Takes up to a few seconds."""
     node = socket.gethostname()
-    letter = status_of(pid).get("State", "?")[:1]
-    state = STATES.get(letter, letter)
+    letter = proc.status_of(pid).get("State", "?")[:1]
+    state = proc.STATES.get(letter, letter)
     if letter in "?ZX":
         return Stack(member=member, node=node, pid=pid, state=state, trouble=f"process {pid} has ended")
     program = spy()
@@ -154,6 +147,7 @@ def of(
     if program is not None:
         threads, note = by_spy(program, pid)
         if threads:
+            threads += of_children(program, pid)
             return Stack(member=member, node=node, pid=pid, state=state, how="py-spy", threads=threads)
     threads, trouble = by_signal(pid, there)
     if threads:
@@ -191,6 +185,17 @@ def by_spy(program: str, pid: int) -> tuple[list[Thread], str]:
     return [], because
 
 
+def of_children(program: str, pid: int) -> list[Thread]:
+    """Threads of the processes that it has started, as a DataLoader's workers: what they wait for it waits for, too."""
+    found = []
+    for child in proc.children(pid)[:CHILDREN]:
+        letter = proc.status_of(child).get("State", "?")[:1]
+        for each in by_spy(program, child)[0]:  # none where it is not python
+            name = f"process {child}, {proc.STATES.get(letter, letter)}: {each.name}"
+            found.append(msgspec.structs.replace(each, name=name, main=False))
+    return in_order(found)
+
+
 def why_not(said: str) -> str:
     """py-spy's error in one line."""
     text = said.lower()
@@ -218,10 +223,10 @@ def by_signal(pid: int, there: tuple[Path, Record] | None) -> tuple[list[Thread]
     """The threads, or why not."""
     if there is None or there[1].pid != pid or not lives(there[1]):
         return [], "it has not said that it answers the signal"
-    if status_of(pid).get("State", "?")[:1] in "Tt":
+    if proc.status_of(pid).get("State", "?")[:1] in "Tt":
         return [], "it is stopped and can write nothing"  # a signal would only wait for it
     path = there[0]
-    if not catches(pid, SIGNAL):
+    if not proc.catches(pid, SIGNAL):
         return [], "it does not answer the signal any more: the script has put its handler out"
     try:
         before = path.stat().st_size
@@ -297,33 +302,3 @@ def _foreign() -> Iterator[str]:
 
 
 FOREIGN = tuple(dict.fromkeys(_foreign()))
-
-
-# -- /proc ---------------------------------------------------------------------------------------------------
-
-
-def status_of(pid: int) -> dict[str, str]:
-    """/proc/PID/status; empty where there is no such process."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in lines)
-    return {key: value.strip() for key, _, value in pairs}
-
-
-def catches(pid: int, number: int) -> bool:
-    """Has the process a handler for this signal? Without one, most of them kill."""
-    try:
-        return bool(int(status_of(pid).get("SigCgt", "0"), 16) >> (number - 1) & 1)
-    except ValueError:
-        return False
-
-
-def began(pid: int) -> int:
-    """When a process started, in the kernel's ticks since its own start; 0 where there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        return int(text.rpartition(")")[2].split()[19])  # behind the name, which may hold anything
-    except (OSError, ValueError, IndexError):
-        return 0

@@ -1,4 +1,4 @@
-"""A stack for people: first the line of the user's own code, then the calls, the innermost first."""
+"""A stack for people: first the line of the user's own code, then the calls of each thread, the innermost first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shown(
     if hidden := len(stack.threads) - len(chosen):
         yield f"{hidden} more thread{'s run' if hidden > 1 else ' runs'} none of your code: --all shows them."
     how = "py-spy, from outside" if stack.how == "py-spy" else "the process itself, as asked by a signal"
-    yield f"Seen by {how}."
+    yield f"Seen by {how}. The innermost call is on top."
     if stack.note:
         yield stack.note
 
@@ -47,8 +47,8 @@ def thread_lines(
     frames = thread.frames
     if not everything and runs_own(thread):
         frames = frames[: max(at for at, frame in enumerate(frames, 1) if frame.own)]
-    state = {True: " (busy)", False: " (waits)", None: ""}[thread.busy]
-    yield f"{thread.name}{state}, innermost call first"
+    state = {True: ", busy", False: "", None: ""}[thread.busy]
+    yield f"{thread.name}{state}"
     most = max((len(frame.function) for frame in frames), default=0)
     column = min(most, max(width // 3, 12))
     for frame in frames:

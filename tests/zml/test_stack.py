@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.zml.test_examine import SEED
-from zml import stack
+from zml import proc, stack
 from zml.stack import Frame, Stack, Thread
 from zml.stack_view import shown
 
@@ -57,7 +57,7 @@ class Hanging:
     def wait_for_waiting(self) -> None:
         """It says that it is there a moment before it hangs."""
         for _ in range(500):
-            if stack.status_of(self.process.pid).get("State", "").startswith("S"):
+            if proc.status_of(self.process.pid).get("State", "").startswith("S"):
                 return
             time.sleep(0.01)
 
@@ -72,6 +72,38 @@ def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hanging]:
     process.wait_for_waiting()
     yield process
     process.end()
+
+
+CHILD = """
+import multiprocessing, time
+
+def fetch():
+    print("here", flush=True)
+    time.sleep(600)
+
+multiprocessing.get_context("fork").Process(target=fetch, daemon=True).start()
+time.sleep(600)
+"""
+
+
+def test_what_it_has_started_is_looked_at_too(tmp_path: Path) -> None:
+    program = stack.find_spy()
+    if program is None:
+        pytest.skip("py-spy is not installed")
+    script = tmp_path / "loader.py"
+    script.write_text(CHILD)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None and parent.stdout.readline() == "here\n"
+    found = stack.of("w0", parent.pid, None, lambda: program)
+    (child,) = proc.children(parent.pid)
+    parent.kill()  # the child's parent is gone, and it is killed below
+    os.kill(child, signal.SIGKILL)
+    parent.communicate()
+    if found.how != "py-spy":
+        pytest.skip(found.note)
+    below = [each for each in found.threads if each.name.startswith(f"process {child}, ")]
+    assert [frame.function for frame in below[0].frames if frame.own] == ["fetch", "<module>"]
+    assert not any(each.main for each in below)
 
 
 def look(process: Hanging, spy: str | None) -> Stack:
@@ -105,7 +137,7 @@ def test_twice_is_as_good_as_once(hanging: Hanging) -> None:
 def test_who_does_not_answer_the_signal_is_never_sent_it(tmp_path: Path, hanging: Hanging) -> None:
     process = Hanging(tmp_path, False)
     try:
-        assert not stack.catches(process.process.pid, stack.SIGNAL)
+        assert not proc.catches(process.process.pid, stack.SIGNAL)
         without = stack.of("w0", process.process.pid, None, lambda: None)
         # Nor with the record of another process, of which it has taken the place.
         other = stack.recorded(hanging.folder, "w0")
@@ -113,9 +145,7 @@ def test_who_does_not_answer_the_signal_is_never_sent_it(tmp_path: Path, hanging
         with_another = stack.of("w0", process.process.pid, other, lambda: None)
         forged = (other[0], stack.Record("w0", process.process.pid, other[1].node, other[1].began))
         with_forged = stack.of("w0", process.process.pid, forged, lambda: None)
-        begun = stack.Record(
-            "w0", process.process.pid, socket.gethostname(), stack.began(process.process.pid)
-        )
+        begun = stack.Record("w0", process.process.pid, socket.gethostname(), proc.began(process.process.pid))
         deaf = stack.of("w0", process.process.pid, (tmp_path / "w0.stack", begun), lambda: None)
         assert [found.trouble for found in (without, with_another, with_forged)] == [
             "it has not said that it answers the signal"
@@ -131,7 +161,7 @@ def test_a_process_that_is_stopped_says_so_and_one_that_has_ended_too(tmp_path: 
     process = Hanging(tmp_path, True)
     os.kill(process.process.pid, signal.SIGSTOP)
     for _ in range(500):
-        if stack.status_of(process.process.pid)["State"].startswith("T"):
+        if proc.status_of(process.process.pid)["State"].startswith("T"):
             break
         time.sleep(0.01)
     found = look(process, None)
@@ -199,12 +229,12 @@ def test_a_stack_is_told_with_the_users_line_first() -> None:
         "w0 on gpu1: process 7, waiting",
         "In your code: /nowhere/train.py:41, in step",
         "",
-        "MainThread (waits), innermost call first",
+        "MainThread",
         "  wait  torch/a.py:5",
         "> step  /nowhere/train.py:41",
         "",
         "1 more thread runs none of your code: --all shows them.",
-        "Seen by py-spy, from outside.",
+        "Seen by py-spy, from outside. The innermost call is on top.",
     ]
     assert sum("hooks.py" in line for line in shown(found, 80, everything=True)) == 2
     no_own = Stack(member="p0", node="gpu1", pid=8, how="signal", threads=[ours], note="Install it.")
