@@ -14,12 +14,13 @@ def shown(
 ) -> Iterator[str]:
     """The main thread, and those that run the user's code; all with `everything`."""
     state = f", {stack.state}" if stack.state else ""
-    yield f"{stack.member} on {stack.node}: process {stack.pid}{state}"
+    yield printable(f"{stack.member} on {stack.node}: process {stack.pid}{state}")
     own = stack.own
     if own is not None:
         thread, frame = own
         where = "" if thread.main else f", in {thread.name}"
-        yield bold(f"In your code: {near(frame.file)}:{frame.line}, in {frame.function}{where}")
+        told = f"In your code: {near(frame.file)}:{frame.line}, in {frame.function}{where}"
+        yield bold(printable(told))
         if line := source_line(frame):
             yield f"    {line}"
     everything = everything or own is None  # a shard, say: there all is zml's
@@ -33,7 +34,7 @@ def shown(
     how = "py-spy, from outside" if stack.how == "py-spy" else "the process itself, as asked by a signal"
     yield f"Seen by {how}. The innermost call is on top."
     if stack.note:
-        yield stack.note
+        yield printable(stack.note)
 
 
 def runs_own(thread: Thread) -> bool:
@@ -48,12 +49,12 @@ def thread_lines(
     if not everything and runs_own(thread):
         frames = frames[: max(at for at, frame in enumerate(frames, 1) if frame.own)]
     state = {True: ", busy", False: "", None: ""}[thread.busy]
-    yield f"{thread.name}{state}"
+    yield printable(f"{thread.name}{state}")
     most = max((len(frame.function) for frame in frames), default=0)
     column = min(most, max(width // 3, 12))
     for frame in frames:
         mark = ">" if frame.own else " "
-        text = f"{mark} {frame.function:<{column}}  {near(frame.file)}:{frame.line}"
+        text = printable(f"{mark} {frame.function:<{column}}  {near(frame.file)}:{frame.line}")
         yield bold(text) if frame.own else text
 
 
@@ -71,4 +72,9 @@ def source_line(frame: Frame) -> str:
     import linecache
 
     text = linecache.getline(frame.file, frame.line).strip()
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """It may come from another machine: nothing in it moves our cursor."""
     return "".join(c if c.isprintable() else " " for c in text)

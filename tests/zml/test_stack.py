@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.zml.test_examine import SEED
 from zml import proc, stack
@@ -211,6 +214,23 @@ def test_faulthandlers_words_are_read() -> None:
     assert unknown == [Thread("MainThread", [Frame("f", "a.py", 1, True)], True)]
 
 
+@given(st.text(alphabet='ThreadCun 0x1f(mosclt):\n  File"a.py",li?in', max_size=200) | st.text(max_size=200))
+def test_words_that_mean_nothing_are_read_as_no_thread_and_never_break(text: str) -> None:
+    threads = stack.read_faulthandler(text)
+    assert len([each for each in threads if each.main]) == (1 if threads else 0)
+    with suppress(ValueError, KeyError, TypeError):
+        stack.read_spy(text, 1)
+
+
+@pytest.mark.parametrize("said", ["[]", "[1]", '[{"frames": 3}]', '{"a": 1}', "[null]", "7", ""])
+def test_a_py_spy_that_says_something_else_is_told_of(said: str, tmp_path: Path) -> None:
+    fake = tmp_path / "py-spy"
+    fake.write_text(f"#!/bin/sh\necho '{said}'\n")
+    fake.chmod(0o755)
+    threads, because = stack.by_spy(str(fake), 1)
+    assert threads == [] and because in ("py-spy finds no threads", "py-spy says what cannot be read")
+
+
 def test_a_stack_is_told_with_the_users_line_first() -> None:
     zml = str(Path(stack.__file__).parent / "hooks.py")
     main = Thread(
@@ -240,6 +260,13 @@ def test_a_stack_is_told_with_the_users_line_first() -> None:
     no_own = Stack(member="p0", node="gpu1", pid=8, how="signal", threads=[ours], note="Install it.")
     assert list(shown(no_own, 80))[-1] == "Install it."
     assert any("hooks.py:9" in line for line in shown(no_own, 80))
+
+
+def test_what_comes_from_another_machine_moves_no_cursor() -> None:
+    odd = Frame("f\x1b[2J", "/a\n/b\x07.py", 3, True)
+    threads = [Thread("t\r\x1b]0;", [odd], True)]
+    found = Stack(member="w0", node="n\x1b[A", pid=1, how="py-spy", threads=threads, note="\x9b2J")
+    assert all(line.isprintable() for line in shown(found, 80, everything=True))
 
 
 def test_a_full_disk_costs_a_process_nothing_but_this(tmp_path: Path) -> None:
