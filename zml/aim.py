@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import guess, rundir
+from . import finding, rundir
 from .config import Settings
 from .errors import USAGE, ZmlError
 from .flags import settle
@@ -22,20 +22,12 @@ class Aim:
     folder: Path | None
 
 
-def run_named(word: str, runs: Path) -> Path:
-    """A run directory, by its path or by its name below `runs`. Raises ZmlError that names the nearest one."""
-    for folder in (Path(word), runs / word):
-        if any((folder / file).exists() for file in (rundir.CONFIG, rundir.COORDINATOR, rundir.STATUS)):
-            return folder
-    raise ZmlError(USAGE, f"{word} holds no run", guess.about_run(word, runs))
-
-
 def take(run: str | None, given: Mapping[str, Any]) -> Aim:
     """Without a run and an address: the run below ./runs that goes on, else the default address. Raises ZmlError."""
     resolved = settle(given)
     settings = resolved.settings
     if run:
-        folder = run_named(run, Path(settings.runs))
+        folder = finding.find(run, Path(settings.runs))
     elif resolved.origins["coordinator"] != "default":
         return Aim(settings, Path(settings.run_dir) if settings.run_dir else None)
     else:

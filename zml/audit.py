@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from .errors import RUN_FILES, USAGE, ZmlError
-from .guess import about_run
 from .journal import history
 from .records import Damaged
 from .rundir import COORDINATOR_STATE
@@ -46,7 +45,7 @@ def read_calls(run_dir: Path) -> Iterator[calls.Call]:
     folder = run_dir / COORDINATOR_STATE
     if not folder.is_dir():
         what = f"{run_dir} has no record of its data: {folder} is not there"
-        raise ZmlError(USAGE, what, about_run(str(run_dir)))
+        raise ZmlError(USAGE, what, "`zml runs` lists the runs of this folder.")
     try:
         for kind, fields in history(folder):
             if kind.startswith(GROUP):

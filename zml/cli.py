@@ -37,7 +37,9 @@ from .flags import (
 )
 from .help_cli import completion, doctor, explain, stack
 from .jobs_cli import job, jobs, nodes, submit
+from .look_cli import events, logs
 from .run_cli import data, timeline
+from .runs_cli import compare, runs
 from .simulate_cli import simulate
 from .slurm_cli import slurm
 
@@ -107,16 +109,18 @@ def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
 def resume(run: str, cpu: bool, **given: Any) -> int:
     """Go on with a run from its newest checkpoint that verifies.
 
-    RUN is a run directory or one checkpoint in it. The new run has the settings of the first and a directory of its
-    own; flags change them: another number of workers or shards, say. Finished epochs are skipped, and of the epoch
-    that was open the batches that are in the parameters.
+    RUN is a run directory, one checkpoint in it, or the beginning or end of a run's name below ./runs. The new run
+    has the settings of the first and a directory of its own; flags change them: another number of workers or
+    shards, say. Finished epochs are skipped, and of the epoch that was open the batches that are in the parameters.
     """
+    from . import finding
     from .launch import local
     from .resume import again
 
     named = settle(given)
     flags = {key: getattr(named.settings, key) for key, origin in named.origins.items() if origin == "flag"}
-    found = again(Path(run), flags, os.environ)
+    place = Path(run) if finding.is_folder(Path(run)) else finding.find(run, Path(named.settings.runs))
+    found = again(place, flags, os.environ)
     try:
         os.chdir(found.folder)
     except OSError as error:
@@ -147,7 +151,8 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     With --cluster it serves many jobs, which come by `zml submit` and run on the machines where `zml node` runs,
     until a signal ends it; jobs go on meanwhile, and find it when it is started again.
     """
-    from . import logs, rundir
+    from . import logs as log_files
+    from . import rundir
     from .stack import answer_signal
 
     cluster = {key: given.pop(key) for key in ("policy", "http", "tokens", "users", "pool")}
@@ -166,7 +171,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     if not settings.run_dir or not (folder / rundir.CONFIG).exists():
         folder = rundir.create(resolved, script, args)
     settings = replace(settings, run_dir=str(folder))
-    logs.configure(
+    log_files.configure(
         "coordinator", "coordinator", folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level
     )
     answer_signal(folder / rundir.LOGS, "coordinator")
@@ -248,33 +253,32 @@ def worker(
 def status(run: str | None, as_json: bool, **given: Any) -> int:
     """What a job is doing.
 
-    Without arguments: the run below ./runs that is going on, else the one at the default address. RUN is a
-    run directory; of a run that is over it shows how it ended.
+    Without arguments: the run below ./runs that is going on, else the one at the default address. RUN is a path, or a
+    run's name below ./runs, or the beginning or end of one; of a run that is over it shows how it ended.
     """
     import msgspec
 
-    from . import console, report, rundir
+    from . import console, finding, report, rundir
 
     resolved = settle(given)
     settings = resolved.settings
-    found = rundir.last_status(Path(run)) if run else None
+    named = finding.find(run, Path(settings.runs)) if run else None
+    found = rundir.last_status(named) if named else None
     if found is None:
-        folders = [Path(run)] if run else []
+        folders = [named] if named else []
         if not run and resolved.origins["coordinator"] == "default":
             folders = rundir.running(Path(settings.runs))
         listening = rundir.listening(folders[0]) if folders else None
         if run and listening is None:
-            raise ZmlError(
-                USAGE, f"{run} holds no run that has begun", guess.about_run(run, Path(settings.runs))
-            )
+            raise ZmlError(USAGE, f"{run} holds no run that has begun", finding.LIST)
         if listening is not None:
             settings = replace(
                 settings, coordinator=tuple(listening.addresses), job=listening.job or settings.job
             )
-        from . import logs
+        from . import logs as log_files
         from .observe import fetch_status
 
-        logs.silence()
+        log_files.silence()
         found = fetch_status(settings)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
@@ -290,7 +294,8 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 
 for _command in (submit, jobs, job, nodes):
     main.add_command(_command)
-main.add_command(timeline)
+for _command in (runs, logs, events, timeline, compare):
+    main.add_command(_command)
 main.add_command(ckpt)
 main.add_command(data)
 main.add_command(slurm)
@@ -383,11 +388,19 @@ def log_to_file(settings: "Settings", role: str, member: str) -> None:
     """Into the run directory if it is given, else into a new folder: the coordinator's may be on another machine."""
     import time
 
-    from . import logs, rundir
+    from . import logs as log_files
+    from . import rundir
     from .stack import answer_signal
 
     folder = Path(settings.run_dir or Path(settings.runs, rundir.new_name(member, time.time())))
-    logs.configure(role, member, folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level)
+    log_files.configure(
+        role,
+        member,
+        folder=folder / rundir.LOGS,
+        job=settings.job,
+        level=settings.log_level,
+        alone=not settings.run_dir,
+    )
     if role == "shard":  # of a worker it is the script that may be stuck
         answer_signal(folder / rundir.LOGS, member)
 

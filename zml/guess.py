@@ -1,4 +1,4 @@
-"""Did you mean? What is nearest to a word that a person has mistyped: a command, a flag, a member, a run.
+"""Did you mean? What is nearest to a word that a person has mistyped: a command, a flag, a member. Of runs `finding` says it.
 
 Pure functions of what was written and what there is.
 """
@@ -111,7 +111,7 @@ def _flags(of: click.Command) -> list[str]:
     return [name for parameter in of.params for name in parameter.opts]
 
 
-# -- members and runs ----------------------------------------------------------------------------------------
+# -- members --------------------------------------------------------------------------------------------------
 
 
 def member(word: str, there: Iterable[str]) -> str | None:
@@ -130,15 +130,3 @@ def about_member(word: str, there: Iterable[str]) -> str:
     if near is not None:
         return f"Did you mean {near}?"
     return f"There are {', '.join(names[:8])}{' and more' if len(names) > 8 else ''}." if names else ""
-
-
-def about_run(word: str, runs: Path = Path("runs")) -> str:
-    """What to do about a name that no run has: below the folder that it names, or else below `runs`."""
-    where = Path(word).parent
-    runs = where if where != Path(".") and where.is_dir() else runs
-    names = sorted((file.parent.name for file in runs.glob("*/config.json")), reverse=True)
-    if not names:
-        return f"There is no run in {runs}."
-    name = Path(word).name
-    near = nearest(name, names) or next((each for each in names if name in each), None)
-    return f"Did you mean {runs / near}?" if near is not None else f"`ls {runs}` lists the runs."

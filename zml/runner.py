@@ -101,7 +101,10 @@ def keep_our_logs_apart() -> None:
     if seat is not None and seat.run_dir:
         level = os.environ.get("ZML_LOG_LEVEL", "info")
         folder = Path(seat.run_dir) / rundir.LOGS
-        logs.configure_script(seat.worker, folder=folder, job=seat.job, level=level)
+        # Looked up at each line: the runtime replaces it when the script joins.
+        logs.configure_script(
+            seat.worker, folder=folder, job=seat.job, level=level, step=lambda: current_step()
+        )
         stack.answer_signal(folder, seat.worker)
 
 

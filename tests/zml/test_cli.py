@@ -137,7 +137,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         (["ps"], "error: Missing option '--shard'", 2),
         (["ps", "--shard", "-1"], "error: Invalid value for '--shard'", 2),
         (["explain", "E999"], "error: there is no error E999", 2),
-        (["status", "nowhere"], "error: nowhere holds no run that has begun", 2),
+        (["status", "nowhere"], "error: there is no run nowhere", 2),
         (["config", "show", "--config", "none.toml"], "error: there is no configuration file none.toml", 3),
     ],
 )

@@ -26,9 +26,9 @@ def find(path: Path) -> Place:
             return Place(root)
     if (path / CONFIG).is_file():
         raise ZmlError(NO_CHECKPOINT, f"the run {path} has no checkpoint", "Its events say what it did.")
-    from ..guess import about_run
-
-    raise ZmlError(USAGE, f"{path} is neither a run nor a checkpoint", about_run(str(path)))
+    raise ZmlError(
+        USAGE, f"{path} is neither a run nor a checkpoint", "`zml runs` lists the runs of this folder."
+    )
 
 
 def load_from(
