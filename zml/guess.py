@@ -1,4 +1,4 @@
-"""Did you mean? What is nearest to a word that a person has mistyped: a command, a flag, a member. Of runs `finding` says it.
+"""Did you mean? What is nearest to a word that a person has mistyped: a command, a flag, a member (of runs, `finding`).
 
 Pure functions of what was written and what there is.
 """
@@ -88,7 +88,7 @@ def fix_of(error: click.UsageError, root: click.Group) -> str:
             return f"Did you mean {near}?"
         where = [f"`zml {name}`" for name, each in every_command(root) if error.option_name in _flags(each)]
         if where:
-            return f"It is a flag of {' and '.join([', '.join(where[:2]), *where[2:3]])}."
+            return f"It is a flag of {' and of '.join(where[:2])}."
     if isinstance(error, click.BadParameter) and isinstance(getattr(error.param, "type", None), click.Choice):
         return f"`{path} --help` says more."
     return f"`{path} --help` lists what there is."

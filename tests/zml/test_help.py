@@ -15,8 +15,9 @@ from click.shell_completion import BashComplete
 
 from tests.test_layers import Module, modules, where
 from zml import cli, completion, errors, guess, rundir
-from zml.aim import run_named, take
+from zml.aim import take
 from zml.errors import NO_STACK, USAGE
+from zml.finding import LIST
 
 ROOT = Path(__file__).parent.parent.parent
 CODE = re.compile(r"ZML-E\d{3}")
@@ -164,7 +165,7 @@ def test_explain_says_what_to_do(call: Call) -> None:
         (["qqqqqq"], "`zml --help` lists what there is."),
         (["run", "--workres", "2", "x.py"], "Did you mean --workers?"),
         (["doctor", "--clustre"], "Did you mean --cluster?"),
-        (["status", "--shard", "2"], "It is a flag of `zml ps`."),
+        (["status", "--shard", "2"], "It is a flag of `zml ps` and of `zml logs`."),
         (["run", "--qqqq", "x.py"], "`zml run --help` lists what there is."),
         (["completion", "tcsh"], "`zml completion --help` says more."),
         (["doctor", "runs/x"], "Add --cluster, or leave it out."),
@@ -182,21 +183,19 @@ def test_what_is_mistyped_is_understood(call: Call, args: list[str], fix: str) -
 @pytest.mark.parametrize("line", ["doctor --cluster", "stack w0", "status", "resume", "data audit"])
 def test_a_run_that_does_not_exist_names_the_nearest(tmp_path: Path, call: Call, line: str) -> None:
     args = line.split()
-    assert call(*args, "nowhere")[2].splitlines()[1] == "  There is no run in runs."
+    assert call(*args, "nowhere")[2].splitlines()[1] == f"  {LIST}"
     a_run(tmp_path, "2026-03-01T12-30-00-train-1a2b")
     a_run(tmp_path, "2026-03-02T12-30-00-other-3c4d")
-    for wrong in ("runs/2026-03-01T12-30-00-train-1a2c", "1a2b"):
+    for wrong in ("2026-03-01T12-30-00-train-1a2c", "1a2c"):
         code, _, err = call(*args, wrong)
         assert code == 2
-        assert err.splitlines()[1] == "  Did you mean runs/2026-03-01T12-30-00-train-1a2b?"
-    assert call(*args, "qqqqqqq")[2].splitlines()[1] == "  `ls runs` lists the runs."
+        assert err.splitlines()[1] == "  Did you mean 2026-03-01T12-30-00-train-1a2b?"
+    assert call(*args, "qqqqqqq")[2].splitlines()[1] == f"  {LIST}"
 
 
 def test_a_run_is_found_by_its_path_or_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = a_run(tmp_path, "one")
-    assert run_named("one", Path("runs")) == Path("runs/one")
-    assert run_named(str(run), Path("elsewhere")) == run
     (run / rundir.COORDINATOR).write_text('{"addresses": ["tcp://10.0.0.1:7"], "pid": 1, "job": "j"}')
     aim = take("one", {})
     assert (aim.settings.coordinator, aim.settings.job, aim.folder) == (
