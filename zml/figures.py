@@ -63,7 +63,7 @@ class ShardFigures(msgspec.Struct, frozen=True, kw_only=True):
     parameter_bytes: int = 0  # now
     optimizer_bytes: int = 0  # now
     log_bytes: int = 0  # of its push log, now
-    pushes: int = 0  # taken
+    pushes: int = 0  # and commits, that were taken
     duplicates: int = 0  # pushes and commits that had counted before, and were answered so
     refused: int = 0  # pushes and commits that were not taken
     pulls: int = 0

@@ -17,6 +17,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from .begin import Sees
 from .checkpoint.folder import is_seen
 from .compiled import compile_kernels
 from .compression import parse
+from .counts import figures
 from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, ZmlError
 from .lease import COORDINATOR, Lease, ask, join
 from .messages import (
@@ -54,6 +56,7 @@ from .messages import (
     Wait,
     Write,
 )
+from .metrics.process import resident_bytes
 from .porter import Porter
 from .pushlog import PushLog
 from .shard import Shard
@@ -221,16 +224,19 @@ class Ps(Tenancy):
         """What the shards here see of their updates, now and then."""
         joined = lease.joined
 
-        def seen() -> list[Gauge]:
-            cores = [core for core in self.cores.values() if core.steps]
+        def seen(memory_bytes: int) -> list[Gauge]:
             return [
-                core.pace.gauge(joined.job, joined.member, joined.incarnation, core.steps) for core in cores
+                core.pace.gauge(
+                    joined.job, joined.member, joined.incarnation, core.steps, figures(core, memory_bytes)
+                )
+                for core in list(self.cores.values())  # a backup counts where it is served
             ]
 
         while True:
-            await asyncio.sleep(GAUGE_S)
-            for gauge in await self.in_bulk(seen):
+            memory_bytes = resident_bytes() >> 20 << 20  # what comes and goes by pages is no news
+            for gauge in await self.in_bulk(partial(seen, memory_bytes)):
                 self.endpoint.notify(COORDINATOR, gauge)
+            await asyncio.sleep(GAUGE_S)
 
     # -- messages ------------------------------------------------------------------------------------
 
