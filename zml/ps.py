@@ -31,6 +31,7 @@ from .compiled import compile_kernels
 from .compression import parse
 from .counts import figures
 from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, ZmlError
+from .figures import ShardFigures
 from .lease import COORDINATOR, Lease, ask, join
 from .messages import (
     Adopt,
@@ -100,6 +101,8 @@ class Ps(Tenancy):
         self.dial = dial
         self.settings = settings
         self.in_bulk = in_bulk
+        self.metrics = ""  # where this process is scraped
+        self.figures: dict[str, ShardFigures] = {}  # of the shards that live here, as they were told last
         self.cores: dict[str, Shard] = {}
         self.homes: dict[str, int] = {}
         self.logs: dict[str, PushLog] = {}
@@ -126,7 +129,14 @@ class Ps(Tenancy):
         await self.endpoint.start()
         keeping: asyncio.Task[ZmlError] | None = None
         try:
-            self.lease = await join(self.endpoint, self.settings, "shard", self.name, addresses=addresses)
+            self.lease = await join(
+                self.endpoint,
+                self.settings,
+                "shard",
+                self.name,
+                addresses=addresses,
+                metrics=self.metrics,
+            )
             self.porter.lease = self.lease
             keeping = asyncio.ensure_future(self.lease.keep())
             keeping.add_done_callback(lambda task: None if task.cancelled() else self.finish(task.result()))
@@ -234,7 +244,9 @@ class Ps(Tenancy):
 
         while True:
             memory_bytes = resident_bytes() >> 20 << 20  # what comes and goes by pages is no news
-            for gauge in await self.in_bulk(partial(seen, memory_bytes)):
+            gauges = await self.in_bulk(partial(seen, memory_bytes))
+            self.figures = {gauge.shard: gauge.figures for gauge in gauges}
+            for gauge in gauges:
                 self.endpoint.notify(COORDINATOR, gauge)
             await asyncio.sleep(GAUGE_S)
 
