@@ -112,7 +112,7 @@ COORDINATES = {
     "zml.status",
     "zml.tables",
     "zml.timeline",
-}  # and zml.checkpoint.*, zml.cluster.*, zml.launch.*, zml.simulate.*, zml.slurm.*, zml.web.*
+}  # and zml.checkpoint.*, zml.cluster.*, zml.launch.*, zml.metrics.*, zml.simulate.*, zml.slurm.*, zml.web.*
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("torch", "save")}
@@ -185,6 +185,7 @@ def coordinating() -> list[str]:
         "zml.cli",
         "zml.cluster",
         "zml.launch",
+        "zml.metrics",
         "zml.simulate",
         "zml.slurm",
         "zml.web",

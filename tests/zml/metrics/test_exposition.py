@@ -51,7 +51,7 @@ def scraped(role: Role, points: Iterable[Point]) -> Series:
     # Its parser refuses what is out of order, twice, not cumulative or without its sum.
     again = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in read_openmetrics(body.decode())
+        for family in read_openmetrics(body.decode())  # type: ignore[no-untyped-call]
         for sample in family.samples
     }
     assert {key: value for key, value in again.items() if not math.isnan(value)} == {
