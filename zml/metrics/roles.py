@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HERE = ("joined", "active")  # states of members that can be scraped
 AT_ONCE = 10  # jobs of which the status is made before others have a turn
+MANY = 100  # jobs, beyond which their members are not shown one by one: a thousand jobs are some 20,000 series
 
 
 class WorkerSource:
@@ -156,9 +157,10 @@ class HubSource:
         gpus = sum(each.gpus for each in offers), sum(each.gpus for each in taken)
         cpus = sum(each.cpus for each in offers), sum(each.cpus for each in taken)
         found = [*of_process(self.lag), *sources.of_cluster(jobs, nodes, gpus, cpus)]
-        for number, (job, coordinator) in enumerate(list(self._running()), start=1):
+        running = list(self._running())
+        for number, (job, coordinator) in enumerate(running, start=1):
             status = msgspec.structs.replace(coordinator.status(), job=job)
-            found += sources.of_job(status)
+            found += sources.of_job(status, each=len(running) <= MANY)
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return found
