@@ -66,11 +66,11 @@ def of_shard(shard: str, told: ShardFigures) -> Iterator[Point]:
     yield Point(c.SHARD_DENSE_RECEIVED, one, told.dense_received_bytes)
 
 
-def of_job(status: JobStatus, *, each: bool = True) -> Iterator[Point]:
-    """Of the whole job, as its coordinator sees it. `each`: also of each member and of the states that it is not in."""
+def of_job(status: JobStatus) -> Iterator[Point]:
+    """Of the whole job, as its coordinator sees it."""
     job = status.job
     one = (job,)
-    for state in STATES if each else (status.state,):
+    for state in STATES:
         yield Point(c.STATE, (job, state), float(state == status.state))
     for name, value in status.values.items():
         yield Point(c.VALUE, (job, name), math.nan if value is None else value)
@@ -87,7 +87,7 @@ def of_job(status: JobStatus, *, each: bool = True) -> Iterator[Point]:
     yield Point(c.RATE_FACTOR, one, status.rate.factor if status.rate is not None else 1.0)
     yield Point(c.BOOTS, one, status.boots)
     yield from of_data(status)
-    yield from of_members(status, each=each)
+    yield from of_members(status)
     yield from of_checkpoints(status)
 
 
@@ -101,16 +101,16 @@ def of_data(status: JobStatus) -> Iterator[Point]:
     yield Point(c.REISSUED, one, data.reissued)
 
 
-def of_members(status: JobStatus, *, each: bool) -> Iterator[Point]:
+def of_members(status: JobStatus) -> Iterator[Point]:
     job = status.job
-    for (role, state), count in Counter((one.role, one.state) for one in status.members).items():
+    for (role, state), count in Counter((each.role, each.state) for each in status.members).items():
         yield Point(c.MEMBERS, (job, role, state), count)
     yield Point(c.WANTED, (job, "worker"), status.workers)
     yield Point(c.WANTED, (job, "shard"), status.shards)
-    for one in status.members if each else ():
-        if one.heard_s >= 0:
-            yield Point(c.HEARD, (job, one.role, one.member), one.heard_s)
-        yield Point(c.LIVES, (job, one.role, one.member), one.incarnation)
+    for each in status.members:
+        if each.heard_s >= 0:
+            yield Point(c.HEARD, (job, each.role, each.member), each.heard_s)
+        yield Point(c.LIVES, (job, each.role, each.member), each.incarnation)
 
 
 def of_checkpoints(status: JobStatus) -> Iterator[Point]:
