@@ -9,9 +9,9 @@ level info; and, where this zml has them, TensorBoard's files, and traces of 1 %
 Off: no HTTP, no log lines but errors, no trackers, no traces. What each process counts is counted either way: what that
 takes of a step is measured by itself, in the last line.
 
-Two whole clusters train at the same time, and take turns: while one has a slice of time all processes of the other are
-stopped (SIGSTOP), so that both live through the same minutes of a machine that others may use, too. A pair is a slice
-of each, in random order; its ratio is (on / off) of the mean time of a step, of the steps that lie inside the slice,
+Two whole clusters train and take turns: at the end of each step a script waits until it is its cluster's turn, so that
+both live through the same minutes of a machine that others may use, too. A pair is a slice of time for each, in random
+order; its ratio is (on / off) of the mean time of a step, of the steps that lie inside the slice,
 and of the CPU time that all processes of a cluster took for one. Told are the median over the pairs, and the interval
 in which the ratio of the means lies with 95 % (bootstrap over the pairs). The target is a cost of at most 1 %.
 """
@@ -51,18 +51,25 @@ SCRAPE_S = 1.0
 TICKS = os.sysconf("SC_CLK_TCK")
 OFF = {"http": "off", "log_level": "error", "trackers": "none", "trace": "off"}
 ON = {"http": "127.0.0.1:0", "log_level": "info", "trackers": "tensorboard", "trace": "1/100"}
-# A cluster that is stopped is silent, and nobody shall be taken for dead.
-PATIENT = {"lease_s": "3600", "coordinator_away_s": "3600", "patience_s": "3600"}
 
 SCRIPT = """
-import os, runpy, struct, sys, time
+import mmap, os, runpy, struct, sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
-file = open(os.path.join(sys.argv[1], os.environ["ZML_SEAT"].split('"worker":"')[1].split('"')[0]), "wb", buffering=0)
-register_optimizer_step_post_hook(lambda *_: file.write(struct.pack("=d", time.monotonic())))
-del sys.argv[:2]
+folder, me = sys.argv[1], int(sys.argv[2])
+worker = os.environ["ZML_SEAT"].split('"worker":"')[1].split('"')[0]
+ends = open(os.path.join(folder, worker), "wb", buffering=0)
+with open(os.path.join(os.path.dirname(os.path.dirname(folder)), "turn"), "rb") as file:
+    turn = mmap.mmap(file.fileno(), 1, prot=mmap.PROT_READ)
+def step_ended(*_):
+    ends.write(struct.pack("=d", time.monotonic()))
+    while turn[0] != me:
+        time.sleep(0.002)
+register_optimizer_step_post_hook(step_ended)
+del sys.argv[:3]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+TURNS = {"on": 1, "off": 2}
 
 
 @dataclass
@@ -132,12 +139,12 @@ def begin(
 ) -> Cluster:
     (folder / "steps").mkdir(parents=True)
     (folder / "script.py").write_text(SCRIPT)
-    settings = {**PATIENT, **(ON if name == "on" else OFF)}
+    settings = ON if name == "on" else OFF
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("ZML_", "OTEL_"))}
     environment |= {f"ZML_{key.upper()}": value for key, value in settings.items() if key in KINDS}
     environment |= {"PYTHONPATH": str(HERE.parent), **(more if name == "on" else {})}
     flags = ["-w", str(workers), "-p", str(shards), "--keep-output", "none", "--run-dir", str(folder / "run")]
-    script = [str(folder / "script.py"), str(folder / "steps"), str(EXAMPLE), *arguments]
+    script = [str(folder / "script.py"), str(folder / "steps"), str(TURNS[name]), str(EXAMPLE), *arguments]
     with (folder / "out.txt").open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "zml", "run", *flags, *script],
@@ -209,9 +216,9 @@ def steps_of(cluster: Cluster, part: Slice) -> list[float]:
     ]
 
 
-def take_turn(cluster: Cluster, other: Cluster, seconds: float, scraper: Scraper) -> None:
-    other.send(signal.SIGSTOP)
-    cluster.send(signal.SIGCONT)
+def take_turn(cluster: Cluster, turn: Path, seconds: float, scraper: Scraper) -> None:
+    with turn.open("r+b") as file:
+        file.write(bytes([TURNS[cluster.name]]))
     if cluster.name == "on":
         scraper.go.set()
     time.sleep(SETTLE_S)
@@ -219,8 +226,7 @@ def take_turn(cluster: Cluster, other: Cluster, seconds: float, scraper: Scraper
     time.sleep(seconds)
     cluster.slices.append(Slice(since, time.monotonic(), cluster.cpu_s() - cpu_s))
     scraper.go.clear()
-    for each in (cluster, other):
-        each.must_run()
+    cluster.must_run()
 
 
 def summary(pairs: list[tuple[float, float]], dice: random.Random) -> dict[str, float]:
@@ -308,24 +314,24 @@ def main(
     with tempfile.TemporaryDirectory() as scratch, receiver() as traces:
         more = {"OTEL_EXPORTER_OTLP_ENDPOINT": traces}
         try:
+            turn = Path(scratch, "turn")
+            turn.write_bytes(b"\0")
             for name in ("on", "off"):
                 clusters[name] = begin(name, Path(scratch, name), workers, shards, example, more)
             on, off = clusters["on"], clusters["off"]
             end = time.monotonic() + BEGIN_S
-            while not all(
-                len(ends) > 5
-                for each in (on, off)
-                for ends in [*each.ends().values(), *([] if each.ends() else [[]])]
-            ):
-                on.must_run(), off.must_run()
+            while any(len(list((each.folder / "steps").iterdir())) < workers for each in (on, off)):
+                on.must_run()
+                off.must_run()
                 if time.monotonic() > end:
                     raise click.ClickException(f"no steps within {BEGIN_S:g} s")
                 time.sleep(0.5)
+            time.sleep(5 * SETTLE_S)  # each waits at the end of its first step
             scraper = Scraper(on.url())
             scraper.start()
             for number in range(pairs):
                 for name in dice.sample(["on", "off"], 2):
-                    take_turn(clusters[name], clusters["off" if name == "on" else "on"], seconds, scraper)
+                    take_turn(clusters[name], turn, seconds, scraper)
                 if not as_json and (number + 1) % 10 == 0:
                     click.echo(f"{number + 1}/{pairs} pairs", err=True)
             walls, cpus, steps = [], [], 0
@@ -337,7 +343,6 @@ def main(
                     cpus.append((1e3 * one.cpu_s / len(a), 1e3 * other.cpu_s / len(b)))
         finally:
             for each in clusters.values():
-                each.send(signal.SIGCONT)
                 each.send(signal.SIGKILL)
                 each.process.wait()
     figures = {"step": summary(walls, dice), "cpu": summary(cpus, dice)}
