@@ -203,6 +203,7 @@ def coordinating() -> list[str]:
         "zml.doctor",
         "zml.launch",
         "zml.logreading",
+        "zml.metrics",
         "zml.simulate",
         "zml.slurm",
         "zml.web",

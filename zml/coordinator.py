@@ -147,6 +147,7 @@ class Coordinator:
         self.events = event_log
         self.run_dir = run_dir
         self.endpoint: Endpoint = endpoint(self.handle)
+        self.metrics = ""  # where it is scraped, and its dashboard is
         self.board = Board(self.spec, self.facts.failures)
         # member -> the endpoint that speaks for it, behind the docket's by the actions that are to be performed
         self.peers = dict(self.facts.peers)
@@ -403,6 +404,7 @@ class Coordinator:
             events=list(self.events.recent),
             run_dir=self.run_dir,
             boots=self.facts.boots,
+            metrics=self.metrics,
             checkpoint=self.checkpoint_desk.status(),
         )
 

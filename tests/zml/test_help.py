@@ -298,6 +298,6 @@ def test_a_proposal_that_cannot_be_made_is_none(monkeypatch: pytest.MonkeyPatch)
 
     offers = completion.Offers(fails)
     assert offers.shell_complete(click.Context(cli.main), click.Argument(["run"]), "") == []
-    assert BashComplete(cli.main, {}, "zml", completion.VARIABLE).get_completions([], "comp")[0].value == (
+    assert BashComplete(cli.main, {}, "zml", completion.VARIABLE).get_completions([], "compl")[0].value == (
         "completion"
     )
