@@ -104,6 +104,7 @@ class Ledger:
         self.present: list[WorkerId] = []  # members that batches are dealt to, in order of seniority
         self.current: Pass | None = None  # None before the first epoch
         self.draining: str | None = None
+        self.reissued = 0  # batches that workers held when they were lost, in all epochs
         self.news = False  # the last call has changed something, or told that an epoch is over: write it down
 
     @property
@@ -195,7 +196,7 @@ class Ledger:
         if self.current is None or not changed:
             return
         for worker in gone:
-            self.current.take_back(worker)
+            self.reissued += self.current.take_back(worker)
         self.current.deal(present)
         self.current.dealt_again = True
 

@@ -59,14 +59,15 @@ class Pass:
         self.shares = {worker: deque(cards[place :: len(present)]) for place, worker in enumerate(present)}
         self.given = {worker: self.given.get(worker, []) for worker in present}
 
-    def take_back(self, worker: WorkerId) -> None:
-        """A worker is gone: what it held is to be dealt again."""
+    def take_back(self, worker: WorkerId) -> int:
+        """A worker is gone: what it held is to be dealt again. Returns how many batches it held."""
         held = [batch for batch, owner in self.leases.items() if owner == worker]
         for batch in held:
             del self.leases[batch]
         self.returned.update(held)
         self.undealt += [*held, *self.shares.pop(worker, ())]
         self.given.pop(worker, None)
+        return len(held)
 
     def owing(self) -> list[WorkerId]:
         """Who has batches that are not committed, in order of seniority."""

@@ -43,6 +43,7 @@ COMPUTES = {
     "zml.outbox",
     "zml.pages",
     "zml.plan",
+    "zml.proc",
     "zml.rates",
     "zml.replica",
     "zml.schedules",
@@ -76,8 +77,13 @@ COORDINATES = {
     "zml.coordinator",
     "zml.dealer",
     "zml.depot",
+    "zml.aim",
+    "zml.completion",
     "zml.docket",
-    "zml.doctor",
+    "zml.guess",
+    "zml.help_cli",
+    "zml.stack",
+    "zml.stack_view",
     "zml.endings",
     "zml.errors",
     "zml.eventreading",
@@ -122,7 +128,7 @@ COORDINATES = {
     "zml.status",
     "zml.tables",
     "zml.timeline",
-}  # and zml.checkpoint.*, zml.cluster.*, zml.launch.*, zml.logreading.*, zml.simulate.*, zml.slurm.*, zml.web.*
+}  # and what `coordinating` adds: whole packages
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("torch", "save")}
@@ -194,8 +200,10 @@ def coordinating() -> list[str]:
         "zml.checkpoint",
         "zml.cli",
         "zml.cluster",
+        "zml.doctor",
         "zml.launch",
         "zml.logreading",
+        "zml.metrics",
         "zml.simulate",
         "zml.slurm",
         "zml.web",
@@ -334,5 +342,5 @@ def test_no_module_hides_a_name_that_its_package_exports() -> None:
 def test_no_module_is_longer_than_one_sitting() -> None:
     """But for the one file that declares every message: a list, and not read in one go."""
     long = {m.name: n for m in modules().values() if (n := m.path.read_text().count("\n")) > 600}
-    assert long.pop("zml.messages", 0) < 1000
+    assert long.pop("zml.messages", 0) < 1050
     assert long == {}

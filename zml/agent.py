@@ -24,15 +24,19 @@ from msgspec import Struct
 
 from . import logs, runner
 from .child import Child
+from .doctor.answering import Examinee
 from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, LOST, NO_SCRIPT, ZmlError
+from .figures import WorkerFigures, after
 from .launch import tether
 from .lease import Lease, ask, join
-from .link import control_endpoint
-from .messages import Exited, Failure, Fenced, Launch, Message, Ok, Pulse, Stop
+from .link import LISTENER, WORKER, bulk_endpoint, control_endpoint
+from .messages import Examine, Exited, Failure, Fenced, Launch, Ok, Pulse, Stop
+from .metrics.endpoint import opened
+from .metrics.roles import WorkerSource
 from .printed import Printed
 from .restarts import Restarts
 from .seat import Seat
-from .transport import Refusal, Refused, TransportError
+from .transport import Endpoint, Refusal, Refused, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -60,6 +64,9 @@ class Agent:
         self.device = device
         self.script = script
         self.args = args
+        self.metrics = ""  # where this process is scraped
+        self.former = WorkerFigures()  # of scripts that have ended
+        self.scripts = 0  # that were started
         self.restarts = Restarts(settings.worker_restarts)
         self.lease: Lease | None = None  # of the life that goes on
         self.keeping: asyncio.Task[ZmlError] | None = None
@@ -72,6 +79,7 @@ class Agent:
         self.out_of_time: asyncio.TimerHandle | None = None
         self.over: asyncio.Future[int | Again] | None = None
         self.endpoint = control_endpoint(settings, f"agent-{socket.gethostname()}-{os.getpid()}", self.handle)
+        self.examinee = Examinee(self.endpoint, self._dial, device=device, script=self._script_pid)
 
     async def run(self) -> int:
         """Join and serve until the job is over, or no further incarnation is to follow; returns the exit code."""
@@ -101,6 +109,7 @@ class Agent:
                 self.name,
                 device=self.device,
                 former=self.incarnation,
+                metrics=self.metrics,
             )
         )
         try:
@@ -127,11 +136,17 @@ class Agent:
                 await self.child.end(grace_s=0.0)
             if self.running is not None:
                 await asyncio.wait([self.running], timeout=5)
+            self.former = self.figures
             self.lease = self.keeping = self.child = self.running = None
+
+    @property
+    def figures(self) -> WorkerFigures:
+        """What all of its scripts have counted together."""
+        return after(self.former, self.child.figures if self.child is not None else None)
 
     # -- the coordinator's orders ---------------------------------------------------------------------
 
-    def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Message | None:
+    def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
         match message:
             case Pulse():
                 if self.lease is not None:
@@ -146,11 +161,23 @@ class Agent:
             case Stop():
                 self._stop(message.because, message.grace_s, 0)
                 return Ok()
+            case Examine():
+                if self.lease is None:
+                    raise Refusal("early", f"this agent is not {message.member} yet")
+                return self.examinee.answer(message, str(self._run_dir(self.lease)))
             case Fenced():
                 if self.lease is not None and self.lease.is_mine(message) and not self.stopping:
                     self._fenced(f"{message.member}#{message.incarnation} was fenced: {message.because}")
                 return None
         raise Refusal("unexpected", f"an agent does not take {type(message).__name__}")
+
+    def _dial(self, name: str) -> Endpoint:
+        """A connection to shards as the script has one."""
+        return bulk_endpoint(self.settings, name, _say_no, keys=(WORKER, LISTENER), listens=False)
+
+    def _script_pid(self) -> int:
+        process = self.child.process if self.child is not None else None
+        return process.pid if process is not None and process.returncode is None else 0
 
     def _fenced(self, because: str) -> None:
         """This machine was frozen or cut off for longer than the lease: its batches are others' by now."""
@@ -244,6 +271,7 @@ class Agent:
             await self._report(order, 2, Failure(kind=NO_SCRIPT, text=text, at=time.time()))
             return
         self.child = child = Child(self._left)
+        self.scripts += 1
         try:
             failure_file = self._log_path(lease, "failure.json")
             failure_file.unlink(missing_ok=True)
@@ -338,6 +366,10 @@ def failure_of(code: int, told: Path, last: str, out: Path) -> Failure | None:
     return Failure(kind=kind, text=runner.cut(last, runner.TEXT_BYTES), log=str(out), at=time.time())
 
 
+def _say_no(peer: str, message: Struct, payload: memoryview | None) -> None:
+    raise Refusal("unexpected", "nobody asks here")
+
+
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -349,4 +381,15 @@ def serve(settings: Settings, name: str, device: str, script: str, args: list[st
     """Run an agent until its job is over. Raises ZmlError for a person to read."""
     import uvloop
 
-    return uvloop.run(Agent(settings, name, device, script, args).run())
+    return uvloop.run(_serve(settings, name, device, script, args))
+
+
+async def _serve(settings: Settings, name: str, device: str, script: str, args: list[str]) -> int:
+    with_http = opened(settings, reached_from=settings.coordinator)
+    try:
+        agent = Agent(settings, name, device, script, args)
+        agent.metrics = with_http.url
+        with_http.serve(WorkerSource(agent, with_http.lag))
+        return await agent.run()
+    finally:
+        await with_http.close()

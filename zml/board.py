@@ -15,13 +15,14 @@ import msgspec
 
 from .errors import ZmlError
 from .facts import Facts, Progressed
+from .figures import WorkerFigures
 from .messages import Exited, Failure, Gauge, JobSpec, Join, Joined, Report
 from .noise import LEAST, NOTHING, scale, together
 from .plan import Plan
 from .scheduler import explain
 from .scheduler.batches import Ledger
 from .scheduler.state import Job, Over
-from .status import JobStatus, MemberFailure, MemberStatus, NoiseStatus, RateStatus, StepTime
+from .status import DataStatus, JobStatus, MemberFailure, MemberStatus, NoiseStatus, RateStatus, StepTime
 
 RATE_S = 15.0  # samples per second are counted over this window
 FRESH_S = 10.0  # older values are not part of the mean
@@ -43,6 +44,9 @@ class Card:
     before: int = 0  # of the former ones
     values: dict[str, float] = field(default_factory=dict)
     reported_at: float = -1.0
+    pid: int = 0
+    metrics: str = ""
+    figures: WorkerFigures | None = None
 
 
 class Board:
@@ -53,6 +57,7 @@ class Board:
         self.spec = spec
         self.failures = failures
         self.cards: dict[str, Card] = {}
+        self.changes = 0  # grows with all that is told here
         self.gauges: dict[str, Gauge] = {}  # by shard, the newest
         self.change = (1.0, "")  # of the learning rate, the last one told
         self.epochs = 0
@@ -64,7 +69,9 @@ class Board:
         )  # (when, samples in all), oldest first, within RATE_S
 
     def joined(self, join: Join, joined: Joined, now: float) -> None:
+        self.changes += 1
         card = Card(join.role, join.node, join.device, joined.incarnation, now)
+        card.pid, card.metrics = join.pid, join.metrics
         if (former := self.cards.get(joined.member)) is not None:
             again = former.incarnation == joined.incarnation  # the same process, whose answer was lost
             card.samples, card.before = former.samples, former.before if again else former.samples
@@ -73,7 +80,9 @@ class Board:
     def recall(self, facts: Facts, now: float) -> None:
         """What was known before the coordinator was started again; the rest comes with the next reports."""
         for member, card in facts.entered.items():
-            self.cards[member] = Card(card.role, card.node, card.device, card.incarnation, now)
+            known = Card(card.role, card.node, card.device, card.incarnation, now)
+            known.pid, known.metrics = card.pid, card.metrics
+            self.cards[member] = known
         if facts.begun is not None:
             self.started_at = facts.begun.at
         if facts.progress is not None:
@@ -93,12 +102,14 @@ class Board:
             self.cards[member].heard_at = now
 
     def report(self, report: Report, now: float) -> None:
+        self.changes += 1
         self.training_since = min(self.training_since, now)
         card = self.cards[report.worker]
         card.steps, card.epoch, card.staleness = report.steps, report.epoch, report.staleness
         more = max(0, card.before + report.samples - card.samples)
         card.samples += more
         card.values = report.values or card.values
+        card.figures = report.figures or card.figures
         card.reported_at = now
         self.epochs = max(self.epochs, report.epochs)
         self.samples += more
@@ -108,8 +119,12 @@ class Board:
 
     def gauge(self, gauge: Gauge, note: Callable[[str, str], None]) -> None:
         """`note` is told when the learning rate has changed, by one shard for all."""
+        # A shard to which nothing happens says the same again and again.
+        if gauge != self.gauges.get(gauge.shard):
+            self.changes += 1
         self.gauges[gauge.shard] = gauge
-        first = min(self.gauges, key=lambda shard: (len(shard), shard))
+        updating = (shard for shard, each in self.gauges.items() if each.updates)
+        first = min(updating, key=lambda shard: (len(shard), shard), default="")
         if gauge.shard == first and gauge.change[1] and gauge.change != self.change:
             self.change = gauge.change
             note(f"learning rate x {gauge.change[0]:.4g}", gauge.change[1])
@@ -150,6 +165,14 @@ class Board:
             rate=self.rate(),
             noise=self.noise(batch_size),
             step_times=self.step_times(batch_size),
+            data=DataStatus(
+                batches=ledger.batches,
+                batch_size=batch_size,
+                committed=ledger.committed,
+                skipped=ledger.skipped,
+                leased=len(ledger.current.leases) if ledger.current is not None else 0,
+                reissued=ledger.reissued,
+            ),
             waiting_for=[waiting] if waiting else [],
             failures=self.failures,
             exit_code=record.exit_code if isinstance(record, Over) else None,
@@ -203,7 +226,7 @@ class Board:
         if not Plan.of(self.spec).shows_noise:
             return NoiseStatus(because="it takes sync, whole gradients, and the optimizer on the shards")
         holders = max((gauge.holders for gauge in self.gauges.values()), default=1)
-        parts = [gauge.noise for gauge in self.gauges.values()]
+        parts = [gauge.noise for gauge in self.gauges.values() if gauge.updates]
         found = together(parts) if len(parts) >= holders else NOTHING
         if found.updates < LEAST:
             what = "it takes two workers or more in an update" if self.spec.workers < 2 else "not enough yet"
@@ -229,7 +252,7 @@ class Board:
         ]
 
     def member(self, member: str, state: str, because: str, now: float) -> MemberStatus:
-        card = self.cards[member]
+        card, gauge = self.cards[member], self.gauges.get(member)
         return MemberStatus(
             member=member,
             role=card.role,
@@ -241,6 +264,12 @@ class Board:
             steps=card.steps,
             samples=card.samples,
             heard_s=max(0.0, now - card.heard_at),
+            pid=card.pid,
+            metrics=card.metrics,
+            epoch=card.epoch,
+            staleness=card.staleness,
+            figures=card.figures,
+            shard=gauge.figures if gauge is not None else None,
         )
 
     def steps(self, active: Iterable[str]) -> int:

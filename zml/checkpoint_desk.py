@@ -16,6 +16,7 @@ from .depot import Offer
 from .messages import Checkpointed, Fetch, Front, Keep, Kept, Message, Piece, Stop, TakeCheckpoint
 from .plan import Plan
 from .scheduler.state import Cause, Finishing
+from .status import CheckpointStatus
 from .transport import Refusal
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class CheckpointDesk:
             keep_every_steps=keep_every_steps,
         )
         self.checkpoints.start()
+
+    def status(self) -> CheckpointStatus:
+        """The newest, and how it went."""
+        return self.checkpoints.checkpointer.told if self.checkpoints is not None else CheckpointStatus()
 
     def steps(self) -> int:
         """Of the worker that has made the most; asked often."""

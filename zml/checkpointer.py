@@ -32,6 +32,7 @@ from .layout import Registration
 from .messages import Align, Front, Held, Hold, Message, Release, Snap, Snapped, Write, Written
 from .orders import MOST_S, while_moving
 from .piecewise import MOST_STATE
+from .status import CheckpointStatus
 
 ALIGN_S = HOLD_MOST_S - 1.0
 AGAIN_S = 0.003
@@ -58,6 +59,13 @@ class Answered(NamedTuple):
 Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
 Keep = Callable[[Intake], Awaitable[Sequence[Kept]]]  # bring further files; those that can be done without
 At = Callable[[Front], Cut | None]  # None: who belongs to the job is just changing, and the ledger with it
+
+
+class Taken(NamedTuple):
+    path: Path
+    step: int
+    bytes: int  # of what the shards hold
+    held_s: float  # that training stood still
 
 
 class NotTaken(Exception):
@@ -95,6 +103,7 @@ class Checkpointer:
         self.keep_every_steps = keep_every_steps
         self.number = 0
         self.newest: Path | None = None
+        self.told = CheckpointStatus()
         self.intake: Intake | None = None  # of the checkpoint that is being written
         self.lock = asyncio.Lock()
         self.releases: set[asyncio.Future[Answered | None]] = set()
@@ -105,9 +114,12 @@ class Checkpointer:
             self.number += 1
             began = time.monotonic()
             try:
-                path, held_s = await self._take(self.number, because)
+                taken = await self._take(self.number, because)
             except (NotTaken, Refused, ZmlError) as error:
                 log.warning("no checkpoint", because=str(error), wanted=because)
+                self.told = msgspec.structs.replace(
+                    self.told, failed=self.told.failed + 1, because=str(error)
+                )
                 return None
             except asyncio.CancelledError:
                 log.error(
@@ -116,18 +128,32 @@ class Checkpointer:
                 raise
             except Exception as error:  # a checkpoint is not worth those that would come after it
                 log.error("no checkpoint", because=repr(error), wanted=because)
+                self.told = msgspec.structs.replace(
+                    self.told, failed=self.told.failed + 1, because=repr(error)
+                )
                 return None
             log.info(
                 "checkpoint",
-                path=str(path),
+                path=str(taken.path),
                 because=because,
-                held_s=round(held_s, 4),
+                held_s=round(taken.held_s, 4),
                 seconds=round(time.monotonic() - began, 3),
             )
-            self.newest = path
-            return path
+            self.newest = taken.path
+            self.told = CheckpointStatus(
+                path=str(taken.path),
+                step=taken.step,
+                at=time.time(),
+                bytes=taken.bytes,
+                held_s=taken.held_s,
+                took_s=time.monotonic() - began,
+                taken=self.told.taken + 1,
+                failed=self.told.failed,
+                because=self.told.because,
+            )
+            return taken.path
 
-    async def _take(self, number: int, because: str) -> tuple[Path, float]:
+    async def _take(self, number: int, because: str) -> Taken:
         shards = self.shards()
         if not shards:
             raise NotTaken("a shard is away, or there are no parameters yet")
@@ -141,7 +167,8 @@ class Checkpointer:
                 task.add_done_callback(self.releases.discard)
         held_s = time.monotonic() - began
         step = self.steps_before + front.updates
-        return await self._write(number, step, sizes, cut, because), held_s
+        path = await self._write(number, step, sizes, cut, because)
+        return Taken(path, step, sum(sizes.values()), held_s)
 
     async def _copies(self, number: int, shards: Sequence[str]) -> tuple[Front, Cut, dict[str, int]]:
         """All shards have copied the same steps, so many bytes each, and the ledger says which."""

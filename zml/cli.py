@@ -8,15 +8,16 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__, errors
+from . import __version__, errors, guess
 from .ckpt_cli import ckpt
 from .cluster_cli import node
+from .completion import VARIABLE, teach
 from .config import ANY_PORT
 from .errors import INTERRUPTED, USAGE, ZmlError
 from .flags import (
@@ -24,6 +25,7 @@ from .flags import (
     CHECKPOINT_FLAGS,
     CLUSTER_FLAGS,
     CONTEXT,
+    HTTP_FLAGS,
     JOB_FLAGS,
     KEY_FLAG,
     MEMBER_FLAGS,
@@ -34,7 +36,8 @@ from .flags import (
     must_exist,
     settle,
 )
-from .jobs_cli import explain_job, is_code, job, jobs, nodes, server_flags, submit
+from .help_cli import completion, doctor, explain, stack
+from .jobs_cli import job, jobs, nodes, submit
 from .look_cli import events, logs
 from .run_cli import data, timeline
 from .runs_cli import compare, runs
@@ -81,6 +84,7 @@ def main(context: click.Context) -> None:
     help="Whose printed lines to show.  [default: first]",
 )
 @RESTART_FLAGS
+@HTTP_FLAGS
 @PLACE_FLAGS
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -135,6 +139,7 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
 @CHECKPOINT_FLAGS
 @BIND_FLAG
 @KEY_FLAG
+@HTTP_FLAGS
 @PLACE_FLAGS
 @CLUSTER_FLAGS
 @click.argument("script", required=False, default="")
@@ -151,8 +156,9 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     """
     from . import logs as log_files
     from . import rundir
+    from .stack import answer_signal
 
-    cluster = {key: given.pop(key) for key in ("policy", "http", "tokens", "users", "pool")}
+    cluster = {key: given.pop(key) for key in ("policy", "users", "pool")}
     folder_of_many = given.pop("cluster")
     resolved = settle(given)
     settings = resolved.settings
@@ -161,7 +167,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
 
         if script:
             raise ZmlError(USAGE, "with --cluster there is no SCRIPT", "Submit it: `zml submit SCRIPT`.")
-        return serve_cluster(settings, folder_of_many, **cluster)
+        return serve_cluster(resolved, folder_of_many, **cluster)
     if alone := [key for key, value in cluster.items() if value is not None]:
         raise ZmlError(USAGE, f"--{alone[0]} is for --cluster only", "Give both, or neither.")
     folder = Path(settings.run_dir).absolute()
@@ -171,6 +177,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     log_files.configure(
         "coordinator", "coordinator", folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level
     )
+    answer_signal(folder / rundir.LOGS, "coordinator")
     from .coordinating import job_spec, serve
 
     spec = job_spec(settings, script, args, os.getcwd() if script else "")
@@ -182,6 +189,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
 @MEMBER_FLAGS
 @BIND_FLAG
 @KEY_FLAG
+@HTTP_FLAGS
 @PLACE_FLAGS
 def ps(shard: int, **given: Any) -> int:
     """A parameter-server shard.
@@ -210,6 +218,7 @@ def ps(shard: int, **given: Any) -> int:
 )
 @RESTART_FLAGS
 @KEY_FLAG
+@HTTP_FLAGS
 @PLACE_FLAGS
 @click.argument("script", required=False, default="")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -329,31 +338,8 @@ def keys(folder: str, names: tuple[str, ...]) -> int:
     return 0
 
 
-@main.command(context_settings=CONTEXT)
-@click.option("--json", "as_json", is_flag=True, help="For bug reports.")
-def doctor(as_json: bool) -> int:
-    """Is this machine fit to take part?
-
-    The exit code is 1 if a check fails.
-    """
-    from . import doctor as examiner
-
-    checks = examiner.examine(Path(settle({}).settings.runs))
-    if as_json:
-        click.echo(
-            json.dumps(
-                [{f: getattr(c, f) for f in ("name", "verdict", "found", "fix")} for c in checks], indent=2
-            )
-        )
-    else:
-        colours = {"pass": "green", "warn": "yellow", "fail": "red"}
-        plain = bool(os.environ.get("NO_COLOR"))
-        for check in checks:
-            mark = check.verdict if plain else click.style(check.verdict, fg=colours[check.verdict])
-            click.echo(f"{mark}  {check.name:<14} {check.found}")
-            if check.fix:
-                click.echo(f"      {'':<14} {check.fix}")
-    return 1 if any(check.verdict == "fail" for check in checks) else 0
+main.add_command(doctor)
+main.add_command(stack)
 
 
 @main.command(context_settings=CONTEXT)
@@ -374,40 +360,8 @@ def version(as_json: bool) -> int:
     return 0
 
 
-@main.command(context_settings=CONTEXT)
-@server_flags
-@click.argument("code", required=False, metavar="[JOB | CODE]")
-def explain(code: str | None, server: str | None, token: str | None, as_json: bool) -> int:
-    """Why is a job not running? What does an error mean?
-
-    Of a JOB: who is ahead of it, and what was decided about it. Of a CODE, such as ZML-E204: what it means and what
-    to do; without any, a list of all errors.
-    """
-    import textwrap
-
-    if code is not None and not is_code(code):
-        return explain_job(code, server, token, as_json)
-    if code is None and as_json:
-        click.echo(json.dumps({known: entry.title for known, entry in sorted(errors.BOOK.items())}, indent=2))
-        return 0
-    if code is None:
-        for known, entry in sorted(errors.BOOK.items()):
-            click.echo(f"{known}  {entry.title}")
-        return 0
-    wanted = code.upper()
-    wanted = (
-        wanted if wanted.startswith("ZML-") else f"ZML-{wanted if wanted.startswith('E') else 'E' + wanted}"
-    )
-    if wanted not in errors.BOOK:
-        raise ZmlError(USAGE, f"there is no error {code}", "`zml explain` lists all of them.")
-    entry = errors.BOOK[wanted]
-    if as_json:
-        click.echo(json.dumps({"code": wanted, **asdict(entry)}, indent=2))
-        return 0
-    click.echo(
-        f"{wanted}: {entry.title}\n\n{textwrap.fill(entry.explanation, 80)}\n\nExit code {entry.exit_code}."
-    )
-    return 0
+main.add_command(explain)
+main.add_command(completion)
 
 
 @main.group(context_settings=CONTEXT)
@@ -441,6 +395,7 @@ def log_to_file(settings: "Settings", role: str, member: str) -> None:
 
     from . import logs as log_files
     from . import rundir
+    from .stack import answer_signal
 
     folder = Path(settings.run_dir or Path(settings.runs, rundir.new_name(member, time.time())))
     log_files.configure(
@@ -451,6 +406,8 @@ def log_to_file(settings: "Settings", role: str, member: str) -> None:
         level=settings.log_level,
         alone=not settings.run_dir,
     )
+    if role == "shard":  # of a worker it is the script that may be stuck
+        answer_signal(folder / rundir.LOGS, member)
 
 
 def say_error(error: ZmlError) -> None:
@@ -460,6 +417,8 @@ def say_error(error: ZmlError) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run a command; returns its exit code. What people did wrong is told in two lines, without a traceback."""
+    if VARIABLE in os.environ:
+        teach(main)
     try:
         result = main.main(args=list(argv), prog_name="zml", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -467,10 +426,7 @@ def run(argv: Sequence[str]) -> int:
         say_error(error)
         return error.exit_code
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else "zml"
-        say_error(
-            ZmlError(USAGE, error.format_message().rstrip("."), f"`{command} --help` lists what there is.")
-        )
+        say_error(ZmlError(USAGE, guess.said(error), guess.fix_of(error, main)))
         return errors.BOOK[USAGE].exit_code
     except click.ClickException as error:
         say_error(ZmlError(USAGE, error.format_message()))

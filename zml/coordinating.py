@@ -21,16 +21,20 @@ from .checkpoint.finding import find, load_from
 from .checkpoints import When
 from .config import COORDINATOR_ADDRESS
 from .coordinator import Coordinator
-from .errors import USAGE, ZmlError
+from .errors import HELD, USAGE, ZmlError
 from .events import EventLog
 from .journal import Journal
 from .lease import COORDINATOR
 from .link import LISTENER, control_endpoint
 from .messages import JobSpec
+from .metrics.endpoint import opened
+from .metrics.roles import CoordinatorSource
+from .recorder import Recorder
 from .scheduler.ids import JobId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
 from .transport import Endpoint, Handler
+from .web.address import PORT
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -53,9 +57,13 @@ def serve(settings: Settings, spec: JobSpec) -> int:
 async def _serve(settings: Settings, spec: JobSpec) -> int:
     loop = asyncio.get_running_loop()
     folder = Path(settings.run_dir)
+    before = rundir.listening(folder)
+    if before is not None and not before.pid:  # nobody locks each of those
+        what = f"{folder} belongs to a coordinator of many jobs"
+        raise ZmlError(HELD, what, "Let that one go on with it, or give this one another --run-dir.")
     journal = Journal(folder / rundir.COORDINATOR_STATE)
     try:
-        before = rundir.listening(folder) if not journal.empty else None
+        before = before if not journal.empty else None
         resumed = beginning(settings.resume, begun=not journal.empty)
         bind = where(settings.bind, before.addresses if before is not None else ())
 
@@ -74,6 +82,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
             resumed=resumed,
         )
         must_go_on(coordinator, spec, folder)
+        with_http = opened(settings, preferred=port_of(before) or PORT, reached_from=bind)
     except BaseException:
         journal.close()
         raise
@@ -81,16 +90,25 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         loop.add_signal_handler(number, coordinator.interrupt, signal.Signals(number).name)
     loop.add_signal_handler(signal.SIGUSR2, coordinator.checkpoint_desk.signalled)
     syncing = asyncio.ensure_future(keep_synced(journal))
+    recorder = Recorder(folder, coordinator.status, coordinator.changes)
     try:
+        coordinator.metrics = with_http.url
         await coordinator.start()
+        if coordinator.docket.resumed:
+            log.info("job goes on", job=coordinator.job, boots=coordinator.facts.boots)
+        with_http.serve(CoordinatorSource(coordinator, with_http.lag, with_http.url))
         keep_checkpoints(coordinator, folder, settings)
-        here = rundir.Listening(list(coordinator.endpoint.addresses), os.getpid(), coordinator.job)
+        recorder.start()
+        addresses = list(coordinator.endpoint.addresses)
+        here = rundir.Listening(addresses, os.getpid(), coordinator.job, with_http.url)
         rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
-        log.info("listening", addresses=here.addresses, job=coordinator.job)
+        log.info("listening", addresses=here.addresses, http=here.http, job=coordinator.job)
         code = await coordinator.run()
         rundir.write(folder / rundir.STATUS, msgspec.json.encode(coordinator.status()))
         return code
     finally:
+        await recorder.stop()
+        await with_http.close()
         syncing.cancel()
         await asyncio.wait({syncing})
         await coordinator.close()
@@ -196,6 +214,12 @@ def where(wanted: Sequence[str], before: Sequence[str]) -> list[str]:
         else:
             bind.append(address)
     return bind
+
+
+def port_of(before: rundir.Listening | None) -> int:
+    """Where a former process answered HTTP; 0 where none did."""
+    port = before.http.rpartition(":")[2] if before is not None else ""
+    return int(port) if port.isdigit() else 0
 
 
 def _has_folder(address: str) -> bool:

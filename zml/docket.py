@@ -52,6 +52,7 @@ LEDGER_STATE: dict[str, Any] = {
     "present": list[WorkerId],
     "current": epoch.Pass | None,
     "draining": str | None,
+    "reissued": int,
 }
 NEWS = "news"  # says something of the last call, and nothing of the next
 

@@ -39,6 +39,7 @@ class EventLog:
         if path is not None:
             path.open("a").close()  # an OSError here is for whoever begins
         self.recent: deque[EventLine] = deque(maxlen=RECENT)
+        self.written = 0
 
     def write(self, action: Action) -> None:
         """`at` is in seconds since the Unix epoch, as in every file of the run directory."""
@@ -60,6 +61,7 @@ class EventLog:
 
     def _append(self, line: dict[str, Any]) -> None:
         """Nothing is decided by these lines: a full disk keeps nobody from acting."""
+        self.written += 1
         if self.path is not None:
             with suppress(OSError), self.path.open("a") as file:
                 file.write(json.dumps(line, default=str) + "\n")

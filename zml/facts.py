@@ -44,6 +44,7 @@ class Entered(Fact, frozen=True):
     device: str
     addresses: list[str]
     pid: int = 0
+    metrics: str = ""  # http://HOST:PORT
 
 
 class Shown(Fact, frozen=True):

@@ -20,7 +20,6 @@ from .errors import USAGE, ZmlError
 from .status import JobStatus
 
 NOW = "now"  # of a job of Slurm: a link to its newest attempt
-CURRENT = "now.json"  # of a run that is going on: a JobStatus, written every few seconds by its coordinator
 PARTS = (  # any of which makes a folder a run's
     rundir.CONFIG,
     rundir.STATUS,
@@ -148,7 +147,7 @@ def look(folder: Path, now: float) -> Found:
         return Found(False, ended.state.lower(), ended)
     current = None
     with suppress(OSError, ValueError):
-        current = status.decode((folder / CURRENT).read_bytes())
+        current = status.decode((folder / rundir.NOW).read_bytes())
     listening = rundir.listening(folder)
     if listening is None:
         quiet = now - max(began(folder), touched(folder)) > QUIET_S
@@ -172,7 +171,7 @@ def leader(folder: Path) -> str:
 
 def touched(folder: Path) -> float:
     """When something in it was last written."""
-    files: Sequence[Path] = [folder / CURRENT, folder / rundir.EVENTS]
+    files: Sequence[Path] = [folder / rundir.NOW, folder / rundir.EVENTS]
     newest = 0.0
     for file in (*files, *(folder / rundir.LOGS).glob("*.jsonl"), *(folder / rundir.TIMELINE).glob("*")):
         with suppress(OSError):

@@ -18,7 +18,6 @@ import os
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +28,7 @@ import msgspec
 import structlog
 
 from .logfile import LogFile
+from .metrics.lines import COUNTED
 from .repeats import Flood
 from .rundir import LOGS
 
@@ -40,8 +40,6 @@ MAX_FRAMES = 20
 
 EventDict = MutableMapping[str, Any]
 Processor = Callable[[Any, str, EventDict], Any]
-
-told: Counter[str] = Counter()  # lines of this process by level, those that were only counted among them
 
 
 # -- what a line holds ------------------------------------------------------------------------------------
@@ -221,7 +219,6 @@ class Sparingly(logging.Handler):
         self.flood: Flood[logging.LogRecord] = Flood()
 
     def emit(self, record: logging.LogRecord) -> None:
-        told[record.levelname.lower()] += 1
         now = monotonic()
         held_by = self.flood.held_by(*message_of(record), now)
         for count, newest in self.flood.due(now):
@@ -350,7 +347,7 @@ def configure(
     close()
     _alone = Alone(role, member, folder, level, terminal) if alone else None
     root = logging.getLogger()
-    root.handlers = [Sparingly(handlers)]
+    root.handlers = [Sparingly(handlers), COUNTED]
     root.setLevel(level.upper())
     logging.captureWarnings(False)  # whoever reset `warnings` since the last time took our hook out
     logging.captureWarnings(True)
@@ -445,7 +442,6 @@ def configure_script(
     flood: Flood[bytes] = Flood()
 
     def write(event: EventDict, method: str) -> None:
-        told[method] += 1
         message = (method, str(event.get("event", ""))[:200])
         about = hash(tuple(worded(value) for key, value in event.items() if key != "exc_info"))
         line: Any = event

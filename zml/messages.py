@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from .figures import ShardFigures, WorkerFigures
 from .noise import Estimate
 from .rates import Course, Rule, Scaling
 
@@ -74,6 +75,7 @@ class Join(Message, kw_only=True):
     former: int = 0  # the incarnation of `member` that this process was before
     addresses: list[str] = []  # where a shard takes pushes
     device: str = "cpu"
+    metrics: str = ""  # http://HOST:PORT of this process's /metrics
 
 
 class Joined(Message, kw_only=True):
@@ -590,6 +592,7 @@ class Report(Message, kw_only=True):
     samples: int = 0
     staleness: int = 0
     values: dict[str, float] = {}
+    figures: WorkerFigures | None = None
 
 
 class Gauge(Message, kw_only=True):
@@ -609,6 +612,7 @@ class Gauge(Message, kw_only=True):
     holders: int = 1  # shards with chunks, whose noise adds up
     # By number of workers: steps seen, and the median of the newest ones' seconds.
     step_times: list[tuple[int, int, float]] = []
+    figures: ShardFigures | None = None
 
 
 class Where(Message):
@@ -873,6 +877,39 @@ class Status(Message):
     job: str
 
 
+class Examine(Message, kw_only=True):
+    """How is this member, how is its link to another, where is its script? The coordinator answers for itself and hands
+    on what is for others. Answered by `Examined`."""
+
+    idempotent: ClassVar[bool] = True
+    job: str
+    member: str
+    what: Literal["process", "machine", "link", "stack"]
+    within_s: float
+    to: str = ""  # of a link: a shard, or the coordinator
+    addresses: list[str] = []  # of that shard; the coordinator fills them in
+    bulk_bytes: int = 0  # to send there and to have sent back, at most
+
+
+class Examined(Message):
+    """The payload is JSON: one of `doctor.findings`, or a `stack.Stack`."""
+
+    job: str
+    member: str
+
+
+class Probe(Message):
+    """How long does an answer take? A payload is for its length alone; so many bytes are to come `back`."""
+
+    idempotent: ClassVar[bool] = True
+    job: str
+    back: int = 0
+
+
+class Probed(Message):
+    at: float  # by the clock of whoever answers, in seconds since the Unix epoch
+
+
 class Drain(Message):
     """Finish the step, save, leave."""
 
@@ -954,5 +991,9 @@ AnyMessage = (
     | Ended
     | Ask
     | Status
+    | Examine
+    | Examined
+    | Probe
+    | Probed
     | Drain
 )

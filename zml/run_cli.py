@@ -16,8 +16,9 @@ from .errors import USAGE, ZmlError
 def timeline(run: str | None, worker: str | None, last: int, as_json: bool) -> int:
     """Where the time of each step went.
 
-    c compute, e encode, w wait, a apply: what the script's thread did. Send and pull go on beside it. RUN is a path, a
-    run's name below ./runs, or the beginning or end of one; without it, the run that is going on, else the newest.
+    d data (the loader), c compute, e encode, w wait, a apply: what the script's thread did. Send and pull go on beside
+    it. RUN is a path, a run's name below ./runs, or the beginning or end of one; without it, the run that is going on,
+    else the newest.
     """
     import shutil
 

@@ -4,7 +4,10 @@
         config.json         every setting with its origin, the script and its arguments
         coordinator.json    where the coordinator listens, while it does
         events.jsonl        what was decided and why
+        now.json            what it is doing, a few seconds ago at most, while it does
         status.json         how it ended
+        history.jsonl       how it went: steps, the script's values, rates
+        members.jsonl       and what each worker and shard counted
         logs/               one file of JSON lines per process, and what scripts printed
         timeline/           where the time of each worker's steps went
         state/              what lets a process that dies go on: the coordinator's journal, a push log per shard
@@ -33,6 +36,7 @@ from .status import JobStatus
 CONFIG = "config.json"
 COORDINATOR = "coordinator.json"
 EVENTS = "events.jsonl"
+NOW = "now.json"
 STATUS = "status.json"
 LOGS = "logs"
 TIMELINE = "timeline"
@@ -47,6 +51,7 @@ class Listening(msgspec.Struct, frozen=True):
     addresses: list[str]
     pid: int
     job: str = ""
+    http: str = ""  # http://HOST:PORT
 
 
 def new_name(script: str, now: float) -> str:
@@ -101,6 +106,17 @@ def last_status(folder: Path) -> JobStatus | None:
     """How the run ended; None if it has not."""
     try:
         return status.decode((folder / STATUS).read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def newest_status(folder: Path) -> JobStatus | None:
+    """How the run ended, or else what it was doing a moment ago; None if it has not begun."""
+    found = last_status(folder)
+    if found is not None:
+        return found
+    try:
+        return status.decode((folder / NOW).read_bytes())
     except (OSError, msgspec.MsgspecError):
         return None
 

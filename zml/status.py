@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from .figures import ShardFigures, WorkerFigures
 from .messages import Failure
 
 
@@ -25,6 +26,37 @@ class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = -1
     samples: int = 0
     heard_s: float = -1.0
+    pid: int = 0  # 0: not told
+    metrics: str = ""  # http://HOST:PORT of its /metrics, empty where it has none
+    epoch: int = -1
+    staleness: int = 0
+    figures: WorkerFigures | None = None  # of a worker, as it told them last; None before
+    shard: ShardFigures | None = None  # of a shard, likewise
+
+
+class DataStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the batches of the open epoch."""
+
+    batches: int = 0  # in the epoch; 0: not known yet
+    batch_size: int = 0
+    committed: int = 0
+    skipped: int = 0
+    leased: int = 0  # to workers, and in no step that counts yet
+    reissued: int = 0  # given to another worker, in all epochs
+
+
+class CheckpointStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest that is complete, and how taking them went. `at` is seconds since the Unix epoch."""
+
+    path: str = ""  # empty: none yet
+    step: int = -1
+    at: float = 0.0
+    bytes: int = 0
+    held_s: float = 0.0  # that training stood still
+    took_s: float = 0.0  # from the order to the manifest
+    taken: int = 0  # by this coordinator
+    failed: int = 0
+    because: str = ""  # the last one failed
 
 
 class EventLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +131,10 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     rate: RateStatus | None = None  # None: the script's learning rate is used as it is
     noise: NoiseStatus = NoiseStatus()
     step_times: list[StepTime] = []  # by number of workers
+    data: DataStatus = DataStatus()
+    checkpoint: CheckpointStatus = CheckpointStatus()
+    boots: int = 1  # processes that have been this job's coordinator
+    metrics: str = ""  # http://HOST:PORT of the coordinator's own /metrics, and of the dashboard
     waiting_for: list[str] = []
     events: list[EventLine] = []  # the latest few
     failures: list[MemberFailure] = []
