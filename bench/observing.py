@@ -11,9 +11,10 @@ takes of a step is measured by itself, in the last line.
 
 Two whole clusters train and take turns: at the end of each step a script waits until it is its cluster's turn, so that
 both live through the same minutes of a machine that others may use, too. A pair is a slice of time for each, in random
-order; its ratio is (on / off) of the mean time of a step, of the steps that lie inside the slice,
-and of the CPU time that all processes of a cluster took for one. Told are the median over the pairs, and the interval
-in which the ratio of the means lies with 95 % (bootstrap over the pairs). The target is a cost of at most 1 %.
+order; its ratio is (on / off) of the mean time of a step, of the steps that lie inside the slice, and of the CPU time
+that all processes of a cluster took for one. Told are the median over the pairs, and the interval in which the ratio of
+the means lies with 95 % (bootstrap over the pairs). The target is a cost of at most 1 %; on a machine that others keep
+busy it takes many pairs, or steps that are short, to decide it.
 """
 
 from __future__ import annotations
