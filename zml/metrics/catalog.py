@@ -199,7 +199,7 @@ WANTED = metric("zml_members_wanted", "gauge", "Members that were asked for.", (
 HEARD = metric(
     "zml_member_heard_seconds",
     "gauge",
-    "How long ago a member was heard.",
+    "How long ago a member was heard that has not ended in order.",
     ("job_id", "member_role", "id"),
     _C,
 )

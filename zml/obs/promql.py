@@ -1,0 +1,82 @@
+"""PromQL from entries of the catalog: a query cannot name what is not measured, nor a label that a metric lacks.
+
+A scope says which series are meant and over how long a rate is taken. There are two: a dashboard's, by the variables
+that its viewer sets, and an alert rule's, of everything over some minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..metrics.catalog import Metric
+
+# What the scrape adds to each series, beside the metric's own labels; "job" is the name of the scrape configuration.
+OF_TARGETS = frozenset({"job", "instance", "job_id", "role", "member", "node"})
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """`window` is what a rate is taken over; `matchers` are for the metrics that have their label."""
+
+    window: str
+    matchers: Mapping[str, str] = field(default_factory=dict)  # `worker` -> `=~"$worker"`
+
+    def of(self, metric: Metric, suffix: str = "", over: bool = False, **only: str) -> str:
+        """The series themselves. `only` narrows: role="worker", phase="!~push|pull"; `over` appends the window."""
+        known = OF_TARGETS | set(metric.labels)
+        assert only.keys() <= known, f"{metric.name} has no label {sorted(only.keys() - known)}"
+        matchers = {
+            label: how for label, how in self.matchers.items() if label in known and label not in only
+        }
+        if "hub" in metric.roles and "job_id" not in metric.labels:
+            # A coordinator of many jobs is itself of no job. What it counts is shown beside the job that is looked at.
+            matchers.pop("job_id", None)
+            if "job_id" in self.matchers and len(metric.roles) > 1:
+                matchers["job_id"] = '=~"${job:regex}|"'
+        matchers |= {label: _matcher(how) for label, how in only.items()}
+        inside = ", ".join(f"{label}{how}" for label, how in matchers.items())
+        return (
+            f"{metric.name}{suffix}"
+            + (f"{{{inside}}}" if inside else "")
+            + (f"[{self.window}]" if over else "")
+        )
+
+    def rate(self, metric: Metric, by: Sequence[str] = (), suffix: str = "", **only: str) -> str:
+        """Growth of a counter per second."""
+        assert metric.kind in ("counter", "histogram"), f"{metric.name} is a {metric.kind}"
+        return together("sum", f"rate({self.of(metric, suffix, over=True, **only)})", by)
+
+    def increase(self, metric: Metric, by: Sequence[str] = (), suffix: str = "", **only: str) -> str:
+        """Growth of a counter over the window."""
+        assert metric.kind in ("counter", "histogram"), f"{metric.name} is a {metric.kind}"
+        return together("sum", f"increase({self.of(metric, suffix, over=True, **only)})", by)
+
+    def quantile(self, share: float, metric: Metric, by: Sequence[str] = (), **only: str) -> str:
+        """Of a histogram, interpolated within its classes."""
+        assert metric.kind == "histogram", f"{metric.name} is a {metric.kind}"
+        return f"histogram_quantile({share:g}, {self.rate(metric, (*by, 'le'), '_bucket', **only)})"
+
+    def mean(self, metric: Metric, by: Sequence[str] = (), **only: str) -> str:
+        """Of a histogram, exact."""
+        return f"{self.rate(metric, by, '_sum', **only)} / {self.rate(metric, by, '_count', **only)}"
+
+    def sum(self, metric: Metric, by: Sequence[str] = (), **only: str) -> str:
+        return together("sum", self.of(metric, **only), by)
+
+    def max(self, metric: Metric, by: Sequence[str] = (), **only: str) -> str:
+        """Of gauges that several processes may tell: a coordinator and the one that follows it."""
+        return together("max", self.of(metric, **only), by)
+
+
+def together(how: str, expr: str, by: Sequence[str] = ()) -> str:
+    """Many series as one, or as one for each value of `by`: sum by (worker) (...)."""
+    return f"{how} by ({', '.join(by)}) ({expr})" if by else f"{how}({expr})"
+
+
+def _matcher(how: str) -> str:
+    """`active` -> `="active"`, `!~push|pull` -> `!~"push|pull"`."""
+    for operator in ("=~", "!~", "!="):
+        if how.startswith(operator):
+            return f'{operator}"{how.removeprefix(operator)}"'
+    return f'="{how}"'
