@@ -22,8 +22,8 @@ class Scope:
     window: str
     matchers: Mapping[str, str] = field(default_factory=dict)  # `worker` -> `=~"$worker"`
 
-    def of(self, metric: Metric, suffix: str = "", over: bool = False, **only: str) -> str:
-        """The series themselves. `only` narrows: role="worker", phase="!~push|pull"; `over` appends the window."""
+    def of(self, metric: Metric, suffix: str = "", **only: str) -> str:
+        """The series themselves. `only` narrows: role="worker", phase="!~push|pull"."""
         known = OF_TARGETS | set(metric.labels)
         assert only.keys() <= known, f"{metric.name} has no label {sorted(only.keys() - known)}"
         matchers = {
@@ -36,21 +36,17 @@ class Scope:
                 matchers["job_id"] = '=~"${job:regex}|"'
         matchers |= {label: _matcher(how) for label, how in only.items()}
         inside = ", ".join(f"{label}{how}" for label, how in matchers.items())
-        return (
-            f"{metric.name}{suffix}"
-            + (f"{{{inside}}}" if inside else "")
-            + (f"[{self.window}]" if over else "")
-        )
+        return f"{metric.name}{suffix}" + (f"{{{inside}}}" if inside else "")
 
     def rate(self, metric: Metric, by: Sequence[str] = (), suffix: str = "", **only: str) -> str:
         """Growth of a counter per second."""
         assert metric.kind in ("counter", "histogram"), f"{metric.name} is a {metric.kind}"
-        return together("sum", f"rate({self.of(metric, suffix, over=True, **only)})", by)
+        return together("sum", f"rate({self.of(metric, suffix, **only)}[{self.window}])", by)
 
     def increase(self, metric: Metric, by: Sequence[str] = (), suffix: str = "", **only: str) -> str:
         """Growth of a counter over the window."""
         assert metric.kind in ("counter", "histogram"), f"{metric.name} is a {metric.kind}"
-        return together("sum", f"increase({self.of(metric, suffix, over=True, **only)})", by)
+        return together("sum", f"increase({self.of(metric, suffix, **only)}[{self.window}])", by)
 
     def quantile(self, share: float, metric: Metric, by: Sequence[str] = (), **only: str) -> str:
         """Of a histogram, interpolated within its classes."""

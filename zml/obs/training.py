@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..metrics import catalog as c
 from . import measures
 from .panels import ALARM, ALL, SHOWN, Dashboard, Panel, Query, Row, unit
+from .promql import together
 
 W = ("worker",)
 S = ("shard",)
@@ -148,7 +149,7 @@ TABLE = Panel(
     number=104, title="Stragglers first", kind="table", width=24, height=9, key="worker",
     says="Every worker, the slowest first: its own time, as a multiple of the median, and what it spends it on.",
     queries=(
-        Query(measures.to_median(measures.own_time(SHOWN, JW), J, measures.own_time(ALL, JW)), "to the median"),
+        Query(together("sum", measures.to_median(measures.own_time(SHOWN, JW), J, measures.own_time(ALL, JW)), W), "to the median"),
         Query(measures.own_time(SHOWN, W), "own time"),
         Query(SHOWN.quantile(0.99, c.STEP_TIME, W), "step p99"),
         Query(measures.share(SHOWN, "data", W), "data"),
