@@ -64,6 +64,7 @@ COORDINATES = {
     "zml.resume",
     "zml.noise",
     "zml.notes",
+    "zml.obs_cli",
     "zml.rosters",
     "zml.shard_desk",
     "zml.cli",
@@ -112,7 +113,7 @@ COORDINATES = {
     "zml.status",
     "zml.tables",
     "zml.timeline",
-}  # and zml.checkpoint.*, zml.cluster.*, zml.launch.*, zml.simulate.*, zml.slurm.*, zml.web.*
+}  # and zml.checkpoint.*, zml.cluster.*, zml.launch.*, zml.metrics.*, zml.obs.*, zml.simulate.*, zml.slurm.*, zml.web.*
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("torch", "save")}
@@ -185,6 +186,8 @@ def coordinating() -> list[str]:
         "zml.cli",
         "zml.cluster",
         "zml.launch",
+        "zml.metrics",
+        "zml.obs",
         "zml.simulate",
         "zml.slurm",
         "zml.web",

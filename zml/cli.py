@@ -35,6 +35,7 @@ from .flags import (
     settle,
 )
 from .jobs_cli import explain_job, is_code, job, jobs, nodes, server_flags, submit
+from .obs_cli import obs
 from .run_cli import data, timeline
 from .simulate_cli import simulate
 from .slurm_cli import slurm
@@ -292,6 +293,7 @@ main.add_command(data)
 main.add_command(slurm)
 main.add_command(node)
 main.add_command(simulate)
+main.add_command(obs)
 
 
 @main.command(context_settings=CONTEXT)

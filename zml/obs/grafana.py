@@ -1,8 +1,9 @@
 """Dashboards as Grafana reads them: its classic JSON model, which can be provisioned from files and imported by hand.
 
-https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/ describes the model. The
-data source is the variable DS_PROMETHEUS: where files are provisioned it is chosen at the top of the dashboard, and where
-a file is imported Grafana asks for it, because it stands in `__inputs` under the same name.
+The model: https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/
+
+The data source is the variable DS_PROMETHEUS: where files are provisioned it is chosen at the top of the dashboard, and
+where a file is imported Grafana asks for it, because it stands in `__inputs` under the same name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from ..metrics import catalog as c
 from ..metrics.catalog import Metric
 from .grafana_panels import SOURCE, TYPES, Json, grid, panel
 from .panels import ALARM, ALL, Dashboard, Query, places
+from .prometheus import EVERY
 
 SCHEMA = 41  # Grafana 12; older ones from 10 on take what is used here, newer ones migrate it
 TAG = "zml"
@@ -198,7 +200,7 @@ def data_sources(prometheus: str) -> Json:
                 "access": "proxy",
                 "url": prometheus,
                 # Grafana takes rates over four of these at least: as often as prometheus.yml scrapes.
-                "jsonData": {"timeInterval": "10s", "httpMethod": "POST"},
+                "jsonData": {"timeInterval": EVERY, "httpMethod": "POST"},
             }
         ],
     }

@@ -35,8 +35,11 @@ def share(scope: Scope, phase: str, by: Sequence[str]) -> str:
 
 
 def to_median(expr: str, group: Sequence[str], all_of: str = "") -> str:
-    """Each series as a multiple of the median of its group, or of that of `all_of`."""
-    return _to(expr, f"quantile by ({', '.join(group)}) (0.5, {all_of or expr})", group)
+    """Each series as a multiple of the median of its group, or of that of `all_of`; of two, of the smaller one: their
+    median is as near to the one as to the other, and nobody could be twice as slow."""
+    every, by = all_of or expr, ", ".join(group)
+    of_two = f"min by ({by}) ({every}) and on ({by}) count by ({by}) ({every}) == 2"
+    return _to(expr, f"({of_two} or quantile by ({by}) (0.5, {every}))", group)
 
 
 def to_mean(expr: str, group: Sequence[str], all_of: str = "") -> str:

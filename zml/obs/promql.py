@@ -6,11 +6,14 @@ that its viewer sets, and an alert rule's, of everything over some minutes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..metrics.catalog import Metric
 
+OPERATOR = re.compile(r" (?:[-+*/]|and|unless|or|[<>]=?|==|!=) ")
+BRACKETS = {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}
 # What the scrape adds to each series, beside the metric's own labels; "job" is the name of the scrape configuration.
 OF_TARGETS = frozenset({"job", "instance", "job_id", "role", "member", "node"})
 
@@ -76,3 +79,54 @@ def _matcher(how: str) -> str:
         if how.startswith(operator):
             return f'{operator}"{how.removeprefix(operator)}"'
     return f'="{how}"'
+
+
+def readable(expr: str, width: int = 100) -> str:
+    """The same expression in lines: broken before the operators that join its parts, and within long brackets."""
+    if len(expr) <= width:
+        return expr
+    lines: list[str] = []
+    for part in _parts(expr):
+        if lines and len(lines[-1]) + 1 + len(part) <= width:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return "\n".join(_opened(line, width) for line in lines)
+
+
+def _parts(expr: str) -> list[str]:
+    """What stands at the top, each part with the operator before it or the comma behind it."""
+    cuts = [
+        place
+        for place, depth in _depths(expr)
+        if depth == 0 and (OPERATOR.match(expr, place) or expr[place - 1] == ",")
+    ]
+    return [expr[start:end].strip() for start, end in zip([0, *cuts], [*cuts, len(expr)], strict=True)]
+
+
+def _opened(line: str, width: int) -> str:
+    """A line that is too long, with what is in its longest brackets in lines of its own."""
+    if len(line) <= width:
+        return line
+    ends: list[tuple[int, int]] = []
+    start = 0
+    for place, depth in _depths(line):
+        if depth == 0 and line[place] == ")":
+            ends.append((start, place))
+        elif depth == 1 and line[place] == "(":
+            start = place
+    start, end = max(ends, key=lambda found: found[1] - found[0], default=(0, 0))
+    if end - start < 2:
+        return line
+    inside = readable(line[start + 1 : end], width - 2).replace("\n", "\n  ")
+    return f"{line[: start + 1]}\n  {inside}\n{line[end:]}"
+
+
+def _depths(expr: str) -> Iterator[tuple[int, int]]:
+    """Each place, and in how many brackets it is; what stands in quotes is passed over."""
+    depth, quoted = 0, False
+    for place, letter in enumerate(expr):
+        quoted ^= letter == '"'
+        if not quoted:
+            depth += BRACKETS.get(letter, 0)
+            yield place, depth

@@ -145,11 +145,12 @@ OWN = Panel(
     "as the median.",
     queries=(Query(measures.own_time(SHOWN, W), "{{worker}}"),),
 )  # fmt: skip
+TO_MEDIAN = measures.to_median(measures.own_time(SHOWN, JW), J, measures.own_time(ALL, JW))
 TABLE = Panel(
     number=104, title="Stragglers first", kind="table", width=24, height=9, key="worker",
     says="Every worker, the slowest first: its own time, as a multiple of the median, and what it spends it on.",
     queries=(
-        Query(together("sum", measures.to_median(measures.own_time(SHOWN, JW), J, measures.own_time(ALL, JW)), W), "to the median"),
+        Query(together("sum", TO_MEDIAN, W), "to the median"),
         Query(measures.own_time(SHOWN, W), "own time"),
         Query(SHOWN.quantile(0.99, c.STEP_TIME, W), "step p99"),
         Query(measures.share(SHOWN, "data", W), "data"),
