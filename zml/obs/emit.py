@@ -35,7 +35,8 @@ def to_yaml(data: Mapping[str, Any] | Sequence[Any], head: str = "") -> str:
 
 def comment(text: str, indent: str) -> Iterator[str]:
     for line in text.splitlines():
-        yield f"{indent}# {line}".rstrip()
+        shown = "".join(letter if letter.isprintable() else "?" for letter in line)
+        yield f"{indent}# {shown}".rstrip()
 
 
 def _lines(data: Any, indent: str) -> Iterator[str]:

@@ -71,7 +71,7 @@ DISK_BYTES = Panel(
     queries=(Query(f"min by (node) ({ALL.of(c.DISK_FREE)})", "{{node}}"),),
 )  # fmt: skip
 NET = Panel(
-    number=413, title="Bytes of messages, by kind", unit="binBps", width=16, least=0,
+    number=413, title="Bytes of messages, by kind", unit="binBps", least=0,
     says="What left and what came, of all processes: gradients and parameters should outweigh the rest by far.",
     queries=(
         Query(ALL.rate(c.NET_SENT, ("kind",)), "{{kind}} sent"),

@@ -1,9 +1,9 @@
 """Where Prometheus finds the processes of a cluster, and how their series are labelled.
 
-The coordinator knows who is here, and says so at `/api/sd` (https://prometheus.io/docs/prometheus/latest/http_sd/):
-each process with its labels `role`, `member`, `job_id` and `node`. Nothing is relabelled. zml's job is `job_id`, so that
-Prometheus' own `job` stays what people know, the name of the scrape configuration; `instance` stays the address, which
-tells a process from the one that took its place.
+The coordinator knows who is here, and says so at `/api/sd` (https://prometheus.io/docs/prometheus/latest/http_sd/),
+each process with its labels `role`, `member`, `job_id` and `node`. Nothing is relabelled. zml's job is `job_id`, so
+that Prometheus' own `job` stays what people know, the name of the scrape configuration; `instance` stays the address,
+which tells a process from the one that took its place.
 """
 
 from __future__ import annotations

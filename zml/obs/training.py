@@ -93,23 +93,24 @@ SLOWEST = Panel(
     ),
 )  # fmt: skip
 STARVED = Panel(
-    number=15, title="Waiting for data", unit="percentunit", least=0, most=1, steps=((0, "green"), (0.5, "red")),
+    number=15, title="Waiting for data", width=6, unit="percentunit", least=0, most=1,
+    steps=((0, "green"), (0.5, "red")),
     says="Share of its time that a worker waits for its data loader; the five worst.",
     queries=(Query(f"topk(5, {measures.share(ALL, 'data', W)})", "{{worker}}"),),
 )  # fmt: skip
 AHEAD = Panel(
-    number=16, title="Staleness", unit="short", least=0,
+    number=16, title="Staleness", width=6, unit="short", least=0,
     says="How far the fastest worker is ahead of the slowest, in steps, and what it may be. At its bound, fast workers "
     "wait.",
     queries=(Query(ALL.max(c.SPREAD), "staleness"), Query(ALL.max(c.BOUND), "bound")),
 )  # fmt: skip
 BY_STATE = Panel(
-    number=17, title="Members by state", least=0,
+    number=17, title="Members by state", width=6, least=0,
     says="lost: not heard for the length of its lease. failed: its script ended with an error.",
     queries=(Query(ALL.sum(c.MEMBERS, ("member_role", "state")), "{{member_role}}s {{state}}"),),
 )  # fmt: skip
 STEPS = Panel(
-    number=18, title="Steps", least=0, says=c.JOB_STEPS.help + " A flat line: nothing moves.",
+    number=18, title="Steps", width=6, least=0, says=c.JOB_STEPS.help + " A flat line: nothing moves.",
     queries=(Query(ALL.max(c.JOB_STEPS), "steps"),),
 )  # fmt: skip
 
