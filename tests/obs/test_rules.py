@@ -286,7 +286,7 @@ def test_each_alert_fires_in_its_situation_and_no_other_does(tmp_path: Path) -> 
     (tmp_path / "zml.yml").write_text(to_yaml(rules.rule_file()))
     tests = {
         "rule_files": ["zml.yml"],
-        "evaluation_interval": "1m",  # of half an hour: as few as tell the situations apart
+        "evaluation_interval": "1m",  # often enough to tell the situations apart
         "tests": [unit_test(situation) for situation in SITUATIONS],
     }
     (tmp_path / "tests.yml").write_text(json.dumps(tests))
@@ -301,7 +301,7 @@ def test_an_alert_that_is_not_expected_is_seen(tmp_path: Path) -> None:
     """The test above can fail: promtool is asked whether a healthy job has a straggler."""
     (tmp_path / "zml.yml").write_text(to_yaml(rules.rule_file()))
     wrong = unit_test(("wrong", lambda job: None, [Fires("ZmlStraggler", "w2", {"worker": "w2"})]))
-    tests = {"rule_files": ["zml.yml"], "evaluation_interval": "1m",  # of half an hour: as few as tell the situations apart "tests": [wrong]}
+    tests = {"rule_files": ["zml.yml"], "evaluation_interval": "1m", "tests": [wrong]}
     (tmp_path / "tests.yml").write_text(json.dumps(tests))
     ran = subprocess.run(
         ["promtool", "test", "rules", "tests.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=60
