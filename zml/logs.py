@@ -16,6 +16,8 @@ from typing import Any
 
 import structlog
 
+from .metrics.lines import COUNTED
+
 ROTATE_BYTES = 64 * 2**20
 KEPT = 3
 MAX_FRAMES = 20
@@ -96,7 +98,7 @@ def configure(
 
     close()
     root = logging.getLogger()
-    root.handlers = handlers
+    root.handlers = [*handlers, COUNTED]
     root.setLevel(level.upper())
     logging.captureWarnings(False)  # whoever reset `warnings` since the last time took our hook out
     logging.captureWarnings(True)

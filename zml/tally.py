@@ -1,19 +1,30 @@
-"""How far a script has come in its batches, for its agent to read when the script is dead.
+"""What a script tells its agent, for the agent to read when it wants to, also when the script is dead.
 
-Eight bytes of memory that both share: only what has begun can be what a script has crashed over, and a script that
-crashes says nothing any more. Rule: it is written before the batch is touched.
+Some memory that both share. First, in eight bytes, how far the script has come in its batches: only what has begun can
+be what it has crashed over, and a script that crashes says nothing any more. Rule: that is written before the batch is
+touched. Behind it its figures, now and then, in two places in turn, each with a number and a checksum: whatever kills
+the script while it writes, and whenever the agent looks, one of the two is whole. Nobody waits for anybody, and nothing
+is told that nobody reads.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import zlib
 from collections.abc import MutableMapping
 from struct import Struct
+
+import msgspec
+
+from .figures import WorkerFigures
 
 VARIABLE = "ZML_TALLY"
 _NUMBER = Struct("=Q")  # one store: whatever kills the script, it is whole
 _EPOCH = 1 << 32  # batches of an epoch are fewer
+_HEAD = Struct("=QII")  # number, bytes, checksum
+_PLACE = 4096
+_SIZE = _NUMBER.size + 2 * _PLACE
 Tally = tuple[int, int]  # an epoch, and how many of the batches given to this script in it have begun
 
 
@@ -22,7 +33,7 @@ class AgentTally:
 
     def __init__(self) -> None:
         self.file = os.memfd_create("zml-tally")
-        os.ftruncate(self.file, _NUMBER.size)
+        os.ftruncate(self.file, _SIZE)
 
     def environment(self) -> dict[str, str]:
         """For the child, which must inherit `file`."""
@@ -31,6 +42,19 @@ class AgentTally:
     def read(self) -> Tally:
         number: int = _NUMBER.unpack(os.pread(self.file, _NUMBER.size, 0))[0]
         return divmod(number, _EPOCH)
+
+    def figures(self) -> WorkerFigures | None:
+        """The newest that are whole; None before the first, and after `close`."""
+        if self.file < 0:
+            return None
+        memory = os.pread(self.file, _SIZE, 0)
+        told = [place for start in (0, 1) if (place := _whole(memory, _start(start))) is not None]
+        if not told:
+            return None
+        try:
+            return msgspec.msgpack.decode(max(told)[1], type=WorkerFigures)
+        except msgspec.MsgspecError:
+            return None  # the memory is the script's to spoil
 
     def close(self) -> None:
         """Twice is the same as once."""
@@ -45,10 +69,33 @@ class ScriptTally:
     def __init__(self, environ: MutableMapping[str, str] | None = None) -> None:
         number = (os.environ if environ is None else environ).pop(VARIABLE, "")
         self.memory: mmap.mmap | None = None
+        self.told = 0  # figures
         if number.isdigit():
-            self.memory = mmap.mmap(int(number), _NUMBER.size)
+            self.memory = mmap.mmap(int(number), _SIZE)
             os.close(int(number))
 
     def begin(self, epoch: int, batches: int) -> None:
         if self.memory is not None:
             _NUMBER.pack_into(self.memory, 0, epoch * _EPOCH + batches)
+
+    def tell(self, figures: WorkerFigures) -> None:
+        """In one thread, whichever."""
+        if self.memory is None:
+            return
+        data = msgspec.msgpack.encode(figures)
+        self.told += 1
+        at = _start(self.told % 2)
+        assert len(data) <= _PLACE - _HEAD.size, "a report's header would not hold them either"
+        self.memory[at + _HEAD.size : at + _HEAD.size + len(data)] = data
+        _HEAD.pack_into(self.memory, at, self.told, len(data), zlib.crc32(data))
+
+
+def _start(place: int) -> int:
+    return _NUMBER.size + place * _PLACE
+
+
+def _whole(memory: bytes, start: int) -> tuple[int, bytes] | None:
+    """What stands in one of the two places, with its number, if that is all there."""
+    number, size, checksum = _HEAD.unpack_from(memory, start)
+    data = memory[start + _HEAD.size : start + _HEAD.size + min(size, _PLACE - _HEAD.size)]
+    return (number, data) if number and len(data) == size and zlib.crc32(data) == checksum else None

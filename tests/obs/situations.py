@@ -71,18 +71,19 @@ class Job:
 
     def put(
         self, metric: Metric | str, values: Values, role: str, member: str, suffix: str = "", **labels: str
-    ) -> None:
+    ) -> Job:
         name = metric if isinstance(metric, str) else metric.name
         self.all[series(name + suffix, **target(role, member, self.job_id), **labels)] = values
+        return self
 
-    def of_job(self, metric: Metric, values: Values, **labels: str) -> None:
-        self.put(metric, values, "coordinator", "coordinator", **labels)
+    def of_job(self, metric: Metric, values: Values, **labels: str) -> Job:
+        return self.put(metric, values, "coordinator", "coordinator", **labels)
 
-    def of_worker(self, metric: Metric, values: Values, worker: str, **labels: str) -> None:
-        self.put(metric, values, "worker", worker, worker=worker, **labels)
+    def of_worker(self, metric: Metric, values: Values, worker: str, **labels: str) -> Job:
+        return self.put(metric, values, "worker", worker, worker=worker, **labels)
 
-    def of_shard(self, metric: Metric, values: Values, shard: str, **labels: str) -> None:
-        self.put(metric, values, "shard", shard, shard=shard, **labels)
+    def of_shard(self, metric: Metric, values: Values, shard: str, **labels: str) -> Job:
+        return self.put(metric, values, "shard", shard, shard=shard, **labels)
 
     def phases(self, worker: str, **seconds: float) -> None:
         """Where each second of a worker goes."""
@@ -160,7 +161,5 @@ def healthy(job_id: str = "mnist") -> Job:
 
 def freeze(job: Job, at: int) -> None:
     """Nothing trains any more, while everybody answers."""
-    for name in (c.JOB_STEPS, c.STEPS, c.PHASE, c.SHARD_SENT, c.SHARD_RECEIVED):
-        job.everywhere(
-            lambda full, values, name=name: stops(at, values) if full.startswith(name.name) else values
-        )  # type: ignore[misc]
+    still = tuple(metric.name for metric in (c.JOB_STEPS, c.STEPS, c.PHASE, c.SHARD_SENT, c.SHARD_RECEIVED))
+    job.everywhere(lambda name, values: stops(at, values) if name.startswith(still) else values)
