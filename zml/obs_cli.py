@@ -9,9 +9,11 @@ from urllib.parse import urlsplit
 import click
 
 from .errors import NO_TOKEN, USAGE, ZmlError
+from .web.address import PORT
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-COORDINATOR = "http://127.0.0.1:7078"
+COORDINATOR = f"http://127.0.0.1:{PORT}"
+PROMETHEUS = "http://127.0.0.1:9090"
 
 
 @click.group(context_settings=CONTEXT)
@@ -25,7 +27,8 @@ def obs() -> None:
     "coordinators",
     multiple=True,
     metavar="URL",
-    help=f"Where a coordinator answers HTTP; may be repeated.  [default: {COORDINATOR}]",
+    help="Where a coordinator answers HTTP; may be repeated.  "
+    f"[default: that of the run that goes on here, else {COORDINATOR}]",
 )
 @click.option(
     "--token-file",
@@ -34,9 +37,9 @@ def obs() -> None:
 )
 @click.option(
     "--prometheus",
-    default="http://127.0.0.1:9090",
+    default=PROMETHEUS,
     metavar="URL",
-    help="Where Grafana finds Prometheus.  [default: http://127.0.0.1:9090]",
+    help=f"Where Grafana finds Prometheus.  [default: {PROMETHEUS}]",
 )
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @click.option("--json", "as_json", is_flag=True, help="The paths, for machines.")
@@ -58,25 +61,36 @@ def export(
     from .obs.export import ABOUT, Kit, files, write
 
     where = Path(folder).absolute()
+    runs = Path(settle({}).settings.runs).absolute()
     kit = Kit(
         folder=where,
-        coordinators=[address(url, "--coordinator-http") for url in coordinators or (COORDINATOR,)],
+        coordinators=[
+            address(url, "--coordinator-http") for url in coordinators or (going_on(runs) or COORDINATOR,)
+        ],
         token_file=usable(Path(token_file).absolute()) if token_file is not None else None,
         prometheus=address(prometheus, "--prometheus"),
-        runs=Path(settle({}).settings.runs).absolute(),
+        runs=runs,
     )
     written = write(where, files(kit), force=force)
     names = [str(path.relative_to(where)) for path in written]
     if as_json:
         click.echo(json.dumps({"folder": str(where), "files": names}, indent=2))
         return 0
-    click.echo(f"{folder}:")
+    click.echo(f"{folder}, for {' and '.join(kit.coordinators)}:")
     width = max(len(name) for name in names)
     for name in names:
         click.echo(f"  {name:<{width}}  {ABOUT.get(name, '')}".rstrip())
     click.echo(f"Start: prometheus --config.file={Path(folder, 'prometheus.yml')}")
     click.echo(f"{Path(folder, 'README.txt')} says the rest.")
     return 0
+
+
+def going_on(runs: Path) -> str:
+    """Where the newest run that goes on answers; empty where there is none."""
+    from . import rundir
+
+    found = (rundir.listening(folder) for folder in rundir.running(runs))
+    return next((each.http for each in found if each is not None and each.http), "")
 
 
 def address(url: str, flag: str) -> str:
@@ -93,7 +107,7 @@ def address(url: str, flag: str) -> str:
         or parts.fragment
         or parts.username
     ):
-        example = COORDINATOR if flag == "--coordinator-http" else "http://127.0.0.1:9090"
+        example = COORDINATOR if flag == "--coordinator-http" else PROMETHEUS
         raise ZmlError(USAGE, f"{flag} {url} is no address such as {example}", "Write http://HOST:PORT.")
     if port == 0:
         raise ZmlError(USAGE, f"{flag} {url} has no port that can be reached", "Write the one it listens on.")
