@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -80,7 +81,7 @@ def export(
     width = max(len(name) for name in names)
     for name in names:
         click.echo(f"  {name:<{width}}  {ABOUT.get(name, '')}".rstrip())
-    click.echo(f"Start: prometheus --config.file={Path(folder, 'prometheus.yml')}")
+    click.echo(f"Start: prometheus --config.file={shlex.quote(str(Path(folder, 'prometheus.yml')))}")
     click.echo(f"{Path(folder, 'README.txt')} says the rest.")
     return 0
 

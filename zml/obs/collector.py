@@ -25,6 +25,7 @@ PATHS = "A file of JSON lines per process. ZML_RUNS names another folder than th
 def config(coordinators: Sequence[str], token_file: Path | None, runs: Path) -> dict[str, Any]:
     """otel-collector.yaml. `runs` is the folder with the run directories."""
     store = "${env:ZML_OTLP:-http://127.0.0.1:14318}"
+    folder = f"${{env:ZML_RUNS:-{_dollars(str(runs))}}}"
     return {
         "receivers": {
             "otlp": {"protocols": {"http": {"endpoint": "127.0.0.1:4318"}}},
@@ -36,7 +37,9 @@ def config(coordinators: Sequence[str], token_file: Path | None, runs: Path) -> 
                 }
             },
             "filelog": {
-                "include": Said(PATHS, [f"${{env:ZML_RUNS:-{_dollars(str(runs))}}}/*/logs/*.jsonl"]),
+                "include": Said(
+                    PATHS, [f"{folder}/{logs}/logs/*.jsonl" for logs in ("*", "slurm-*/attempt-*")]
+                ),
                 "start_at": "beginning",
                 "operators": [
                     {

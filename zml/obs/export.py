@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -76,33 +77,48 @@ ABOUT = {
 
 def readme(kit: Kit, made: Mapping[str, str]) -> str:
     """How to start each program, with the paths as they are here."""
-    folder = kit.folder
+    path = {name: shlex.quote(str(kit.folder / name)) for name in (*made, "grafana/provisioning")}
+    runs = shlex.quote(str(kit.runs))
     sections = [
-        f"What other programs need to show and watch zml. Made by zml {__version__}: `zml obs export` makes it\n"
-        "anew. Edit it as you like; it is not overwritten without --force.",
-        "Prometheus: collects what every process counts, and decides when to alert\n\n"
-        f"    prometheus --config.file={folder}/prometheus.yml\n\n"
-        f"It asks {' and '.join(kit.coordinators)} who is here. http://127.0.0.1:9090/targets shows what it\n"
-        "found, http://127.0.0.1:9090/alerts what fires. To be told of alerts, name an Alertmanager in\n"
-        "prometheus.yml. To check what you edited: promtool check config prometheus.yml",
-        f"Grafana: shows it. Its data source is {kit.prometheus}\n\n"
-        f"    GF_PATHS_PROVISIONING={folder}/grafana/provisioning grafana server --homepath /usr/share/grafana\n\n"
-        'Begin with "zml: Overview", and go on by the links at its top. To put the dashboards into a Grafana\n'
-        "that runs: Dashboards, New, Import, and one of grafana/dashboards/*.json; it asks for the data source.\n"
-        "If you move this folder, or Grafana runs in a container, correct the path in\n"
-        "grafana/provisioning/dashboards/zml.yml.",
-        "OpenTelemetry collector: takes traces, metrics and logs, and hands them on\n\n"
-        f"    ZML_OTLP=http://STORE:4318 otelcol-contrib --config {folder}/otel-collector.yaml\n\n"
-        "Then start zml with OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 in its environment.",
+        f"""What other programs need to show and watch zml, made by zml {__version__}. `zml obs export`
+makes it anew. Edit it as you like: it is not replaced without --force.""",
+        f"""Prometheus collects what every process counts, and decides when to alert
+
+    prometheus --config.file={path["prometheus.yml"]}
+
+It asks {" and ".join(kit.coordinators)} who is here.
+http://127.0.0.1:9090/targets shows what it found, and http://127.0.0.1:9090/alerts
+what fires. To be told of alerts, name an Alertmanager in prometheus.yml. To check
+what you have edited: promtool check config prometheus.yml""",
+        f"""Grafana shows it; its data source is {kit.prometheus}
+
+    GF_PATHS_PROVISIONING={path["grafana/provisioning"]} \\
+        grafana server --homepath /usr/share/grafana
+
+Begin with "zml: Overview", and go on by the links at its top. To put the dashboards
+into a Grafana that runs: Dashboards, New, Import, and one of the files in
+grafana/dashboards; it asks for the data source. If you move this folder, or Grafana
+runs in a container, correct the path in grafana/provisioning/dashboards/zml.yml.""",
+        f"""An OpenTelemetry collector takes traces, metrics and logs, and hands them on
+
+    ZML_OTLP=http://STORE:4318 \\
+        otelcol-contrib --config {path["otel-collector.yaml"]}
+
+Then start zml with OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318.""",
     ]
     if "fluentd.conf" in made:
         sections.append(
-            "Fluentd: reads the logs of runs\n\n"
-            f"    fluentd -c {folder}/fluentd.conf\n\n"
-            "Its first lines say which folder it reads, and where to send the lines."
+            f"""Fluentd reads the logs of runs, and remembers how far in ZML_POSITIONS
+
+    ZML_RUNS={runs} ZML_POSITIONS=/var/lib/fluentd \\
+        fluentd -c {path["fluentd.conf"]}"""
         )
     if "fluent-bit.conf" in made:
-        sections.append(f"Fluent Bit: does the same with less\n\n    fluent-bit -c {folder}/fluent-bit.conf")
+        sections.append(
+            f"""Fluent Bit does the same with less
+
+    ZML_RUNS={runs} fluent-bit -c {path["fluent-bit.conf"]}"""
+        )
     return "\n\n\n".join(sections) + "\n"
 
 
