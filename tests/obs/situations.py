@@ -31,6 +31,10 @@ def steady(value: float) -> Values:
     return lambda _at: value
 
 
+def nothing(_at: int) -> None:
+    """No sample."""
+
+
 def growing(per_s: float, from_: float = 0.0) -> Values:
     """A counter."""
     return lambda at: from_ + per_s * EVERY_S * at
@@ -58,7 +62,7 @@ def target(role: str, member: str, job_id: str = "mnist") -> dict[str, str]:
         "job_id": job_id,
         "role": role,
         "member": member,
-        "node": f"node-{member}",
+        "node": f"gpu0{member[1]}" if role == "worker" else "head",
     }
 
 
@@ -154,6 +158,7 @@ def healthy(job_id: str = "mnist") -> Job:
         job.of_worker(c.LEFT_OUT, steady(1), worker)
         job.phases(worker)
     for shard in SHARDS:
+        job.of_shard(c.CHUNKS, steady(8), shard)
         job.of_shard(c.SHARD_SENT, growing(4e6), shard)
         job.of_shard(c.SHARD_RECEIVED, growing(4e6), shard)
     return job

@@ -243,7 +243,7 @@ def test_the_readme_says_how_to_start_each_where_it_is(here: Path) -> None:
     assert run(["obs", "export", "a kit"]) == 0
     text = Path("a kit/README.txt").read_text()
     assert f"prometheus --config.file='{here}/a kit/prometheus.yml'" in text
-    for word in ("grafana server", "otelcol-contrib", *(name for name in KIT if name.endswith(".conf"))):
+    for word in ("grafana server", "otelcol-contrib", *(name for name in KIT if name.startswith("fluent"))):
         assert word in text
     prose = [line for line in text.splitlines() if not line.startswith(" ")]
     assert max(map(len, prose)) <= 90

@@ -17,11 +17,14 @@ import pytest
 
 from tests.obs.situations import (
     EVERY_S,
+    LONG,
     Job,
     freeze,
     gone,
     growing,
     healthy,
+    nothing,
+    series,
     steady,
     stops,
     target,
@@ -112,21 +115,44 @@ def ends_well(job: Job) -> None:
     job.of_job(c.CHECKPOINT_AT, stops(at, lambda now: now * EVERY_S // 300 * 300))
 
 
+def all_end(job: Job) -> None:
+    """At 20 minutes. Nobody can tell Prometheus that they are not coming back."""
+    at = 20 * MINUTE
+    job.everywhere(
+        lambda name, values: then(at, steady(1), steady(0)) if name.startswith("up{") else gone(at, values)
+    )
+
+
+def coordinator_dies(job: Job) -> None:
+    """At 20 minutes. The others go on without it."""
+    at = 20 * MINUTE
+    job.everywhere(
+        lambda name, values: (
+            gone(at, values) if 'member="coordinator"' in name and not name.startswith("up{") else values
+        )
+    )
+    job.put("up", then(at, steady(1), steady(0)), "coordinator", "coordinator")
+
+
+def hub_dies(job: Job) -> None:
+    labels = {"job": "zml", "instance": "hub:7078", "role": "hub", "member": "hub", "node": "head"}
+    job.all[series("up", **labels)] = steady(0)
+
+
 def restarted_coordinator(job: Job) -> None:
     """Each process has an address, and with it series, of its own; in between there are none."""
     del job.all[next(name for name in job.all if name.startswith(c.BOOTS.name))]
     for life in range(4):
         begin, end = (10 + 4 * life) * MINUTE, (13 + 4 * life) * MINUTE
         labels = {**target("coordinator", "coordinator"), "instance": f"coordinator:900{life}"}
-        inside = ", ".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
-        job.all[f"{c.BOOTS.name}{{{inside}}}"] = lambda at, life=life, begin=begin, end=end: (  # type: ignore[misc]
-            life + 1 if begin <= at < end or (life == 3 and at >= begin) else None
-        )
+        until = LONG + 1 if life == 3 else end
+        job.all[series(c.BOOTS.name, **labels)] = then(begin, nothing, then(until, steady(life + 1), nothing))
 
 
 SITUATIONS: list[Situation] = [
     ("all is well", lambda job: None, []),
     ("it is over", ends_well, []),
+    ("it is over, and all of its processes with it", all_end, []),
     ("sync: staleness is 0, as its bound", lambda job: (
         job.of_job(c.SPREAD, steady(0)), job.of_job(c.BOUND, steady(0))
     ), []),
@@ -138,6 +164,10 @@ SITUATIONS: list[Situation] = [
     ("a small model on two shards", lambda job: (
         job.of_shard(c.SHARD_SENT, growing(1e3), "p0"), job.of_shard(c.SHARD_RECEIVED, growing(1e3), "p0"),
         job.of_shard(c.SHARD_SENT, growing(9e3), "p1"), job.of_shard(c.SHARD_RECEIVED, growing(9e3), "p1"),
+    ), []),
+    ("a model of one chunk on two shards", lambda job: (
+        job.of_shard(c.SHARD_SENT, growing(0), "p0"), job.of_shard(c.SHARD_RECEIVED, growing(0), "p0"),
+        job.of_shard(c.CHUNKS, steady(0), "p0"), job.of_shard(c.CHUNKS, steady(1), "p1"),
     ), []),
     ("one batch of a slow job was dealt again", lambda job: (
         job.of_job(c.REISSUED, then(28 * MINUTE, steady(2), steady(3))),
@@ -181,7 +211,7 @@ SITUATIONS: list[Situation] = [
     ("a shard dies", shard_dies, [
         Fires("ZmlShardLost", "shard p1 of mnist was not heard for 2m 0s", {"id": "p1"}),
         Fires("ZmlTargetDown", "shard p1 of mnist does not answer Prometheus",
-              process("shard", "p1", instance="p1:9000", node="node-p1")),
+              process("shard", "p1", instance="p1:9000", node="head")),
     ]),
     ("a worker dies", lambda job: worker_dies(job, replaced=False), [
         Fires("ZmlWorkerLost", "worker w3 of mnist was not heard for 10m 0s", {"id": "w3"}),
@@ -210,20 +240,26 @@ SITUATIONS: list[Situation] = [
     ]),
     ("a process does not answer", lambda job: job.put("up", steady(0), "worker", "w0"), [
         Fires("ZmlTargetDown", "worker w0 of mnist does not answer Prometheus",
-              process("worker", "w0", instance="w0:9000", node="node-w0")),
+              process("worker", "w0", instance="w0:9000", node="gpu00")),
+    ]),
+    ("the coordinator does not answer", coordinator_dies, [
+        Fires("ZmlTargetDown", "coordinator coordinator of mnist does not answer Prometheus",
+              process("coordinator", "coordinator", instance="coordinator:9000", node="head")),
+    ]),
+    ("the coordinator of many jobs does not answer", hub_dies, [
+        Fires("ZmlTargetDown", "hub hub does not answer Prometheus",
+              process("hub", "hub", instance="hub:7078", node="head", job_id="")),
     ]),
     ("a worker logs errors", lambda job: job.put(
         c.LINES, then(27 * MINUTE, steady(1), steady(4)), "worker", "w2", level="error"
     ), [
         Fires("ZmlLogErrors", "worker w2 of mnist logs errors", process("worker", "w2")),
     ]),
-    ("a disk is full", lambda job: job.put(c.DISK_FREE, steady(3e10), "shard", "p0"), [
-        Fires("ZmlDiskFull", "3% of the disk is free where shard p0 of mnist keeps its files",
-              process("shard", "p0", node="node-p0")),
+    ("a disk is full", lambda job: job.put(c.DISK_FREE, steady(3e10), "worker", "w1"), [
+        Fires("ZmlDiskFull", "3% of the disk of gpu01 is free", {"node": "gpu01", "job_id": ""}),
     ]),
     ("a disk fills", lambda job: job.put(c.DISK_FREE, growing(-5e7, from_=5e11), "shard", "p0"), [
-        Fires("ZmlDiskFilling", "the disk of shard p0 of mnist is full within 4 hours if it goes on like this",
-              process("shard", "p0", node="node-p0")),
+        Fires("ZmlDiskFilling", "the disk of head is full within 4 hours if it goes on like this", {"node": "head", "job_id": ""}),
     ]),
 ]  # fmt: skip
 
@@ -252,10 +288,10 @@ def test_alerts_speak_to_people() -> None:
 def expected(fires: Fires, at: str) -> dict[str, Any]:
     """What Prometheus makes of the rule; the summary is written out in the situation."""
     alert = ALERTS[fires.alert]
-    labels = J | fires.labels
+    labels = {name: value for name, value in (J | fires.labels).items() if value}
     annotations = dict(rules.rule(alert)["annotations"], summary=fires.summary)
     filled = {
-        name: re.sub(r"{{ \$labels\.(\w+) }}", lambda label: labels[label[1]], text)
+        name: re.sub(r"{{ \$labels\.(\w+) }}", lambda label: labels.get(label[1], ""), text)
         for name, text in annotations.items()
     }
     return {"exp_labels": {**labels, "severity": alert.severity}, "exp_annotations": filled}

@@ -204,10 +204,10 @@ class LocalRun:
             status = await self._look()
             if status is not None:
                 heard = loop.time()
+                self.viewer.show(status)
                 if status.metrics and not self.scraped:
                     self.scraped = status.metrics
                     self.viewer.say(f"metrics: {status.metrics}/metrics")
-                self.viewer.show(status)
                 self.begun = self.begun or status.state != "FORMING"
                 if status.over:
                     if await self._ended(coordinator, GOODBYE_S):

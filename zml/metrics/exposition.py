@@ -43,7 +43,7 @@ def text(role: Role, points: Iterable[Point], accept: str = "") -> tuple[bytes, 
     """The answer, and its content type, for what an Accept header asks for."""
     try:
         encoder, kind = exposition.choose_encoder(accept)
-    except ValueError:  # a version that is no number
+    except (TypeError, ValueError):  # a version that is no number
         encoder, kind = exposition.choose_encoder("")
     return encoder(Snapshot(role, points)), kind
 

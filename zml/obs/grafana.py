@@ -179,7 +179,7 @@ def happenings(described: Dashboard) -> list[Json]:
             "tagKeys": "severity,worker,shard,member,id",
             "step": "10s",
             # The value of a checkpoint's series is the time at which it was complete.
-            "useValueForTime": "on" if name == "Checkpoints" else False,
+            "useValueForTime": name == "Checkpoints",
         }
         for name, query in annotation_queries(described).items()
     ]

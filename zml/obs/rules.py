@@ -23,8 +23,10 @@ J = ("job", "job_id")
 JW = (*J, "worker")
 JS = (*J, "shard")
 JM = (*J, "role", "member")
+NODE = ("job", "node")
 ON = f"on ({', '.join(J)})"
 RUNNING = f"{ON} {together('max', 'min_over_time(' + RULES.of(c.STATE, state='RUNNING') + '[5m])', J)} == 1"
+SHARD = f"on ({', '.join(JS)})"
 OF_JOB = "{{ with $labels.job_id }} of {{ . }}{{ end }}"
 PROCESS = "{{ $labels.role }} {{ $labels.member }}" + OF_JOB
 
@@ -70,6 +72,8 @@ def usual_gap() -> str:
 
 
 STEPS = RULES.of(c.JOB_STEPS)
+ANSWER = together("sum", 'up{role!=""}', J)  # how many processes of a job do
+HUB = together("sum", 'up{role="hub"}', J)
 
 ALERTS = (
     Alert(
@@ -243,7 +247,8 @@ ALERTS = (
     Alert(
         name="ZmlShardImbalance",
         value=measures.to_mean(measures.traffic(RULES, JS), J),
-        when=f"> 1.5 and on ({', '.join(JS)}) ({measures.traffic(RULES, JS)}) > 1e6",
+        # One chunk cannot be divided, and little traffic need not be.
+        when=f"> 1.5 and {SHARD} ({measures.traffic(RULES, JS)}) > 1e6 and {SHARD} {RULES.max(c.CHUNKS, JS)} > 1",
         for_="5m",
         severity="warning",
         summary="shard {{ $labels.shard }} of {{ $labels.job_id }} moves {{ $value | humanize }} times the mean",
@@ -255,7 +260,8 @@ ALERTS = (
     Alert(
         name="ZmlTargetDown",
         value='up{role!="", member!=""}',
-        when="== 0",
+        # Where nobody of a job answers it has ended, as far as can be seen from here: its coordinator says no more.
+        when=f"== 0 and {ON} ({ANSWER} > 0 or {HUB} == 0)",
         for_="1m",
         severity="critical",
         summary=f"{PROCESS} does not answer Prometheus",
@@ -275,24 +281,24 @@ ALERTS = (
     ),
     Alert(
         name="ZmlDiskFull",
-        value=together("min", f"{RULES.of(c.DISK_FREE)} / {RULES.of(c.DISK)}", (*JM, "node")),
+        value=together("min", f"{RULES.of(c.DISK_FREE)} / {RULES.of(c.DISK)}", NODE),
         when="< 0.05",
         for_="1m",
         severity="critical",
-        summary="{{ $value | humanizePercentage }} of the disk is free where " + PROCESS + " keeps its files",
-        says="Checkpoints fail first, then shards cannot write down what they take. Free some on "
-        "{{ $labels.node }}, or "
-        "keep fewer checkpoints (keep_last).",
+        summary="{{ $value | humanizePercentage }} of the disk of {{ $labels.node }} is free",
+        says="Of the one on which runs are kept there. Checkpoints fail first, then shards cannot write down what they "
+        "take. Make room, or keep fewer checkpoints (keep_last).",
         shown=(machines.RUNTIME, machines.DISK),
     ),
     Alert(
         name="ZmlDiskFilling",
-        value=together("min", f"predict_linear({RULES.of(c.DISK_FREE)}[1h], 4 * 3600)", (*JM, "node")),
-        when="< 0",
+        value=together("min", f"predict_linear({RULES.of(c.DISK_FREE)}[1h], 4 * 3600)", NODE),
+        # A straight line through a few minutes, in which a run has just begun to write, says nothing.
+        when=f"< 0 and on ({', '.join(NODE)}) {together('min', f'{RULES.of(c.DISK_FREE)} offset 15m', NODE)}",
         for_="10m",
         severity="warning",
-        summary="the disk of " + PROCESS + " is full within 4 hours if it goes on like this",
-        says="Free some on {{ $labels.node }}, or keep fewer checkpoints (keep_last).",
+        summary="the disk of {{ $labels.node }} is full within 4 hours if it goes on like this",
+        says="The one on which runs are kept there. Make room, or keep fewer checkpoints (keep_last).",
         shown=(machines.RUNTIME, machines.DISK),
     ),
 )  # fmt: skip
