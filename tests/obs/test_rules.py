@@ -259,7 +259,8 @@ SITUATIONS: list[Situation] = [
         Fires("ZmlDiskFull", "3% of the disk of gpu01 is free", {"node": "gpu01", "job_id": ""}),
     ]),
     ("a disk fills", lambda job: job.put(c.DISK_FREE, growing(-5e7, from_=5e11), "shard", "p0"), [
-        Fires("ZmlDiskFilling", "the disk of head is full within 4 hours if it goes on like this", {"node": "head", "job_id": ""}),
+        Fires("ZmlDiskFilling", "the disk of head is full within 4 hours if it goes on like this",
+              {"node": "head", "job_id": ""}),
     ]),
 ]  # fmt: skip
 

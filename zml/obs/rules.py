@@ -83,9 +83,8 @@ ALERTS = (
         for_="30s",
         severity="critical",
         summary="{{ $labels.job_id }} has made no step for 5 minutes",
-        says="The job is running, and nothing moves. `zml status` says who is waited for; `zml stack WORKER` "
-        "shows where "
-        "a script hangs; the logs of the shards show what they refuse.",
+        says="The job is running, and nothing moves. `zml status` says who is waited for; `zml stack "
+        "WORKER` shows where a script hangs; the logs of the shards show what they refuse.",
         shown=(training.OVERVIEW, training.STEPS),
     ),
     Alert(
@@ -94,12 +93,11 @@ ALERTS = (
         when="> 2",
         for_="2m",
         severity="warning",
-        summary="{{ $labels.worker }} of {{ $labels.job_id }} takes {{ $value | humanize }} times as long as the "
-        "median",
-        says="Its own time per step, without what it waits for others. In sync everybody waits for it. The panel "
-        "shows "
-        "in which phase: compute, and its machine is slower, shared or hot; data, and its storage is. Replace it, or "
-        "let the others go ahead with --staleness.",
+        summary="{{ $labels.worker }} of {{ $labels.job_id }} takes {{ $value | humanize }} times as long "
+        "as the median",
+        says="Its own time per step, without what it waits for others. In sync everybody waits for it. The "
+        "panel shows in which phase: compute, and its machine is slower, shared or hot; data, and its "
+        "storage is. Replace it, or let the others go ahead with --staleness.",
         shown=(training.WORKERS, training.OWN),
     ),
     Alert(
@@ -108,11 +106,10 @@ ALERTS = (
         when="> 0.5",
         for_="2m",
         severity="warning",
-        summary="{{ $labels.worker }} of {{ $labels.job_id }} waits for its data "
-        "{{ $value | humanizePercentage }} of the time",
-        says="The loader is slower than the model. Give the DataLoader more processes (num_workers), move work "
-        "out of "
-        "__getitem__, or the data nearer.",
+        summary="{{ $labels.worker }} of {{ $labels.job_id }} waits for its data {{ $value | humanizePercentage }} "
+        "of the time",
+        says="The loader is slower than the model. Give the DataLoader more processes (num_workers), move "
+        "work out of __getitem__, or the data nearer.",
         shown=(training.DATA, training.LOADERS),
     ),
     Alert(
@@ -122,9 +119,8 @@ ALERTS = (
         for_="5m",
         severity="warning",
         summary="the workers of {{ $labels.job_id }} are as far apart as they may be: {{ $value }} steps",
-        says="Fast workers wait for the slowest one all the time. See who it is on Workers; replace it, or allow "
-        "more "
-        "with --staleness.",
+        says="Fast workers wait for the slowest one all the time. See who it is on Workers; replace it, or "
+        "allow more with --staleness.",
         shown=(training.OVERVIEW, training.AHEAD),
     ),
     Alert(
@@ -134,9 +130,8 @@ ALERTS = (
         for_="1m",
         severity="warning",
         summary="the newest checkpoint of {{ $labels.job_id }} is {{ $value | humanizeDuration }} old",
-        says="Twice as old as checkpoints are apart as a rule. What was trained since is lost if everything dies "
-        "at once. "
-        "`zml events` says why none is taken.",
+        says="Twice as old as checkpoints are apart as a rule. What was trained since is lost if everything "
+        "dies at once. `zml events` says why none is taken.",
         shown=(training.DATA, training.SAVED_AGO),
     ),
     Alert(
@@ -146,8 +141,8 @@ ALERTS = (
         for_="30s",
         severity="critical",
         summary="a checkpoint of {{ $labels.job_id }} failed",
-        says="The one before stays as it is. `zml events` says why; often the disk is full, or a shard was lost "
-        "meanwhile.",
+        says="The one before stays as it is. `zml events` says why; often the disk is full, or a shard was "
+        "lost meanwhile.",
         shown=(training.DATA, training.SAVED_HOW),
     ),
     Alert(
@@ -157,9 +152,8 @@ ALERTS = (
         for_="30s",
         severity="critical",
         summary="{{ $labels.name }} of {{ $labels.job_id }} is not finite",
-        says="It is NaN or infinite, and training on may be for nothing. Stop it, and go on from a checkpoint "
-        "with a lower "
-        "learning rate, clipped gradients, or without the batch that did it.",
+        says="It is NaN or infinite, and training on may be for nothing. Stop it, and go on from a "
+        "checkpoint with a lower learning rate, clipped gradients, or without the batch that did it.",
         shown=(training.OVERVIEW, training.FINITE),
     ),
     Alert(
@@ -169,9 +163,8 @@ ALERTS = (
         for_="30s",
         severity="warning",
         summary="{{ $labels.worker }} of {{ $labels.job_id }} leaves steps out: their gradient is not finite",
-        says="The parameters are safe. A few at the start are usual with a GradScaler; many mean that training "
-        "diverges. "
-        "The worker's log names the batches.",
+        says="The parameters are safe. A few at the start are usual with a GradScaler; many mean that "
+        "training diverges. The worker's log names the batches.",
         shown=(training.WORKERS, training.LEFT_OUT),
     ),
     Alert(
@@ -181,8 +174,8 @@ ALERTS = (
         for_="15s",
         severity="critical",
         summary="shard {{ $labels.id }} of {{ $labels.job_id }} was not heard for {{ $value | humanizeDuration }}",
-        says="Nobody trains without it. It is started again where it was if its machine is there; else start "
-        "`zml ps --shard` where its push log is. Nothing that was acknowledged is lost.",
+        says="Nobody trains without it. It is started again where it was if its machine is there; else "
+        "start `zml ps --shard` where its push log is. Nothing that was acknowledged is lost.",
         shown=(machines.RUNTIME, machines.HEARD),
     ),
     Alert(
@@ -192,9 +185,8 @@ ALERTS = (
         for_="1m",
         severity="warning",
         summary="worker {{ $labels.id }} of {{ $labels.job_id }} was not heard for {{ $value | humanizeDuration }}",
-        says="The others go on, and its batches were dealt again. Start `zml worker` on another machine to have "
-        "as many "
-        "as were asked for.",
+        says="The others go on, and its batches were dealt again. Start `zml worker` on another machine to "
+        "have as many as were asked for.",
         shown=(machines.RUNTIME, machines.HEARD),
     ),
     Alert(
@@ -205,7 +197,8 @@ ALERTS = (
         severity="warning",
         summary="{{ $labels.member_role }} {{ $labels.id }} of {{ $labels.job_id }} has started {{ $value }} "
         "more times in 30 minutes",
-        says="It dies again and again. Its log and `zml events` say of what; short of memory is the usual cause.",
+        says="It dies again and again. Its log and `zml events` say of what; short of memory is the usual "
+        "cause.",
         shown=(machines.RUNTIME, machines.STARTS),
     ),
     Alert(
@@ -215,9 +208,8 @@ ALERTS = (
         for_="30s",
         severity="critical",
         summary="the coordinator of {{ $labels.job_id }} has started {{ $value }} more times in 30 minutes",
-        says="Training goes on meanwhile, but after five in quick succession it is not started again. Its log "
-        "says of what "
-        "it dies.",
+        says="Training goes on meanwhile, but after five in quick succession it is not started again. Its "
+        "log says of what it dies.",
         shown=(machines.RUNTIME, machines.STARTS),
     ),
     Alert(
@@ -228,8 +220,7 @@ ALERTS = (
         severity="warning",
         summary="{{ $value | humanizePercentage }} of the batches of {{ $labels.job_id }} are dealt again",
         says="Workers are lost before they push, and what they computed is computed again. Each batch still "
-        "counts once. "
-        "See who does not stay; if machines are taken away, ask for a warning before (SIGTERM).",
+        "counts once. See who does not stay; if machines are taken away, ask for a warning before (SIGTERM).",
         shown=(training.DATA, training.REISSUED),
     ),
     Alert(
@@ -240,8 +231,7 @@ ALERTS = (
         severity="warning",
         summary=f"{PROCESS} answers {{{{ $value | humanizeDuration }}}} late",
         says="Its event loop is held up: too many processes for the cores, swapping, or a disk that blocks. "
-        "Members may be "
-        "taken for lost.",
+        "Members may be taken for lost.",
         shown=(machines.RUNTIME, machines.LAG),
     ),
     Alert(
@@ -251,10 +241,10 @@ ALERTS = (
         when=f"> 1.5 and {SHARD} ({measures.traffic(RULES, JS)}) > 1e6 and {SHARD} {RULES.max(c.CHUNKS, JS)} > 1",
         for_="5m",
         severity="warning",
-        summary="shard {{ $labels.shard }} of {{ $labels.job_id }} moves {{ $value | humanize }} times the mean",
+        summary="shard {{ $labels.shard }} of {{ $labels.job_id }} moves {{ $value | humanize }} times the "
+        "mean",
         says="The busiest shard sets the pace of all. A model of few chunks cannot be divided evenly: fewer "
-        "shards are "
-        "as fast. Else one of them came late; chunks move at the next epoch.",
+        "shards are as fast. Else one of them came late; chunks move at the next epoch.",
         shown=(training.SHARDS, training.BALANCE),
     ),
     Alert(
@@ -286,8 +276,8 @@ ALERTS = (
         for_="1m",
         severity="critical",
         summary="{{ $value | humanizePercentage }} of the disk of {{ $labels.node }} is free",
-        says="Of the one on which runs are kept there. Checkpoints fail first, then shards cannot write down what they "
-        "take. Make room, or keep fewer checkpoints (keep_last).",
+        says="Of the one on which runs are kept there. Checkpoints fail first, then shards cannot write "
+        "down what they take. Make room, or keep fewer checkpoints (keep_last).",
         shown=(machines.RUNTIME, machines.DISK),
     ),
     Alert(
