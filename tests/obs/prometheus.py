@@ -158,13 +158,16 @@ def value(metric: Metric) -> float | Classes:
 
 
 @contextmanager
-def many_jobs(job_id: str) -> Iterator[str]:
-    """A hub, a shard and a worker of one of its jobs, with everything that the catalog has, GPUs and all.
-    Yields its address."""
+def many_jobs(job_id: str, token: str) -> Iterator[str]:
+    """A hub, a shard and a worker of one of its jobs, with everything that the catalog has, GPUs and all; they answer
+    nobody without the token. Yields the hub's address."""
     roles: dict[str, Role] = {"hub": "hub", "p0": "shard", "w0": "worker"}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.headers.get("Authorization") != f"Bearer {token}":
+                self.send_error(401)
+                return
             _, name, *_ = urllib.parse.urlsplit(self.path).path.split("/")
             if name == "api":
                 body, kind = json.dumps(groups).encode(), "application/json"

@@ -176,7 +176,7 @@ def test_the_token_is_shown_to_the_coordinator_and_to_the_members(here: Path) ->
     Path("token").chmod(0o600)
     assert run(["obs", "export", "kit", "--token-file", "token"]) == 0
     (scrape,) = load("kit/prometheus.yml")["scrape_configs"]
-    shown = {"credentials_file": str(here / "token")}
+    shown = {"type": "Bearer", "credentials_file": str(here / "token")}
     assert scrape["authorization"] == shown
     assert [each["authorization"] for each in scrape["http_sd_configs"]] == [shown]
     assert all(b"0123456789abcdef" not in text for text in contents("kit").values())

@@ -10,8 +10,6 @@ import re
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -26,40 +24,33 @@ from zml.obs.rules import ALERTS
 
 JOB = "letters"
 OTHER = "j7"
+TOKEN = "0123456789abcdef0123456789abcdef"
 GPU = {metric.name for metric in catalog.METRICS.values() if metric.name.startswith("zml_gpu_")}
 
 pytestmark = [pytest.mark.prometheus, pytest.mark.cluster]
 
 
-class Live(NamedTuple):
-    prometheus: Prometheus
-    kit: Path
-    coordinator: str
-
-
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("prometheus").resolve()
     with ExitStack() as stack:
         place = stack.enter_context(playground(folder))
-        other = stack.enter_context(many_jobs(OTHER))
+        other = stack.enter_context(many_jobs(OTHER, TOKEN))
         place.start(
             "run", "-w", "2", "-p", "1", "--http", "127.0.0.1:0", "--checkpoint-steps", "30",
             "train.py", "--epochs", "100000", "--pause", "0.02", name="run", ZML_JOB=JOB,
         )  # fmt: skip
         coordinator = place.until(lambda: answers(place), "the coordinator answers HTTP")
         kit = folder / "kit"
-        place.start(
-            "obs",
-            "export",
-            str(kit),
-            "--coordinator-http",
-            coordinator,
-            "--coordinator-http",
-            other,
-            name="export",
-        ).wait()
-        yield Live(stack.enter_context(prometheus(kit, folder / "scratch")), kit, coordinator)
+        token = folder / "token"
+        token.touch(0o600)
+        token.write_text(TOKEN + "\n")
+        where = ("--coordinator-http", coordinator, "--coordinator-http", other)
+        code, told = place.run("obs", "export", str(kit), *where, "--token-file", str(token))
+        assert code == 0, told
+        server = stack.enter_context(prometheus(kit, folder / "scratch"))
+        server.until(lambda: [target["health"] for target in server.targets()] == ["up"] * 7, "all are found")
+        yield server
 
 
 def answers(place: Playground) -> str:
@@ -95,7 +86,7 @@ def queries() -> list[tuple[str, Query]]:
 class Asked:
     """Every query for one job. What has had an answer once is not asked again."""
 
-    def __init__(self, live: Live, job: str) -> None:
+    def __init__(self, live: Prometheus, job: str) -> None:
         self.live = live
         self.job = job
         # What shows only what is wrong has no answer here, but for the alerts, of which one always fires.
@@ -108,19 +99,14 @@ class Asked:
     def silent(self) -> set[str]:
         """Those that have had no answer with a number in it yet."""
         for where, query in list(self.open.items()):
-            answer = self.live.prometheus.query(of(query.expr, self.job))
+            answer = self.live.query(of(query.expr, self.job))
             if any(each["value"][1] != "NaN" for each in answer):
                 del self.open[where]
         return set(self.open)
 
 
-def test_it_discovers_every_process(live: Live) -> None:
-    def up() -> bool:
-        targets = live.prometheus.targets()
-        return len(targets) == 7 and all(target["health"] == "up" for target in targets)
-
-    live.prometheus.until(up, "all targets are up")
-    labels = [target["labels"] for target in live.prometheus.targets()]
+def test_it_discovers_every_process(live: Prometheus) -> None:
+    labels = [target["labels"] for target in live.targets()]
     assert sorted((each["job"], each.get("job_id", ""), each["role"], each["member"]) for each in labels) == [
         ("zml", "", "hub", "hub"),
         ("zml", OTHER, "shard", "p0"),
@@ -133,24 +119,24 @@ def test_it_discovers_every_process(live: Live) -> None:
     assert all(each["node"] and ":" in each["instance"] for each in labels)
 
 
-def test_every_panel_has_data_from_a_cluster_that_trains(live: Live) -> None:
+def test_every_panel_has_data_from_a_cluster_that_trains(live: Prometheus) -> None:
     asked = Asked(live, JOB)
     # Those of GPUs have none: this is not a test of queries that ask for anything and get it.
     of_gpus = {where for where, query in asked.open.items() if GPU & {each.name for each in query.metrics}}
-    live.prometheus.until(lambda: asked.silent() == of_gpus, "every panel has data")
+    live.until(lambda: asked.silent() == of_gpus, "every panel has data")
 
 
-def test_every_panel_has_data_where_there_are_gpus_and_many_jobs(live: Live) -> None:
+def test_every_panel_has_data_where_there_are_gpus_and_many_jobs(live: Prometheus) -> None:
     asked = Asked(live, OTHER)
-    live.prometheus.until(lambda: asked.silent() == set(), "every panel has data")
+    live.until(lambda: asked.silent() == set(), "every panel has data")
 
 
-def test_no_label_was_renamed(live: Live) -> None:
+def test_no_label_was_renamed(live: Prometheus) -> None:
     """A label of ours that Prometheus has too would come back as exported_..."""
-    live.prometheus.until(lambda: live.prometheus.query("zml_job_steps > 0"), "there are steps")
-    names = live.prometheus.get("labels")
+    live.until(lambda: live.query("zml_job_steps > 0"), "there are steps")
+    names = live.get("labels")
     assert [name for name in names if name.startswith("exported_")] == []
-    steps = live.prometheus.query(f'zml_worker_steps_total{{job_id="{JOB}", worker="w0"}}')
+    steps = live.query(f'zml_worker_steps_total{{job_id="{JOB}", worker="w0"}}')
     assert {name: steps[0]["metric"][name] for name in ("job", "job_id", "role", "member", "worker")} == {
         "job": "zml",
         "job_id": JOB,
@@ -160,32 +146,30 @@ def test_no_label_was_renamed(live: Live) -> None:
     }
 
 
-def test_every_alert_watches_something(live: Live) -> None:
+def test_every_alert_watches_something(live: Prometheus) -> None:
     """The value that an alert judges is there. Five minutes are not waited for."""
 
     def silent() -> list[str]:
         found = {alert.name: re.sub(r"offset \d+m", "offset 1s", alert.value) for alert in ALERTS}
-        return [name for name, value in found.items() if not live.prometheus.query(value)]
+        return [name for name, value in found.items() if not live.query(value)]
 
-    live.prometheus.until(lambda: silent() == [], "every alert has its value")
+    live.until(lambda: silent() == [], "every alert has its value")
 
 
-def test_every_rule_can_be_evaluated(live: Live) -> None:
+def test_every_rule_can_be_evaluated(live: Prometheus) -> None:
     def groups() -> list[dict[str, str]]:
-        return [rule for group in live.prometheus.get("rules")["groups"] for rule in group["rules"]]
+        return [rule for group in live.get("rules")["groups"] for rule in group["rules"]]
 
-    live.prometheus.until(
-        lambda: all(rule["health"] != "unknown" for rule in groups()), "rules were evaluated"
-    )
+    live.until(lambda: all(rule["health"] != "unknown" for rule in groups()), "rules were evaluated")
     assert [(rule["name"], rule.get("lastError")) for rule in groups() if rule["health"] != "ok"] == []
     assert {rule["name"] for rule in groups()} == {alert.name for alert in ALERTS} | {"ZmlTest"}
 
 
-def test_promtool_finds_nothing_to_say_about_the_metrics_of_any_role(live: Live) -> None:
-    live.prometheus.until(lambda: len(live.prometheus.targets()) == 7, "all targets are known")
+def test_promtool_finds_nothing_to_say_about_the_metrics_of_any_role(live: Prometheus) -> None:
     said = {}
-    for target in live.prometheus.targets():
-        with urllib.request.urlopen(target["scrapeUrl"], timeout=10) as answer:
+    for target in live.targets():
+        asked = urllib.request.Request(target["scrapeUrl"], headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(asked, timeout=10) as answer:
             said[target["labels"]["role"], target["labels"]["member"]] = promtool(
                 "check", "metrics", given=answer.read()
             )

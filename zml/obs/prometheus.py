@@ -37,7 +37,9 @@ alerting:
 
 def scrape(coordinators: Sequence[str], token_file: Path | None) -> dict[str, Any]:
     """The scrape configuration. `coordinators` are http://HOST:PORT."""
-    allowed = {"authorization": {"credentials_file": str(token_file)}} if token_file is not None else {}
+    # Prometheus 2.42 sends the token alone to where it asks for targets, unless the type is said.
+    bearer = {"type": "Bearer", "credentials_file": str(token_file)}
+    allowed = {"authorization": bearer} if token_file is not None else {}
     return {
         "job_name": JOB,
         "honor_labels": Said(HONOR, True),
