@@ -16,8 +16,8 @@ from .errors import USAGE, ZmlError
 def timeline(run: str | None, worker: str | None, last: int, as_json: bool) -> int:
     """Where the time of each step went.
 
-    c compute, e encode, w wait, a apply: what the script's thread did. Send and pull go on beside it. RUN is a run
-    directory; without it, the newest below ./runs.
+    d data (the loader), c compute, e encode, w wait, a apply: what the script's thread did. Send and pull go on beside
+    it. RUN is a run directory; without it, the newest below ./runs.
     """
     import shutil
 

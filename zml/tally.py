@@ -17,7 +17,7 @@ from struct import Struct
 
 import msgspec
 
-from .figures import WorkerFigures
+from .figures import STALENESS_BOUNDS, STEP_BOUNDS_S, WorkerFigures
 
 VARIABLE = "ZML_TALLY"
 _NUMBER = Struct("=Q")  # one store: whatever kills the script, it is whole
@@ -52,9 +52,12 @@ class AgentTally:
         if not told:
             return None
         try:
-            return msgspec.msgpack.decode(max(told)[1], type=WorkerFigures)
+            figures = msgspec.msgpack.decode(max(told)[1], type=WorkerFigures)
         except msgspec.MsgspecError:
             return None  # the memory is the script's to spoil
+        steps, staleness = len(figures.step_s), len(figures.staleness)
+        whole = steps in (0, len(STEP_BOUNDS_S) + 1) and staleness in (0, len(STALENESS_BOUNDS) + 1)
+        return figures if whole else None
 
     def close(self) -> None:
         """Twice is the same as once."""

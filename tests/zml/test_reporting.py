@@ -215,6 +215,12 @@ def test_whatever_a_script_does_to_the_memory_its_agent_reads_figures_or_none(
     agent.close()
 
 
+@pytest.mark.parametrize("wrong", [{"step_s": [1, 2]}, {"staleness": [1] * 9}, {"steps": "many"}])
+def test_figures_that_are_none_are_not_believed(agent: AgentTally, wrong: dict[str, Any]) -> None:
+    script_of(agent).tell(msgspec.structs.replace(WorkerFigures(), **wrong))
+    assert agent.figures() is None
+
+
 def test_nothing_is_told_where_there_is_no_agent() -> None:
     ScriptTally({}).tell(WorkerFigures(steps=1))
 

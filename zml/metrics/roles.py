@@ -19,7 +19,7 @@ from ..config import Settings
 from ..scheduler import explain
 from ..scheduler.cluster.state import Standing
 from ..scheduler.state import Draining, Finishing, Forming
-from . import sources
+from . import catalog, sources
 from .catalog import Role
 from .lag import Lag
 from .points import Point, Target
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 UNNAMED = Settings().job
 HERE = ("joined", "active")  # states of members that can be scraped
+SINGLE = (catalog.HEARD.name, catalog.LIVES.name)  # of each member
 AT_ONCE = 10  # jobs of which the status is made before others have a turn
+MANY = (
+    100  # jobs, beyond which their members are not shown one by one: a thousand jobs are some 20,000 series
+)
 
 
 class WorkerSource:
@@ -164,9 +168,11 @@ class HubSource:
         gpus = sum(each.gpus for each in offers), sum(each.gpus for each in taken)
         cpus = sum(each.cpus for each in offers), sum(each.cpus for each in taken)
         found = [*of_process(self.lag), *sources.of_cluster(jobs, nodes, gpus, cpus)]
-        for number, (job, coordinator) in enumerate(list(self._running()), start=1):
+        running = list(self._running())
+        for number, (job, coordinator) in enumerate(running, start=1):
             status = msgspec.structs.replace(coordinator.status(), job=job)
-            found += sources.of_job(status)
+            points = sources.of_job(status)
+            found += points if len(running) <= MANY else filter(is_short, points)
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return found
@@ -185,6 +191,11 @@ class HubSource:
         for job, coordinator in self._running():
             found += members(coordinator, job)
         return found
+
+
+def is_short(point: Point) -> bool:
+    """Does it tell of a job as a whole, and is it no state that a job is not in?"""
+    return point.metric.name not in SINGLE and not (point.metric is catalog.STATE and not point.value)
 
 
 def members(coordinator: Coordinator, job: str) -> Iterable[Target]:
