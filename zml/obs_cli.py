@@ -53,10 +53,11 @@ def export(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Write configurations for Prometheus, Grafana, Fluentd, Fluent Bit and an OpenTelemetry collector.
+    """Write their configurations into a folder.
 
-    Prometheus then finds every process by itself, alerts say what is wrong and what to do, and Grafana has a dashboard
-    for each subject. DIR/README.txt says how to start each. Nothing is started, and files that are there stay.
+    For Prometheus, Grafana, Fluentd, Fluent Bit and an OpenTelemetry collector. Prometheus then finds every process by
+    itself, alerts say what is wrong and what to do, and Grafana has a dashboard for each subject. DIR/README.txt says
+    how to start each. Nothing is started, and files that are there stay.
     """
     from .flags import settle
     from .obs.export import ABOUT, Kit, files, write

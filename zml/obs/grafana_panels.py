@@ -18,9 +18,8 @@ TYPES = {
     "bars": "barchart",
     "list": "table",
 }
-COLOURS = {"yellow": "#EAB839"}
 # A phase has one colour wherever it is shown. Chosen to be told apart by the colour-blind: Okabe and Ito,
-# "Color universal design", 2008.
+# "Color Universal Design", 2008.
 PHASE_COLOURS = {
     "data": "#E69F00",
     "compute": "#009E73",
@@ -71,7 +70,7 @@ def defaults(described: Panel) -> Json:
     steps: list[Json] = [{"color": "green" if described.kind != "number" else "text", "value": None}]
     if described.steps:
         steps = [
-            {"color": COLOURS.get(colour, colour), "value": None if number == 0 else start}
+            {"color": colour, "value": None if number == 0 else start}
             for number, (start, colour) in enumerate(described.steps)
         ]
     made: Json = {

@@ -52,7 +52,7 @@ MEMORY = Panel(
     queries=(Query(ALL.sum(c.MEMORY, M), "{{role}} {{member}}"),),
 )  # fmt: skip
 CPU = Panel(
-    number=409, title="Processor", unit="percentunit", least=0, says="100 % is one core.",
+    number=409, title="Processor", unit=unit(c.CPU, rate=True), least=0, says="100 % is one core.",
     queries=(Query(ALL.rate(c.CPU, M), "{{role}} {{member}}"),),
 )  # fmt: skip
 FILES = Panel(
@@ -71,7 +71,7 @@ DISK_BYTES = Panel(
     queries=(Query(f"min by (node) ({ALL.of(c.DISK_FREE)})", "{{node}}"),),
 )  # fmt: skip
 NET = Panel(
-    number=413, title="Bytes of messages, by kind", unit="binBps", least=0,
+    number=413, title="Bytes of messages, by kind", unit=unit(c.NET_SENT, rate=True), least=0,
     says="What left and what came, of all processes: gradients and parameters should outweigh the rest by far.",
     queries=(
         Query(ALL.rate(c.NET_SENT, ("kind",)), "{{kind}} sent"),

@@ -15,7 +15,6 @@ from .promql import Scope
 OWN = "=~" + "|".join(phase for phase in PHASES if phase != "wait")
 WHOLE = "=~" + "|".join(PHASES)
 HERE = "=~joined|active"
-GONE_WRONG = "=~lost|failed"
 
 
 def phase_time(scope: Scope, by: Sequence[str] = ()) -> str:

@@ -21,7 +21,7 @@ ALARM = 'ALERTS{alertname=~"Zml.+", alertstate="firing", job_id=~"${job:regex}|"
 COLUMNS = 24
 
 Kind = Literal["number", "lines", "stack", "heat", "table", "bars", "list"]
-Colour = Literal["green", "yellow", "orange", "red", "blue", "text"]
+Colour = Literal["green", "red"]
 
 # The end of a metric's name says its unit; Grafana's ids of units.
 UNITS = {
@@ -29,9 +29,8 @@ UNITS = {
     "bytes": "bytes",
     "ratio": "percentunit",
     "watts": "watt",
-    "second": "ops",
 }
-OVER_TIME = {"s": "percentunit", "bytes": "binBps"}  # of a rate; else things per second
+OVER_TIME = {"s": "percentunit", "bytes": "binBps"}  # of what grows by so much per second
 COUNT = "short"
 
 
@@ -113,7 +112,7 @@ def unit(metric: Metric, *, rate: bool = False) -> str:
     """The unit of a metric, or of its growth per second."""
     end = metric.name.removesuffix("_total").removesuffix("_timestamp_seconds").rsplit("_", 1)[-1]
     own = UNITS.get(end, COUNT)
-    return OVER_TIME.get(own, "ops") if rate else own
+    return OVER_TIME.get(own, own) if rate else own
 
 
 def places(dashboard: Dashboard) -> Iterator[tuple[Row, Place, list[tuple[Panel, Place]]]]:

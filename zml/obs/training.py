@@ -208,7 +208,7 @@ LEFT_OUT = Panel(
     ),
 )  # fmt: skip
 WORKER_BYTES = Panel(
-    number=111, title="Bytes sent and received, by worker", unit="binBps", width=12, least=0,
+    number=111, title="Bytes sent and received, by worker", unit=unit(c.WORKER_SENT, rate=True), width=12, least=0,
     says="Gradients out, parameters in, as they travelled.",
     queries=(
         Query(SHOWN.rate(c.WORKER_SENT, W), "{{worker}} sent"),
@@ -290,7 +290,7 @@ PULLS = Panel(
     queries=(Query(SHOWN.rate(c.PULLS, S), "{{shard}}"),),
 )  # fmt: skip
 SHARD_BYTES = Panel(
-    number=207, title="Bytes in and out, by shard", unit="binBps", width=12, least=0,
+    number=207, title="Bytes in and out, by shard", unit=unit(c.SHARD_SENT, rate=True), width=12, least=0,
     says="Gradients in, parameters out, as they travelled.",
     queries=(
         Query(SHOWN.rate(c.SHARD_RECEIVED, S), "{{shard}} in"),
