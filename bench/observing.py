@@ -143,6 +143,8 @@ def begin(
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("ZML_", "OTEL_"))}
     environment |= {f"ZML_{key.upper()}": value for key, value in settings.items() if key in KINDS}
     environment |= {"PYTHONPATH": str(HERE.parent), **(more if name == "on" else {})}
+    # Two threads that wait for each other while others have the processors would be all that is measured.
+    environment["OMP_NUM_THREADS"] = "1"
     flags = ["-w", str(workers), "-p", str(shards), "--keep-output", "none", "--run-dir", str(folder / "run")]
     script = [str(folder / "script.py"), str(folder / "steps"), str(TURNS[name]), str(EXAMPLE), *arguments]
     with (folder / "out.txt").open("wb") as out:

@@ -30,6 +30,7 @@ from ..errors import USAGE, ZmlError
 from ..journal import Journal
 from ..lease import COORDINATOR
 from ..link import LISTENER, control_endpoint
+from ..metrics.endpoint import reached_at
 from ..metrics.lag import Lag
 from ..metrics.roles import HubSource
 from ..scheduler.cluster.plan import Quota
@@ -139,7 +140,7 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
         source = HubSource(hub, lag, plan.http)
         where_http = same_port(plan.http, before)
         server = await serve_http(JobDesk(hub), where_http, tokens=plan.tokens, mounts=[mounted(source)])
-        source.url = server.url
+        source.url = reached_at(server.url, [*hub.endpoint.addresses, *bind])
         lag.start()
         here = Listening(list(hub.endpoint.addresses), server.url, os.getpid())
         rundir.write(folder / HERE, msgspec.json.encode(here))

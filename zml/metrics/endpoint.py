@@ -121,8 +121,8 @@ def opened(settings: Settings, *, preferred: int = 0, reached_from: Sequence[str
     if listener is None:
         log.warning("no HTTP is answered", at=settings.http, because=failed)
         return Endpoint(None, "", "", ())
-    shown = own_name(reached_from) if is_anywhere(host) else host
-    return Endpoint(listener, host, url(shown, listener.getsockname()[1]), tokens)
+    here = reached_at(url(host, listener.getsockname()[1]), reached_from)
+    return Endpoint(listener, host, here, tokens)
 
 
 def guarded(settings: Settings) -> tuple[Token, ...]:
@@ -152,6 +152,12 @@ def bound(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def reached_at(here: str, addresses: Sequence[str]) -> str:
+    """Where others reach what listens here; `addresses` are known to be reached from here."""
+    host, port = host_and_port(here)
+    return url(own_name(addresses), port) if is_anywhere(host) else here
 
 
 def own_name(addresses: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from aiohttp import web
 from zml.config import Settings, resolve
 from zml.errors import CONFIG, NO_TOKEN, ZmlError
 from zml.metrics.catalog import Role
-from zml.metrics.endpoint import Endpoint, opened, own_name
+from zml.metrics.endpoint import Endpoint, opened, own_name, reached_at
 from zml.metrics.lag import Lag
 from zml.metrics.points import Point, Target
 from zml.metrics.process import of_process
@@ -229,6 +229,9 @@ def test_a_page_of_another_name_does_not_reach_it() -> None:
 def test_by_which_name_others_reach_a_machine() -> None:
     assert own_name(["ipc:///tmp/x", "tcp://127.0.0.1:7077", "tcp://0.0.0.0:1"]) == socket.gethostname()
     assert own_name([]) == socket.gethostname()
+    assert reached_at("http://10.0.0.1:80", []) == "http://10.0.0.1:80"
+    assert reached_at("http://0.0.0.0:80", []) == f"http://{socket.gethostname()}:80"
+    assert reached_at("http://[::]:80", []) == f"http://{socket.gethostname()}:80"
 
 
 # -- settings ------------------------------------------------------------------------------------------------
