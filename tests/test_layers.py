@@ -187,6 +187,7 @@ def coordinating() -> list[str]:
         "zml.launch",
         "zml.simulate",
         "zml.slurm",
+        "zml.tracing",
         "zml.web",
     )
     return sorted(n for n in modules() if n in COORDINATES or any(within(n, package) for package in packages))

@@ -49,6 +49,7 @@ from .seat import Seat
 from .streams import StreamLoader
 from .tally import ScriptTally
 from .timeline import Timeline
+from .tracing import process as tracing
 from .traffic import Traffic
 from .updates import Updates, outer_spec
 
@@ -75,6 +76,7 @@ class Member:
         self.timeline = Timeline(
             Path(seat.run_dir, TIMELINE, f"{seat.worker}.jsonl") if seat.run_dir else None
         )
+        self.client.trace = self.timeline.trace = tracing.begin_script(seat)
         self.traffic: Traffic | None = None
         self.hooks: Hooks | Updates | None = None
         self.loader: DividedLoader | None = None
@@ -185,6 +187,7 @@ class Member:
         self.hooks.install()
         runner.current_step = lambda: self.steps
         runner.in_hand = self._in_hand
+        runner.failed = self._failed
         if self.plan.optimizer_on == "worker" and any(p.dtype != torch.float32 for p in model.parameters()):
             log.warning("steps smaller than half a digit of a parameter vanish", worker=self.seat.worker)
         if any(buffer.is_floating_point() for buffer in model.buffers()):
@@ -485,6 +488,7 @@ class Member:
             samples = self.loader.samples_of(batch)
             self.io.call(self.client.skip(self.ledger_epoch, batch, because, samples))
             log.warning("batch skipped", worker=self.seat.worker, batch=batch, because=because)
+        self.timeline.trace.fail(self._joined().clock, because)
         return True
 
     # -- saying how it goes ----------------------------------------------------------------------------------
@@ -494,6 +498,11 @@ class Member:
             return ""
         known = [f"batch {b} ({name_samples(self.loader.samples_of(b))})" for b in self.loader.in_hand]
         return f"{', '.join(known)} of epoch {self.ledger_epoch}" if known else ""
+
+    def _failed(self, error: BaseException) -> None:
+        """The script ends; in the middle of a step, if it had a batch in hand."""
+        if self.traffic is not None and (self.loader is None or self.loader.in_hand):
+            self.timeline.trace.fail(self.traffic.clock, tracing.why(error))
 
     def _stepped(self) -> None:
         self.steps += 1
@@ -530,6 +539,8 @@ class Member:
         if self.keeping is not None:
             self.keeping.close()
         self.io.close(self._disconnect())
+        self.timeline.trace.end()
+        tracing.end()
 
     async def _disconnect(self) -> None:
         await self.client.bulk.close()

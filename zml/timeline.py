@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+from .tracing.steps import UNTRACED, Untraced
+
 KEPT = 20_000  # steps in a file; of a longer run each further power of two of them is thinned out
 THREAD = ("compute", "encode", "wait", "apply")  # what the training thread does, in this order
 
@@ -51,6 +53,7 @@ class Timeline:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
+        self.trace: Untraced = UNTRACED
         self.began: float | None = None  # the end of the step before; None before the first
         self.first = 0.0
         self.spent = dict.fromkeys(THREAD, 0.0)
@@ -66,7 +69,9 @@ class Timeline:
         try:
             yield
         finally:
-            self.spent[phase] += time.perf_counter() - began
+            ended = time.perf_counter()
+            self.spent[phase] += ended - began
+            self.trace.phase(phase, began, ended)
 
     def sent(self, size: int) -> None:
         self.up += size
@@ -89,6 +94,7 @@ class Timeline:
             computed = now - self.began - sum(self.spent.values())
             self._keep(clock, self.began - self.first, computed)
         self.began = now
+        self.trace.close(clock, self.up, self.down)
         self.spent = dict.fromkeys(THREAD, 0.0)
         self.up = self.down = 0
         return computed
@@ -105,6 +111,7 @@ class Timeline:
 
     def pause(self) -> None:
         """What comes now (an evaluation, an epoch's end) belongs to no step."""
+        self.trace.pause()
         self.began = time.perf_counter() if self.began is not None else None
         self.spent = dict.fromkeys(THREAD, 0.0)
         self.up = self.down = 0
