@@ -239,6 +239,17 @@ def test_only_the_endpoint_speaks_zeromq() -> None:
     assert wrong == []
 
 
+def test_opentelemetry_is_loaded_by_one_module_and_that_one_when_it_is_needed() -> None:
+    wrong = [
+        f"{where(module, found.line)} imports {found.module}"
+        for module in modules().values()
+        for found in imports(module)
+        if (within(found.module, "opentelemetry") and module.name != "zml.tracing.otlp")
+        or (found.module == "zml.tracing.otlp" and found.at_start)
+    ]
+    assert wrong == []
+
+
 def test_what_computes_does_not_talk() -> None:
     wrong = [
         f"{where(modules()[name], found.line)} imports {found.module}"

@@ -77,6 +77,7 @@ class Member:
             Path(seat.run_dir, TIMELINE, f"{seat.worker}.jsonl") if seat.run_dir else None
         )
         self.client.trace = self.timeline.trace = tracing.begin_script(seat)
+        self.agent.before_stop = lambda: tracing.end(tracing.MOMENT_S)
         self.traffic: Traffic | None = None
         self.hooks: Hooks | Updates | None = None
         self.loader: DividedLoader | None = None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .outlet import Outlet
 
 FLUSH_S = 2.0  # at the end of a process
+MOMENT_S = 0.5  # and where it is stopped
 INSTALL = "Run pip install 'zml-train[otel]', or go without traces: --trace off."
 
 log = structlog.get_logger()

@@ -1,0 +1,91 @@
+"""A real run and a real receiver of OTLP over HTTP: what Jaeger would be shown."""
+
+from collections import Counter
+
+import pytest
+
+from tests.e2e.harness import Playground
+from tests.zml.tracing.receiver import Received, Receiver
+from zml.tracing.sampling import sampled
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+FAILS_AT = 9
+SCRIPT = f"""
+import os, torch, zml
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+model = torch.nn.Linear(300, 300)  # two chunks, one for each shard
+opt = torch.optim.SGD(model.parameters(), lr=0.01)
+data = zml.join(model, opt, DataLoader(TensorDataset(torch.randn(160, 300)), batch_size=4))
+step = 0
+for epoch in zml.epochs(1):
+    for (x,) in data:
+        if step == {FAILS_AT} and '"w1"' in os.environ["ZML_SEAT"]:
+            raise KeyError("patient 17")
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        opt.step()
+        step += 1
+"""
+
+
+def test_one_trace_shows_a_step_of_two_workers_and_two_shards_and_why_the_run_failed(
+    place: Playground,
+) -> None:
+    (place.folder / "train.py").write_text(SCRIPT)
+    with Receiver() as receiver:
+        command = ("run", "-w", "2", "-p", "2", "--cpu", "--trace", "1/4", "train.py")
+        code, text = place.run(*command, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+    assert code == 1, text
+    spans = receiver.spans
+    assert {(span.service, span.instance) for span in spans} == {
+        ("zml-worker", "w0"),
+        ("zml-worker", "w1"),
+        ("zml-shard", "p0"),
+        ("zml-shard", "p1"),
+        ("zml-coordinator", "coordinator"),
+    }
+
+    run = place.run_dir().name
+    steps = [span for span in spans if span.name == "zml.step"]
+    kept = {(span.instance, span.attributes["zml.clock"]): span.attributes["zml.kept"] for span in steps}
+    wanted = [clock for clock in range(FAILS_AT) if sampled(run, "job", clock, 4)]
+    assert len(wanted) >= 2
+    assert {(worker, clock): kept.get((worker, clock)) for worker in ("w0", "w1") for clock in wanted} == {
+        (worker, clock): "sampled" for worker in ("w0", "w1") for clock in wanted
+    }
+    for clock in wanted:
+        [trace] = {span.trace for span in steps if span.attributes["zml.clock"] == clock}
+        whole([span for span in spans if span.trace == trace])
+
+    [failed] = [span for span in steps if span.attributes["zml.kept"] == "failed" and span.instance == "w1"]
+    assert (failed.attributes["zml.clock"], failed.error) == (FAILS_AT, "KeyError"), "and no word of its data"
+    [checkpoint] = [span for span in spans if span.name == "zml.checkpoint"]
+    written = [span for span in spans if span.name == "zml.ps.write"]
+    assert {(span.instance, span.trace) for span in written} == {
+        ("p0", checkpoint.trace),
+        ("p1", checkpoint.trace),
+    }
+
+
+def whole(spans: list[Received]) -> None:
+    """A clock of two workers and two shards, each span within its parent by the one clock of this machine."""
+    by_id = {span.span: span for span in spans}
+    slack_ns = 2_000_000  # two processes read that clock in their own way
+    for span in spans:
+        assert (span.parent == "") == (span.name == "zml.step")
+        if span.parent:
+            above = by_id[span.parent]
+            assert above.began - slack_ns <= span.began <= span.ended <= above.ended + slack_ns, (above, span)
+    below = Counter((by_id[span.parent].name, span.name, span.instance[0]) for span in spans if span.parent)
+    phases = dict.fromkeys(("zml.compute", "zml.encode", "zml.wait", "zml.apply"), 2)
+    assert {key: number for key, number in below.items() if key[1] != "zml.data"} == {
+        **{("zml.step", name, "w"): number for name, number in phases.items()},
+        ("zml.step", "zml.push", "w"): 4,
+        ("zml.step", "zml.pull", "w"): 4,
+        ("zml.push", "zml.ps.push", "p"): 4,
+        ("zml.push", "zml.ps.apply", "p"): 2,
+        ("zml.pull", "zml.ps.pull", "p"): 4,
+    }
