@@ -121,6 +121,7 @@ class ShardTrace(Untraced):
         self.random = random or Random()
         self.came: dict[str, Came] = {}  # by worker: one step of each is staged at a time
         self.seen: dict[str, OrderedDict[int, Seen]] = {}  # by worker, and by trace
+        self.newest: dict[str, tuple[str, Context, Seen]] = {}  # by worker: a header, as it was read
         self.by = ""  # whose commit is being counted
 
     def pushed(self, worker: str, clock: int, size: int) -> None:
@@ -197,9 +198,13 @@ class ShardTrace(Untraced):
         for seen in self.seen.pop(worker, {}).values():
             self._tell(seen, last=True)
         self.came.pop(worker, None)
+        self.newest.pop(worker, None)
 
     def _read(self, worker: str, header: str) -> tuple[Context | None, Seen | None]:
         """The step of a message; and earlier ones that are to be kept are told of."""
+        before = self.newest.get(worker)
+        if before is not None and before[0] == header:  # a step's pulls have one
+            return before[1], before[2]
         own, kept = read_header(header)
         known = self.seen.get(worker)
         for context in kept:
@@ -216,6 +221,7 @@ class ShardTrace(Untraced):
             while len(known) > REMEMBERED:
                 _, oldest = known.popitem(last=False)
                 self._tell(oldest, last=True)
+        self.newest[worker] = header, own, seen
         return own, seen
 
     def _at(self, worker: str, clock: int) -> Seen | None:

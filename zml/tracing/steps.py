@@ -65,6 +65,7 @@ class Leg:
     ended: float | None = None  # None: no answer yet
     buckets: int = 0
     bytes: int = 0
+    header: str = ""  # of its messages
     waited_for: dict[str, None] = field(default_factory=dict)
 
 
@@ -279,10 +280,12 @@ class StepTrace(Untraced):
         return step.pulls.get(shard) if step is not None else None
 
     def _header(self, step: Step, leg: Leg, shard: str) -> str:
-        kept: list[Context] = []
+        if not leg.header:
+            leg.header = write_header(step.context._replace(span_id=leg.span_id))
         untold = self.untold.get(shard)
-        while untold and len(kept) < MOST_KEPT:
-            kept.append(untold.popleft())
+        if not untold:
+            return leg.header
+        kept = [untold.popleft() for _ in range(min(MOST_KEPT, len(untold)))]
         return write_header(step.context._replace(span_id=leg.span_id), kept)
 
     # -- either ----------------------------------------------------------------------------------------------
