@@ -3,8 +3,9 @@
     zml.step > zml.data, zml.compute, zml.encode, zml.push {shard}, zml.wait, zml.pull {shard}, zml.apply
 
 Kept is one step in N (`sampling`), and whatever was slow or failed; of every other step a handful of numbers is
-forgotten. A phase that comes in pieces (encode, bucket by bucket) is one span from its first moment to its last, which
-says how much of it was so. With a staleness bound a push and a pull outlast their step: they go on beside the next.
+forgotten. A phase comes in pieces (encode, bucket by bucket): those with less than a tenth of the step between them are
+one span, which says how much of it was so. With a staleness bound a push and a pull outlast their step: they go on
+beside the next.
 
 The shards hear of a step by the header of its messages, sampled or not; that a step was slow is known only when it is
 over, and is told with the next message.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
@@ -25,11 +26,20 @@ from .sampling import Slow, sampled, trace_of
 from .span import MOST_KEPT, Context, Span, Value, write_header
 
 PHASES = ("data", "encode", "wait", "apply")  # computing is what is left
+BLOCKS = (
+    "data",
+    "wait",
+    "apply",
+)  # what the thread does instead of computing; buckets are encoded in between
+PIECES = 1000  # of a phase; what comes after them is part of the last
+NEAR = 0.1  # of the step: pieces with less between them are one span
+SHORT = 0.01  # of the step: what is shorter between two other things is no computing worth a span
 BEHIND = 2  # steps that may be over while their exchange is not
 UNTOLD = 8  # slow steps that a shard has still to be told of: it remembers no more, either
 NAMED = 8  # of those who were waited for
 
 Emit = Callable[[Sequence[Span]], None]
+Interval = tuple[float, float]  # of one phase in order, and without overlap
 
 
 class Origin(NamedTuple):
@@ -40,20 +50,6 @@ class Origin(NamedTuple):
     worker: str
     incarnation: int
     alone: bool = False
-
-
-@dataclass(slots=True)
-class Part:
-    """A phase of a step."""
-
-    first: float
-    first_ended: float
-    last: float
-    busy: float
-
-    def add(self, began: float, ended: float) -> None:
-        self.last = ended
-        self.busy += ended - began
 
 
 @dataclass(slots=True)
@@ -80,7 +76,7 @@ class Step:
     epoch: int = -1
     began: float = 0.0
     ended: float = 0.0
-    phases: dict[str, Part] = field(default_factory=dict)
+    phases: dict[str, list[Interval]] = field(default_factory=dict)
     sent: int = 0
     received: int = 0
     slow: bool = False
@@ -162,7 +158,7 @@ class StepTrace(Untraced):
         self.over: deque[Step] = deque()
         self.began: float | None = None  # None: before the first step, nobody knows since when
         self.clock: int | None = None  # that the training thread works on
-        self.phases: dict[str, Part] = {}
+        self.phases: dict[str, list[Interval]] = {}
         self.untold: dict[str, deque[Context]] = {}  # by shard
 
     # -- the training thread -------------------------------------------------------------------------------
@@ -177,11 +173,11 @@ class StepTrace(Untraced):
         )
 
     def phase(self, name: str, began: float, ended: float) -> None:
-        part = self.phases.get(name)
-        if part is None:
-            self.phases[name] = Part(began, ended, ended, ended - began)
+        pieces = self.phases.setdefault(name, [])
+        if len(pieces) < PIECES:
+            pieces.append((began, ended))
         else:
-            part.add(began, ended)
+            pieces[-1] = pieces[-1][0], ended
 
     def close(self, clock: int, sent: int, received: int) -> None:
         now = self.now()
@@ -331,12 +327,12 @@ def spans_of(origin: Origin, step: Step, kept: str, draw: Callable[[], int], err
         attributes["usual_s"] = round(step.usual_s, 6)
     whole = span("zml.step", step.context.span_id, step.began, step.ended, error, **attributes)
     found = [whole]
-    if (computing := computed(step)) is not None:
-        began, ended, busy = computing
-        found.append(span("zml.compute", draw(), began, ended, busy_s=busy))
-    for name in PHASES:
-        if (part := step.phases.get(name)) is not None:
-            found.append(span(f"zml.{name}", draw(), part.first, part.last, busy_s=round(part.busy, 6)))
+    near, phases = NEAR * (step.ended - step.began), {name: step.phases.get(name, []) for name in PHASES}
+    for name, pieces in {"compute": computed(step), **phases}.items():
+        for began, ended, busy in joined(pieces, near):
+            if name == "compute":
+                busy -= common((began, ended), phases["encode"])
+            found.append(span(f"zml.{name}", draw(), began, ended, busy_s=round(busy, 6)))
     for name, legs in (("zml.push", step.pushes), ("zml.pull", step.pulls)):
         for shard, leg in legs.items():
             told: dict[str, Value] = {"shard": shard, "buckets": leg.buckets, "bytes": leg.bytes}
@@ -347,16 +343,29 @@ def spans_of(origin: Origin, step: Step, kept: str, draw: Callable[[], int], err
     return found
 
 
-def computed(step: Step) -> tuple[float, float, float] | None:
-    """From when to when a step computed, and how long of that: what no other phase took.
+def computed(step: Step) -> list[Interval]:
+    """When the thread was not blocked by anything."""
+    blocked = sorted(piece for name in BLOCKS for piece in step.phases.get(name, ()))
+    short, free, at = SHORT * (step.ended - step.began), [], step.began
+    for began, ended in [*blocked, (step.ended, step.ended)]:
+        if began - at > short:
+            free.append((at, began))
+        at = max(at, ended)
+    return free
 
-    It begins when the first batch is there and ends when the thread waits for parameters, or has them.
-    """
-    data = step.phases.get("data")
-    others = [part for name, part in step.phases.items() if name in PHASES and part is not data]
-    first = min((part.first for part in others), default=step.ended)
-    began = data.first_ended if data is not None and data.first <= first else step.began
-    last = [part.first for name, part in step.phases.items() if name in ("wait", "apply")]
-    ended = min(last, default=step.ended)
-    busy = step.ended - step.began - sum(step.phases[name].busy for name in PHASES if name in step.phases)
-    return (began, ended, round(max(busy, 0.0), 6)) if ended > began else None
+
+def joined(pieces: Iterable[Interval], near: float) -> list[tuple[float, float, float]]:
+    """From when to when, and for how long of that; what is near to each other is one."""
+    found: list[tuple[float, float, float]] = []
+    for began, ended in pieces:
+        if found and began - found[-1][1] <= near:
+            first, _, busy = found[-1]
+            found[-1] = first, ended, busy + ended - began
+        else:
+            found.append((began, ended, ended - began))
+    return found
+
+
+def common(whole: Interval, pieces: Iterable[Interval]) -> float:
+    """How long of `whole` the pieces take."""
+    return sum(max(0.0, min(whole[1], ended) - max(whole[0], began)) for began, ended in pieces)

@@ -2,8 +2,12 @@
 
 from random import Random
 
+import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
+from zml.iothread import IoThread
 from zml.tracing.sampling import LEAST, trace_of
 from zml.tracing.span import Span, read_header
 from zml.tracing.steps import Origin, StepTrace
@@ -91,6 +95,75 @@ def test_a_step_is_one_tree_of_what_the_worker_did() -> None:
     ]
     assert named(parts, "zml.compute")[0].attributes == {"zml.busy_s": 0.1}
     assert named(parts, "zml.pull")[0].attributes == {"zml.shard": "p0", "zml.buckets": 1, "zml.bytes": 700}
+
+
+def test_a_phase_that_comes_back_later_in_the_step_is_a_span_of_its_own() -> None:
+    """As with gradients of two batches, and a wait for the first of them."""
+    play = Play(1)
+    play.phase("wait", 0.2)
+    play.phase("data", 0.01)
+    play.time += 0.3
+    play.phase("data", 0.01)
+    play.time += 0.2
+    play.phase("encode", 0.001)
+    play.time += 0.05  # less than a tenth of the step lies between the two
+    play.phase("encode", 0.001)
+    play.phase("wait", 0.1)
+    play.exchange(0)
+    play.trace.close(0, 0, 0)
+    thread = [
+        (span.name.removeprefix("zml."), *times(span, 100), span.attributes["zml.busy_s"])
+        for span in play.spans
+        if "zml.busy_s" in span.attributes
+    ]
+    assert thread == [
+        ("compute", 0.21, 0.772, 0.55),  # so short a time for the second batch does not divide it
+        ("data", 0.2, 0.21, 0.01),
+        ("data", 0.51, 0.52, 0.01),
+        ("encode", 0.72, 0.772, 0.002),
+        ("wait", 0.0, 0.2, 0.2),
+        ("wait", 0.772, 0.902, 0.13),
+    ]
+
+
+def test_a_step_of_a_million_pieces_is_no_larger_than_one_of_a_thousand() -> None:
+    play = Play(1)
+    for _ in range(5000):
+        play.phase("wait", 0.001)
+    assert len(play.trace.phases["wait"]) == 1000
+    play.trace.close(0, 0, 0)
+    play.trace.end()
+    assert [(span.name, times(span, 100)) for span in play.spans] == [
+        ("zml.step", (0.0, 5.0)),
+        ("zml.wait", (0.0, 5.0)),
+    ]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["data", "encode", "wait", "apply", ""]), st.floats(0.0, 1.0)), max_size=40
+    )
+)
+def test_whatever_a_step_does_its_phases_lie_within_it_and_add_up(done: list[tuple[str, float]]) -> None:
+    play = Play(1)
+    spent = dict.fromkeys(("data", "encode", "wait", "apply", ""), 0.0)
+    for name, seconds in done:
+        spent[name] += seconds
+        if name:
+            play.phase(name, seconds)
+        else:
+            play.time += seconds
+    play.trace.close(0, 0, 0)
+    play.trace.end()
+    step, *parts = play.spans
+    whole = step.ended - step.began
+    busy = dict.fromkeys(spent, 0.0)
+    for part in parts:
+        assert step.began <= part.began <= part.ended <= step.ended
+        busy[part.name.removeprefix("zml.").replace("compute", "")] += float(part.attributes["zml.busy_s"])
+    computing = busy.pop("")
+    assert busy == pytest.approx({name: spent[name] for name in busy}, abs=1e-4)
+    assert spent[""] - 0.01 * whole * (len(done) + 1) <= computing <= spent[""] + 1e-4
 
 
 def test_the_headers_name_the_spans_of_the_push_and_of_the_pull() -> None:
@@ -232,6 +305,21 @@ def test_log_lines_of_a_step_name_its_trace_and_span() -> None:
     assert structlog.contextvars.get_contextvars()["trace_id"] == f"{trace_of('run', 'job', 4):032x}"
     play.trace.end()
     assert "trace_id" not in structlog.contextvars.get_contextvars()
+
+
+def test_lines_of_the_io_thread_belong_to_the_step_that_asked_for_its_work() -> None:
+    play, io = Play(1), IoThread("test")
+    try:
+        play.compute(3)
+
+        async def bound() -> dict[str, object]:
+            return structlog.contextvars.get_contextvars()
+
+        told = io.call(bound())
+        assert told["trace_id"] == f"{trace_of('run', 'job', 3):032x}"
+    finally:
+        play.trace.end()
+        io.close()
 
 
 def test_a_clock_that_was_pushed_and_never_committed_is_forgotten() -> None:
