@@ -141,7 +141,11 @@ def test_a_step_of_a_million_pieces_is_no_larger_than_one_of_a_thousand() -> Non
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["data", "encode", "wait", "apply", ""]), st.floats(0.0, 1.0)), max_size=40
+        st.tuples(
+            st.sampled_from(["data", "encode", "wait", "apply", ""]),
+            st.integers(0, 1000).map(lambda ms: ms / 1000),
+        ),
+        max_size=40,
     )
 )
 def test_whatever_a_step_does_its_phases_lie_within_it_and_add_up(done: list[tuple[str, float]]) -> None:
@@ -163,7 +167,7 @@ def test_whatever_a_step_does_its_phases_lie_within_it_and_add_up(done: list[tup
         busy[part.name.removeprefix("zml.").replace("compute", "")] += float(part.attributes["zml.busy_s"])
     computing = busy.pop("")
     assert busy == pytest.approx({name: spent[name] for name in busy}, abs=1e-4)
-    assert spent[""] - 0.01 * whole * (len(done) + 1) <= computing <= spent[""] + 1e-4
+    assert spent[""] - 0.01 * whole * (len(done) + 1) - 1e-4 <= computing <= spent[""] + 1e-4
 
 
 def test_the_headers_name_the_spans_of_the_push_and_of_the_pull() -> None:
