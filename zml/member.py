@@ -501,8 +501,8 @@ class Member:
         return f"{', '.join(known)} of epoch {self.ledger_epoch}" if known else ""
 
     def _failed(self, error: BaseException) -> None:
-        """The script ends; in the middle of a step, if it had a batch in hand."""
-        if self.traffic is not None and (self.loader is None or self.loader.in_hand):
+        """The script ends; in the middle of a step, if it was in the middle of an epoch."""
+        if self.traffic is not None and (self.loader is None or self.loader.under_way):
             self.timeline.trace.fail(self.traffic.clock, tracing.why(error))
 
     def _stepped(self) -> None:

@@ -65,9 +65,10 @@ class Leg:
     waited_for: dict[str, None] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Step:
-    """The training thread's and the I/O thread's part of a step; each writes its own."""
+    """The training thread's and the I/O thread's part of a step: each writes its own, and copies what is the other's
+    before it looks through it."""
 
     clock: int
     context: Context
@@ -190,9 +191,9 @@ class StepTrace(Untraced):
             self.over.append(step)
         self.began, self.phases = now, {}
         self._decide(BEHIND)
-        for stale in [other for other in self.steps if other <= clock]:  # pushed, and never to be committed
-            if self.steps[stale] not in self.over:
-                del self.steps[stale]
+        for other in list(self.steps.values()):
+            if other.clock <= clock and other not in self.over:  # pushed, and never to be committed
+                del self.steps[other.clock]
         self.at(clock + 1)
 
     def _finish(self, step: Step, now: float, began: float) -> None:
@@ -224,7 +225,7 @@ class StepTrace(Untraced):
                 self.emit(spans_of(self.origin, step, "sampled", self._draw))
             elif step.slow:
                 self.emit(spans_of(self.origin, step, "slow", self._draw))
-                for shard in step.pushes:
+                for shard in list(step.pushes):
                     told = step.context._replace(sampled=True)
                     self.untold.setdefault(shard, deque(maxlen=UNTOLD)).append(told)
 
@@ -334,7 +335,7 @@ def spans_of(origin: Origin, step: Step, kept: str, draw: Callable[[], int], err
                 busy -= common((began, ended), phases["encode"])
             found.append(span(f"zml.{name}", draw(), began, ended, busy_s=round(busy, 6)))
     for name, legs in (("zml.push", step.pushes), ("zml.pull", step.pulls)):
-        for shard, leg in legs.items():
+        for shard, leg in list(legs.items()):
             told: dict[str, Value] = {"shard": shard, "buckets": leg.buckets, "bytes": leg.bytes}
             if leg.waited_for:
                 told["waited_for"] = ", ".join(list(leg.waited_for)[:NAMED])
