@@ -86,7 +86,7 @@ def serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[str], Non
     """Serve a cluster until told to stop; jobs stay where they are. `say` is for people. Raises ZmlError."""
     import uvloop
 
-    tracing.begin(settings.trace, "coordinator", "coordinator", "", folder.name)
+    tracing.begin(settings.trace, "coordinator", COORDINATOR)
     try:
         return uvloop.run(_serve(settings, folder, plan, say))
     finally:

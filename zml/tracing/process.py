@@ -57,7 +57,7 @@ def require(trace: str) -> None:
         raise ZmlError(NO_TRACES, what, INSTALL) from None
 
 
-def begin(trace: str, role: str, member: str, job: str, run: str = "") -> None:
+def begin(trace: str, role: str, member: str, job: str = "", run: str = "") -> None:
     """From now on this process sends its spans, if `trace` says so. Raises ZmlError. Ends with `end`."""
     global _running
     require(trace)
@@ -72,10 +72,8 @@ def begin(trace: str, role: str, member: str, job: str, run: str = "") -> None:
         "service.version": __version__,
         "host.name": socket.gethostname(),
         "process.pid": os.getpid(),
-        "zml.job": job,
     }
-    if run:
-        attributes["zml.run"] = run
+    attributes |= {name: value for name, value in (("zml.job", job), ("zml.run", run)) if value}
     try:
         send = Otlp(attributes)
     except Exception as error:  # a certificate that is not there, a compression that does not exist
