@@ -1,14 +1,18 @@
 """Who asks for traces and lacks what they take is told at once; who does not ask loads nothing of it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from zml import tracing
+from zml import resume, tracing
 from zml.cli import run
+from zml.config import resolve
 from zml.errors import BOOK, LOST, NO_TRACES, ZmlError
+from zml.rundir import CHECKPOINTS, CONFIG
 from zml.seat import Seat
 from zml.tracing import process
 from zml.tracing.span import Span, parse
@@ -20,6 +24,7 @@ def test_while_tracing_is_off_nothing_of_opentelemetry_is_loaded() -> None:
     code = """
 import sys
 import zml, zml.cli, zml.coordinating, zml.cluster.serving, zml.agent, zml.timeline, zml.tracing.shards
+from zml.rundir import CHECKPOINTS, CONFIG
 from zml.seat import Seat
 from zml.tracing import process
 process.begin("off", "worker", "w0", "job")
@@ -96,6 +101,23 @@ def test_the_protocol_of_traces_goes_before_the_one_of_everything(monkeypatch: p
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
     process.require("1/100")
+
+
+@pytest.mark.parametrize(
+    ("asked_by", "expected"), [("flag", "1/7"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "off"), ("default", "off")]
+)
+def test_a_run_that_goes_on_is_traced_as_it_was_asked_for_and_not_as_its_environment_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked_by: str, expected: str
+) -> None:
+    resolved = resolve({}, {}).as_json()
+    resolved["settings"]["trace"], resolved["origins"]["trace"] = "1/7", asked_by
+    about = {**resolved, "script": "train.py", "args": [], "folder": str(tmp_path)}
+    (tmp_path / CONFIG).write_text(json.dumps(about))
+    checkpoint = SimpleNamespace(path=tmp_path / "c", manifest=SimpleNamespace(epoch=1, because="at the end"))
+    monkeypatch.setattr(resume, "find", lambda run: SimpleNamespace(root=tmp_path / CHECKPOINTS))
+    monkeypatch.setattr(resume, "load_from", lambda place: checkpoint)
+    monkeypatch.chdir(tmp_path)
+    assert resume.again(tmp_path, {}, {}).resolved.settings.trace == expected
 
 
 def test_a_script_without_tracing_has_no_trace() -> None:
