@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -87,7 +88,7 @@ def begin(trace: str, role: str, member: str, job: str = "", run: str = "") -> N
 
 def begin_script(seat: Seat) -> Untraced:
     """The same for a worker's script; what its client and its timeline tell of steps."""
-    begin(seat.trace, "worker", seat.worker, seat.job, seat.run)
+    begin(seat.trace, "worker", seat.worker, seat.job, Path(seat.run).name)
     if not on():
         return UNTRACED
     alone = seat.spec.staleness is None

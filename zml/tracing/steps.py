@@ -59,6 +59,7 @@ class Leg:
     span_id: int
     began: float
     ended: float | None = None  # None: no answer yet
+    open: int = 0  # pulls that are not answered
     buckets: int = 0
     bytes: int = 0
     header: str = ""  # of its messages
@@ -86,7 +87,7 @@ class Step:
     @property
     def complete(self) -> bool:
         legs = (*self.pushes.values(), *self.pulls.values())
-        return bool(self.pulls) and all(leg.ended is not None for leg in legs)
+        return bool(self.pulls) and all(leg.ended is not None and not leg.open for leg in legs)
 
 
 class Untraced:
@@ -149,13 +150,9 @@ class StepTrace(Untraced):
         self.every = every
         self.emit = emit
         self.now = now
-        self.random = (
-            random or Random()
-        )  # seeded by the system: a script's own seed gives no two runs the same ids
+        self.random = random or Random()  # seeded by the system: a script's seed makes no ids
         self.slow = Slow()
-        self.steps: dict[
-            int, Step
-        ] = {}  # by clock: those under way, and those that are over and not yet decided
+        self.steps: dict[int, Step] = {}  # by clock: under way, or over and not yet decided
         self.over: deque[Step] = deque()
         self.began: float | None = None  # None: before the first step, nobody knows since when
         self.clock: int | None = None  # that the training thread works on
@@ -259,7 +256,7 @@ class StepTrace(Untraced):
         leg = step.pulls.get(shard)
         if leg is None:
             leg = step.pulls[shard] = Leg(self._draw(), self.now())
-        leg.ended = None
+        leg.open += 1
         leg.buckets += 1
         return self._header(step, leg, shard)
 
@@ -269,8 +266,10 @@ class StepTrace(Untraced):
 
     def pulled(self, clock: int | None, shard: str, size: int) -> None:
         if (leg := self._pull(clock, shard)) is not None:
-            leg.ended = self.now()
+            leg.open -= 1
             leg.bytes += size
+            if not leg.open:
+                leg.ended = self.now()
 
     def _pull(self, clock: int | None, shard: str) -> Leg | None:
         step = self.steps.get(clock) if clock is not None else None

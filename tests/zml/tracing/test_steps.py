@@ -252,7 +252,13 @@ def test_with_overlap_a_step_is_told_when_its_exchange_is_over() -> None:
         play.trace.counted(0, shard)
         play.trace.pulling(0, shard)
         play.trace.pulled(0, shard, 700)
+    for _ in range(2):
+        play.trace.pulling(1, "p0")
+    play.trace.counted(1, "p0")
+    play.trace.counted(1, "p1")
+    play.trace.pulled(1, "p0", 1)
     play.trace.close(1, 2000, 700)
+    assert [step.clock for step in play.trace.over] == [1], "half of its parameters are here"
     step = play.spans[0]
     assert [span.name for span in play.spans].count("zml.step") == 1
     assert max(span.ended for span in named(play.spans, "zml.pull")) > step.ended, "beside the next step"
