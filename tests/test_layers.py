@@ -208,6 +208,7 @@ def coordinating() -> list[str]:
         "zml.obs",
         "zml.simulate",
         "zml.slurm",
+        "zml.tracing",
         "zml.web",
     )
     return sorted(n for n in modules() if n in COORDINATES or any(within(n, package) for package in packages))
@@ -255,6 +256,17 @@ def test_only_the_endpoint_speaks_zeromq() -> None:
         for module in modules().values()
         for found in imports(module)
         if within(found.module, "zmq") and module.name not in MAY_IMPORT_ZMQ
+    ]
+    assert wrong == []
+
+
+def test_opentelemetry_is_loaded_by_one_module_and_that_one_when_it_is_needed() -> None:
+    wrong = [
+        f"{where(module, found.line)} imports {found.module}"
+        for module in modules().values()
+        for found in imports(module)
+        if (within(found.module, "opentelemetry") and module.name != "zml.tracing.otlp")
+        or (found.module == "zml.tracing.otlp" and found.at_start)
     ]
     assert wrong == []
 

@@ -302,6 +302,8 @@ class Agent:
             run_dir=str(self._run_dir(lease)),
             bucket_chunks=self.settings.bucket_chunks,
             patience_s=self.settings.patience_s,
+            run=joined.run_dir,
+            trace=self.settings.trace,
             spec=msgspec.structs.replace(lease.spec, args=[]),  # which may be too long for a variable
         )
         environment = {**os.environ, **seat.to_environment(), **tether.environment()}

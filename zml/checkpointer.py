@@ -33,6 +33,7 @@ from .messages import Align, Front, Held, Hold, Message, Release, Snap, Snapped,
 from .orders import MOST_S, while_moving
 from .piecewise import MOST_STATE
 from .status import CheckpointStatus
+from .tracing.trees import Tree
 
 ALIGN_S = HOLD_MOST_S - 1.0
 AGAIN_S = 0.003
@@ -106,6 +107,7 @@ class Checkpointer:
         self.told = CheckpointStatus()
         self.intake: Intake | None = None  # of the checkpoint that is being written
         self.lock = asyncio.Lock()
+        self.tree = Tree("zml.checkpoint")  # of the newest
         self.releases: set[asyncio.Future[Answered | None]] = set()
 
     async def take(self, because: str) -> Path | None:
@@ -113,9 +115,11 @@ class Checkpointer:
         async with self.lock:
             self.number += 1
             began = time.monotonic()
+            self.tree = Tree("zml.checkpoint", job=self.job, because=because)
             try:
                 taken = await self._take(self.number, because)
             except (NotTaken, Refused, ZmlError) as error:
+                self.tree.end(str(error))
                 log.warning("no checkpoint", because=str(error), wanted=because)
                 self.told = msgspec.structs.replace(
                     self.told, failed=self.told.failed + 1, because=str(error)
@@ -127,6 +131,7 @@ class Checkpointer:
                 )
                 raise
             except Exception as error:  # a checkpoint is not worth those that would come after it
+                self.tree.end(repr(error))
                 log.error("no checkpoint", because=repr(error), wanted=because)
                 self.told = msgspec.structs.replace(
                     self.told, failed=self.told.failed + 1, because=repr(error)
@@ -139,6 +144,7 @@ class Checkpointer:
                 held_s=round(taken.held_s, 4),
                 seconds=round(time.monotonic() - began, 3),
             )
+            self.tree.end(step=taken.step, bytes=taken.bytes, held_s=round(taken.held_s, 6))
             self.newest = taken.path
             self.told = CheckpointStatus(
                 path=str(taken.path),
@@ -159,7 +165,8 @@ class Checkpointer:
             raise NotTaken("a shard is away, or there are no parameters yet")
         began = time.monotonic()
         try:
-            front, cut, sizes = await self._copies(number, shards)
+            with self.tree.within("zml.checkpoint.hold"):
+                front, cut, sizes = await self._copies(number, shards)
         finally:
             for shard in shards:  # also where some have let go already
                 task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))
@@ -167,7 +174,8 @@ class Checkpointer:
                 task.add_done_callback(self.releases.discard)
         held_s = time.monotonic() - began
         step = self.steps_before + front.updates
-        path = await self._write(number, step, sizes, cut, because)
+        with self.tree.within("zml.checkpoint.write"):
+            path = await self._write(number, step, sizes, cut, because)
         return Taken(path, step, sum(sizes.values()), held_s)
 
     async def _copies(self, number: int, shards: Sequence[str]) -> tuple[Front, Cut, dict[str, int]]:
@@ -231,7 +239,7 @@ class Checkpointer:
         """One shard's file is in the folder, or has come; None where it did neither, or nothing more comes."""
         name = shard_file(int(shard[1:]))
         intake.senders[name] = self.host(shard)
-        order = Write(self.job, number, str(intake.writer.folder), name)
+        order = Write(self.job, number, str(intake.writer.folder), name, trace=self.tree.header())
         asked = asyncio.ensure_future(self.ask(shard, order, None, MOST_S))
         try:
             done = await while_moving(asked, lambda: intake.received[name], lambda: WRITE_S)

@@ -59,6 +59,7 @@ from .messages import (
 from .piecewise import PIECE_S
 from .scheduler.evaluation import Key
 from .seat import Seat
+from .tracing.steps import UNTRACED, Untraced
 from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
 
 REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
@@ -72,12 +73,12 @@ CONNECT_S = 5.0  # to a shard at an address that the coordinator has just given
 MOST_SAMPLES = 1_000  # of a bad batch that are told
 MOST_WORDS = 500  # characters, of why it is left out
 PULLS_AT_ONCE = 16
-PUSHES_AT_ONCE = (
-    16  # per shard: a model of any size leaves within deadlines that count from each bucket's own start
-)
+# Per shard: a model of any size leaves within deadlines that count from each bucket's own start.
+PUSHES_AT_ONCE = 16
 
 log = structlog.get_logger()
 Deliver = Callable[[Bucket, Delta, memoryview | None], None]
+Wanted = Sequence[tuple[Bucket, list[int]]]  # buckets, each with the versions held
 Progress = tuple[
     int, int
 ]  # an epoch, and how many of the batches given to this worker in it are in its steps
@@ -95,9 +96,7 @@ class Leaving:
         self.pushes: dict[int, asyncio.Task[None]] = {}  # by bucket, the newest of each
         self.twice = False  # a bucket was pushed again, and that one waits for the one before it
         self.counted = {shard: asyncio.Event() for shard in shards}
-        self.committing = (
-            False  # a step that is pushed and never committed, after a rest, is waited for by nobody
-        )
+        self.committing = False  # what is pushed and never committed, after a rest, is waited for by nobody
 
 
 class Client:
@@ -108,9 +107,7 @@ class Client:
         self.control = control
         self.bulk = bulk
         self.shards: list[str] = []
-        self.leaving: dict[
-            int, Leaving
-        ] = {}  # by clock; two where a step is pushed before the last one counts
+        self.leaving: dict[int, Leaving] = {}  # by clock; two where one is pushed before the last one counts
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
         self.push_slots: dict[str, asyncio.Semaphore] = {}  # by shard; first come, first served
         self.lives: dict[str, int] = {}  # by shard: how often it was found again
@@ -121,6 +118,7 @@ class Client:
         self.note = b""  # the senior worker's on its schedules, as it was when this worker registered
         self.asking = 0  # requests to shards that wait for an answer
         self.looking: asyncio.TimerHandle | None = None  # None: nobody waits
+        self.trace: Untraced = UNTRACED
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
     @property
@@ -302,14 +300,14 @@ class Client:
     ) -> None:
         """Let one bucket of a step leave. The payload must stay as it is until `commit` has returned."""
         shard = f"p{bucket.shard}"
+        self.trace.pushing(clock, shard, len(payload))
         message = Push(clock=clock, bucket=bucket.index, absent=absent, seen=seen, **self.me)
         leaving = self.leaving.setdefault(clock, Leaving(self.shards))
         former = leaving.pushes.get(bucket.index)
         leaving.twice |= former is not None
         task = asyncio.ensure_future(self._push(shard, message, payload, former))
-        task.add_done_callback(
-            lambda task: task.cancelled() or task.exception()
-        )  # `commit` raises it, if it comes
+        # `commit` raises it, if it comes.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
         leaving.pushes[bucket.index] = task
 
     async def _push(
@@ -341,6 +339,7 @@ class Client:
                 buckets=sum(f"p{bucket.shard}" == shard for bucket in buckets),
                 epoch=epoch,
                 done=done,
+                trace=self.trace.committing(clock, shard, epoch),
                 **self.me,
             )
             for shard in self.shards
@@ -367,6 +366,7 @@ class Client:
 
     async def _commit(self, leaving: Leaving, shard: str, message: Commit, hyper: memoryview) -> None:
         await self._tell(shard, message, hyper)
+        self.trace.counted(message.clock, shard)
         leaving.counted[shard].set()
 
     async def _commit_behind(self, shard: str, message: Commit, hyper: memoryview) -> bool:
@@ -377,27 +377,32 @@ class Client:
             if refused.code != "incomplete":
                 raise
             return False
+        self.trace.counted(message.clock, shard)
         return True
 
-    async def pull_all(
-        self, wanted: Sequence[tuple[Bucket, list[int]]], clock: int, deliver: Deliver
-    ) -> None:
-        """Get buckets, each with the versions held, new enough to start `clock`; those asked for first come first."""
-        await asyncio.gather(*(self._pull(bucket, clock, have, deliver) for bucket, have in wanted))
+    async def pull_all(self, wanted: Wanted, clock: int, deliver: Deliver, step: int | None = None) -> None:
+        """Get buckets, new enough to start `clock`, in this order. `step`: the clock that this is part of, if any."""
+        await asyncio.gather(*(self._pull(bucket, clock, have, deliver, step) for bucket, have in wanted))
 
-    async def _pull(self, bucket: Bucket, clock: int, have: list[int], deliver: Deliver) -> None:
+    async def _pull(
+        self, bucket: Bucket, clock: int, have: list[int], deliver: Deliver, step: int | None
+    ) -> None:
         """Waits as long as members are alive to be waited for."""
+        shard = f"p{bucket.shard}"
         loop = asyncio.get_running_loop()
         until = loop.time() + self.seat.patience_s
-        message = Pull(clock=clock, bucket=bucket.index, have=have, **self.me)
+        header = self.trace.pulling(step, shard)
+        message = Pull(clock=clock, bucket=bucket.index, have=have, trace=header, **self.me)
         while True:
             async with self.pull_slots:
-                answer = await self._tell(f"p{bucket.shard}", message)
+                answer = await self._tell(shard, message)
             if isinstance(answer.message, Delta):
                 self.waits.clear()
+                self.trace.pulled(step, shard, len(answer.payload or b""))
                 deliver(bucket, answer.message, answer.payload)
                 return
             assert isinstance(answer.message, Wait), answer.message
+            self.trace.waiting(step, shard, answer.message.waiting_for)
             self._waiting(answer.message, until)
 
     # -- how a request ends -------------------------------------------------------------------------------------

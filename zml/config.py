@@ -19,6 +19,7 @@ import msgspec
 from . import compression
 from .errors import CONFIG, USAGE, ZmlError
 from .plan import runs_on
+from .tracing import sampling
 from .web.address import host_and_port
 
 FILE = "zml.toml"
@@ -26,6 +27,7 @@ PREFIX = "ZML_"
 COMPRESSIONS = (
     "Write none, bf16, topk:1% (or another density, with :int4 or another coding of values) or auto."
 )
+TRACES = "Write 1/N for one step in N, slow for none but slow and failed ones, or off."
 # Variables that are no settings: what processes of zml tell each other, and where the file and the API are.
 NOT_SETTINGS = frozenset(
     {"ZML_CONFIG", "ZML_FAILURE", "ZML_LEAVE", "ZML_PARENT", "ZML_SEAT", "ZML_SERVER", "ZML_TOKEN"}
@@ -99,6 +101,7 @@ class Settings:
     bucket_chunks: PerBucket = 8  # chunks of 65,536 elements in one message: 8 are 2 MB of fp32
     keep_output: KeepOutput = "first"  # which workers' printed lines `zml run` shows
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    trace: str = "off"  # off, 1/N, slow; with an OTEL_EXPORTER_OTLP_ENDPOINT in the environment 1/100
 
     @property
     def mode(self) -> str:
@@ -155,6 +158,9 @@ def resolve(
         flag = "--" + name.replace("_", "-")
         values[name] = checked(name, value, flag, exact=False, code=USAGE)
         origins[name] = "flag"
+
+    if origins["trace"] == "default" and (asked := sampling.asked_by(environment)) is not None:
+        origins["trace"], values["trace"] = asked
 
     settings = Settings(**values)
     if settings.http != "off":
@@ -265,6 +271,11 @@ def checked(name: str, value: Any, place: str, *, exact: bool, code: str = CONFI
             return str(compression.parse(str(value)))
         except ValueError as bad:
             raise ZmlError(code, f"{place}: {bad}", COMPRESSIONS) from None
+    if name == "trace":
+        try:
+            return sampling.checked(str(value))
+        except ValueError as bad:
+            raise ZmlError(code, f"{place}: {bad}", TRACES) from None
     try:
         return msgspec.convert(value, type=KINDS[name], strict=exact)
     except msgspec.ValidationError as error:

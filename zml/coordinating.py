@@ -33,6 +33,7 @@ from .recorder import Recorder
 from .scheduler.ids import JobId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
+from .tracing import process as tracing
 from .transport import Endpoint, Handler
 from .web.address import PORT
 
@@ -51,7 +52,11 @@ def serve(settings: Settings, spec: JobSpec) -> int:
     """Coordinate one job until it is over; returns its exit code. Raises ZmlError for a person to read."""
     import uvloop
 
-    return uvloop.run(_serve(settings, spec))
+    tracing.begin(settings.trace, "coordinator", COORDINATOR, settings.job, Path(settings.run_dir).name)
+    try:
+        return uvloop.run(_serve(settings, spec))
+    finally:
+        tracing.end()
 
 
 async def _serve(settings: Settings, spec: JobSpec) -> int:

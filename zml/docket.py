@@ -24,6 +24,8 @@ from .scheduler.machine import Machine
 from .scheduler.membership import Fate, Gone
 from .scheduler.plain import NotPlain, build, build_fields, plain, plain_fields
 from .scheduler.state import Draining, Job, Kept, Ready, Running
+from .tracing import on as tracing_on
+from .tracing.trees import Recoveries
 
 EVENTS: dict[str, type] = {
     kind.__name__: kind
@@ -68,6 +70,7 @@ class Docket:
         self.journal = journal
         self.ledger = batches.Ledger()
         self.facts = Facts()
+        self.recoveries = Recoveries(job)
         self._clock = clock
         self._behind_s = 0.0  # the clock minus the machine's time
         self.resumed = journal is not None and not journal.empty
@@ -116,6 +119,9 @@ class Docket:
         """Tell the machine; returns what it orders, to be performed once that is settled."""
         now = self.now
         performed = self._tell(event, now)
+        if tracing_on():
+            job = self.running
+            self.recoveries.look(job.away if job is not None and isinstance(job.phase, Running) else None)
         if changed(event, performed):
             self._write(f"event.{type(event).__name__}", plain_fields(event), now)
         return performed

@@ -91,6 +91,14 @@ NO_GPU = page(
     for it.""",
     exit_code=2,
 )
+NO_TRACES = page(
+    "ZML-E105",
+    "traces are asked for and cannot be made here",
+    """The setting `trace`, or an OTEL_EXPORTER_OTLP_ENDPOINT in the environment, turns tracing on. It needs the extra
+    `otel` (OpenTelemetry's SDK and its exporter for OTLP over HTTP) in every process' environment, and variables that
+    name a receiver of that protocol, mostly at port 4318. `--trace off` trains without traces.""",
+    exit_code=3,
+)
 PORT_IN_USE = page(
     "ZML-E201",
     "the address is in use",

@@ -147,6 +147,11 @@ PLACE_FLAGS = flags(
     click.option(
         "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]"
     ),
+    click.option(
+        "--trace",
+        metavar="1/N",
+        help="OpenTelemetry traces of one step in N and of slow and failed ones; slow: of those alone; off.",
+    ),
 )
 
 
@@ -163,7 +168,12 @@ def settle(given: Mapping[str, Any]) -> Resolved:
         named["staleness"] = 0
     if named.pop("asynchronous", False):
         named["staleness"] = "async"
-    return resolve(named, os.environ, file)
+    resolved = resolve(named, os.environ, file)
+    if "trace" in given and resolved.settings.trace != "off":
+        from .tracing.process import require
+
+        require(resolved.settings.trace)
+    return resolved
 
 
 def devices(resolved: Resolved, cpu: bool) -> list[str]:

@@ -86,6 +86,7 @@ class ScriptEnd:
         self.asked = asked
         self.pid = os.getpid()
         self.signals = 0
+        self.before_stop: Callable[[], None] = lambda: None  # takes no longer than a moment
         self.rest = b""
         number = environ.pop(VARIABLE, "")  # it is for nobody whom the script starts
         self.socket = socket.socket(fileno=int(number)) if number.isdigit() else None
@@ -129,6 +130,7 @@ class ScriptEnd:
             if word == "leave":
                 self.asked(because)
             elif word == "stop" and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, self._signalled):
+                self.before_stop()
                 os._exit(STOPPED)  # as SIGTERM would have done, had we not caught it
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:

@@ -49,6 +49,7 @@ from .seat import Seat
 from .streams import StreamLoader
 from .tally import ScriptTally
 from .timeline import Timeline
+from .tracing import process as tracing
 from .traffic import Traffic
 from .updates import Updates, outer_spec
 
@@ -77,6 +78,8 @@ class Member:
         )
         self.reports = Reports(self.client, self.io, self.tally, self.timeline)
         self.meter = self.reports.meter
+        self.client.trace = self.timeline.trace = tracing.begin_script(seat)
+        self.agent.before_stop = lambda: tracing.end(tracing.MOMENT_S)
         self.traffic: Traffic | None = None
         self.hooks: Hooks | Updates | None = None
         self.loader: DividedLoader | None = None
@@ -187,6 +190,7 @@ class Member:
         runner.current_step = lambda: self.meter.steps
         runner.in_hand = self._in_hand
         self.reports.begin(optimizer)
+        runner.failed = self._failed
         if self.plan.optimizer_on == "worker" and any(p.dtype != torch.float32 for p in model.parameters()):
             log.warning("steps smaller than half a digit of a parameter vanish", worker=self.seat.worker)
         if any(buffer.is_floating_point() for buffer in model.buffers()):
@@ -490,6 +494,7 @@ class Member:
             samples = self.loader.samples_of(batch)
             self._others(self.client.skip(self.ledger_epoch, batch, because, samples))
             log.warning("batch skipped", worker=self.seat.worker, batch=batch, because=because)
+        self.timeline.trace.fail(self._joined().clock, because)
         return True
 
     # -- saying how it goes ----------------------------------------------------------------------------------
@@ -499,6 +504,11 @@ class Member:
             return ""
         known = [f"batch {b} ({name_samples(self.loader.samples_of(b))})" for b in self.loader.in_hand]
         return f"{', '.join(known)} of epoch {self.ledger_epoch}" if known else ""
+
+    def _failed(self, error: BaseException) -> None:
+        """The script ends; in the middle of a step, if it was in the middle of an epoch."""
+        if self.traffic is not None and (self.loader is None or self.loader.under_way):
+            self.timeline.trace.fail(self.traffic.clock, tracing.why(error))
 
     def _stepped(self) -> None:
         self.meter.stepped(self._joined().staleness)
@@ -524,6 +534,8 @@ class Member:
         if self.keeping is not None:
             self.keeping.close()
         self.io.close(self._disconnect())
+        self.timeline.trace.end()
+        tracing.end()
 
     async def _disconnect(self) -> None:
         await self.client.bulk.close()

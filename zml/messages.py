@@ -383,7 +383,7 @@ class Snapped(Message):
     bytes: int
 
 
-class Write(Message):
+class Write(Message, omit_defaults=True):
     """Write the copy into this folder, under this name, or send it in `Piece`s where the folder is not there. Answered
     by `Written` when it is safe on disk, or all pieces have been taken."""
 
@@ -392,6 +392,7 @@ class Write(Message):
     folder: str
     name: str
     shard: str = ""
+    trace: str = ""  # a `traceparent`, while traces are made
 
 
 class Written(Message):
@@ -778,10 +779,11 @@ class Push(Message):
     seen: int = -1  # newest version of its chunks that it was computed with, where staleness is damped
 
 
-class Commit(Message):
+class Commit(Message, omit_defaults=True):
     """All buckets of this clock are staged, on every shard: count them. Payload: the hyperparameters per group.
 
     In this step and those before are the first `done` of the batches that this incarnation was given in `epoch`.
+    `trace` is there while traces are made: the step's `traceparent`, and those of steps to be kept (`tracing.span`).
     """
 
     job: str
@@ -791,6 +793,7 @@ class Commit(Message):
     buckets: int
     epoch: int = -1
     done: int = 0
+    trace: str = ""
 
 
 class Published(Message):
@@ -808,8 +811,9 @@ class Advance(Message):
     clock: int
 
 
-class Pull(Message):
-    """The parameters of one bucket, new enough to start `clock`. `have` is the version held, per chunk."""
+class Pull(Message, omit_defaults=True):
+    """The parameters of one bucket, new enough to start `clock`. `have` is the version held, per chunk. `trace` as in a
+    Commit; empty where the pull belongs to no step."""
 
     idempotent: ClassVar[bool] = True  # answered again rather than kept: the answer is large
     job: str
@@ -818,6 +822,7 @@ class Pull(Message):
     clock: int
     bucket: int
     have: list[int]
+    trace: str = ""
 
 
 class Delta(Message):

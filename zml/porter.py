@@ -33,6 +33,7 @@ from .lease import COORDINATOR, Lease, ask
 from .messages import Assign, Fetch, Message, Piece, Write, Written
 from .piecewise import PIECE, PIECE_S, BadPieces, Source, send
 from .shard import Shard
+from .tracing.trees import part
 from .transport import Answer, Endpoint, Handler, Refusal, TransportError
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class Porter:
 
     async def write(self, core: Shard, message: Write) -> Message:
         """The newest copy, beside the training. Raises Refusal."""
+        with part(message.trace, "zml.ps.write", job=message.job, shard=core.name):
+            return await self._write(core, message)
+
+    async def _write(self, core: Shard, message: Write) -> Message:
         copy, folder = core.copy, Path(message.folder)
         if copy is None or copy[0] != message.checkpoint:
             raise Refusal("checkpoint", f"{core.name} has no copy for checkpoint {message.checkpoint}")

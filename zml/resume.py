@@ -47,7 +47,11 @@ def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -
     flags = {
         key: "async" if key == "staleness" and value is None else value
         for key, value in settings.items()
-        if key in KINDS and key not in OWN and origins.get(key) != "default"
+        if key in KINDS
+        and key not in OWN
+        and origins.get(key) != "default"
+        # What the environment of the first run asked for, this one's may not.
+        and not str(origins.get(key)).startswith("OTEL_")
     }
     if (
         "lr_scaling" in flags and "workers" in given

@@ -16,6 +16,7 @@ import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -39,6 +40,8 @@ AROUND = 2  # source lines before and after the one that failed
 current_step: Callable[[], int] = lambda: -1  # noqa: E731
 # And here what it is computing, in words.
 in_hand: Callable[[], str] = lambda: ""  # noqa: E731
+# And here what it does where the script fails.
+failed: Callable[[BaseException], None] = lambda error: None  # noqa: E731
 
 
 def command(script: str, args: Sequence[str]) -> list[str]:
@@ -86,6 +89,8 @@ def main(argv: Sequence[str]) -> int:
     except BaseException as error:
         error.__traceback__ = without_launcher(error.__traceback__)
         tell(describe(error, folder))
+        with suppress(Exception):  # as above: it is the script that failed
+            failed(error)
         if isinstance(error, ZmlError):
             end_at_user(error.__traceback__, folder)
         sys.excepthook(type(error), error, error.__traceback__)  # the script may have set its own

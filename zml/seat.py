@@ -24,6 +24,8 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     bucket_chunks: int = 8
     spec: JobSpec = JobSpec()  # what was asked for
     patience_s: float = 600.0  # how long a step may wait for other members before the script gives up
+    run: str = ""  # the run directory as the coordinator calls it: the same for all workers
+    trace: str = "off"  # which steps are traced, as the setting says
 
     def to_environment(self) -> dict[str, str]:
         return {VARIABLE: msgspec.json.encode(self).decode()}

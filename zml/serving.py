@@ -21,6 +21,7 @@ from .metrics.endpoint import opened
 from .metrics.roles import ShardSource
 from .ps import Ps
 from .rundir import shard_state
+from .tracing import process as tracing
 from .transport import Endpoint, Handler, Refusal
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ def serve(settings: Settings, shard: int) -> int:
     torch.set_num_threads(1)  # chunks are small; the other cores belong to workers and other shards
     if parse(settings.compress).sparse:
         compile_kernels()
-    return uvloop.run(_serve(settings, shard))
+    tracing.begin(settings.trace, "shard", f"p{shard}", settings.job, Path(settings.run_dir).name)
+    try:
+        return uvloop.run(_serve(settings, shard))
+    finally:
+        tracing.end()
 
 
 async def _serve(settings: Settings, shard: int) -> int:

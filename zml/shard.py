@@ -71,6 +71,7 @@ from .records import NoRoom
 from .scheduler.ids import JobId, WorkerId
 from .scheduler.staleness import Gate
 from .store import Staged, Store
+from .tracing.shards import UNTRACED, Untraced
 from .transport import Refusal
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class Shard:
         self.sees: Sees = is_seen
         self.holding: Holding | None = None  # while a checkpoint is cut
         self.pace = Pace(name)
+        self.trace: Untraced = UNTRACED
         self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest
         self.steps = 0
         self.counts = Counts()
@@ -317,6 +319,7 @@ class Shard:
         self.peers.pop(worker, None)
         self.fenced.pop(worker, None)
         self.last.pop(worker, None)
+        self.trace.forget(worker)
         log.info("worker left the gate", shard=self.name, worker=worker, dropped_steps=len(dropped))
 
     def _settle(self, message: Settle) -> tuple[Message, bytes]:
@@ -445,6 +448,7 @@ class Shard:
         self.counts.pushed(bucket.index, payload)
         step = self.staged.setdefault(worker, {}).setdefault(message.clock, Step())
         step.pushes[bucket.index] = staged  # the last one before the commit counts
+        self.trace.pushed(worker, message.clock, len(payload or b""))
         return Ok()
 
     def _commit(self, worker: WorkerId, message: Commit, payload: memoryview | None) -> Reply:
@@ -470,7 +474,8 @@ class Shard:
         self._note(message, payload)
         self.counts.taken += 1
         last = Last(clock, message.epoch, message.done, bytes(payload or b""), message.incarnation)
-        self._count(worker, step, hyper, last)
+        with self.trace.counting(worker, clock, message.trace, len(self.pushed)):
+            self._count(worker, step, hyper, last)
         return Ok()
 
     def _count(self, worker: WorkerId, step: Step, hyper: list[Hyper], last: Last) -> None:
@@ -485,7 +490,7 @@ class Shard:
         if self.gate.bound == 0:
             self.committed.setdefault(clock, {})[worker] = Committed(pushes, hyper, last)
         else:
-            with self.counts.applying():
+            with self.counts.applying(), self.trace.applying(clock, [worker]):
                 self.pace.alone(self._store(), pushes, self.hyper)
             self.applied[worker] = last
             if not self.replaying:
@@ -511,7 +516,9 @@ class Shard:
             raise Refusal(
                 "frame", f"bucket {bucket.index} has {len(bucket.chunks)} chunks, not {len(message.have)}"
             )
-        if self._may_answer(worker, message.clock):
+        parks = not self._may_answer(worker, message.clock)
+        self.trace.pulling(worker, message.trace, bucket.index, parked=parks)
+        if not parks:
             return self._delta(message)
         loop = asyncio.get_running_loop()
         parked = Parked(message, loop.create_future())
@@ -539,7 +546,7 @@ class Shard:
         """The mean of a clock's steps, summed in order of seniority: the same bits in every run."""
         steps = self.committed.pop(clock)
         order = self.gate.in_seniority(steps)
-        with self.counts.applying():
+        with self.counts.applying(), self.trace.applying(clock, order):
             epoch = self.pace.together(self._store(), clock, {worker: steps[worker] for worker in order})
         self.applied.update({worker: steps[worker].last for worker in order})
         if not self.replaying:
@@ -558,6 +565,7 @@ class Shard:
             because = f"clock {parked.pull.clock} needs them to be at most {self.gate.bound} behind"
         else:
             names, because = [], "nobody has brought the first parameters yet"
+        self.trace.waiting(parked.pull.worker, parked.pull.trace, names)
         parked.answer.set_result(Wait(self.job, names, because))
 
     def _delta(self, pull: Pull) -> Reply:
@@ -566,6 +574,7 @@ class Shard:
             self._note(Published(bucket.index))
         versions, frames, payload = store.pull_bucket(bucket.chunks, pull.have)
         self.counts.pulled(bucket.index, payload)
+        self.trace.pulled(pull.worker, pull.trace, bucket.index, len(payload or b""))
         low = self.gate.low
         staleness = max(0, pull.clock - low) if low is not None else 0
         return Delta(bucket.index, versions, frames, staleness, len(self.gate.active)), payload or None

@@ -31,6 +31,9 @@ from .pushlog import NoLog, PushLog
 from .records import Damaged
 from .scheduler.ids import JobId
 from .shard import Reply, Shard
+from .tracing import emit, on
+from .tracing.shards import ShardTrace
+from .tracing.trees import single
 from .transport import Endpoint, Handler, Refusal, Refused, TransportError
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ class Tenancy:
         core = Shard(JobId(job), shard)
         core.sees = self.porter.sees
         if folder is not None:
-            began = time.monotonic()
+            began, since = time.monotonic(), time.perf_counter()
             try:
                 core.log = self.logs[shard] = pushes = PushLog(folder)
                 try:
@@ -113,6 +116,7 @@ class Tenancy:
                     torn_bytes=pushes.records.torn_bytes,
                     seconds=round(time.monotonic() - began, 3),
                 )
+                single("zml.recover", since, job=job, shard=core.name, messages=count)
             self._spawn(self._sync(core, pushes))
         return core
 
@@ -129,6 +133,8 @@ class Tenancy:
                 return self._core(name).handle(peer, message, payload)
 
             self.listeners[name] = await self.listen(name, bulk)
+        if on():  # and not before: what is replayed or copied was traced where it happened
+            core.trace = ShardTrace(name, emit)
         self.cores[name] = core
 
     async def _return(self, lease: Lease, core: Shard) -> None:

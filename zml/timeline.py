@@ -18,6 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from .figures import BESIDE, PHASES
+from .tracing.steps import UNTRACED, Untraced
 
 KEPT = 20_000  # steps in a file; of a longer run each further power of two of them is thinned out
 T = TypeVar("T")
@@ -81,6 +82,7 @@ class Timeline:
         self.dense_up = self.dense_down = 0  # the same, were nothing compressed
         self.doing = "compute"
         self.since = time.perf_counter()
+        self.trace: Untraced = UNTRACED
         self.began: float | None = None  # the end of the step before; None before the first
         self.stepped_at: float | None = None  # the end of the script's own step before
         self.first = 0.0
@@ -95,6 +97,8 @@ class Timeline:
         """From now on the training thread does this; returns what it did. In no other thread at the same time."""
         now, former = time.perf_counter(), self.doing
         self.spent[former] += now - self.since
+        if former != "compute":  # that is what is left between the others
+            self.trace.phase(former, self.since, now)
         self.doing, self.since = phase, now
         return former
 
@@ -144,6 +148,7 @@ class Timeline:
             spent = {phase: self.spent[phase] - former[phase] for phase in PHASES}
             own = spent["data"] + spent["compute"]
             self._keep(clock, self.began - self.first, spent, self.up - up, self.down - down)
+        self.trace.close(clock, self.up - self.former[1], self.down - self.former[2])
         self._begin()
         return own
 
@@ -163,6 +168,7 @@ class Timeline:
     def pause(self) -> None:
         """What came since the last step (an evaluation, an epoch's end) belongs to no step."""
         self.turn(self.doing)
+        self.trace.pause()
         if self.stepped_at is not None:
             self.stepped_at = self.since
         if self.began is not None:

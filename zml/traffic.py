@@ -133,6 +133,7 @@ class Traffic:
 
     def leave(self, outbox: Outbox) -> None:
         """Pack what was gathered in one bucket and send it, as part of this clock. Raises NonFinite."""
+        self.timeline.trace.at(self.clock)
         outbox.take_back()
         sparse = self.plan.compression.sparse
         with self.packing, self.timeline.measure("encode"):  # one thread at a time, as both need it
@@ -213,7 +214,7 @@ class Traffic:
         """In the I/O thread: commit, then ask for the parameters of `until`, first layers first."""
         began = time.perf_counter()
         commit = asyncio.ensure_future(self.client.commit(*step))
-        pull = asyncio.ensure_future(self._pull_behind(commit, wanted, until))
+        pull = asyncio.ensure_future(self._pull_behind(commit, wanted, until, step[0]))
         try:
             await commit
             phases.send_s = time.perf_counter() - began
@@ -225,13 +226,13 @@ class Traffic:
             pull.cancel()
 
     async def _pull_behind(
-        self, commit: asyncio.Task[None], wanted: Sequence[tuple[Bucket, list[int]]], until: int
+        self, commit: asyncio.Task[None], wanted: Sequence[tuple[Bucket, list[int]]], until: int, clock: int
     ) -> None:
         # In BSP a shard holds the pull until it has the commit anyway: no need to wait for its answer. Where nobody
         # waits, the pull would be answered without this very step.
         if self.plan.overlap:
             await asyncio.wait([commit])
-        await self.client.pull_all(wanted, until, self._deliver)
+        await self.client.pull_all(wanted, until, self._deliver, clock)
 
     def _wanted(self, wanted: Sequence[Bucket]) -> list[tuple[Bucket, list[int]]]:
         return [

@@ -54,6 +54,7 @@ from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
 from zml.seat import Seat
 from zml.serving import nobody
+from zml.tracing.steps import UNTRACED, Untraced
 from zml.transport import BULK, CONTROL, Limits, Refusal, TransportError
 from zml.transport.memory import MemoryEndpoint, MemoryNetwork
 from zml.updates import outer_hyper, outer_spec
@@ -81,6 +82,7 @@ class Script:
         self.greatest_staleness = 0
         self.keep: Keep | None = None  # the newest
         self.clock = 0
+        self.trace: Untraced = UNTRACED  # what it tells of its steps
         self.task: asyncio.Task[None] | None = None
         self.over = asyncio.Event()
         self.error: BaseException | None = None
@@ -141,6 +143,7 @@ class Script:
         await bulk.start()
         await control.connect(COORDINATOR, [ADDRESS])
         self.client = Client(seat, control, bulk)
+        self.client.trace = self.trace
         code = 0
         try:
             await self._epochs()
@@ -210,6 +213,7 @@ class Script:
                 self.clock = first
             rested: int | None = None
             self.taken = 0
+            self.trace.pause()
             done: list[int] = []
             rests, wanted = 0, 1
             while True:
@@ -245,6 +249,7 @@ class Script:
     async def _step(
         self, cut: tuple[Bucket, ...], outboxes: list[Outbox], binding: Binding, epoch: int, batch: int
     ) -> None:
+        now = asyncio.get_running_loop().time
         await asyncio.sleep(self.cluster.compute_s(self.name))
         generator = torch.Generator().manual_seed(1000 * epoch + batch)
         for parameter in self.model.parameters():
@@ -277,15 +282,18 @@ class Script:
         for outbox in outboxes:
             outbox.next_step()
         self.clock += 1
-        await self._pull(cut, self.clock)
+        began = now()
+        await self._pull(cut, self.clock, self.clock - 1)
+        self.trace.phase("wait", began, now())
+        self.trace.close(self.clock - 1, 0, 0)
 
-    async def _pull(self, cut: tuple[Bucket, ...], clock: int) -> None:
+    async def _pull(self, cut: tuple[Bucket, ...], clock: int, step: int | None = None) -> None:
         def deliver(bucket: Bucket, delta: Delta, payload: memoryview | None) -> None:
             self.replica.take(bucket.chunks, delta.versions, delta.frames, payload or b"")
             self.greatest_staleness = max(self.greatest_staleness, delta.staleness)
 
         wanted = [(bucket, [self.replica.versions[chunk] for chunk in bucket.chunks]) for bucket in cut]
-        await self.client.pull_all(wanted, clock, deliver)
+        await self.client.pull_all(wanted, clock, deliver, step)
         self.replica.restore()
 
 

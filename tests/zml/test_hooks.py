@@ -63,7 +63,11 @@ class Direct:
         return asyncio.sleep(0)
 
     async def pull_all(
-        self, wanted: Sequence[tuple[Bucket, list[int]]], clock: int, deliver: Deliver
+        self,
+        wanted: Sequence[tuple[Bucket, list[int]]],
+        clock: int,
+        deliver: Deliver,
+        step: int | None = None,
     ) -> None:
         self.asked.append(clock)
         for bucket, have in wanted:

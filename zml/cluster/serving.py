@@ -37,6 +37,7 @@ from ..scheduler.cluster.plan import Quota
 from ..scheduler.cluster.policies import POLICIES
 from ..scheduler.cluster.rules import Rules
 from ..scheduler.explain import counted
+from ..tracing import process as tracing
 from ..transport import Endpoint, Handler
 from .desk import JobDesk
 from .hub import Hub
@@ -88,7 +89,11 @@ def serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[str], Non
     """Serve a cluster until told to stop; jobs stay where they are. `say` is for people. Raises ZmlError."""
     import uvloop
 
-    return uvloop.run(_serve(settings, folder, plan, say))
+    tracing.begin(settings.trace, "coordinator", COORDINATOR)
+    try:
+        return uvloop.run(_serve(settings, folder, plan, say))
+    finally:
+        tracing.end()
 
 
 async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[str], None]) -> int:
