@@ -38,6 +38,7 @@ from .jobs_cli import explain_job, is_code, job, jobs, nodes, server_flags, subm
 from .run_cli import data, timeline
 from .simulate_cli import simulate
 from .slurm_cli import slurm
+from .top_cli import top
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -278,7 +279,7 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     from rich.console import Console
 
     out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    out.print(console.block(found, out.width, unicode=out.encoding.startswith("utf")))
+    out.print(console.block(found, out.width, unicode=out.encoding.startswith("utf"), full=True))
     if found.over:
         report.print_report(msgspec.structs.replace(found, run_dir=console.near(found.run_dir)), out)
     return 0
@@ -286,6 +287,7 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 
 for _command in (submit, jobs, job, nodes):
     main.add_command(_command)
+main.add_command(top)
 main.add_command(timeline)
 main.add_command(ckpt)
 main.add_command(data)
