@@ -144,12 +144,12 @@ def _heard(member: MemberStatus) -> str:
 W: list[Column[Worker]] = [
     Column("worker", 7, 0, lambda r, w: Text(name(r.member), style=_style(r.member)),
            lambda r: numbered(r.member.member)),
-    Column("step", 8, 5, lambda r, w: f"{r.member.steps:,}" if r.member.steps >= 0 else "-",
+    Column("step", 7, 5, lambda r, w: f"{r.member.steps:,}" if r.member.steps >= 0 else "-",
            lambda r: r.member.steps, right=True),
     Column("time", 8, 2, lambda r, w: lasting(r.pace.step_s), lambda r: r.pace.step_s, right=True, title="a step"),
-    Column("samples/s", 9, 4, lambda r, w: per_second(r.pace.samples_per_s), lambda r: r.pace.samples_per_s,
+    Column("samples/s", 10, 4, lambda r, w: per_second(r.pace.samples_per_s), lambda r: r.pace.samples_per_s,
            right=True),
-    Column("staleness", 5, 6, lambda r, w: str(r.member.staleness), lambda r: r.member.staleness, right=True,
+    Column("staleness", 6, 6, lambda r, w: str(r.member.staleness), lambda r: r.member.staleness, right=True,
            title="stale"),
     Column("own time", 14, 3, _bar, lambda r: r.pace.own_s, most=60, title="where it goes"),
     Column("memory", 7, 7, lambda r, w: size(_memory(r.member)) if _memory(r.member) else "-",
@@ -158,7 +158,7 @@ W: list[Column[Worker]] = [
     Column("heard", 6, 9, lambda r, w: _heard(r.member), lambda r: r.member.heard_s, right=True),
     Column("node", 16, 10, lambda r, w: r.member.node),
     Column("device", 7, 11, lambda r, w: r.member.device),
-    Column("note", 20, 1, _noted, most=70, title=""),
+    Column("note", 18, 1, _noted, most=70, title=""),
 ]  # fmt: skip
 
 
@@ -180,10 +180,10 @@ def _saved(row: Shard, _width: int) -> str:
 S: list[Column[Shard]] = [
     Column("shard", 6, 0, lambda r, w: Text(name(r.member), style=_style(r.member)),
            lambda r: numbered(r.member.member)),
-    Column("updates/s", 9, 2, lambda r, w: per_second(r.pace.updates_per_s), lambda r: r.pace.updates_per_s,
+    Column("updates/s", 10, 2, lambda r, w: per_second(r.pace.updates_per_s), lambda r: r.pace.updates_per_s,
            right=True),
     Column("apply", 7, 3, lambda r, w: lasting(r.pace.apply_s), lambda r: r.pace.apply_s, right=True),
-    Column("queue", 5, 4, lambda r, w: "-" if _queue(r) is None else str(_queue(r)), _queue, right=True),
+    Column("queue", 6, 4, lambda r, w: "-" if _queue(r) is None else str(_queue(r)), _queue, right=True),
     Column("in", 9, 5, lambda r, w: rate_of(r.pace.received_per_s) if r.member.shard else "-",
            lambda r: r.pace.received_per_s, right=True),
     Column("out", 9, 6, lambda r, w: rate_of(r.pace.sent_per_s) if r.member.shard else "-",

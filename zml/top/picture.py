@@ -245,7 +245,7 @@ def bottom(screen: Screen, shown: Body, free: int, width: int) -> Text:
     text = Text()
     for key, what in KEYS:
         piece = Text.assemble((key, "bold"), f" {what}")
-        if text.cell_len + piece.cell_len + 2 + right.cell_len > width:
+        if text.cell_len + piece.cell_len + 2 + right.cell_len + (1 if right else 0) > width:
             continue
         text.append("  " if text else "").append_text(piece)
     return spread(text, right, width) if right else _fit(text, width)
