@@ -138,6 +138,9 @@ class Board:
         views = [view for view in explain.members(record) if view.member in self.cards]
         active = [view.member for view in views if view.role == "worker" and view.state == "active"]
         waiting = explain.waiting_for(record) if isinstance(record, Job) else ""
+        made = active or [
+            view.member for view in views if view.role == "worker"
+        ]  # the last ones, when all are done
         batch_size = ledger.current.batch_size if ledger.current is not None else 0
         status = JobStatus(
             job=record.id,
@@ -151,7 +154,7 @@ class Board:
             epoch=ledger.epoch,
             epochs=self.epochs,
             epoch_progress=(ledger.committed + ledger.skipped) / ledger.batches if ledger.batches else 0.0,
-            steps=self.steps(active),
+            steps=self.steps(made),
             values=self.values(now),
             samples=self.samples,
             samples_per_s=self.samples_per_s(),

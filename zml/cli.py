@@ -30,6 +30,7 @@ from .flags import (
     PLACE_FLAGS,
     RESTART_FLAGS,
     SCRIPT,
+    TRACKER_FLAG,
     devices,
     must_exist,
     settle,
@@ -39,6 +40,7 @@ from .run_cli import data, timeline
 from .simulate_cli import simulate
 from .slurm_cli import slurm
 from .top_cli import top
+from .trackers.naming import must_be_here
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -80,6 +82,7 @@ def main(context: click.Context) -> None:
     help="Whose printed lines to show.  [default: first]",
 )
 @RESTART_FLAGS
+@TRACKER_FLAG
 @PLACE_FLAGS
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -95,12 +98,14 @@ def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
 
     resolved = settle(given)
     must_exist(script)
+    must_be_here(resolved.settings.trackers)
     return local.run(resolved, script, list(args), devices(resolved, cpu), cpu=cpu)
 
 
 @main.command(context_settings=CONTEXT)
 @JOB_FLAGS
 @click.option("--cpu", is_flag=True, help="No GPUs, even if there are some.")
+@TRACKER_FLAG
 @PLACE_FLAGS
 @click.argument("run")
 def resume(run: str, cpu: bool, **given: Any) -> int:
@@ -122,6 +127,7 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
         what = f"the run was started in {found.folder}, which cannot be entered: {error.strerror}"
         raise ZmlError(USAGE, what, "Start it with `zml run --resume CHECKPOINT SCRIPT ...`.") from None
     must_exist(found.script)
+    must_be_here(found.resolved.settings.trackers)
     click.echo(f"resuming {found.checkpoint}", err=True)
     cpu = cpu or found.cpu
     return local.run(found.resolved, found.script, found.args, devices(found.resolved, cpu), cpu=cpu)
@@ -132,6 +138,7 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
 @CHECKPOINT_FLAGS
 @BIND_FLAG
 @KEY_FLAG
+@TRACKER_FLAG
 @PLACE_FLAGS
 @CLUSTER_FLAGS
 @click.argument("script", required=False, default="")

@@ -19,6 +19,7 @@ import msgspec
 from . import compression
 from .errors import CONFIG, USAGE, ZmlError
 from .plan import runs_on
+from .trackers import naming
 
 FILE = "zml.toml"
 PREFIX = "ZML_"
@@ -95,6 +96,9 @@ class Settings:
     patience_s: Seconds = 600.0  # how long one step may wait for other members
     bucket_chunks: PerBucket = 8  # chunks of 65,536 elements in one message: 8 are 2 MB of fp32
     keep_output: KeepOutput = "first"  # which workers' printed lines `zml run` shows
+    trackers: tuple[str, ...] = (
+        "tensorboard",
+    )  # and wandb, mlflow, package.module:Class; the coordinator runs them
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
@@ -246,7 +250,7 @@ def checked(name: str, value: Any, place: str, *, exact: bool, code: str = CONFI
     written = value
     if name == "staleness" and isinstance(value, str) and value in ("sync", "async"):
         value = 0 if value == "sync" else None
-    elif name in ("bind", "coordinator") and isinstance(value, str):
+    elif name in ("bind", "coordinator", "trackers") and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     elif isinstance(value, tuple):
         value = list(value)
@@ -256,7 +260,8 @@ def checked(name: str, value: Any, place: str, *, exact: bool, code: str = CONFI
         except ValueError as bad:
             raise ZmlError(code, f"{place}: {bad}", COMPRESSIONS) from None
     try:
-        return msgspec.convert(value, type=KINDS[name], strict=exact)
+        found = msgspec.convert(value, type=KINDS[name], strict=exact)
+        return tuple(naming.checked(found, place, code)) if name == "trackers" else found
     except msgspec.ValidationError as error:
         because = str(error).replace("`", "")
         choices = typing.get_args(KINDS[name]) if typing.get_origin(KINDS[name]) is Literal else ()

@@ -31,6 +31,7 @@ from .recorder import Recorder
 from .scheduler.ids import JobId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
+from .trackers import feeding, naming
 from .transport import Endpoint, Handler
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def serve(settings: Settings, spec: JobSpec) -> int:
 async def _serve(settings: Settings, spec: JobSpec) -> int:
     loop = asyncio.get_running_loop()
     folder = Path(settings.run_dir)
+    tracking = naming.make(settings.trackers)
     journal = Journal(folder / rundir.COORDINATOR_STATE)
     try:
         before = rundir.listening(folder) if not journal.empty else None
@@ -82,7 +84,8 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         loop.add_signal_handler(number, coordinator.interrupt, signal.Signals(number).name)
     loop.add_signal_handler(signal.SIGUSR2, coordinator.checkpoint_desk.signalled)
     syncing = asyncio.ensure_future(keep_synced(journal))
-    recorder = Recorder(folder, coordinator.status, coordinator.changes)
+    feeds = feeding.Feeds(tracking, feeding.run_info(folder, coordinator.begun.steps_before))
+    recorder = Recorder(folder, coordinator.status, coordinator.changes, [feeds.follow])
     try:
         await coordinator.start()
         keep_checkpoints(coordinator, folder, settings)
@@ -95,6 +98,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         return code
     finally:
         await recorder.stop()
+        await asyncio.to_thread(feeds.stop)
         syncing.cancel()
         await asyncio.wait({syncing})
         await coordinator.close()

@@ -76,6 +76,14 @@ NO_GPU = page(
     "`zml worker --gpu K` uses one GPU, counted from 0 as nvidia-smi does. `--cpu` works without one.",
     exit_code=2,
 )
+TRACKER = page(
+    "ZML-E131",
+    "a tracker cannot be used",
+    """Trackers are named in the setting `trackers`, or with --tracker: tensorboard, wandb, mlflow, or a class of one's
+    own as package.module:Class. One that is named must be there when the run begins; the message says what it lacks.
+    What a tracker does wrong later costs its values, and never the run.""",
+    exit_code=3,
+)
 PORT_IN_USE = page(
     "ZML-E201",
     "the address is in use",

@@ -8,7 +8,7 @@ they are longer than it. Steps go to a file of JSON lines in the run directory; 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,8 @@ class Phases:
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One line of the file. Seconds and bytes; `at` is seconds since the worker's first step."""
+    """One line of the file. Seconds and bytes; `at` is seconds since the worker's first step, and `began` the same
+    moment since the Unix epoch, by the clock of the worker's machine; 0 in files that do not have it."""
 
     clock: int
     at: float
@@ -40,10 +41,15 @@ class Step(msgspec.Struct, frozen=True):
     pull: float
     bytes_up: int
     bytes_down: int
+    began: float = 0.0
 
     @property
     def whole(self) -> float:
-        return self.compute + self.encode + self.wait + self.apply
+        return sum(self.thread().values())
+
+    def thread(self) -> dict[str, float]:
+        """Seconds of the training thread, by phase."""
+        return {phase: getattr(self, phase) for phase in THREAD}
 
 
 class Timeline:
@@ -100,7 +106,16 @@ class Timeline:
         if self.path is None or self.steps % self.every:
             return
         spent = {**self.spent, "compute": computed}
-        step = Step(clock, at, **spent, send=0, pull=0, bytes_up=self.up, bytes_down=self.down)
+        step = Step(
+            clock,
+            at,
+            **spent,
+            send=0,
+            pull=0,
+            bytes_up=self.up,
+            bytes_down=self.down,
+            began=time.time() - sum(spent.values()),
+        )
         self.lines.append((step, self.exchange))
 
     def pause(self) -> None:
@@ -132,39 +147,3 @@ def read(path: Path) -> list[Step]:
         except msgspec.MsgspecError:
             continue
     return steps
-
-
-def bar(step: Step, longest: float, width: int) -> str:
-    """A step as a bar: c compute, e encode, w wait, a apply; `longest` seconds are `width` characters."""
-    ends, total = [], 0.0
-    for phase in THREAD:
-        total += getattr(step, phase)
-        ends.append(round(width * total / longest) if longest else 0)
-    starts = [0, *ends[:-1]]
-    return "".join(phase[0] * (end - start) for phase, start, end in zip(THREAD, starts, ends, strict=True))
-
-
-def table(worker: str, steps: list[Step], last: int, width: int) -> Iterable[str]:
-    """Lines for a person: the means, then the last steps, one bar each."""
-    if not steps:
-        yield f"{worker}: no steps yet"
-        return
-    count = len(steps)
-    whole = sum(step.whole for step in steps) / count
-    shares = "  ".join(
-        f"{phase} {1e3 * sum(getattr(step, phase) for step in steps) / count:.1f} ms"
-        f" ({sum(getattr(step, phase) for step in steps) / count / whole:.0%})"
-        for phase in THREAD
-    )
-    beside = "  ".join(
-        f"{phase} {1e3 * sum(getattr(step, phase) for step in steps) / count:.1f} ms"
-        for phase in ("send", "pull")
-    )
-    up, down = (sum(getattr(step, key) for step in steps) / count / 1e3 for key in ("bytes_up", "bytes_down"))
-    yield f"{worker}: {count} steps of {1e3 * whole:.1f} ms on average"
-    yield f"  {shares}"
-    yield f"  beside it: {beside}    up {up:,.1f} kB  down {down:,.1f} kB"
-    shown = steps[-last:]
-    longest = max(step.whole for step in shown)
-    for step in shown:
-        yield f"  {step.clock:>7} {1e3 * step.whole:>8.1f} ms |{bar(step, longest, width - 24)}"
