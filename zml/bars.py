@@ -32,7 +32,7 @@ def cells(parts: Sequence[float], whole: float, width: int) -> list[int]:
     for part in parts:
         total += max(0.0, part)
         ends.append(min(width, round(width * total / whole)) if whole > 0 else 0)
-    return [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def phases(spent: Mapping[str, float], whole: float, width: int, names: Sequence[str] = PHASES) -> Text:

@@ -117,7 +117,7 @@ def waterfall(clock: int, steps: Mapping[str, Step], missing: Sequence[str], wid
         yield Text(because)
     yield axis(whole, room)
     for lane in drawn:
-        head = f"  {lane.worker:<6} {span(lane.step.whole):>8}"
+        head = f"  {lane.worker[:6]:<6} {span(lane.step.whole):>8}"[:LABEL]
         yield Text.assemble(
             (f"{head:<{LABEL}}|", ""), *_placed(lane.start, _pieces(lane.step.thread()), whole, room)
         )
@@ -156,7 +156,7 @@ def _placed(
 
 
 def span(seconds: float) -> str:
-    return f"{1e3 * seconds:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
+    return f"{1e3 * seconds:,.1f} ms" if seconds < 0.99995 else f"{seconds:,.2f} s"
 
 
 def recorded(clocks: Sequence[int]) -> str:

@@ -30,8 +30,8 @@ class Cadence:
         self.came = self.kept = 0
 
     def keeps(self) -> bool:
-        keep = self.came % self.every == 0
         self.came += 1
+        keep = self.came % self.every == 0
         self.kept += keep
         if self.kept >= self.evenly:
             self.every, self.kept, self.came = self.every * 2, 0, 0
