@@ -37,12 +37,16 @@ def decode(data: bytes, *, final: bool) -> tuple[list[str], bytes]:
         size = _utf8(data[0])
         if len(data) < size and not final:
             return keys, data
-        text = data[:size].decode("utf-8", "ignore")
+        try:
+            text = data[:size].decode()
+        except UnicodeDecodeError:
+            data = data[1:]
+            continue
         if text in NAMED:
             keys.append(NAMED[text])
-        elif text and text.isprintable():
+        elif text.isprintable():
             keys.append(text)
-        data = data[size:] if text or size == 1 else data[1:]
+        data = data[size:]
     return keys, b""
 
 

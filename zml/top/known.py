@@ -48,7 +48,8 @@ class Known:
     seen: Seen = field(default_factory=Seen)
     status: JobStatus | None = None
     trails: Trails = field(default_factory=Trails)
-    rows: list[Row] = field(default_factory=list)
+    kept: list[Row] = field(default_factory=list)
+    newest: Row | None = None
     every: int = 1  # of how many rows one is kept
     came: int = 0
 
@@ -59,8 +60,8 @@ class Known:
         if status is None:
             return
         if self.status is not None and (self.status.job, self.status.run_dir) != (status.job, status.run_dir):
-            self.trails, self.rows, self.every, self.came = Trails(), [], 1, 0
-        if seen.past is not None and not self.rows:
+            self.trails, self.kept, self.newest, self.every, self.came = Trails(), [], None, 1, 0
+        if seen.past is not None and self.newest is None:
             self._recall(seen.past, status)
         if self.status is not None and status.at < self.status.at:
             return  # a file that is older than what the coordinator said
@@ -77,16 +78,22 @@ class Known:
                 self.trails.recall(members, status)
 
     def _row(self, row: Row) -> None:
-        """The last one stands for what came since the one before, and gives way to the next that is kept."""
-        if row.steps <= 0 or (self.rows and row.at <= self.rows[-1].at):
+        """Nothing is kept of the time before the first step."""
+        if row.steps <= 0 or (self.newest is not None and row.at <= self.newest.at):
             return
-        if self.came % self.every:
-            self.rows[-1] = row
-        else:
-            self.rows.append(row)
+        self.newest = row
         self.came += 1
-        if len(self.rows) > ROWS:
-            self.rows, self.every, self.came = self.rows[::2], self.every * 2, 0
+        if self.came % self.every == 0:
+            self.kept.append(row)
+        if len(self.kept) > ROWS:
+            self.kept, self.every, self.came = self.kept[::2], self.every * 2, 0
+
+    @property
+    def rows(self) -> list[Row]:
+        """How it went, the oldest first: at most ROWS that are spread evenly, and the newest."""
+        if self.newest is None or (self.kept and self.kept[-1] is self.newest):
+            return self.kept
+        return [*self.kept, self.newest]
 
     def values(self, name: str) -> list[float | None]:
         """The course of what the script logs by this name."""

@@ -28,11 +28,11 @@ def lines(known: Known, width: int, *, unicode: bool) -> Iterator[Text]:
         return
     paces, _ = known.paces()
     yield from head(status, width, unicode=unicode)
+    for text, style in sentences(status, paces)[:WORRIES]:
+        yield cropped(f"! {text}", width, style)
     yield from curves(known, width, unicode=unicode)
     yield from whereabouts(paces, status, width)
     yield from counts(status, width)
-    for text, style in sentences(status, paces)[:WORRIES]:
-        yield cropped(f"! {text}", width, style)
     if status.waiting_for:
         yield cropped(console.waiting(status.waiting_for), width, "yellow")
     if status.events:

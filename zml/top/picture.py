@@ -178,7 +178,8 @@ def frame(
     middle += [Text()] * (room(height) - len(middle))
     lines = [headline(known, screen, width), tabs(known, screen, width, now), *middle,
              bottom(screen, shown, free, width)]  # fmt: skip
-    return lines if unicode else [bars.ascii_only(each) for each in lines]
+    fitted = [_fit(each, width) for each in lines]
+    return fitted if unicode else [bars.ascii_only(each) for each in fitted]
 
 
 def headline(known: Known, screen: Screen, width: int) -> Text:
