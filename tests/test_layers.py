@@ -55,6 +55,7 @@ COORDINATES = {
     "zml.__main__",
     "zml.agent",
     "zml.audit",
+    "zml.bars",
     "zml.board",
     "zml.ckpt_cli",
     "zml.checkpoint_desk",
@@ -112,7 +113,9 @@ COORDINATES = {
     "zml.status",
     "zml.tables",
     "zml.timeline",
-}  # and zml.checkpoint.*, zml.cluster.*, zml.launch.*, zml.simulate.*, zml.slurm.*, zml.web.*
+    "zml.top_cli",
+    "zml.waterfall",
+}  # and zml.checkpoint.*, .cluster.*, .launch.*, .simulate.*, .slurm.*, .top.*, .trackers.*, .web.*
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("torch", "save")}
@@ -187,6 +190,8 @@ def coordinating() -> list[str]:
         "zml.launch",
         "zml.simulate",
         "zml.slurm",
+        "zml.top",
+        "zml.trackers",
         "zml.web",
     )
     return sorted(n for n in modules() if n in COORDINATES or any(within(n, package) for package in packages))

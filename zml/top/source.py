@@ -202,7 +202,7 @@ class Lookout:
                         run = await asyncio.to_thread(self._enter, job)
                     except ZmlError as error:
                         seen = Seen(trouble=error.what, at=time.time(), inside=job)
-                self._keep(seen or await (run or self.source).look())
+                self._keep(seen or await self._look(run or self.source, job))
                 try:
                     await asyncio.wait_for(self.turn.wait(), self.interval_s)
                 except TimeoutError:
@@ -211,6 +211,13 @@ class Lookout:
             if run is not None:
                 await run.close()
             await self.source.close()
+
+    async def _look(self, source: Source, job: str) -> Seen:
+        """Whatever goes wrong is seen, and the next look may be better."""
+        try:
+            return await source.look()
+        except Exception as error:
+            return Seen(trouble=f"{type(error).__name__}: {error}", at=time.time(), inside=job)
 
     def _enter(self, job: str) -> Source:
         assert isinstance(self.source, Cluster)
