@@ -273,8 +273,8 @@ class Board:
         )
 
     def steps(self, active: Iterable[str]) -> int:
-        """Of the worker that has made the most."""
-        return max((self.cards[worker].steps for worker in active), default=0)
+        """Of the worker that has made the most; those that have told nothing yet have made none."""
+        return max((0, *(self.cards[worker].steps for worker in active)))
 
     def staleness(self, active: Sequence[str]) -> int:
         return max((self.cards[worker].staleness for worker in active), default=0)

@@ -84,7 +84,9 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         loop.add_signal_handler(number, coordinator.interrupt, signal.Signals(number).name)
     loop.add_signal_handler(signal.SIGUSR2, coordinator.checkpoint_desk.signalled)
     syncing = asyncio.ensure_future(keep_synced(journal))
-    feeds = feeding.Feeds(tracking, feeding.run_info(folder, coordinator.begun.steps_before))
+    begun = coordinator.begun
+    first = feeding.first_step(begun.begin_with, begun.steps_before)
+    feeds = feeding.Feeds(tracking, feeding.run_info(folder, first))
     recorder = Recorder(folder, coordinator.status, coordinator.changes, [feeds.follow])
     try:
         await coordinator.start()

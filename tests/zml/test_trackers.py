@@ -21,11 +21,11 @@ from zml.cluster.jobfile import sound
 from zml.cluster.jobs import Submission
 from zml.config import as_environment, resolve
 from zml.errors import ZmlError
-from zml.status import JobStatus
+from zml.status import CheckpointStatus, JobStatus
 from zml.trackers import RunInfo, Tracker, event_file, feeding, naming
 from zml.trackers.feeding import Feeds, run_info
 from zml.trackers.tensorboard import Cadence, TensorBoard, settings
-from zml.trackers.values import Axis, numbers, steps
+from zml.trackers.values import KEPT, Axis, numbers, steps
 
 tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 PATIENCE_S = 10.0
@@ -96,6 +96,17 @@ def test_when_nobody_is_active_any_more_the_steps_are_those_that_were_made() -> 
     assert steps(JobStatus(job="job", state="FORMING")) == 0
 
 
+@given(st.lists(st.integers(-1, 1000), max_size=300))
+def test_the_checkpoints_that_are_remembered_are_the_newest(numbers: list[int]) -> None:
+    axis = Axis()
+    for step, number in enumerate(numbers):
+        axis.advance(step)
+        axis.checkpointed(number)
+    told = [number for number in numbers if number >= 0]
+    assert len(axis.checkpoints) <= KEPT and (not told or told[-1] in axis.checkpoints)
+    assert all(numbers[step] == number for number, step in axis.checkpoints.items())
+
+
 @given(st.lists(st.integers(0, 1000), max_size=40), st.integers(0, 10**9))
 def test_the_axis_begins_where_the_runs_before_ended_and_never_falls(counts: list[int], before: int) -> None:
     axis, last = Axis(step=before), before
@@ -121,7 +132,7 @@ def test_a_tracker_is_told_each_step_once_and_the_end(run: RunInfo) -> None:
     assert seen.told == [("begin", "2026-run-1a2b"), (50, 3.0), (100, 2.0), (100, 1.9), ("end", "SUCCEEDED")]
 
 
-def test_a_coordinator_that_is_started_again_and_a_resumed_run_go_on_with_the_axis(run: RunInfo) -> None:
+def test_a_coordinator_that_is_started_again_goes_on_with_the_axis(run: RunInfo) -> None:
     first, second = Seen(), Seen()
     feeds = fed(run, first)
     feeds.follow(after(10.0, 3.0))
@@ -134,6 +145,19 @@ def test_a_coordinator_that_is_started_again_and_a_resumed_run_go_on_with_the_ax
     feeds.follow(after(4.0, 2.8))
     feeds.stop()
     assert [step for step, _ in second.told[1:-1]] == [60, 70]
+
+
+def test_a_resumed_run_goes_on_where_the_one_before_had_its_checkpoint(run: RunInfo) -> None:
+    feeds = fed(run, Seen())
+    feeds.follow(after(10.0, 3.0, checkpoint=CheckpointStatus(path="x", step=150)))
+    feeds.follow(after(20.0, 3.0, checkpoint=CheckpointStatus(path="x", step=300)))
+    feeds.follow(after(30.0, 3.0, checkpoint=CheckpointStatus(path="x", step=300)))
+    feeds.stop()
+    folder = run.folder / "checkpoints"
+    assert feeding.first_step(str(folder / "step-150"), 150) == 50
+    assert feeding.first_step(str(folder / "step-300"), 300) == 100
+    assert feeding.first_step(str(folder / "step-300-copied"), 299) == 299
+    assert feeding.first_step("/elsewhere/step-7", 7) == 7 and feeding.first_step("", 0) == 0
 
     (other := run.folder.parent / "resumed").mkdir()
     third = Seen()

@@ -109,10 +109,13 @@ class Feeds:
         if not self.feeds or made <= 0:
             return
         step = self.axis.advance(made)
-        if self.last == (step, status.values):
+        another = self.axis.checkpointed(status.checkpoint.step)
+        anything = self.last != (step, status.values)
+        if anything or another:
+            write_axis(self.run.folder, self.axis)
+        if not anything:
             return
         self.last = step, status.values
-        write_axis(self.run.folder, self.axis)
         values = numbers(status)
         for feed in self.feeds:
             feed.tell(step, values)
@@ -137,6 +140,14 @@ def read_axis(folder: Path, first_step: int) -> Axis:
     with suppress(OSError, msgspec.MsgspecError):
         return msgspec.json.decode((folder / AXIS).read_bytes(), type=Axis)
     return Axis(step=first_step)
+
+
+def first_step(checkpoint: str, number: int) -> int:
+    """Where the axis of a run begins that goes on from this checkpoint, which has this number: there where the run
+    before was. A checkpoint that was copied out of its run tells no more than its number; "" is none."""
+    if not checkpoint:
+        return 0
+    return read_axis(Path(checkpoint).parent.parent, 0).checkpoints.get(number, number)
 
 
 def write_axis(folder: Path, axis: Axis) -> None:

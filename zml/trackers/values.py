@@ -12,6 +12,7 @@ from ..status import JobStatus
 
 OURS = "zml/"
 MOST = 200  # of the script's
+KEPT = 100  # checkpoints
 
 
 class Axis(msgspec.Struct):
@@ -23,12 +24,23 @@ class Axis(msgspec.Struct):
 
     step: int = 0
     seen: int = 0  # the scripts' count at `step`
+    # Where it was when a checkpoint was complete, by the checkpoint's own number, which counts updates: without sync
+    # each worker's gradient is one. The newest KEPT; a run that goes on from one begins there.
+    checkpoints: dict[int, int] = {}
 
     def advance(self, steps: int) -> int:
         """The scripts have made so many steps now."""
         self.step += max(0, steps - self.seen)
         self.seen = steps
         return self.step
+
+    def checkpointed(self, number: int) -> bool:
+        """That checkpoint is the newest; whether it was not known."""
+        if number < 0 or number in self.checkpoints:
+            return False
+        kept = sorted(self.checkpoints)[-(KEPT - 1) :]
+        self.checkpoints = {**{each: self.checkpoints[each] for each in kept}, number: self.step}
+        return True
 
 
 def steps(status: JobStatus) -> int:
