@@ -138,9 +138,8 @@ class Board:
         views = [view for view in explain.members(record) if view.member in self.cards]
         active = [view.member for view in views if view.role == "worker" and view.state == "active"]
         waiting = explain.waiting_for(record) if isinstance(record, Job) else ""
-        made = active or [
-            view.member for view in views if view.role == "worker"
-        ]  # the last ones, when all are done
+        # When all are done, what they had made is still what the job has made.
+        made = active or [view.member for view in views if view.role == "worker"]
         batch_size = ledger.current.batch_size if ledger.current is not None else 0
         status = JobStatus(
             job=record.id,

@@ -96,9 +96,7 @@ class Settings:
     patience_s: Seconds = 600.0  # how long one step may wait for other members
     bucket_chunks: PerBucket = 8  # chunks of 65,536 elements in one message: 8 are 2 MB of fp32
     keep_output: KeepOutput = "first"  # which workers' printed lines `zml run` shows
-    trackers: tuple[str, ...] = (
-        "tensorboard",
-    )  # and wandb, mlflow, package.module:Class; the coordinator runs them
+    trackers: tuple[str, ...] = ("tensorboard",)  # or wandb, mlflow, package.module:Class
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property

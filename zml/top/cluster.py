@@ -38,13 +38,13 @@ def _has(job: JobView, _width: int) -> str:
 
 def columns(now: float) -> list[Column[JobView]]:
     return [
-        Column("state", 10, 2, lambda r, w: Text(state(r.state), style=STYLES.get(r.state, "")),
+        Column("state", 9, 2, lambda r, w: Text(state(r.state), style=STYLES.get(r.state, "")),
                lambda r: (f"{ORDER.index(r.state):02}" if r.state in ORDER else r.state, *numbered(r.id)[1:])),
-        Column("job", 10, 0, lambda r, w: r.id, lambda r: numbered(r.id)),
-        Column("name", 12, 3, lambda r, w: r.name, lambda r: r.name, most=24),
-        Column("user", 8, 4, lambda r, w: r.user, lambda r: r.user),
-        Column("workers", 10, 1, _has, lambda r: r.workers, right=True),
-        Column("time", 8, 5, lambda r, w: duration(lasted(r, now)), lambda r: lasted(r, now), right=True),
+        Column("job", 6, 0, lambda r, w: r.id, lambda r: numbered(r.id)),
+        Column("name", 10, 3, lambda r, w: r.name, lambda r: r.name, most=24),
+        Column("user", 7, 4, lambda r, w: r.user, lambda r: r.user),
+        Column("workers", 9, 1, _has, lambda r: r.workers, right=True),
+        Column("time", 7, 5, lambda r, w: duration(lasted(r, now)), lambda r: lasted(r, now), right=True),
         Column("nodes", 16, 8, lambda r, w: names(list(r.nodes), 3)),
         Column("because", 14, 6, lambda r, w: Text(printable(sentence(r)), style="dim"), most=90),
     ]  # fmt: skip

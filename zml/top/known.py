@@ -6,7 +6,7 @@ too many, as in the run's own history.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -126,7 +126,3 @@ def numbered(name: str) -> tuple[str, int, str]:
     """w2 before w10."""
     digits = "".join(c for c in name if c.isdigit())
     return name.rstrip("0123456789"), int(digits[:18] or 0), name
-
-
-def natural(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=numbered)

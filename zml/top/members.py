@@ -151,14 +151,14 @@ W: list[Column[Worker]] = [
            right=True),
     Column("staleness", 6, 6, lambda r, w: str(r.member.staleness), lambda r: r.member.staleness, right=True,
            title="stale"),
-    Column("own time", 14, 3, _bar, lambda r: r.pace.own_s, most=60, title="where it goes"),
+    Column("own time", 14, 3, _bar, lambda r: r.pace.own_s, most=70, title="where it goes"),
     Column("memory", 7, 7, lambda r, w: size(_memory(r.member)) if _memory(r.member) else "-",
            lambda r: _memory(r.member), right=True),
     Column("gpu", 12, 8, _gpu, right=True),
     Column("heard", 6, 9, lambda r, w: _heard(r.member), lambda r: r.member.heard_s, right=True),
     Column("node", 16, 10, lambda r, w: r.member.node),
     Column("device", 7, 11, lambda r, w: r.member.device),
-    Column("note", 18, 1, _noted, most=70, title=""),
+    Column("note", 18, 1, _noted, most=60, title=""),
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from rich.text import Text
 
 from .. import bars, console
-from ..console import HERE, counted, cropped, duration, number, printable
+from ..console import HERE, cropped, duration, number, printable
 from ..figures import PHASES
 from ..status import JobStatus
 from .known import Known
@@ -123,7 +123,3 @@ def events(status: JobStatus, needle: str, width: int) -> list[Text]:
         drawn.append((f"{failure.member} raised {what.kind}: {what.text}" if what.kind else what.text, "red"))
     drawn += [(console.event_text(event), "") for event in reversed(status.events)]
     return [cropped(text, width, style) for text, style in drawn if needle.lower() in text.lower()]
-
-
-def so_many(status: JobStatus) -> str:
-    return f"{counted(status.workers, 'worker')}, {counted(status.shards, 'shard')}"

@@ -21,7 +21,7 @@ Key = float | tuple[str, int, str] | str | None
 @dataclass(frozen=True)
 class Column(Generic[R]):
     """`rank` says how much it matters: 0 is always shown. `cell` gets the row and the width it has. A column that grows
-    takes what the others leave, up to `most`."""
+    takes what the others leave, up to `most`; who may grow most, first."""
 
     name: str
     width: int
@@ -62,7 +62,7 @@ def widths(columns: Sequence[Column[R]], width: int) -> dict[str, int]:
         shown[column.name] = column.width
         left -= column.width + 1
     left += 1
-    for column in columns:
+    for column in sorted(columns, key=lambda each: -each.most):  # who may grow most, first
         if column.most and column.name in shown and left > 0:
             more = min(left, column.most - column.width)
             shown[column.name] += more

@@ -13,6 +13,7 @@ import sys
 import termios
 import tty
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -82,14 +83,17 @@ class Terminal:
         self.live.start()
 
     def _give_back(self) -> None:
+        """Of a terminal that is gone there is nothing to give back."""
         live, self.live = self.live, None
         modes, self.modes = self.modes, None
         try:
             if live is not None:
-                live.stop()
+                with suppress(OSError):
+                    live.stop()
         finally:
             if modes is not None:
-                termios.tcsetattr(self.keys, termios.TCSADRAIN, modes)
+                with suppress(termios.error):
+                    termios.tcsetattr(self.keys, termios.TCSADRAIN, modes)
 
     @property
     def size(self) -> tuple[int, int]:
