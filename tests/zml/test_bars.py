@@ -1,6 +1,6 @@
 """Bars and sparklines: numbers in, characters out."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
@@ -16,6 +16,7 @@ def test_a_step_is_a_bar_of_its_phases_in_their_order() -> None:
     assert bars.phases({}, 1.0, 10).plain == "" and bars.phases(spent, 0.0, 10).plain == ""
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e6), max_size=8), st.integers(0, 200))
 def test_what_is_drawn_never_drifts_from_the_sum(parts: list[float], width: int) -> None:
     whole = sum(parts)
@@ -33,6 +34,7 @@ def test_a_sparkline_shows_the_course_and_leaves_gaps() -> None:
     assert bars.spark([1, 3, 5, 7], 2, unicode=True) == "▁█"
 
 
+@settings(deadline=None)
 @given(st.lists(st.none() | finite, max_size=300), st.integers(0, 80), st.booleans())
 def test_a_sparkline_fits(values: list[float | None], width: int, unicode: bool) -> None:
     drawn = bars.spark(values, width, unicode=unicode)
@@ -41,6 +43,7 @@ def test_a_sparkline_fits(values: list[float | None], width: int, unicode: bool)
     assert unicode or drawn.isascii()
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_for_ascii_only_a_line_stays_as_long(said: str) -> None:
     drawn = bars.ascii_only(Text(said, style="bold"))

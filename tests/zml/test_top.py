@@ -56,6 +56,7 @@ def test_keys_have_names() -> None:
     assert decode(b"a\xff\x00b", final=True) == (["a", "b"], b"")
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["q", "up", "pagedown", "backtab", "é", "漢", "enter"]), max_size=8), st.data()
 )
@@ -68,6 +69,7 @@ def test_keys_may_come_in_pieces(keys: list[str], data: st.DataObject) -> None:
     assert (first + then, left) == (keys, b"")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_whatever_comes_is_taken_to_its_end(sent: bytes) -> None:
     keys, rest = decode(sent, final=True)
@@ -215,6 +217,7 @@ def test_the_past_of_a_run_directory_gives_a_pace_at_the_first_look() -> None:
     assert found.values("loss") == pytest.approx([3.5, 3.45, 3.4])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=30), st.lists(st.integers(0, 2), max_size=30))
 def test_whatever_figures_come_no_pace_is_negative(counts: list[int], lives: list[int]) -> None:
     trails = Trails()

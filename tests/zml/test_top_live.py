@@ -116,7 +116,7 @@ def as_it_was(tty: Tty, said: str) -> None:
 
 @pytest.mark.cluster
 def test_a_person_looks_around_and_leaves(tty: Tty, top: subprocess.Popen[bytes]) -> None:
-    assert "coordinator away" in tty.until(lambda said: "1 Overview" in said and "enter details" in said)
+    assert "coordinator away" in tty.until(lambda said: "1 Overview" in said and " pause" in said)
     tty.press("2")
     tty.until(lambda said: "where it goes" in said)
     tty.press("G")
