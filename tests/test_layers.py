@@ -57,6 +57,7 @@ COORDINATES = {
     "zml.agent",
     "zml.ansi",
     "zml.audit",
+    "zml.bars",
     "zml.board",
     "zml.ckpt_cli",
     "zml.checkpoint_desk",
@@ -129,6 +130,8 @@ COORDINATES = {
     "zml.status",
     "zml.tables",
     "zml.timeline",
+    "zml.top_cli",
+    "zml.waterfall",
 }  # and what `coordinating` adds: whole packages
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}
@@ -209,6 +212,8 @@ def coordinating() -> list[str]:
         "zml.simulate",
         "zml.slurm",
         "zml.tracing",
+        "zml.top",
+        "zml.trackers",
         "zml.web",
     )
     return sorted(n for n in modules() if n in COORDINATES or any(within(n, package) for package in packages))

@@ -141,6 +141,8 @@ class Board:
         views = [view for view in explain.members(record) if view.member in self.cards]
         active = [view.member for view in views if view.role == "worker" and view.state == "active"]
         waiting = explain.waiting_for(record) if isinstance(record, Job) else ""
+        # When all are done, what they had made is still what the job has made.
+        made = active or [view.member for view in views if view.role == "worker"]
         batch_size = ledger.current.batch_size if ledger.current is not None else 0
         status = JobStatus(
             job=record.id,
@@ -154,7 +156,7 @@ class Board:
             epoch=ledger.epoch,
             epochs=self.epochs,
             epoch_progress=(ledger.committed + ledger.skipped) / ledger.batches if ledger.batches else 0.0,
-            steps=self.steps(active),
+            steps=self.steps(made),
             values=self.values(now),
             samples=self.samples,
             samples_per_s=self.samples_per_s(),
@@ -273,8 +275,8 @@ class Board:
         )
 
     def steps(self, active: Iterable[str]) -> int:
-        """Of the worker that has made the most."""
-        return max((self.cards[worker].steps for worker in active), default=0)
+        """Of the worker that has made the most; those that have told nothing yet have made none."""
+        return max((0, *(self.cards[worker].steps for worker in active)))
 
     def staleness(self, active: Sequence[str]) -> int:
         return max((self.cards[worker].staleness for worker in active), default=0)

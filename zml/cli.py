@@ -32,6 +32,7 @@ from .flags import (
     PLACE_FLAGS,
     RESTART_FLAGS,
     SCRIPT,
+    TRACKER_FLAG,
     devices,
     must_exist,
     settle,
@@ -44,6 +45,8 @@ from .run_cli import data, timeline
 from .runs_cli import compare, runs
 from .simulate_cli import simulate
 from .slurm_cli import slurm
+from .top_cli import top
+from .trackers.naming import must_be_here
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -86,6 +89,7 @@ def main(context: click.Context) -> None:
 )
 @RESTART_FLAGS
 @HTTP_FLAGS
+@TRACKER_FLAG
 @PLACE_FLAGS
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -101,12 +105,14 @@ def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
 
     resolved = settle(given)
     must_exist(script)
+    must_be_here(resolved.settings.trackers)
     return local.run(resolved, script, list(args), devices(resolved, cpu), cpu=cpu)
 
 
 @main.command(context_settings=CONTEXT)
 @JOB_FLAGS
 @click.option("--cpu", is_flag=True, help="No GPUs, even if there are some.")
+@TRACKER_FLAG
 @PLACE_FLAGS
 @click.argument("run")
 def resume(run: str, cpu: bool, **given: Any) -> int:
@@ -130,6 +136,7 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
         what = f"the run was started in {found.folder}, which cannot be entered: {error.strerror}"
         raise ZmlError(USAGE, what, "Start it with `zml run --resume CHECKPOINT SCRIPT ...`.") from None
     must_exist(found.script)
+    must_be_here(found.resolved.settings.trackers)
     click.echo(f"resuming {found.checkpoint}", err=True)
     cpu = cpu or found.cpu
     return local.run(found.resolved, found.script, found.args, devices(found.resolved, cpu), cpu=cpu)
@@ -141,6 +148,7 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
 @BIND_FLAG
 @KEY_FLAG
 @HTTP_FLAGS
+@TRACKER_FLAG
 @PLACE_FLAGS
 @CLUSTER_FLAGS
 @click.argument("script", required=False, default="")
@@ -292,7 +300,7 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     from rich.console import Console
 
     out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    out.print(console.block(found, out.width, unicode=out.encoding.startswith("utf")))
+    out.print(console.block(found, out.width, unicode=out.encoding.startswith("utf"), full=True))
     if found.over:
         report.print_report(msgspec.structs.replace(found, run_dir=console.near(found.run_dir)), out)
     return 0
@@ -300,7 +308,7 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 
 for _command in (submit, jobs, job, nodes):
     main.add_command(_command)
-for _command in (runs, logs, events, timeline, compare):
+for _command in (runs, top, logs, events, timeline, compare):
     main.add_command(_command)
 main.add_command(ckpt)
 main.add_command(data)

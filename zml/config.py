@@ -20,6 +20,7 @@ from . import compression
 from .errors import CONFIG, USAGE, ZmlError
 from .plan import runs_on
 from .tracing import sampling
+from .trackers import naming
 from .web.address import host_and_port
 
 FILE = "zml.toml"
@@ -100,6 +101,7 @@ class Settings:
     patience_s: Seconds = 600.0  # how long one step may wait for other members
     bucket_chunks: PerBucket = 8  # chunks of 65,536 elements in one message: 8 are 2 MB of fp32
     keep_output: KeepOutput = "first"  # which workers' printed lines `zml run` shows
+    trackers: tuple[str, ...] = ("tensorboard",)  # or wandb, mlflow, package.module:Class
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     trace: str = "off"  # off, 1/N, slow; with an OTEL_EXPORTER_OTLP_ENDPOINT in the environment 1/100
 
@@ -262,7 +264,7 @@ def checked(name: str, value: Any, place: str, *, exact: bool, code: str = CONFI
     written = value
     if name == "staleness" and isinstance(value, str) and value in ("sync", "async"):
         value = 0 if value == "sync" else None
-    elif name in ("bind", "coordinator") and isinstance(value, str):
+    elif name in ("bind", "coordinator", "trackers") and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     elif isinstance(value, tuple):
         value = list(value)
@@ -277,7 +279,8 @@ def checked(name: str, value: Any, place: str, *, exact: bool, code: str = CONFI
         except ValueError as bad:
             raise ZmlError(code, f"{place}: {bad}", TRACES) from None
     try:
-        return msgspec.convert(value, type=KINDS[name], strict=exact)
+        found = msgspec.convert(value, type=KINDS[name], strict=exact)
+        return tuple(naming.checked(found, place, code)) if name == "trackers" else found
     except msgspec.ValidationError as error:
         because = str(error).replace("`", "")
         choices = typing.get_args(KINDS[name]) if typing.get_origin(KINDS[name]) is Literal else ()

@@ -16,7 +16,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from .status import EventLine, JobStatus, MemberStatus, RateStatus
+from .figures import PHASES
+from .status import DataStatus, EventLine, JobStatus, MemberStatus, RateStatus
 
 ROWS = 8  # members that are shown one by one; of the others there is a count
 EVENTS = 3
@@ -107,6 +108,46 @@ def rate(status: RateStatus) -> str:
     return f"learning rate {'; '.join(parts)}" if parts else ""
 
 
+def data(status: DataStatus) -> str:
+    """What became of the batches of the open epoch; empty while nobody knows how many there are."""
+    if not status.batches:
+        return ""
+    parts = [
+        f"{status.committed:,} of {status.batches:,} {'batch' if status.batches == 1 else 'batches'} applied"
+    ]
+    for count, what in (
+        (status.leased, "with workers"),
+        (status.skipped, "skipped"),
+        (status.reissued, "dealt again"),
+    ):
+        if count:
+            parts.append(f"{count:,} {what}")
+    return ", ".join(parts)
+
+
+def checkpoint(status: JobStatus) -> str:
+    """The newest that is complete, and whether the last one failed; empty where there was none."""
+    newest = status.checkpoint
+    parts = []
+    if newest.path:
+        parts.append(f"step {newest.step:,}, {duration(status.at - newest.at)} ago")
+    if newest.because:
+        parts.append(f"the last one failed: {newest.because}")
+    return "; ".join(parts)
+
+
+def step_time(status: JobStatus) -> str:
+    """Where the time of a mean step goes, since the scripts began; empty where no worker has told."""
+    told = [m.figures for m in status.of("worker") if m.figures is not None and m.figures.steps]
+    steps = sum(figures.steps for figures in told)
+    spent = {name: sum(figures.phases.get(name, 0.0) for figures in told) for name in PHASES}
+    whole = sum(spent.values())
+    if not steps or whole <= 0:
+        return ""
+    shares = ", ".join(f"{name} {spent[name] / whole:.0%}" for name in PHASES if spent[name] > 0)
+    return f"{1e3 * whole / steps:,.1f} ms: {shares}"
+
+
 def event_text(event: EventLine) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(event.at))
     who = f"{event.member} " if event.member else ""
@@ -117,12 +158,12 @@ def event_text(event: EventLine) -> str:
 # -- the block of a terminal -----------------------------------------------------------------------------
 
 
-def block(status: JobStatus, width: int, *, unicode: bool = True) -> Group:
-    """The live block, at most `width` columns wide."""
-    return Group(*block_lines(status, min(width, WIDEST), unicode=unicode))
+def block(status: JobStatus, width: int, *, unicode: bool = True, full: bool = False) -> Group:
+    """The live block, at most `width` columns wide; `full` has more, for one who looks once."""
+    return Group(*block_lines(status, min(width, WIDEST), unicode=unicode, full=full))
 
 
-def block_lines(status: JobStatus, width: int, *, unicode: bool = True) -> Iterator[Text]:
+def block_lines(status: JobStatus, width: int, *, unicode: bool = True, full: bool = False) -> Iterator[Text]:
     state = status.state.lower()
     elapsed = duration(status.at - status.started_at) if status.started_at else ""
     right = Text.assemble((state, STATE_STYLES.get(status.state, "yellow")), f"  {elapsed}")
@@ -143,6 +184,14 @@ def block_lines(status: JobStatus, width: int, *, unicode: bool = True) -> Itera
         yield cropped(told, width)
     if status.noise.scale is not None:
         yield cropped(f"gradient noise scale {status.noise.scale:,.0f} samples", width, "dim")
+    if full:
+        for key, said in (
+            ("a step takes", step_time(status)),
+            ("data", data(status.data)),
+            ("checkpoint", checkpoint(status)),
+        ):
+            if said:
+                yield cropped(f"{key} {said}", width)
     if status.state not in ("RUNNING", "FORMING") and status.because:
         yield cropped(status.because, width)
 

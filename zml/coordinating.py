@@ -34,6 +34,7 @@ from .scheduler.ids import JobId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
 from .tracing import process as tracing
+from .trackers import feeding, naming
 from .transport import Endpoint, Handler
 from .web.address import PORT
 
@@ -66,6 +67,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     if before is not None and not before.pid:  # nobody locks each of those
         what = f"{folder} belongs to a coordinator of many jobs"
         raise ZmlError(HELD, what, "Let that one go on with it, or give this one another --run-dir.")
+    tracking = naming.make(settings.trackers)
     journal = Journal(folder / rundir.COORDINATOR_STATE)
     try:
         before = before if not journal.empty else None
@@ -95,7 +97,10 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         loop.add_signal_handler(number, coordinator.interrupt, signal.Signals(number).name)
     loop.add_signal_handler(signal.SIGUSR2, coordinator.checkpoint_desk.signalled)
     syncing = asyncio.ensure_future(keep_synced(journal))
-    recorder = Recorder(folder, coordinator.status, coordinator.changes)
+    begun = coordinator.begun
+    first = feeding.first_step(begun.begin_with, begun.steps_before)
+    feeds = feeding.Feeds(tracking, feeding.run_info(folder, first))
+    recorder = Recorder(folder, coordinator.status, coordinator.changes, [feeds.follow])
     try:
         coordinator.metrics = with_http.url
         await coordinator.start()
@@ -114,6 +119,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     finally:
         await recorder.stop()
         await with_http.close()
+        await asyncio.to_thread(feeds.stop)
         syncing.cancel()
         await asyncio.wait({syncing})
         await coordinator.close()

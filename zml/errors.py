@@ -96,7 +96,17 @@ NO_TRACES = page(
     "traces are asked for and cannot be made here",
     """The setting `trace`, or an OTEL_EXPORTER_OTLP_ENDPOINT in the environment, turns tracing on. It needs the extra
     `otel` (OpenTelemetry's SDK and its exporter for OTLP over HTTP) in every process' environment, and variables that
-    name a receiver of that protocol, mostly at port 4318. `--trace off` trains without traces.""",
+    name a receiver of that protocol, mostly at port 4318.""",
+    "Install zml-train[otel] where the message says that it is missing; `zml run --trace off` trains without traces.",
+    exit_code=3,
+)
+TRACKER = page(
+    "ZML-E131",
+    "a tracker cannot be used",
+    """Trackers are named in the setting `trackers`, or with --tracker: tensorboard, wandb, mlflow, or a class of one's
+    own as package.module:Class. One that is named must be there when the run begins; the message says what it lacks.
+    What a tracker does wrong later costs its values, and never the run.""",
+    "Install what it lacks, or leave it out of `trackers` in zml.toml.",
     exit_code=3,
 )
 PORT_IN_USE = page(

@@ -106,6 +106,13 @@ RESTART_FLAGS = flags(
     ),
     click.option("--restart-on-error", is_flag=True, default=None, help="After an exception, too."),
 )
+TRACKER_FLAG = click.option(
+    "--tracker",
+    "trackers",
+    multiple=True,
+    metavar="NAME",
+    help="tensorboard, wandb, mlflow, package.module:Class or none; may be repeated.  [default: tensorboard]",
+)
 CHECKPOINT_FLAGS = flags(
     click.option(
         "--resume", metavar="RUN", help="Begin with a run's newest checkpoint, or with the one that is named."

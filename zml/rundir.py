@@ -10,6 +10,7 @@
         members.jsonl       and what each worker and shard counted
         logs/               one file of JSON lines per process, and what scripts printed
         timeline/           where the time of each worker's steps went
+        tensorboard/        the run's numbers as TensorBoard reads them, where that tracker is on
         state/              what lets a process that dies go on: the coordinator's journal, a push log per shard
         checkpoints/        see zml/checkpoint/folder.py
 

@@ -10,7 +10,7 @@ prints it. What a step costs for it is some calls of `perf_counter`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -33,7 +33,8 @@ class Phases:
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One line of the file. Seconds and bytes; `at` is seconds since the worker's first step."""
+    """One line of the file. Seconds and bytes; `at` is seconds since the worker's first step, and `began` the same
+    moment since the Unix epoch, by the clock of the worker's machine; 0 in files that do not have it."""
 
     clock: int
     at: float
@@ -47,9 +48,15 @@ class Step(msgspec.Struct, frozen=True):
     bytes_down: int
     data: float = 0.0  # older files have it in `compute`
 
+    began: float = 0.0  # seconds since the Unix epoch; older files do not say
+
     @property
     def whole(self) -> float:
-        return self.data + self.compute + self.encode + self.wait + self.apply
+        return sum(self.thread().values())
+
+    def thread(self) -> dict[str, float]:
+        """Seconds of the training thread, by phase."""
+        return {phase: getattr(self, phase) for phase in PHASES}
 
 
 class During:
@@ -162,7 +169,8 @@ class Timeline:
             self.every *= 2
         if self.path is None or self.steps % self.every:
             return
-        step = Step(clock, at, **spent, send=0, pull=0, bytes_up=up, bytes_down=down)
+        began = time.time() - sum(spent.values())
+        step = Step(clock, at, **spent, send=0, pull=0, bytes_up=up, bytes_down=down, began=began)
         self.lines.append((step, self.exchange))
 
     def pause(self) -> None:
@@ -205,40 +213,3 @@ def read(path: Path) -> list[Step]:
         except msgspec.MsgspecError:
             continue
     return steps
-
-
-def bar(step: Step, longest: float, width: int) -> str:
-    """A step as a bar: d data, c compute, e encode, w wait, a apply; `longest` seconds are `width` characters."""
-    ends, total = [], 0.0
-    for phase in PHASES:
-        total += getattr(step, phase)
-        ends.append(round(width * total / longest) if longest else 0)
-    starts = [0, *ends[:-1]]
-    return "".join(phase[0] * (end - start) for phase, start, end in zip(PHASES, starts, ends, strict=True))
-
-
-def table(worker: str, steps: list[Step], last: int, width: int) -> Iterable[str]:
-    """Lines for a person: the means, then the last steps, one bar each."""
-    if not steps:
-        yield f"{worker}: no steps yet"
-        return
-    count = len(steps)
-    whole = sum(step.whole for step in steps) / count
-    shares = [
-        f"{phase} {1e3 * sum(getattr(step, phase) for step in steps) / count:.1f} ms"
-        f" ({sum(getattr(step, phase) for step in steps) / count / whole:.0%})"
-        for phase in PHASES
-    ]
-    beside = "  ".join(
-        f"{phase} {1e3 * sum(getattr(step, phase) for step in steps) / count:.1f} ms"
-        for phase in ("send", "pull")
-    )
-    up, down = (sum(getattr(step, key) for step in steps) / count / 1e3 for key in ("bytes_up", "bytes_down"))
-    yield f"{worker}: {count} steps of {1e3 * whole:.1f} ms on average"
-    yield f"  {'  '.join(shares[:3])}"
-    yield f"  {'  '.join(shares[3:])}"
-    yield f"  beside it: {beside}    up {up:,.1f} kB  down {down:,.1f} kB"
-    shown = steps[-last:]
-    longest = max(step.whole for step in shown)
-    for step in shown:
-        yield f"  {step.clock:>7} {1e3 * step.whole:>8.1f} ms |{bar(step, longest, width - 24)}"

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from zml import console
-from zml.status import EventLine, JobStatus, MemberStatus, NoiseStatus, RateStatus, decode, encode
+from zml.figures import WorkerFigures
+from zml.status import (
+    CheckpointStatus,
+    DataStatus,
+    EventLine,
+    JobStatus,
+    MemberStatus,
+    NoiseStatus,
+    RateStatus,
+    decode,
+    encode,
+)
 
 NOON = 1_700_000_000.0
 
@@ -62,6 +73,26 @@ def test_a_running_job_is_one_block() -> None:
         "  w1    active   step 1,200     cpu     gpu03            heard 0.1 s ago",
         "  p0    active                  cpu     gpu03            heard 0.1 s ago",
     ]
+
+
+def test_whoever_looks_once_is_told_of_time_data_and_checkpoints() -> None:
+    figures = WorkerFigures(steps=10, phases={"data": 0.1, "compute": 0.6, "wait": 0.3, "push": 5.0})
+    full = status(
+        members=[member("w0", steps=10, figures=figures), member("w1"), member("p0")],
+        data=DataStatus(batches=64, committed=16, leased=2, skipped=1, reissued=3),
+        checkpoint=CheckpointStatus(
+            path="checkpoints/1", step=1000, at=NOON + 23, because="the disk is full"
+        ),
+    )
+    out = io.StringIO()
+    Console(file=out, width=80, color_system=None).print(console.block(full, 80, full=True))
+    assert out.getvalue().splitlines()[3:6] == [
+        "a step takes 100.0 ms: data 10%, compute 60%, wait 30%",
+        "data 16 of 64 batches applied, 2 with workers, 1 skipped, 3 dealt again",
+        "checkpoint step 1,000, 1:00 ago; the last one failed: the disk is full",
+    ]
+    assert drawn(full) == drawn(status(members=full.members)), "a job that is run here keeps its short block"
+    assert console.data(DataStatus()) == console.checkpoint(status()) == console.step_time(status()) == ""
 
 
 def test_a_terminal_without_unicode_gets_a_bar_of_letters() -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zml.bars import phases
 from zml.figures import BESIDE, PHASES
-from zml.timeline import Phases, Step, Timeline, bar, read, table
+from zml.timeline import Phases, Step, Timeline, read
+from zml.waterfall import table
 
 
 class Clock:
@@ -153,11 +155,11 @@ def test_a_file_of_an_older_zml_is_still_read_and_shown(tmp_path: Path) -> None:
     )
     (step,) = read(path)
     assert (step.data, step.whole) == (0.0, 1.0)
-    assert bar(step, 1.0, 10) == "cccccewwwa"
-    lines = list(table("w0", [step], 10, 80))
+    assert phases(step.thread(), 1.0, 10).plain == "cccccewwwa"
+    lines = [line.plain for line in table("w0", [step], 10, 80)]
     assert max(map(len, lines)) <= 80 and "data 0.0 ms (0%)" in lines[1]
 
 
 def test_a_bar_begins_with_what_the_loader_took() -> None:
     step = Step(1, 0.0, 0.4, 0.1, 0.1, 0.1, 0, 0, 0, 0, data=0.3)
-    assert bar(step, 1.0, 20) == "ddddddcccccccceewwaa"
+    assert phases(step.thread(), 1.0, 20).plain == "ddddddcccccccceewwaa"

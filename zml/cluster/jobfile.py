@@ -30,7 +30,8 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # What the cluster decides, or the submission itself says.
 NOT_OF_A_JOB = frozenset(
-    "job workers shards replicas bind coordinator keys run_dir runs coordinator_away_s coordinator_restarts".split()
+    "job workers shards replicas bind coordinator keys run_dir runs coordinator_away_s coordinator_restarts "
+    "trackers".split()
 )
 SETTINGS = tuple(each.name for each in fields(Settings) if each.name not in NOT_OF_A_JOB)
 
@@ -96,6 +97,11 @@ def bad(what: str, fix: str) -> ZmlError:
 def setting(key: str, value: Any, place: str, *, exact: bool) -> Any:
     """One setting of the training, checked. `exact`: it comes from a file with types, not from a flag."""
     if key not in SETTINGS:
+        if key == "trackers":  # they are code, and would run in everybody's coordinator
+            what = (
+                f"{place}: trackers are not a job's to choose: they would run in the coordinator of all jobs"
+            )
+            raise ZmlError(BAD_JOB, what, "Let the script itself call the tracker.")
         if key in KINDS:
             raise ZmlError(
                 BAD_JOB,
