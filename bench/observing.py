@@ -20,9 +20,11 @@ busy it takes many pairs, or steps that are short, to decide it.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import http.server
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -32,7 +34,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ TARGET = 1.01
 BEGIN_S = 180.0
 SETTLE_S = 1.0  # of a slice, before it counts
 SCRAPE_S = 1.0
+FIND_S = 60.0
 TICKS = os.sysconf("SC_CLK_TCK")
 OFF = {"http": "off", "log_level": "error", "trackers": "none", "trace": "off"}
 ON = {"http": "127.0.0.1:0", "log_level": "info", "trackers": "tensorboard", "trace": "1/100"}
@@ -161,12 +163,16 @@ def begin(
 
 
 class Scraper(threading.Thread):
-    """Asks every process once a second, while it is allowed to."""
+    """Asks every process once a second while it may, as Prometheus does: over connections that stay open, and only
+    once in a minute who there is."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
         self.url = url
         self.go = threading.Event()
+        self.open: dict[str, http.client.HTTPConnection] = {}
+        self.targets: list[str] = []
+        self.found_at = -math.inf
         self.pages = self.bytes = self.failed = 0
 
     def run(self) -> None:
@@ -174,17 +180,23 @@ class Scraper(threading.Thread):
             self.go.wait()
             due = time.monotonic() + SCRAPE_S
             try:
-                groups = json.loads(self._get(f"http://{self.url}/api/sd"))
-                for target in (target for group in groups for target in group["targets"]):
-                    self.bytes += len(self._get(f"http://{target}/metrics"))
+                if time.monotonic() - self.found_at > FIND_S:
+                    groups = json.loads(self._get(self.url, "/api/sd"))
+                    self.targets = [target for group in groups for target in group["targets"]]
+                    self.found_at = time.monotonic()
+                for target in self.targets:
+                    self.bytes += len(self._get(target, "/metrics"))
                     self.pages += 1
-            except OSError:
-                self.failed += 1  # it was stopped meanwhile
+            except (OSError, http.client.HTTPException):
+                self.failed += 1
+                self.open.clear()
             time.sleep(max(0.0, due - time.monotonic()))
 
-    def _get(self, url: str) -> bytes:
-        with urllib.request.urlopen(url, timeout=10 * SCRAPE_S) as answer:
-            return bytes(answer.read())
+    def _get(self, target: str, path: str) -> bytes:
+        if target not in self.open:
+            self.open[target] = http.client.HTTPConnection(target, timeout=10 * SCRAPE_S)
+        self.open[target].request("GET", path)
+        return self.open[target].getresponse().read()
 
 
 class Receiver(http.server.BaseHTTPRequestHandler):
