@@ -1,0 +1,65 @@
+"""A file of JSON lines that grows: each look reads only what is new, and all of it again when the file is another one.
+
+The history of a run is thinned now and then (see `history.Rows`): then its file is replaced, and read anew. Torn and
+foreign lines are passed over. Memory is bounded by what the file may hold: rows beyond `most` push out every other one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+Kind = TypeVar("Kind")
+PIECE = 4 * 2**20
+
+
+class Growing(Generic[Kind]):
+    """May be looked at from several threads."""
+
+    def __init__(self, path: Path, kind: type[Kind], most: int) -> None:
+        self.path = path
+        self.decoder = msgspec.json.Decoder(kind)
+        self.most = most
+        self.rows: list[Kind] = []
+        self.place = 0  # bytes that were read
+        self.rest = b""  # of a line that is not whole yet
+        self.identity: tuple[int, int] | None = None
+        self.lock = threading.Lock()
+
+    def look(self) -> list[Kind]:
+        """All rows there are, the oldest first. The list is not to be changed, and does not change."""
+        with self.lock:
+            try:
+                with self.path.open("rb") as file:
+                    self._read(file.fileno())
+            except OSError:
+                self._forget()
+            return list(self.rows)
+
+    def _forget(self) -> None:
+        self.rows, self.place, self.rest, self.identity = [], 0, b"", None
+
+    def _read(self, file: int) -> None:
+        found = os.fstat(file)
+        if self.identity != (found.st_dev, found.st_ino) or found.st_size < self.place:
+            self._forget()
+            self.identity = (found.st_dev, found.st_ino)
+        while self.place < found.st_size:
+            piece = os.pread(file, min(PIECE, found.st_size - self.place), self.place)
+            if not piece:
+                break
+            self.place += len(piece)
+            *lines, self.rest = (self.rest + piece).split(b"\n")
+            if len(self.rest) > PIECE:  # what is longer was not written by us
+                self.rest = b""
+            for line in lines:
+                try:
+                    self.rows.append(self.decoder.decode(line))
+                except (msgspec.MsgspecError, UnicodeDecodeError):
+                    continue
+            if len(self.rows) > self.most:
+                self.rows = self.rows[:-1:2] + self.rows[-1:]
