@@ -22,13 +22,14 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from . import runner
+from . import logs, runner
 from .child import Child
 from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, LOST, NO_SCRIPT, ZmlError
 from .launch import tether
 from .lease import Lease, ask, join
 from .link import control_endpoint
 from .messages import Exited, Failure, Fenced, Launch, Message, Ok, Pulse, Stop
+from .printed import Printed
 from .restarts import Restarts
 from .seat import Seat
 from .transport import Refusal, Refused, TransportError
@@ -248,7 +249,10 @@ class Agent:
             failure_file.unlink(missing_ok=True)
             environment = self._environment(lease, failure_file)
             out = self._log_path(lease, "out")
-            code = await child.run(runner.command(script, args), folder, environment, out)
+            printed = Printed(
+                out, logs.about("script", lease.joined.member, lease.joined.job, logs.run_of(out.parent))
+            )
+            code = await child.run(runner.command(script, args), folder, environment, printed)
         except OSError as error:
             log.error("cannot run the script", because=str(error))
             await child.end(grace_s=0.0)

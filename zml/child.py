@@ -1,5 +1,8 @@
 """The script as a child process of its agent: its output, line by line, how it ended, and its end on request.
 
+Output and errors come through two pipes, so that each line is known to be of the one or the other; lines of both are
+in the order in which they arrive here, which may be off by what a script writes within a millisecond.
+
 Rule: it never outlives its agent, and neither does whatever it has started.
 """
 
@@ -11,15 +14,15 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from .leaving import AgentEnd
+from .printed import Piece, Printed, Splitter
 from .tally import AgentTally, Tally
 
 OUTPUT_S = 2.0  # for what a script has printed to arrive, once it has ended
 KILLED_S = 5.0  # for the kernel to end what was killed
 LAST_WORDS = 20  # lines of the script's output that a report may quote
-LINE_BYTES = 1 << 20
+READ_BYTES = 1 << 16
 
 
 class Child:
@@ -33,7 +36,7 @@ class Child:
         self.process: asyncio.subprocess.Process | None = None
 
     async def run(
-        self, command: Sequence[str], folder: str | None, environment: Mapping[str, str], out: Path
+        self, command: Sequence[str], folder: str | None, environment: Mapping[str, str], printed: Printed
     ) -> int:
         """From its start to its end; the exit code, minus n after signal n. Raises OSError if it cannot be started."""
         try:
@@ -42,23 +45,31 @@ class Child:
                 cwd=folder,
                 env={**environment, **self.line.environment(), **self.tally.environment()},
                 stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                limit=LINE_BYTES,
+                stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
                 pass_fds=(*self.line.pass_fds, self.tally.file),
             )
             self.line.other.close()
-            copying = asyncio.ensure_future(self._copy_output(self.process, out))
+            printed.constant["pid"] = self.process.pid
+            streams = {"stdout": self.process.stdout, "stderr": self.process.stderr}
+            copying = [
+                asyncio.ensure_future(self._copy(name, stream, printed))
+                for name, stream in streams.items()
+                if stream is not None
+            ]
             code = await self.process.wait()
             self.begun = self.tally.read()
             # Processes that the script has started may hold its output open, and must not outlive it.
-            await asyncio.wait([copying], timeout=OUTPUT_S)
+            await asyncio.wait(copying, timeout=OUTPUT_S)
             _kill_group(self.process.pid)
-            copying.cancel()
+            for each in copying:
+                each.cancel()
+            await asyncio.wait(copying)
             return code
         finally:
             self.line.close()
             self.tally.close()
+            printed.close()
 
     async def end(self, grace_s: float) -> None:
         """SIGTERM to the script and all it started, then SIGKILL after the grace."""
@@ -78,23 +89,23 @@ class Child:
             except TimeoutError:
                 continue
 
-    async def _copy_output(self, process: asyncio.subprocess.Process, out: Path) -> None:
-        """Line by line to our own stdout, to the log, and the last lines into `tail`."""
-        assert process.stdout is not None
-        with out.open("a", buffering=1, errors="replace") as file:
-            while True:
-                try:
-                    raw = await process.stdout.readline()
-                except ValueError:  # a line beyond the limit: its rest follows as further lines
-                    continue
-                if not raw:
-                    return
-                # A progress bar rewrites its line with \r: keep what it shows in the end.
-                line = raw.decode(errors="replace").rstrip("\r\n").rsplit("\r", 1)[-1]
-                self.tail.append(line)
-                with suppress(OSError):  # a full disk, a closed terminal: the script goes on
-                    file.write(line + "\n")
-                    print(line, flush=True)
+    async def _copy(self, name: str, stream: asyncio.StreamReader, printed: Printed) -> None:
+        """One of its streams, until that ends."""
+        splitter = Splitter()
+        now = asyncio.get_running_loop().time
+        try:
+            while data := await stream.read(READ_BYTES):
+                self._keep(name, splitter.feed(data, now()), printed)
+        finally:
+            self._keep(name, splitter.end(), printed)
+
+    def _keep(self, name: str, pieces: list[Piece], printed: Printed) -> None:
+        """To the run directory, to our own stdout, and the last lines into `tail`."""
+        lines = printed.write(name, pieces, self.tally.step())
+        self.tail.extend(lines)
+        with suppress(OSError):  # a full disk, a closed terminal: the script goes on
+            if lines:
+                print("\n".join(lines), flush=True)
 
 
 def _kill_group(group: int) -> None:

@@ -353,7 +353,7 @@ class Member:
         return reply.batches if isinstance(reply, Taken) else []
 
     def begin(self, batches: int) -> None:
-        self.tally.begin(self.ledger_epoch, batches)
+        self.tally.begin(self.ledger_epoch, batches, self.steps)
 
     @property
     def workers(self) -> int:

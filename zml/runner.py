@@ -100,7 +100,11 @@ def keep_our_logs_apart() -> None:
     seat = Seat.from_environment()
     if seat is not None and seat.run_dir:
         level = os.environ.get("ZML_LOG_LEVEL", "info")
-        logs.configure_script(seat.worker, folder=Path(seat.run_dir) / rundir.LOGS, job=seat.job, level=level)
+        folder = Path(seat.run_dir) / rundir.LOGS
+        # Looked up at each line: the runtime replaces it when the script joins.
+        logs.configure_script(
+            seat.worker, folder=folder, job=seat.job, level=level, step=lambda: current_step()
+        )
 
 
 class Uncached(SourceFileLoader):

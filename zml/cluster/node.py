@@ -32,6 +32,7 @@ from ..launch.revival import Revivals
 from ..lease import COORDINATOR, RETRY_S, ask
 from ..link import control_endpoint
 from ..messages import Message, Ok
+from ..printed import Printed
 from ..transport import Refusal, Refused, TransportError
 from .wire import (
     Ceased,
@@ -393,22 +394,25 @@ class NodeAgent:
     async def _copy(self, place: Place, process: Process, last: list[str]) -> None:
         """What it prints goes to its log, where this node sees the run directory; its last lines are remembered."""
         assert process.stdout is not None and process.stderr is not None
-        logs = Path(place.work.run_dir, "logs")
-        path = logs / f"{place.slot}.log"
+        folder = Path(place.work.run_dir, "logs")
+        printed = Printed.of_member(folder, place.slot, place.job, process.pid)
 
-        async def keep(stream: asyncio.StreamReader, *, remember: bool) -> None:
+        async def keep(name: str, stream: asyncio.StreamReader, *, remember: bool) -> None:
             async for line in lines_of(stream):
                 if remember:
                     last.append(line)
                     del last[:-LAST_LINES]
-                    if logs.is_dir():
-                        with path.open("a", errors="replace") as file:
-                            file.write(line + "\n")
+                    if folder.is_dir():
+                        printed.line(name, line)
 
         # A worker's stdout is its script's, which its agent has written down already.
-        await asyncio.gather(
-            keep(process.stdout, remember=place.slot[0] == "p"), keep(process.stderr, remember=True)
-        )
+        try:
+            await asyncio.gather(
+                keep("stdout", process.stdout, remember=place.slot[0] == "p"),
+                keep("stderr", process.stderr, remember=True),
+            )
+        finally:
+            printed.close()
 
     def _tell(self, message: Ceased | Goodbye) -> None:
         task = asyncio.ensure_future(self._tell_until(message))

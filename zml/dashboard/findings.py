@@ -135,7 +135,9 @@ def standing(e: Evidence) -> Iterator[Finding]:
     if e.status.state != "RUNNING" or len(e.rows) < 2 or e.status.waiting_for:
         return
     newest = e.rows[-1]
-    began = next((row for row in e.rows if row.steps >= newest.steps and row.samples >= newest.samples), newest)
+    began = next(
+        (row for row in e.rows if row.steps >= newest.steps and row.samples >= newest.samples), newest
+    )
     still_s = e.now - began.at
     usual = [rate.step_s for rate in e.lately.workers.values()]
     patience = max(STANDING_S, STANDING_STEPS * max(usual, default=0.0))

@@ -68,11 +68,15 @@ def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
         median_busy_s=rounded(usual),
         at=[round(after.at, 1) for _, after in stretches],
         step_s={
-            line.member: [rounded(one[line.member].step_s, 4) if line.member in one else None for one in rates]
+            line.member: [
+                rounded(one[line.member].step_s, 4) if line.member in one else None for one in rates
+            ]
             for line in lines
         },
         phases={
-            phase: [rounded(fmean(r.phases[phase] for r in one.values()), 4) if one else None for one in rates]
+            phase: [
+                rounded(fmean(r.phases[phase] for r in one.values()), 4) if one else None for one in rates
+            ]
             for phase in PHASES
         },
     )
@@ -96,7 +100,9 @@ def evenly(rows: Sequence[Trim], most: int) -> list[tuple[Trim, Trim]]:
     count = len(rows)
     if count < 2:
         return []
-    kept = sorted({round(place * (count - 1) / min(most, count - 1)) for place in range(min(most, count - 1) + 1)})
+    kept = sorted(
+        {round(place * (count - 1) / min(most, count - 1)) for place in range(min(most, count - 1) + 1)}
+    )
     return [(rows[before], rows[after]) for before, after in pairwise(kept)]
 
 

@@ -136,7 +136,9 @@ def lately(rows: Sequence[Trim], window_s: float | None) -> Lately:
         return NOTHING
     newest, before = rows[-1], Trim(0.0)
     if window_s is None:
-        before = Trim(rows[0].at)  # figures count from the start of a process: the whole run is the newest row
+        before = Trim(
+            rows[0].at
+        )  # figures count from the start of a process: the whole run is the newest row
         seconds = newest.at - rows[0].at
     else:
         for row in reversed(rows[:-1]):
@@ -150,7 +152,9 @@ def lately(rows: Sequence[Trim], window_s: float | None) -> Lately:
         if (rate := worker_rate(before.workers.get(name), figures, seconds)) is not None
     }
     shards = {
-        name: shard_rate(before.shards.get(name) or (NO_SHARD if window_s is None else None), figures, seconds)
+        name: shard_rate(
+            before.shards.get(name) or (NO_SHARD if window_s is None else None), figures, seconds
+        )
         for name, figures in newest.shards.items()
     }
     return Lately(seconds, window_s is None, workers, shards)

@@ -15,18 +15,19 @@ from typing import Any
 
 import msgspec
 
-from .. import audit, history, rundir
+from .. import audit, history, logreading, rundir
 from ..checkpoint import BadCheckpoint, entries, read_manifest
 from ..checkpoint.folder import hidden
 from ..errors import ZmlError
 from ..history import Row
+from ..logreading import Line, Wanted
+from ..logreading.files import sources as log_sources
 from ..scheduler.audit import audit as prove
 from ..scheduler.explain import name_samples
 from ..status import JobStatus
 from . import members, overview, steps, telling
 from .findings import Errors, Evidence
 from .growing import Growing
-from .logtail import LogFolder, Wanted, unpack
 from .rates import NOTHING, Lately, Trim, lately
 from .views import (
     CheckpointLine,
@@ -35,6 +36,7 @@ from .views import (
     Data,
     EpochLine,
     Events,
+    LogLine,
     Logs,
     Overview,
     RunLine,
@@ -53,6 +55,10 @@ AUDIT_BYTES = 256 * 2**20  # of a journal that is proved here
 MOST_CHECKPOINTS = 500
 MOST_FIGURE_ROWS = 2 * history.MEMBER_ROWS
 ERROR_LINES = 200
+ERROR_BYTES = 4 * 2**20  # of logs that are looked through for errors
+LOG_BYTES = 32 * 2**20  # and for one page of lines
+MOST_LINES = 2000
+MESSAGE_CHARS = 4000
 
 Live = Callable[[], JobStatus]
 
@@ -66,7 +72,7 @@ class Run:
         self.live = live
         self.rows = Growing(self.folder / history.JOB, Row, 2 * history.JOB_ROWS)
         self.figures = Growing(self.folder / history.MEMBERS, Trim, MOST_FIGURE_ROWS)
-        self.logs_of = LogFolder(self.folder / rundir.LOGS)
+        self.log_folder = self.folder / rundir.LOGS
         self.lock = threading.Lock()  # over what is kept below
         self.proof: tuple[str, float, Data] | None = None  # of which journal, until when it is good
         self.logged: tuple[str, dict[str, Errors]] = ("", {})
@@ -141,10 +147,13 @@ class Run:
 
     def errors(self) -> dict[str, Errors]:
         """What processes logged as errors, among the newest lines."""
-        version = self.logs_of.version()
+        version = log_version(self.log_folder)
         if self.logged[0] != version:
             found: dict[str, Errors] = {}
-            for line in self.logs_of.newest(ERROR_LINES, Wanted(level="error")).lines:
+            page = logreading.newest(
+                self.log_folder, Wanted(level="error"), ERROR_LINES, budget_bytes=ERROR_BYTES
+            )
+            for line in page.lines:
                 before = found.get(line.member, Errors(0, ""))
                 found[line.member] = Errors(before.count + 1, line.message)
             self.logged = (version, found)
@@ -158,7 +167,7 @@ class Run:
             "members": version_of(self.folder / history.MEMBERS),
             "events": version_of(self.folder / rundir.EVENTS),
             "checkpoints": version_of(checkpoints),
-            "logs": self.logs_of.version(),
+            "logs": log_version(self.log_folder),
             "steps": newest_of(timeline),
             "data": version_of(self.folder / rundir.STATUS) + version_of(self.folder / rundir.NOW),
         }
@@ -200,10 +209,20 @@ class Run:
             self.told = (version, telling.read(self.folder / rundir.EVENTS))
         return self.told[1]
 
-    def logs(self, count: int, wanted: Wanted, *, before: str = "", after: str = "") -> Logs:
-        if after:
-            return self.logs_of.since(unpack(after) or {}, count, wanted)
-        return self.logs_of.newest(count, wanted, unpack(before) if before else None)
+    def logs(self, wanted: Wanted, most: int, cursor: str = "") -> Logs:
+        """The newest lines, or with a cursor those since. Raises logreading.BadCursor."""
+        most = max(1, min(most, MOST_LINES))
+        page = (
+            logreading.after(self.log_folder, cursor, wanted, most, budget_bytes=LOG_BYTES)
+            if cursor
+            else logreading.newest(self.log_folder, wanted, most, budget_bytes=LOG_BYTES)
+        )
+        return Logs(
+            lines=[log_line(line) for line in page.lines],
+            cursor=page.cursor,
+            complete=page.complete and (cursor != "" or len(page.lines) < most),
+            members=log_members(self.log_folder),
+        )
 
     def config(self) -> Config:
         about, status = self.config_json(), self.status()
@@ -362,6 +381,41 @@ def newest_of(folder: Path) -> str:
         return str(max((each.stat().st_mtime_ns for each in os.scandir(folder)), default=0))
     except OSError:
         return ""
+
+
+def log_version(folder: Path) -> str:
+    """Another one when there is more to read."""
+    total = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                total += entry.stat(follow_symlinks=False).st_size
+    except OSError:
+        pass
+    return str(total)
+
+
+def log_members(folder: Path) -> list[str]:
+    """Whose logs there are: workers and shards by number, then the rest."""
+    found = {source.member for source in log_sources(folder)}
+    return sorted(found, key=lambda name: (not name[1:].isdigit(), name[:1], len(name), name))
+
+
+def log_line(line: Line) -> LogLine:
+    return LogLine(
+        at=line.time,
+        level=line.level,
+        member=line.member[:80],
+        role=line.role[:40],
+        message=cut(line.message, MESSAGE_CHARS),
+        details=[cut(each, 500) for each in logreading.details(line)[:24]],
+        failure=[cut(each, 500) for each in logreading.failure(line)[-24:]],
+        step=line.step,
+    )
+
+
+def cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def modified(path: Path) -> float | None:

@@ -144,9 +144,7 @@ def waterfall(folder: Path, clock: int | None) -> Waterfall:
             each.close()
 
 
-EMPTY = Waterfall(
-    clock=-1, first=0, last=0, aligned=False, bars=[], lacking=[], slow=[], step=[], whole_s=[]
-)
+EMPTY = Waterfall(clock=-1, first=0, last=0, aligned=False, bars=[], lacking=[], slow=[], step=[], whole_s=[])
 
 
 def of(files: Sequence[StepFile], clock: int | None) -> Waterfall:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from .logtail import open_regular
+from ..web.reading import open_regular
 from .views import Event, Events, Tone
 
 MOST = 2000  # shown
@@ -28,7 +28,7 @@ TONE: dict[str, Tone] = {
 def read(path: Path) -> Events:
     """The newest, the oldest first."""
     try:
-        file = open_regular(path)
+        file = open_regular(str(path))
     except OSError:
         return Events(events=[], left_out=False)
     try:

@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -353,21 +353,23 @@ class Waterfall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
-    at: str
+    at: float
     level: str
     member: str
+    role: str
     message: str
-    fields: dict[str, Any] = {}
+    details: list[str] = []  # KEY=VALUE of what it is about
+    failure: list[str] = []  # an exception: its frames, and what was raised
+    step: int | None = None
 
 
 class Logs(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest lines, the oldest first. `before` asks for those that come before, `after` for those to come."""
+    """The lines that are wanted, the oldest first. `cursor` asks for what comes after all there is now."""
 
     lines: list[LogLine]
-    before: str
-    after: str
+    cursor: str
+    complete: bool  # False: there is more than was looked at
     members: list[str]
-    more: bool  # there may be older ones
 
 
 class Events(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from ..compiled import NOTICE
 from ..compression import parse
 from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import INTERRUPTED, LOST, NOT_FORMED, ZmlError
+from ..printed import Printed
 from ..status import JobStatus
 from . import tether
 from .child import LINE_BYTES, Child, how_ended, spawn
@@ -331,26 +332,29 @@ class LocalRun:
     async def _copy(self, member: str, process: asyncio.subprocess.Process, last: list[str]) -> None:
         """A worker's stdout is its script's: shown. Everything else a process prints is kept in its log."""
         assert process.stdout is not None and process.stderr is not None
-        path = self.folder / rundir.LOGS / f"{member}.log"
+        printed = Printed.of_member(self.folder / rundir.LOGS, member, self.settings.job, process.pid)
         is_worker = member.startswith("w")
 
-        async def keep(stream: asyncio.StreamReader) -> None:
+        async def keep(name: str, stream: asyncio.StreamReader) -> None:
             async for line in lines_of(stream):
                 if line.startswith(NOTICE):
                     self.viewer.say(line.removeprefix(NOTICE))
                     continue
                 last.append(line)
                 del last[:-LAST_LINES]
-                with path.open("a", errors="replace") as file:  # rare: a process that is well prints nothing
-                    file.write(line + "\n")
+                printed.line(name, line)  # rare: a process that is well prints nothing
 
         async def show(stream: asyncio.StreamReader) -> None:
             async for line in lines_of(stream):
                 self._script_line(member, line)
 
-        await asyncio.gather(
-            show(process.stdout) if is_worker else keep(process.stdout), keep(process.stderr)
-        )
+        try:
+            await asyncio.gather(
+                show(process.stdout) if is_worker else keep("stdout", process.stdout),
+                keep("stderr", process.stderr),
+            )
+        finally:
+            printed.close()
         await process.wait()
         self.wake.set()
 

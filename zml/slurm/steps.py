@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..launch.child import Child, spawn
 from ..launch.local import lines_of
+from ..printed import Printed
 
 LAST_LINES = 5
 ENDED_S = 5.0  # for the last lines of a step that has ended
@@ -62,25 +63,28 @@ class Steps:
 
     async def _copy(self, member: str, process: asyncio.subprocess.Process, last: list[str]) -> None:
         assert process.stdout is not None and process.stderr is not None
-        path = self.logs / f"{member}.log"
+        printed = Printed.of_member(self.logs, member, "", process.pid)
 
-        async def keep(stream: asyncio.StreamReader) -> None:
+        async def keep(name: str, stream: asyncio.StreamReader) -> None:
             async for line in lines_of(stream):
                 if line.startswith(CHATTER):
                     continue
                 last.append(line.removeprefix("srun: error: "))
                 del last[:-LAST_LINES]
-                with path.open("a", errors="replace") as file:
-                    file.write(line + "\n")
+                printed.line(name, line)
 
         async def shown(stream: asyncio.StreamReader) -> None:
             async for line in lines_of(stream):
                 self.show(member, line)
 
         is_worker = member.startswith("w")
-        await asyncio.gather(
-            shown(process.stdout) if is_worker else keep(process.stdout), keep(process.stderr)
-        )
+        try:
+            await asyncio.gather(
+                shown(process.stdout) if is_worker else keep("stdout", process.stdout),
+                keep("stderr", process.stderr),
+            )
+        finally:
+            printed.close()
 
     def leave(self, members: Sequence[str]) -> None:
         """They are to go in order."""
