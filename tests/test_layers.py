@@ -81,6 +81,7 @@ COORDINATES = {
     "zml.events",
     "zml.facts",
     "zml.cluster_cli",
+    "zml.dashboard_cli",
     "zml.flags",
     "zml.jobs_cli",
     "zml.simulate_cli",
@@ -112,7 +113,7 @@ COORDINATES = {
     "zml.status",
     "zml.tables",
     "zml.timeline",
-}  # and zml.checkpoint.*, zml.cluster.*, zml.launch.*, zml.simulate.*, zml.slurm.*, zml.web.*
+}  # and zml.checkpoint.*, zml.cluster.*, zml.dashboard.*, zml.launch.*, zml.simulate.*, zml.slurm.*, zml.web.*
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("torch", "save")}
@@ -184,6 +185,7 @@ def coordinating() -> list[str]:
         "zml.checkpoint",
         "zml.cli",
         "zml.cluster",
+        "zml.dashboard",
         "zml.launch",
         "zml.simulate",
         "zml.slurm",

@@ -18,6 +18,7 @@ from . import __version__, errors
 from .ckpt_cli import ckpt
 from .cluster_cli import node
 from .config import ANY_PORT
+from .dashboard_cli import dashboard, report
 from .errors import INTERRUPTED, USAGE, ZmlError
 from .flags import (
     BIND_FLAG,
@@ -249,7 +250,8 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     """
     import msgspec
 
-    from . import console, report, rundir
+    from . import console, rundir
+    from . import report as ending
 
     resolved = settle(given)
     settings = resolved.settings
@@ -280,11 +282,11 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     out.print(console.block(found, out.width, unicode=out.encoding.startswith("utf")))
     if found.over:
-        report.print_report(msgspec.structs.replace(found, run_dir=console.near(found.run_dir)), out)
+        ending.print_report(msgspec.structs.replace(found, run_dir=console.near(found.run_dir)), out)
     return 0
 
 
-for _command in (submit, jobs, job, nodes):
+for _command in (dashboard, report, submit, jobs, job, nodes):
     main.add_command(_command)
 main.add_command(timeline)
 main.add_command(ckpt)
