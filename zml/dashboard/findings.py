@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..console import counted, duration, names, number, printable
+from ..console import counted, names, number, printable
 from ..history import Row
 from ..status import JobStatus, MemberStatus
 from .rates import NOTHING, Lately, shares, stragglers
@@ -103,7 +103,7 @@ def no_news(e: Evidence) -> Iterator[Finding]:
             level="bad",
             what="The coordinator's process is gone, and the run is not over. Workers and shards train on for a"
             " while; start it again, or resume the run from its checkpoint.",
-            number=f"silent for {duration(e.silent_s)}",
+            number=f"silent for {about(e.silent_s)}",
             page="events",
         )
     elif e.silent_s > SILENT_S and e.status.state == "RUNNING":
@@ -112,7 +112,7 @@ def no_news(e: Evidence) -> Iterator[Finding]:
             level="warn",
             what="Nothing has been reported for a while: no worker makes steps, or the coordinator cannot write to"
             " the run directory.",
-            number=f"silent for {duration(e.silent_s)}",
+            number=f"silent for {about(e.silent_s)}",
             page="logs",
         )
 
@@ -146,7 +146,7 @@ def standing(e: Evidence) -> Iterator[Finding]:
             kind="standing",
             level="bad",
             what=f"No step has been finished since step {newest.steps:,}. `zml stack` shows where a worker hangs.",
-            number=f"for {duration(still_s)}",
+            number=f"for {about(still_s)}",
             page="steps",
         )
 
@@ -212,8 +212,8 @@ def slow_workers(e: Evidence) -> Iterator[Finding]:
         rate = e.lately.workers[worker]
         because = {
             "data": "its data loader is slow",
-            "compute": "its computing is slow: a shared, hot or smaller machine?",
-            "encode": "compressing is slow there: too few processor cores?",
+            "compute": "its computing is slow (a shared, hot or smaller machine?)",
+            "encode": "compressing is slow there (too few processor cores?)",
             "apply": "writing parameters back is slow there",
         }[slow.phase]
         held = " All others wait for it." if e.status.mode == "sync" else ""
@@ -367,7 +367,7 @@ def checkpoints(e: Evidence) -> Iterator[Finding]:
             kind="checkpoint",
             level="warn",
             what="The newest checkpoint is overdue." if last.path else "No checkpoint has been taken yet.",
-            number=f"{duration(e.now - since)} old, every {duration(interval_s)} is asked for",
+            number=f"{about(e.now - since)} old, every {about(interval_s)} is asked for",
             page="checkpoints",
         )
     behind = e.status.steps - max(0, last.step)
@@ -425,6 +425,17 @@ RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
 # -- words -------------------------------------------------------------------------------------------------------
 
 
+def about(seconds: float) -> str:
+    """About how long, in one unit that a person would use."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h".replace(".0 h", " h")
+    return f"{round(seconds / 86400)} days"
+
+
 def alive(member: MemberStatus) -> bool:
     return member.state in ("joined", "active")
 
@@ -434,7 +445,7 @@ def role(member: MemberStatus) -> str:
 
 
 def heard(member: MemberStatus) -> str:
-    return f"heard {duration(member.heard_s)} ago" if member.heard_s >= 0 else "never heard"
+    return f"heard {about(member.heard_s)} ago" if member.heard_s >= 0 else "never heard"
 
 
 def first_line(text: str, most: int = 160) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..console import counted, duration, printable
 from ..history import Row
 from ..status import CheckpointStatus, DataStatus, JobStatus, MemberStatus
-from .findings import Evidence, findings
+from .findings import Evidence, about, findings
 from .rates import middle, shares
 from .thinning import MOST, pick, rounded
 from .views import (
@@ -106,17 +106,6 @@ def headline(status: JobStatus) -> str:
     where = f"epoch {status.epoch + 1}" + (f" of {status.epochs}" if status.epochs else "")
     eta = f", done in about {about(status.eta_s)}" if status.eta_s is not None else ""
     return f"Training {where}, step {steps:,}{eta}"
-
-
-def about(seconds: float) -> str:
-    """About how long, in one unit that a person would use."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h".replace(".0 h", " h")
-    return f"{round(seconds / 86400)} days"
 
 
 def steps_of(status: JobStatus) -> int:

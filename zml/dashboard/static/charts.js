@@ -50,6 +50,7 @@ function axes(unit, time, log) {
       size: (u, values) => 14 + 6.3 * Math.max(2, ...(values || []).map((value) => (value || "").length)),
       gap: 4,
       space: log ? 22 : 30,
+      incrs: unit === "count" ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 1e4, 2e4, 5e4, 1e5, 1e6] : undefined,
       values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : tickText(unit, tick))),
     },
   ];
@@ -71,7 +72,7 @@ function timeTicks(u, ticks) {
 
 // `lines`: [{label, y, colour, width, dash, fill}]. Returns {node, set(x, lines), close()}.
 export function chart({ title, unit = "number", height = 150, time = false, step = false, log = false, crosses = false,
-  sync, read, marks, onpick, bands, zero = false, tip }) {
+  sync, read, marks, onpick, zero = false, tip }) {
   const room = h("div", { class: `chart${onpick ? " pick" : ""}`, role: "img" });
   let plot = null;
   let shape = "";
@@ -101,7 +102,7 @@ export function chart({ title, unit = "number", height = 150, time = false, step
     });
     const where = plot && plot.cursor.idx !== null && plot.cursor.idx !== undefined
       ? `${time ? clock(x[at]) : `step ${count(x[at])}`}: ` : "";
-    say(read, where + shown.join("   "));
+    say(read, where + shown.join("  ·  "));
   }
 
   function build() {
@@ -110,7 +111,7 @@ export function chart({ title, unit = "number", height = 150, time = false, step
     plot = new uPlot({
       width,
       height,
-      padding: [8, 8, 0, 0],
+      padding: [8, 18, 0, 0],
       legend: { show: false },
       cursor: {
         y: false,
@@ -133,7 +134,6 @@ export function chart({ title, unit = "number", height = 150, time = false, step
         },
       },
       axes: axes(unit, time, log),
-      bands: bands || [],
       series: [
         {},
         ...lines.map((line) => ({

@@ -193,7 +193,21 @@ function freshen(all = false) {
   }, Math.max(0, wait - (Date.now() - refreshed)));
 }
 
-document.addEventListener("visibilitychange", () => { if (!document.hidden) freshen(); });
+// A page that nobody sees holds no connection: a browser has six for one server, over all its tabs.
+function sleep() {
+  if (stop) stop();
+  stop = null;
+}
+
+function wake() {
+  if (document.hidden || !view || stop || !run || view.head.over) return;
+  listen();
+  freshen();
+}
+
+document.addEventListener("visibilitychange", () => (document.hidden ? sleep() : wake()));
+window.addEventListener("pagehide", sleep);
+window.addEventListener("pageshow", wake);
 
 function setState(now) {
   state = now;

@@ -17,7 +17,7 @@ export async function open(ctx) {
   const charts = h("div", { class: "stack w8" });
   const small = h("div", { class: "small" });
   const node = h("div", { class: "page" }, hero, wrong, failure, numbers,
-    h("div", { class: "grid" }, charts, aside), small, latest);
+    h("div", { class: "grid" }, charts, aside), latest);
 
   let axis = "step";
   let series = null;
@@ -38,7 +38,7 @@ export async function open(ctx) {
   charts.append(h("section", { class: "panel" },
     h("header", {}, mainTitle, mainRead, h("div", { class: "tools" },
       names, logButton, choice([["step", "steps"], ["at", "time"]], "step", (value) => { axis = value; redraw(); }, "axis"))),
-    h("div", { class: "body" }, mainBody)));
+    h("div", { class: "body" }, mainBody)), small);
 
   function lineOf(curve, name) {
     return [axis === "step" ? curve.step : curve.at, [{ label: name, y: curve.y, colour: "curve-1", width: 1.6, fill: "shade" }], marksOf(curve)];
@@ -141,7 +141,7 @@ export async function open(ctx) {
     const [name, value] = Object.entries(n.values).find(([key]) => key === main.name) || Object.entries(n.values)[0] || [null, null];
     const less = saved(n.sent_bytes + n.received_bytes, n.dense_bytes);
     fill(numbers, stats(
-      name !== null && stat(name, value === null ? "not finite" : number(value), "", "newest, mean of workers"),
+      name !== null && stat(name, value === null ? "not finite" : number(value), "", "mean of workers"),
       stat("step", count(n.steps), "", n.epochs ? `epoch ${Math.min(n.epoch + 1, n.epochs)} of ${n.epochs}` : ""),
       stat("samples/s", short(n.samples_per_s), "", head.over ? "mean of the whole run" : n.peak_samples_per_s ? `best ${short(n.peak_samples_per_s)}` : ""),
       stat("step time", seconds(n.step_s), "", n.step_s === null ? "not told yet" : "median worker"),
@@ -149,7 +149,7 @@ export async function open(ctx) {
         : stat("time left", n.eta_s === null ? "–" : duration(n.eta_s), "", `${duration(n.elapsed_s)} so far`),
       stat("staleness", count(n.staleness), n.staleness === 1 ? "step" : "steps", n.staleness_bound === null ? "not bound" : `bound ${n.staleness_bound}`),
       n.learning_rate !== null && stat("learning rate", number(n.learning_rate), "", "first group"),
-      stat("traffic", bytes(n.sent_bytes + n.received_bytes), "", less === null ? "of workers" : `${times(less)} less than dense`)));
+      stat("traffic", bytes(n.sent_bytes + n.received_bytes), "", less === null ? "of workers" : `${times(less)} less`)));
   }
 
   function drawFindings({ findings, members, head }) {
@@ -184,7 +184,7 @@ export async function open(ctx) {
     const togo = Math.max(0, data.batches - data.committed - data.skipped - data.leased);
     fill(aside,
       panel("Where the workers' time goes", {}, PHASES.some((phase) => phases[phase])
-        ? [phaseBar(phases), h("p", { class: "hint" }, " "), legend(PHASES, PHASE_SAYS)]
+        ? [phaseBar(phases), legend(PHASES, PHASE_SAYS)]
         : h("p", { class: "empty" }, "Not told yet.")),
       panel("Members", {}, members.length ? h("div", { class: "roles" }, role("worker", "workers", "workers"), role("shard", "shards", "shards")) : h("p", { class: "empty" }, "Nobody has joined yet.")),
       panel("Last checkpoint", {}, checkpoint.step >= 0 ? h("dl", { class: "pairs" },

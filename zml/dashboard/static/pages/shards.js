@@ -16,7 +16,7 @@ export async function open(ctx) {
   const queue = chart({ title: "what waits at the shards", unit: "count", height: 170, time: true, sync: "shards", read: queueRead, zero: true, step: true });
   const list = table([
     { title: "shard", of: (s) => s.member },
-    { title: "state", of: (s) => s.state, cell: (s) => h("span", {}, pill(s.tone, s.state), s.because && s.tone === "bad" ? h("span", { class: "hint" }, ` ${s.because}`) : "") },
+    { title: "state", of: (s) => s.state, cell: (s) => h("span", {}, pill(s.tone, s.state), s.because && s.tone === "bad" ? h("span", { class: "hint" }, ` ${s.because}`) : ""), class: "long" },
     { title: "version", n: true, of: (s) => s.version, about: "of its newest chunk" },
     { title: "updates", n: true, of: (s) => s.updates },
     { title: "updates/s", n: true, of: (s) => s.updates_per_s, cell: (s) => short(s.updates_per_s) },
@@ -52,8 +52,7 @@ export async function open(ctx) {
   function saving(title, sent, dense) {
     const ratio = saved(sent, dense);
     return [h("p", {}, h("b", {}, bytes(sent)), dense > 0 ? ` of ${title}, instead of ${bytes(dense)}` : ` of ${title}`, ratio !== null && ratio > 1.005 && h("b", { class: "t-good" }, `: ${times(ratio)} less`)),
-      bar([["sent", sent, "what travelled", ""], ["saved", Math.max(0, dense - sent), "what did not have to", ratio !== null && ratio > 1.05 ? percent(1 - sent / dense, 1) + " saved" : ""]], Math.max(sent, dense), true),
-      h("p", {}, " ")];
+      bar([["sent", sent, "what travelled", ""], ["saved", Math.max(0, dense - sent), "what did not have to", ratio !== null && ratio > 1.05 ? percent(1 - sent / dense, 1) + " saved" : ""]], Math.max(sent, dense), true)];
   }
 
   function draw() {
@@ -77,7 +76,7 @@ export async function open(ctx) {
           ["optimizer", s.optimizer_bytes, `optimizer state: ${bytes(s.optimizer_bytes)}`, bytes(s.optimizer_bytes)],
           ["pushlog", s.log_bytes, `push log: ${bytes(s.log_bytes)}`, bytes(s.log_bytes)]], fullest)),
         h("span", { class: "end" }, `${count(s.chunks)} chunks`));
-      fill(balance, rows, h("p", { class: "hint" }, " "), legend(["parameters", "optimizer", "push log"]));
+      fill(balance, rows, legend(["parameters", "optimizer", "push log"]));
     }
     const [up, upDense, down, downDense] = [(s) => s.received_bytes, (s) => s.dense_received_bytes, (s) => s.sent_bytes, (s) => s.dense_sent_bytes].map(sum);
     fill(traffic, up + down > 0 ? [saving("gradients", up, upDense), saving("parameters", down, downDense)] : empty("Nothing has travelled yet."));

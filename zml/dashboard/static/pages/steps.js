@@ -57,7 +57,7 @@ export async function open(ctx) {
         h("span", { class: "end" }, seconds(b.whole_s)));
     }
     fill(bars, rows, h("div", { class: "scale" }, h("span", {}, "0"), h("span", {}, view.aligned ? "" : "each from its own beginning"), h("span", {}, seconds(longest))),
-      h("p", { class: "hint" }, " "), legend([...PHASES, ...(view.bars.length <= 24 ? ["push", "pull"] : [])], PHASE_SAYS),
+      legend([...PHASES, ...(view.bars.length <= 24 ? ["push", "pull"] : [])], PHASE_SAYS),
       view.lacking.length > 0 && h("p", { class: "hint" }, `Not recorded of ${view.lacking.slice(0, 12).join(", ")}${view.lacking.length > 12 ? ` and ${view.lacking.length - 12} more` : ""}.`));
   }
 

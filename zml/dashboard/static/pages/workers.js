@@ -5,6 +5,12 @@ import { bytes, count, duration, number, percent, seconds, short } from "../form
 import { chart } from "../charts.js";
 import { bar, choice, empty, legend, panel, phaseParts, PHASES, PHASE_SAYS, pill, reading, saved, stat, stats, table, times } from "../parts.js";
 
+function gpu(w) {
+  const said = [w.gpu_utilization !== null && percent(w.gpu_utilization), w.gpu_memory_used !== null && bytes(w.gpu_memory_used),
+    w.gpu_power_w !== null && `${number(w.gpu_power_w, 3)} W`].filter(Boolean);
+  return said.join(", ") || "–";
+}
+
 export async function open(ctx) {
   let window = ctx.query.window || "lately";
   let order = "name";
@@ -18,8 +24,7 @@ export async function open(ctx) {
   const stepRead = reading();
   const stepPlot = chart({ title: "step time", unit: "seconds", height: 190, time: true, sync: "workers", read: stepRead, zero: true, tip: stepTip });
   const phaseRead = reading();
-  const phasePlot = chart({ title: "phases", unit: "seconds", height: 190, time: true, sync: "workers", read: phaseRead, zero: true, tip: phaseTip,
-    bands: PHASES.slice(1).map((_, at) => ({ series: [at + 2, at + 1], fill: () => "transparent" })) });
+  const phasePlot = chart({ title: "phases", unit: "seconds", height: 190, time: true, sync: "workers", read: phaseRead, zero: true, tip: phaseTip });
 
   const columns = [
     { title: "worker", of: (w) => w.member, cell: (w) => h("a", { href: ctx.href("workers", { worker: w.member }) }, w.member) },
@@ -36,9 +41,7 @@ export async function open(ctx) {
     { title: "less", n: true, of: (w) => saved(w.sent_bytes + w.received_bytes, w.dense_bytes), cell: (w) => times(saved(w.sent_bytes + w.received_bytes, w.dense_bytes)), about: "what compression saved, both ways" },
     { title: "left out", n: true, of: (w) => w.left_out, cell: (w) => (w.left_out ? h("b", { class: "t-bad" }, count(w.left_out)) : "0"), about: "steps whose gradient was not finite" },
     { title: "memory", n: true, of: (w) => w.memory_bytes, cell: (w) => (w.memory_bytes ? bytes(w.memory_bytes) : "–") },
-    { title: "GPU", n: true, of: (w) => w.gpu_utilization, cell: (w) => (w.gpu_utilization === null ? "–" : percent(w.gpu_utilization)), about: "how busy" },
-    { title: "GPU memory", n: true, of: (w) => w.gpu_memory_used, cell: (w) => (w.gpu_memory_used === null ? "–" : `${bytes(w.gpu_memory_used)}${w.gpu_memory ? ` of ${bytes(w.gpu_memory)}` : ""}`) },
-    { title: "power", n: true, of: (w) => w.gpu_power_w, cell: (w) => (w.gpu_power_w === null ? "–" : `${number(w.gpu_power_w, 3)} W`) },
+    { title: "GPU", n: true, of: (w) => w.gpu_utilization, cell: gpu, about: "how busy, memory used, power" },
     { title: "where", of: (w) => w.node, cell: (w) => `${w.node || "–"} ${w.device}`, class: "tight" },
     { title: "starts", n: true, of: (w) => w.incarnation },
     { title: "heard", n: true, of: (w) => w.heard_s, cell: (w) => (w.heard_s < 0 ? "never" : w.heard_s < 1 ? "now" : `${duration(w.heard_s)} ago`) },
@@ -78,7 +81,7 @@ export async function open(ctx) {
     fill(numbers, stats(
       stat("workers here", count(here), `of ${count(view.workers.length)}`),
       stat("step time", seconds(view.median_step_s), "", "median"),
-      stat("work in it", seconds(view.median_busy_s), "", "median, all but waiting"),
+      stat("work in it", seconds(view.median_busy_s), "", "without waiting"),
       stat("stragglers", count(slow.length), "", slow.length ? slow.slice(0, 3).map((w) => w.member).join(", ") : "none"),
       stat("wait for data", percent(share("data")), "", "of all workers' time"),
       stat("wait for others", percent(share("wait")), "", "of all workers' time"),
@@ -104,7 +107,7 @@ export async function open(ctx) {
     }
     fill(picture, rows,
       scale === "seconds" && h("div", { class: "scale" }, h("span", {}, "0"), h("span", {}, "dashed: the median's work"), h("span", {}, seconds(longest))),
-      h("p", { class: "hint" }, " "), legend(PHASES, PHASE_SAYS));
+      legend(PHASES, PHASE_SAYS));
   }
 
   const bright = () => view.workers.filter((w) => w.member === chosen || (!chosen && w.straggler)).map((w) => w.member).slice(0, 3);
@@ -130,12 +133,12 @@ export async function open(ctx) {
     if (!values.length) return "";
     const middle = values[Math.floor(values.length / 2)];
     const said = [`median ${seconds(middle)}`, `slowest ${seconds(values[values.length - 1])}`, ...bright().map((name) => `${name} ${seconds(view.step_s[name][at])}`)];
-    return said.slice(0, hovered ? 4 : 3).join("   ");
+    return said.slice(0, hovered ? 4 : 3).join("  ·  ");
   }
 
   function phaseTip(at) {
     if (!view || at < 0 || !view.at.length) return "";
-    return PHASES.filter((phase) => view.phases[phase][at]).map((phase) => `${phase} ${seconds(view.phases[phase][at])}`).slice(0, 4).join("   ");
+    return PHASES.filter((phase) => view.phases[phase][at]).map((phase) => `${phase} ${seconds(view.phases[phase][at])}`).slice(0, 4).join("  ·  ");
   }
 
   function draw() { drawNumbers(); drawPicture(); drawCurves(); list.set(view.workers); }
