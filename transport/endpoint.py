@@ -35,7 +35,7 @@ from .errors import AddressInUse, BadAddress, OpenBind
 from .exchange import Exchange
 from .heap import keep_freed_memory
 from .keys import Keys
-from .peers import CONTROL, HEADER_BYTES, KB, MB, Admit, Handler, Limits, idempotent_by_class
+from .peers import CONTROL, HEADER_BYTES, KB, MB, TRAFFIC, Admit, Handler, Limits, idempotent_by_class
 
 COPY_BELOW: Final = (
     64 * KB
@@ -81,6 +81,7 @@ class _Channel:
         self.socket = socket
         self._loop = loop
         self._limits = limits
+        self._traffic = TRAFFIC[limits.kind]
         self._take = take
         self._router = socket.type == zmq.ROUTER
         self._queues: dict[bytes, deque[tuple[bytes, memoryview | None]]] = {}  # never an empty one
@@ -124,7 +125,9 @@ class _Channel:
             for _ in range(BATCH):
                 frames = self._receive()
                 if frames is not None:
-                    budget -= self._take(self, frames)
+                    size = self._take(self, frames)
+                    budget -= size
+                    self._traffic.received_bytes += size
                 if frames is None or not self._has_input():
                     more = False
                     break
@@ -207,9 +210,11 @@ class _Channel:
                 send(route, _MORE)
             if payload is None:
                 send(header, _NOBLOCK)
+                self._traffic.sent_bytes += len(header)
             else:
                 send(header, _MORE)
                 send(payload, _NOBLOCK, copy=payload.nbytes < COPY_BELOW)
+                self._traffic.sent_bytes += len(header) + payload.nbytes
         except zmq.Again:
             return None
         except zmq.ZMQError as error:

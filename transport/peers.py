@@ -39,6 +39,8 @@ class Limits:
 
     payload_bytes: int
     """The longest payload that is sent or taken."""
+    kind: str = "control"
+    """Under which name of `TRAFFIC` its bytes are counted."""
     credit_bytes: int
     """Payload bytes of requests that one peer may have unanswered here, at most."""
     budget_bytes: int
@@ -99,6 +101,7 @@ class Limits:
 
 CONTROL = Limits(payload_bytes=MB, credit_bytes=8 * MB, budget_bytes=256 * MB)
 BULK = Limits(
+    kind="bulk",
     payload_bytes=4 * MB + 64 * KB,
     credit_bytes=64 * MB,
     budget_bytes=512 * MB,
@@ -107,6 +110,18 @@ BULK = Limits(
     silence_s=5.0,
     slots=32,
 )
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What sockets have sent and received; what goes through shared memory is not in it."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+# Of all endpoints of this process, also of those that are closed. Each kind belongs to one thread.
+TRAFFIC = {"control": Traffic(), "bulk": Traffic()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

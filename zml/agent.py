@@ -25,10 +25,13 @@ from msgspec import Struct
 from . import logs, runner
 from .child import Child
 from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, LOST, NO_SCRIPT, ZmlError
+from .figures import WorkerFigures, after
 from .launch import tether
 from .lease import Lease, ask, join
 from .link import control_endpoint
 from .messages import Exited, Failure, Fenced, Launch, Message, Ok, Pulse, Stop
+from .metrics.endpoint import opened
+from .metrics.roles import WorkerSource
 from .printed import Printed
 from .restarts import Restarts
 from .seat import Seat
@@ -60,6 +63,9 @@ class Agent:
         self.device = device
         self.script = script
         self.args = args
+        self.metrics = ""  # where this process is scraped
+        self.former = WorkerFigures()  # of scripts that have ended
+        self.scripts = 0  # that were started
         self.restarts = Restarts(settings.worker_restarts)
         self.lease: Lease | None = None  # of the life that goes on
         self.keeping: asyncio.Task[ZmlError] | None = None
@@ -101,6 +107,7 @@ class Agent:
                 self.name,
                 device=self.device,
                 former=self.incarnation,
+                metrics=self.metrics,
             )
         )
         try:
@@ -127,7 +134,13 @@ class Agent:
                 await self.child.end(grace_s=0.0)
             if self.running is not None:
                 await asyncio.wait([self.running], timeout=5)
+            self.former = self.figures
             self.lease = self.keeping = self.child = self.running = None
+
+    @property
+    def figures(self) -> WorkerFigures:
+        """What all of its scripts have counted together."""
+        return after(self.former, self.child.figures if self.child is not None else None)
 
     # -- the coordinator's orders ---------------------------------------------------------------------
 
@@ -244,6 +257,7 @@ class Agent:
             await self._report(order, 2, Failure(kind=NO_SCRIPT, text=text, at=time.time()))
             return
         self.child = child = Child(self._left)
+        self.scripts += 1
         try:
             failure_file = self._log_path(lease, "failure.json")
             failure_file.unlink(missing_ok=True)
@@ -349,4 +363,15 @@ def serve(settings: Settings, name: str, device: str, script: str, args: list[st
     """Run an agent until its job is over. Raises ZmlError for a person to read."""
     import uvloop
 
-    return uvloop.run(Agent(settings, name, device, script, args).run())
+    return uvloop.run(_serve(settings, name, device, script, args))
+
+
+async def _serve(settings: Settings, name: str, device: str, script: str, args: list[str]) -> int:
+    with_http = opened(settings, reached_from=settings.coordinator)
+    try:
+        agent = Agent(settings, name, device, script, args)
+        agent.metrics = with_http.url
+        with_http.serve(WorkerSource(agent, with_http.lag))
+        return await agent.run()
+    finally:
+        await with_http.close()

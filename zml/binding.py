@@ -5,7 +5,7 @@ at every copy, not kept, because `model.to()` and `p.data = ...` exchange what l
 """
 
 import ctypes
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -135,6 +135,11 @@ class Binding:
             raise ValueError("the model does not have the parameters of this layout")
         self.layout = layout
         self.parameters = [named[parameter.name] for parameter in layout.parameters]
+
+    def bytes_of(self, chunks: Iterable[int]) -> int:
+        """What the parameters that lie in these chunks take, in the types that they have."""
+        segments = (segment for chunk in chunks for segment in self.layout.chunks[chunk].segments)
+        return sum(each.size * self.parameters[each.parameter].element_size() for each in segments)
 
     def read(self, chunk: int, into: Tensor) -> None:
         """Copy the parameters of one chunk into `into`, float32 of the chunk's size."""

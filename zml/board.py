@@ -119,9 +119,13 @@ class Board:
 
     def gauge(self, gauge: Gauge, note: Callable[[str, str], None]) -> None:
         """`note` is told when the learning rate has changed, by one shard for all."""
-        self.changes += 1
+        if gauge != self.gauges.get(
+            gauge.shard
+        ):  # a shard to which nothing happens says the same again and again
+            self.changes += 1
         self.gauges[gauge.shard] = gauge
-        first = min(self.gauges, key=lambda shard: (len(shard), shard))
+        updating = (shard for shard, each in self.gauges.items() if each.updates)
+        first = min(updating, key=lambda shard: (len(shard), shard), default="")
         if gauge.shard == first and gauge.change[1] and gauge.change != self.change:
             self.change = gauge.change
             note(f"learning rate x {gauge.change[0]:.4g}", gauge.change[1])
@@ -223,7 +227,7 @@ class Board:
         if not Plan.of(self.spec).shows_noise:
             return NoiseStatus(because="it takes sync, whole gradients, and the optimizer on the shards")
         holders = max((gauge.holders for gauge in self.gauges.values()), default=1)
-        parts = [gauge.noise for gauge in self.gauges.values()]
+        parts = [gauge.noise for gauge in self.gauges.values() if gauge.updates]
         found = together(parts) if len(parts) >= holders else NOTHING
         if found.updates < LEAST:
             what = "it takes two workers or more in an update" if self.spec.workers < 2 else "not enough yet"

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from .figures import WorkerFigures
 from .leaving import AgentEnd
 from .printed import Piece, Printed, Splitter
 from .tally import AgentTally, Tally
@@ -32,6 +33,7 @@ class Child:
         self.line = AgentEnd(left)
         self.tally = AgentTally()
         self.begun: Tally | None = None  # how far it had come, once it has ended
+        self.told: WorkerFigures | None = None  # its last figures, once it has ended
         self.tail: deque[str] = deque(maxlen=LAST_WORDS)
         self.process: asyncio.subprocess.Process | None = None
 
@@ -67,9 +69,19 @@ class Child:
             await asyncio.wait(copying)
             return code
         finally:
+            self.told = self.tally.figures()
             self.line.close()
             self.tally.close()
             printed.close()
+
+    @property
+    def figures(self) -> WorkerFigures | None:
+        """What the script has counted; None before it is in the job."""
+        return self.told or self.tally.figures()
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.returncode is None
 
     async def end(self, grace_s: float) -> None:
         """SIGTERM to the script and all it started, then SIGKILL after the grace."""

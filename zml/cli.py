@@ -25,6 +25,7 @@ from .flags import (
     CHECKPOINT_FLAGS,
     CLUSTER_FLAGS,
     CONTEXT,
+    HTTP_FLAGS,
     JOB_FLAGS,
     KEY_FLAG,
     MEMBER_FLAGS,
@@ -80,6 +81,7 @@ def main(context: click.Context) -> None:
     help="Whose printed lines to show.  [default: first]",
 )
 @RESTART_FLAGS
+@HTTP_FLAGS
 @PLACE_FLAGS
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -132,6 +134,7 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
 @CHECKPOINT_FLAGS
 @BIND_FLAG
 @KEY_FLAG
+@HTTP_FLAGS
 @PLACE_FLAGS
 @CLUSTER_FLAGS
 @click.argument("script", required=False, default="")
@@ -148,7 +151,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     """
     from . import logs, rundir
 
-    cluster = {key: given.pop(key) for key in ("policy", "http", "tokens", "users", "pool")}
+    cluster = {key: given.pop(key) for key in ("policy", "users", "pool")}
     folder_of_many = given.pop("cluster")
     resolved = settle(given)
     settings = resolved.settings
@@ -157,7 +160,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
 
         if script:
             raise ZmlError(USAGE, "with --cluster there is no SCRIPT", "Submit it: `zml submit SCRIPT`.")
-        return serve_cluster(settings, folder_of_many, **cluster)
+        return serve_cluster(resolved, folder_of_many, **cluster)
     if alone := [key for key, value in cluster.items() if value is not None]:
         raise ZmlError(USAGE, f"--{alone[0]} is for --cluster only", "Give both, or neither.")
     folder = Path(settings.run_dir).absolute()
@@ -178,6 +181,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
 @MEMBER_FLAGS
 @BIND_FLAG
 @KEY_FLAG
+@HTTP_FLAGS
 @PLACE_FLAGS
 def ps(shard: int, **given: Any) -> int:
     """A parameter-server shard.
@@ -206,6 +210,7 @@ def ps(shard: int, **given: Any) -> int:
 )
 @RESTART_FLAGS
 @KEY_FLAG
+@HTTP_FLAGS
 @PLACE_FLAGS
 @click.argument("script", required=False, default="")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)

@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from .config import Resolved
 from .errors import USAGE, ZmlError
-from .flags import CONTEXT, KEY_FLAG, MEMBER_FLAGS, PLACE_FLAGS, settle
+from .flags import CONTEXT, HTTP_FLAGS, KEY_FLAG, MEMBER_FLAGS, PLACE_FLAGS, settle
+from .web.address import PORT
 
 MB = 1 << 20
 
@@ -63,12 +65,10 @@ def offer(
 
 
 def serve_cluster(
-    settings: Any,
+    resolved: Resolved,
     folder: str,
     *,
     policy: str | None,
-    http: str | None,
-    tokens: str | None,
     users: str | None,
     pool: str | None,
 ) -> int:
@@ -78,6 +78,10 @@ def serve_cluster(
     from .cluster.serving import Plan, read_users, serve
     from .scheduler.cluster.policies import DEFAULT, POLICIES
 
+    settings = resolved.settings
+    if settings.http == "off":
+        what = f"http = off ({resolved.origins['http']}) with --cluster: jobs come by HTTP"
+        raise ZmlError(USAGE, what, "Leave it out, or give HOST:PORT.")
     path = Path(folder).absolute()
     try:
         (path / "logs").mkdir(parents=True, exist_ok=True)
@@ -90,8 +94,8 @@ def serve_cluster(
     logs.configure("coordinator", "cluster", folder=path / "logs", job="", level=settings.log_level)
     plan = Plan(
         policy=chosen,
-        http=http or "127.0.0.1:7078",
-        tokens=tokens,
+        http=f"127.0.0.1:{PORT}" if resolved.origins["http"] == "default" else settings.http,
+        tokens=settings.http_tokens or None,
         quotas=quotas,
         shares=shares,
         pool=read_pool(Path(pool)) if pool else None,
@@ -111,6 +115,7 @@ def serve_cluster(
 @click.option("--cost-per-hour", type=float, default=0.0, metavar="X", help="For the autoscaler.")
 @click.option("--pool", is_flag=True, help="It was asked for by an autoscaler, which may let it go.")
 @KEY_FLAG
+@HTTP_FLAGS
 @PLACE_FLAGS
 def node(
     name: str,

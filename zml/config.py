@@ -19,6 +19,7 @@ import msgspec
 from . import compression
 from .errors import CONFIG, USAGE, ZmlError
 from .plan import runs_on
+from .web.address import host_and_port
 
 FILE = "zml.toml"
 PREFIX = "ZML_"
@@ -79,6 +80,10 @@ class Settings:
     bad_batch_kills: AtLeastTwo = 2  # scripts that crash over a batch before it is condemned
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
     coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first
+    http: str = (
+        "127.0.0.1:0"  # HOST:PORT of /metrics and health; "off": none. 0: 7078 on a coordinator, else any
+    )
+    http_tokens: str = ""  # a file: who may ask from other machines, which needs one
     keys: str = ""  # folder with CURVE keys; empty: none, and then nothing beyond this machine is let in
     run_dir: str = ""  # empty: a new folder below `runs`
     runs: str = "runs"
@@ -154,6 +159,13 @@ def resolve(
         origins[name] = "flag"
 
     settings = Settings(**values)
+    if settings.http != "off":
+        try:
+            host_and_port(settings.http)
+        except ZmlError as bad:
+            raise ZmlError(
+                CONFIG, f"http = {settings.http} ({origins['http']}): {bad.what}", bad.fix
+            ) from None
     if settings.lease_s < 3 * settings.heartbeat_s:
         raise ZmlError(
             CONFIG,

@@ -21,17 +21,21 @@ from .checkpoint.finding import find, load_from
 from .checkpoints import When
 from .config import COORDINATOR_ADDRESS
 from .coordinator import Coordinator
+from .dashboard.mounting import of_run
 from .errors import USAGE, ZmlError
 from .events import EventLog
 from .journal import Journal
 from .lease import COORDINATOR
 from .link import LISTENER, control_endpoint
 from .messages import JobSpec
+from .metrics.endpoint import opened
+from .metrics.roles import CoordinatorSource
 from .recorder import Recorder
 from .scheduler.ids import JobId
 from .scheduler.machine import Machine
 from .scheduler.rules import Rules
 from .transport import Endpoint, Handler
+from .web.address import PORT
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -75,6 +79,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
             resumed=resumed,
         )
         must_go_on(coordinator, spec, folder)
+        with_http = opened(settings, preferred=port_of(before) or PORT, reached_from=bind)
     except BaseException:
         journal.close()
         raise
@@ -84,17 +89,22 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     syncing = asyncio.ensure_future(keep_synced(journal))
     recorder = Recorder(folder, coordinator.status, coordinator.changes)
     try:
+        coordinator.metrics = with_http.url
         await coordinator.start()
+        pages = of_run(folder, coordinator.status)
+        with_http.serve(CoordinatorSource(coordinator, with_http.lag, with_http.url), [pages])
         keep_checkpoints(coordinator, folder, settings)
         recorder.start()
-        here = rundir.Listening(list(coordinator.endpoint.addresses), os.getpid(), coordinator.job)
+        addresses = list(coordinator.endpoint.addresses)
+        here = rundir.Listening(addresses, os.getpid(), coordinator.job, with_http.url)
         rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
-        log.info("listening", addresses=here.addresses, job=coordinator.job)
+        log.info("listening", addresses=here.addresses, http=here.http, job=coordinator.job)
         code = await coordinator.run()
         rundir.write(folder / rundir.STATUS, msgspec.json.encode(coordinator.status()))
         return code
     finally:
         await recorder.stop()
+        await with_http.close()
         syncing.cancel()
         await asyncio.wait({syncing})
         await coordinator.close()
@@ -200,6 +210,12 @@ def where(wanted: Sequence[str], before: Sequence[str]) -> list[str]:
         else:
             bind.append(address)
     return bind
+
+
+def port_of(before: rundir.Listening | None) -> int:
+    """Where a former process answered HTTP; 0 where none did."""
+    port = before.http.rpartition(":")[2] if before is not None else ""
+    return int(port) if port.isdigit() else 0
 
 
 def _has_folder(address: str) -> bool:

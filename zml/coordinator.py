@@ -143,6 +143,7 @@ class Coordinator:
         self.dealer = Dealer(self)
         self.events = event_log
         self.run_dir = run_dir
+        self.metrics = ""  # where it is scraped, and its dashboard is
         self.endpoint = endpoint(self.handle)
         self.board = Board(self.spec, self.facts.failures)
         # member -> the endpoint that speaks for it, behind the docket's by the actions that are to be performed
@@ -400,6 +401,7 @@ class Coordinator:
             events=list(self.events.recent),
             run_dir=self.run_dir,
             boots=self.facts.boots,
+            metrics=self.metrics,
             checkpoint=self.checkpoint_desk.status(),
         )
 

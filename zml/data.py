@@ -79,6 +79,10 @@ class Ledger(Protocol):
         """It takes no more: every step that it has made counts, and the batches in them are told."""
         ...
 
+    def reading(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The same items; the time that the script spends inside of them is seen."""
+        ...
+
 
 def check(loader: Any) -> DataLoader[Any]:
     """The loader, if it can be divided; else a ZmlError that says what to change."""
@@ -177,6 +181,9 @@ class DividedLoader:
         self.open, self.before = [], 0
 
     def __iter__(self) -> Iterator[Any]:
+        return self.ledger.reading(self._items())
+
+    def _items(self) -> Iterator[Any]:
         self.finish()
         self.under_way, self.position, self.begun = True, 0, 0
         self.dry, self.yielded_at = False, None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -63,7 +64,7 @@ class ShardFigures(msgspec.Struct, frozen=True, kw_only=True):
     parameter_bytes: int = 0  # now
     optimizer_bytes: int = 0  # now
     log_bytes: int = 0  # of its push log, now
-    pushes: int = 0  # taken
+    pushes: int = 0  # and commits, that were taken
     duplicates: int = 0  # pushes and commits that had counted before, and were answered so
     refused: int = 0  # pushes and commits that were not taken
     pulls: int = 0
@@ -76,6 +77,32 @@ class ShardFigures(msgspec.Struct, frozen=True, kw_only=True):
     apply_s: list[int] = []  # updates by duration, in the classes of APPLY_BOUNDS_S
     apply_sum_s: float = 0.0
     memory_bytes: int = 0  # resident in its process, now
+
+
+def after(former: WorkerFigures, newer: WorkerFigures | None) -> WorkerFigures:
+    """Of a worker whose script was started again: what both have counted, and what the newer one says of now."""
+    if newer is None:
+        return former
+    added: dict[str, Any] = {name: getattr(former, name) + getattr(newer, name) for name in _SUMS}
+    for name in ("step_s", "staleness"):
+        one, other = getattr(former, name), getattr(newer, name)
+        added[name] = [a + b for a, b in zip(one, other, strict=True)] if one and other else one or other
+    phases = {*former.phases, *newer.phases}
+    added["phases"] = {name: former.phases.get(name, 0.0) + newer.phases.get(name, 0.0) for name in phases}
+    return msgspec.structs.replace(newer, **added)
+
+
+_SUMS = (
+    "steps",
+    "samples",
+    "left_out",
+    "step_sum_s",
+    "staleness_sum",
+    "sent_bytes",
+    "received_bytes",
+    "dense_sent_bytes",
+    "dense_received_bytes",
+)
 
 
 def none_yet(bounds: Sequence[float]) -> list[int]:

@@ -116,15 +116,25 @@ CHECKPOINT_FLAGS = flags(
     ),
     click.option("--keep-last", type=int, metavar="N", help="Checkpoints that stay.  [default: 3]"),
 )
+HTTP_FLAGS = flags(
+    click.option(
+        "--http",
+        metavar="HOST:PORT",
+        help="Answer /metrics, health and people here, or off.  [default: 127.0.0.1, 7078 or another port]",
+    ),
+    click.option(
+        "--http-tokens",
+        "--tokens",
+        "http_tokens",
+        metavar="FILE",
+        help="Who may ask from other machines; needed beyond 127.0.0.1.",
+    ),
+)
 KEY_FLAG = click.option("--keys", metavar="FOLDER", help="CURVE keys, made by `zml keys`.")
 BIND_FLAG = click.option("--bind", multiple=True, metavar="ADDR", help="Listen here; may be repeated.")
 CLUSTER_FLAGS = flags(
     click.option("--cluster", metavar="FOLDER", help="Serve many jobs; all state is in FOLDER."),
     click.option("--policy", metavar="NAME", help="Of --cluster: who goes first."),
-    click.option(
-        "--http", metavar="HOST:PORT", help="Of --cluster: where to ask.  [default: 127.0.0.1:7078]"
-    ),
-    click.option("--tokens", metavar="FILE", help="Of --cluster: who may ask from other machines."),
     click.option("--users", metavar="FILE", help="Of --cluster: quotas and shares of users, as TOML."),
     click.option(
         "--pool", metavar="FILE", help="Of --cluster: nodes that come and go with the jobs, as TOML."

@@ -116,6 +116,7 @@ async def join(
     device: str = "cpu",
     former: int = 0,
     addresses: list[str] | None = None,
+    metrics: str = "",
 ) -> Lease:
     """Reach the coordinator and become a member. Raises ZmlError that says who did not answer, or why it said no."""
     where = ", ".join(settings.coordinator)
@@ -128,6 +129,7 @@ async def join(
         device=device,
         former=former,
         addresses=addresses or [],
+        metrics=metrics,
     )
     within_s = settings.join_timeout_s
     try:

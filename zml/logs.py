@@ -28,6 +28,7 @@ import msgspec
 import structlog
 
 from .logfile import LogFile
+from .metrics.lines import COUNTED
 from .repeats import Repeats
 from .rundir import LOGS
 
@@ -317,7 +318,7 @@ def configure(
 
     close()
     root = logging.getLogger()
-    root.handlers = [Sparingly(handlers)]
+    root.handlers = [Sparingly(handlers), COUNTED]
     root.setLevel(level.upper())
     logging.captureWarnings(False)  # whoever reset `warnings` since the last time took our hook out
     logging.captureWarnings(True)

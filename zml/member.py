@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import structlog
 import torch
@@ -40,11 +39,12 @@ from .leaving import ScriptEnd
 from .link import script_endpoints
 from .messages import Drained, EpochOver, Evaluating, Keep, Moved, Result, Taken, Wait
 from .plan import Plan
+from .reporting import Reports
 from .rundir import TIMELINE
 from .scheduler.evaluation import Key
 from .scheduler.explain import name_samples
 from .schedules import Schedules, Told
-from .script import EXACT, number, write_model
+from .script import EXACT, write_model
 from .seat import Seat
 from .streams import StreamLoader
 from .tally import ScriptTally
@@ -52,11 +52,11 @@ from .timeline import Timeline
 from .traffic import Traffic
 from .updates import Updates, outer_spec
 
-REPORT_S = 0.5
 MOST_LEFT_OUT = 10  # steps in a row: then it is not the batches
 DRAINED = "drained.safetensors"  # in the run directory
 
 log = structlog.get_logger()
+T = TypeVar("T")
 Asked = Taken | Wait | EpochOver | Drained
 
 
@@ -75,6 +75,8 @@ class Member:
         self.timeline = Timeline(
             Path(seat.run_dir, TIMELINE, f"{seat.worker}.jsonl") if seat.run_dir else None
         )
+        self.reports = Reports(self.client, self.io, self.tally, self.timeline)
+        self.meter = self.reports.meter
         self.traffic: Traffic | None = None
         self.hooks: Hooks | Updates | None = None
         self.loader: DividedLoader | None = None
@@ -95,15 +97,9 @@ class Member:
         self.ended = False  # the loop over `epochs` is
         self.departed = False  # it takes no more batches, and what it has made counts
         self.alone = False  # and is no worker of this job any more
-        self.steps = (
-            0  # that this script has finished; clocks also count the steps of an epoch that others made
-        )
         self.left_out_in_a_row = 0  # steps whose gradient was not finite
-        self.samples = 0  # since the last report
         self.untold: list[int] = []  # batches that are applied, while the worker comes to an early end
         self.asked: concurrent.futures.Future[Asked] | None = None  # for batches, while the script computes
-        self.values: dict[str, Any] = {}
-        self.reported_at = time.monotonic()
         self.io.post(self.agent.listen, self.io.loop)
         self.agent.catch()
         atexit.register(self.close)
@@ -128,6 +124,11 @@ class Member:
         """In the I/O thread, or in a signal handler: the training thread looks when it can."""
         if not self.told:
             self.told = because
+
+    def _others(self, work: Coroutine[Any, Any, T]) -> T:
+        """What waits for other members."""
+        with self.timeline.measure("wait"):
+            return self.io.call(work)
 
     # -- the script's five calls ------------------------------------------------------------------------
 
@@ -183,8 +184,9 @@ class Member:
         self.keeping = Keeping(self.client, self.io, model, self.schedules, on_worker=on_worker)
         self.schedule = self.keeping.restore()
         self.hooks.install()
-        runner.current_step = lambda: self.steps
+        runner.current_step = lambda: self.meter.steps
         runner.in_hand = self._in_hand
+        self.reports.begin(optimizer)
         if self.plan.optimizer_on == "worker" and any(p.dtype != torch.float32 for p in model.parameters()):
             log.warning("steps smaller than half a digit of a parameter vanish", worker=self.seat.worker)
         if any(buffer.is_floating_point() for buffer in model.buffers()):
@@ -244,10 +246,8 @@ class Member:
         return evaluator.run(fn, Desk(self, Key(epoch, self.evaluated[epoch])))
 
     def log(self, values: dict[str, Any]) -> None:
-        self.values = values
-        if self.alone:
-            return
-        if time.monotonic() - self.reported_at >= REPORT_S:
+        self.reports.values = values
+        if not self.alone and self.reports.due:
             self._report()
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -261,7 +261,7 @@ class Member:
         if self.ended and self.hooks is not None:
             self.hooks.finish()
         self.flush()
-        claimed = self.io.call(self.client.claim(str(path)))
+        claimed = self._others(self.client.claim(str(path)))
         if claimed.granted:
             write_model(self.model, path)
             log.info("saved", worker=self.seat.worker, path=str(path))
@@ -271,7 +271,7 @@ class Member:
     def open_epoch(self, batches: int, generator_state: bytes, samples: int, batch_size: int) -> bytes:
         self.ledger_epoch += 1
         self.begun = True
-        opened = self.io.call(
+        opened = self._others(
             self.client.open_epoch(
                 self.ledger_epoch, batches, generator_state, samples, batch_size, enough=self.stopping
             )
@@ -282,10 +282,10 @@ class Member:
             return generator_state
         epoch, state = opened
         if epoch.opener == self.seat.worker and self.schedules is not None:
-            self.io.call(self.client.tell_note(self.ledger_epoch, self.schedules.note(self.ledger_epoch)))
+            self._others(self.client.tell_note(self.ledger_epoch, self.schedules.note(self.ledger_epoch)))
         traffic = self._joined()
         if self.rested_at is not None and traffic.clock > epoch.first_clock:
-            traffic.clock = self.io.call(self.client.enter(at_least=self.rested_at))
+            traffic.clock = self._others(self.client.enter(at_least=self.rested_at))
         self._rest_until(epoch.first_clock)
         self.rested_at = None
         self.batches, self.next_clock = batches, epoch.first_clock + batches
@@ -300,12 +300,12 @@ class Member:
             clock = self._joined().clock
             # The answer may take a second only once this worker rests: until then the others wait for it.
             hold = rests >= wanted
-            reply = self.io.call(self.client.take(self.ledger_epoch, clock, most, done, hold=hold))
+            reply = self._others(self.client.take(self.ledger_epoch, clock, most, done, hold=hold))
             done = []
             match reply:
                 case Taken():
                     self._return_to_gate()
-                    self.io.call(self._tell_contents(reply))
+                    self._others(self._tell_contents(reply))
                     return reply.batches
                 case EpochOver():
                     self._settle(reply.next_clock)
@@ -347,7 +347,8 @@ class Member:
         if not wait and not self.asked.done():
             return None
         asked, self.asked = self.asked, None
-        reply = asked.result()
+        with self.timeline.measure("wait"):
+            reply = asked.result()
         if isinstance(reply, Drained):
             self.draining = reply.because
         return reply.batches if isinstance(reply, Taken) else []
@@ -384,16 +385,16 @@ class Member:
         done = [*self.untold, *(self.loader.take_done() if self.loader is not None else ())]
         self.untold = []
         if done:
-            self.io.call(self.client.take(self.ledger_epoch, self._joined().clock, 0, done, hold=False))
+            self._others(self.client.take(self.ledger_epoch, self._joined().clock, 0, done, hold=False))
 
     def _leave(self) -> None:
         """The last words to the job. If nobody goes on with it, the model is saved here."""
-        if self.io.call(self.client.depart()):
+        if self._others(self.client.depart()):
             traffic = self._joined()
             traffic.pull(traffic.clock)
             assert self.model is not None
             write_model(self.model, Path(self.seat.run_dir, DRAINED))
-        log.info("left the job", worker=self.seat.worker, because=self.told, steps=self.steps)
+        log.info("left the job", worker=self.seat.worker, because=self.told, steps=self.meter.steps)
         self.alone = True
         self.agent.left()
 
@@ -405,14 +406,17 @@ class Member:
         raise SystemExit(EX_TEMPFAIL)
 
     def in_hand(self, batch: int, samples: int) -> None:
-        self.samples += samples
+        self.meter.samples += samples
+
+    def reading(self, items: Iterator[Any]) -> Iterator[Any]:
+        return self.timeline.reading(items)
 
     def _settle(self, clock: int) -> None:
         """The epoch is over: hold what the shards hold once every worker's steps are in it."""
         self.flush()
         rested_at, traffic = self.rested_at, self._joined()
         if rested_at is not None and traffic.clock > clock:
-            traffic.clock = self.io.call(
+            traffic.clock = self._others(
                 self.client.enter(at_least=rested_at)
             )  # it rested longer than needed
         self._rest_until(clock)
@@ -437,7 +441,7 @@ class Member:
         self.flush()
         traffic = self._joined()
         if traffic.clock < clock:
-            self.io.call(self.client.advance(clock))
+            self._others(self.client.advance(clock))
             self.rested_at = traffic.clock if self.rested_at is None else self.rested_at
             traffic.clock = clock
 
@@ -445,7 +449,7 @@ class Member:
         """More batches than this worker's share, for another worker was lost: come back as a late worker comes."""
         traffic = self._joined()
         if self.rested_at is not None:
-            traffic.clock = self.io.call(self.client.enter(at_least=self.rested_at))
+            traffic.clock = self._others(self.client.enter(at_least=self.rested_at))
             traffic.pull(traffic.clock)
         self.rested_at = None
 
@@ -481,9 +485,10 @@ class Member:
         self.left_out_in_a_row += 1
         if self.loader is None or not self.leaves_out or self.left_out_in_a_row > MOST_LEFT_OUT:
             return False
+        self.meter.left_out += 1
         for batch in self.loader.left_out():
             samples = self.loader.samples_of(batch)
-            self.io.call(self.client.skip(self.ledger_epoch, batch, because, samples))
+            self._others(self.client.skip(self.ledger_epoch, batch, because, samples))
             log.warning("batch skipped", worker=self.seat.worker, batch=batch, because=because)
         return True
 
@@ -496,12 +501,12 @@ class Member:
         return f"{', '.join(known)} of epoch {self.ledger_epoch}" if known else ""
 
     def _stepped(self) -> None:
-        self.steps += 1
+        self.meter.stepped(self._joined().staleness)
         self.left_out_in_a_row = 0
         if self.loader is not None:
             self.loader.stepped()
         self._look()
-        if time.monotonic() - self.reported_at >= REPORT_S:
+        if self.reports.due:
             self._report()
 
     def _look(self) -> None:
@@ -510,18 +515,7 @@ class Member:
             self.keeping.look(max(self.ledger_epoch, 0))
 
     def _report(self) -> None:
-        self.reported_at = time.monotonic()
-        self.timeline.write()
-        fields: dict[str, Any] = {
-            "steps": self.steps,
-            "epoch": max(self.ledger_epoch, 0),
-            "epochs": self.epochs_wanted,
-            "samples": self.samples,
-            "staleness": self._joined().staleness,
-            "values": {str(name): number(name, value) for name, value in self.values.items()},
-        }
-        self.samples = 0
-        self.io.post(lambda: self.client.report(**fields))
+        self.reports.make(max(self.ledger_epoch, 0), self.epochs_wanted, self._joined().staleness)
 
     def close(self) -> None:
         """At the end of the process: the last report, and a goodbye to every peer."""
@@ -549,7 +543,7 @@ class Desk:
     ) -> list[int] | dict[str, float] | Anew:
         client = self.member.client
         told = [Result(batch, numbers) for batch, numbers in results]
-        answer = self.member.io.call(client.evaluate(self.key, batches, self.attempt, told, holds, hold=wait))
+        answer = self.member._others(client.evaluate(self.key, batches, self.attempt, told, holds, hold=wait))
         if not isinstance(answer, Evaluating):
             return [] if isinstance(answer, Wait) else answer
         former, self.attempt = self.attempt, answer.attempt

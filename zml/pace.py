@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from .figures import ShardFigures
 from .hyper import Hyper, scaled
 from .messages import Gauge
 from .noise import NOTHING, Estimate, smoothed
@@ -92,7 +93,9 @@ class Pace:
                 rarest = min((each for each in self.counts if each != workers), key=self.counts.__getitem__)
                 del self.times[rarest], self.counts[rarest]
 
-    def gauge(self, job: str, member: str, incarnation: int, updates: int) -> Gauge:
+    def gauge(
+        self, job: str, member: str, incarnation: int, updates: int, figures: ShardFigures | None = None
+    ) -> Gauge:
         """For the coordinator."""
         course, damped = self.course, list(self.damped)
         return Gauge(
@@ -112,6 +115,7 @@ class Pace:
                 (workers, self.counts[workers], statistics.median(times))
                 for workers, times in sorted(self.times.items())
             ],
+            figures=figures,
         )
 
     def _say(self) -> None:

@@ -17,6 +17,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,9 @@ from .begin import Sees
 from .checkpoint.folder import is_seen
 from .compiled import compile_kernels
 from .compression import parse
+from .counts import figures
 from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, ZmlError
+from .figures import ShardFigures
 from .lease import COORDINATOR, Lease, ask, join
 from .messages import (
     Adopt,
@@ -54,6 +57,7 @@ from .messages import (
     Wait,
     Write,
 )
+from .metrics.process import resident_bytes
 from .porter import Porter
 from .pushlog import PushLog
 from .shard import Shard
@@ -97,6 +101,8 @@ class Ps(Tenancy):
         self.dial = dial
         self.settings = settings
         self.in_bulk = in_bulk
+        self.metrics = ""  # where this process is scraped
+        self.figures: dict[str, ShardFigures] = {}  # of the shards that live here, as they were told last
         self.cores: dict[str, Shard] = {}
         self.homes: dict[str, int] = {}
         self.logs: dict[str, PushLog] = {}
@@ -123,7 +129,14 @@ class Ps(Tenancy):
         await self.endpoint.start()
         keeping: asyncio.Task[ZmlError] | None = None
         try:
-            self.lease = await join(self.endpoint, self.settings, "shard", self.name, addresses=addresses)
+            self.lease = await join(
+                self.endpoint,
+                self.settings,
+                "shard",
+                self.name,
+                addresses=addresses,
+                metrics=self.metrics,
+            )
             self.porter.lease = self.lease
             keeping = asyncio.ensure_future(self.lease.keep())
             keeping.add_done_callback(lambda task: None if task.cancelled() else self.finish(task.result()))
@@ -221,16 +234,21 @@ class Ps(Tenancy):
         """What the shards here see of their updates, now and then."""
         joined = lease.joined
 
-        def seen() -> list[Gauge]:
-            cores = [core for core in self.cores.values() if core.steps]
+        def seen(memory_bytes: int) -> list[Gauge]:
             return [
-                core.pace.gauge(joined.job, joined.member, joined.incarnation, core.steps) for core in cores
+                core.pace.gauge(
+                    joined.job, joined.member, joined.incarnation, core.steps, figures(core, memory_bytes)
+                )
+                for core in list(self.cores.values())  # a backup counts where it is served
             ]
 
         while True:
-            await asyncio.sleep(GAUGE_S)
-            for gauge in await self.in_bulk(seen):
+            memory_bytes = resident_bytes() >> 20 << 20  # what comes and goes by pages is no news
+            gauges = await self.in_bulk(partial(seen, memory_bytes))
+            self.figures = {gauge.shard: gauge.figures for gauge in gauges}
+            for gauge in gauges:
                 self.endpoint.notify(COORDINATOR, gauge)
+            await asyncio.sleep(GAUGE_S)
 
     # -- messages ------------------------------------------------------------------------------------
 

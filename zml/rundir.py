@@ -51,6 +51,7 @@ class Listening(msgspec.Struct, frozen=True):
     addresses: list[str]
     pid: int
     job: str = ""
+    http: str = ""  # http://HOST:PORT
 
 
 def new_name(script: str, now: float) -> str:

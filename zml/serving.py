@@ -17,6 +17,8 @@ from .compiled import compile_kernels
 from .compression import parse
 from .iothread import IoThread
 from .link import LISTENER, beside_each, bulk_endpoint, control_endpoint, listen
+from .metrics.endpoint import opened
+from .metrics.roles import ShardSource
 from .ps import Ps
 from .rundir import shard_state
 from .transport import Endpoint, Handler, Refusal
@@ -38,6 +40,7 @@ def serve(settings: Settings, shard: int) -> int:
 
 async def _serve(settings: Settings, shard: int) -> int:
     loop = asyncio.get_running_loop()
+    with_http = opened(settings, reached_from=settings.coordinator)
     thread = IoThread("zml-bulk")
     try:
 
@@ -63,6 +66,8 @@ async def _serve(settings: Settings, shard: int) -> int:
             return settings.shared_folder == "auto" and is_seen(folder)
 
         ps = Ps(shard, settings, control, in_bulk, state, another, dial, sees)
+        ps.metrics = with_http.url
+        with_http.serve(ShardSource(ps, with_http.lag))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             loop.add_signal_handler(number, ps.leave, signal.Signals(number).name)
         listener = await asyncio.wrap_future(thread.submit(_listen(settings, ps.name, ps.bulk)))
@@ -71,6 +76,7 @@ async def _serve(settings: Settings, shard: int) -> int:
         finally:
             await asyncio.wrap_future(thread.submit(listener.close()))
     finally:
+        await with_http.close()
         thread.close()
 
 

@@ -33,6 +33,7 @@ from .checkpoint.folder import is_seen
 from .codec import BadFrame, by_name, split
 from .compression import parse
 from .counted import NOTHING, Committed, Last, Step
+from .counts import Counts
 from .holding import Holding, Waiting, front_of
 from .hyper import BadHyper, Hyper, read_hyper
 from .layout import Bucket, Registration, buckets
@@ -127,7 +128,7 @@ class Shard:
         self.pace = Pace(name)
         self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest
         self.steps = 0
-        self.refused = 0
+        self.counts = Counts()
 
     # -- orders from the coordinator -----------------------------------------------------------------
 
@@ -199,7 +200,7 @@ class Shard:
 
     def replay(self, message: Struct, payload: memoryview) -> None:
         """One record of the log."""
-        self.replaying = True
+        self.replaying, counts, self.counts = True, self.counts, Counts(dense=self.counts.dense)
         try:
             match message:
                 case Assign() | Roster() | Settle():
@@ -212,7 +213,7 @@ class Shard:
                 case _:
                     raise AssertionError(f"{type(message).__name__} changes nothing, and is in the log")
         finally:
-            self.replaying = False
+            self.replaying, self.counts = False, counts
 
     def _held(self, checkpoint: int) -> Holding:
         holding = self.holding
@@ -290,6 +291,7 @@ class Shard:
             follow=asked.kind == "auto",
         )
         self.layout_digest = registration.digest
+        self.counts.begin(registration.layout, self.buckets)
         self.gate = Gate(staleness)
         self.gate.roster(self.seats)
 
@@ -347,6 +349,13 @@ class Shard:
 
     def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
         """One message from a worker. Raises Refusal, and then nothing has changed."""
+        try:
+            return self._handle(peer, message, payload)
+        except Refusal:
+            self.counts.refused += isinstance(message, Push | Commit)
+            raise
+
+    def _handle(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
         match message:
             case Pull():
                 return self.covered(self._pull(self._admit(peer, message), message))
@@ -421,6 +430,7 @@ class Shard:
     def _push(self, worker: WorkerId, message: Push, payload: memoryview | None) -> Reply:
         store, bucket = self._bucket(message.bucket)
         if message.clock < self.gate.frontier(worker):
+            self.counts.duplicates += 1
             return Ok()  # resent after its step was committed
         self._check_clock(worker, message.clock)
         if bucket.index not in self.pushed:
@@ -430,9 +440,9 @@ class Shard:
             staged = Staged(frames, frozenset(message.absent), message.seen)
             store.check(staged)
         except BadFrame as bad:
-            self.refused += 1
             raise Refusal("frame", str(bad)) from None
         self._note(message, payload)
+        self.counts.pushed(bucket.index, payload)
         step = self.staged.setdefault(worker, {}).setdefault(message.clock, Step())
         step.pushes[bucket.index] = staged  # the last one before the commit counts
         return Ok()
@@ -440,6 +450,7 @@ class Shard:
     def _commit(self, worker: WorkerId, message: Commit, payload: memoryview | None) -> Reply:
         store, clock = self._store(), message.clock
         if clock < self.gate.frontier(worker):
+            self.counts.duplicates += 1
             return Ok()
         self._check_clock(worker, clock)
         step = self.staged.get(worker, {}).get(clock, Step())
@@ -457,6 +468,7 @@ class Shard:
             raise Refusal("frame", str(bad)) from None
         # Up to here nothing has changed; from here on the step counts.
         self._note(message, payload)
+        self.counts.taken += 1
         last = Last(clock, message.epoch, message.done, bytes(payload or b""), message.incarnation)
         self._count(worker, step, hyper, last)
         return Ok()
@@ -473,7 +485,8 @@ class Shard:
         if self.gate.bound == 0:
             self.committed.setdefault(clock, {})[worker] = Committed(pushes, hyper, last)
         else:
-            self.pace.alone(self._store(), pushes, self.hyper)
+            with self.counts.applying():
+                self.pace.alone(self._store(), pushes, self.hyper)
             self.applied[worker] = last
             if not self.replaying:
                 self.pace.observe(worker, last.epoch, len(self.gate.active))
@@ -526,7 +539,8 @@ class Shard:
         """The mean of a clock's steps, summed in order of seniority: the same bits in every run."""
         steps = self.committed.pop(clock)
         order = self.gate.in_seniority(steps)
-        epoch = self.pace.together(self._store(), clock, {worker: steps[worker] for worker in order})
+        with self.counts.applying():
+            epoch = self.pace.together(self._store(), clock, {worker: steps[worker] for worker in order})
         self.applied.update({worker: steps[worker].last for worker in order})
         if not self.replaying:
             self.pace.observe("", epoch, len(order))
@@ -551,6 +565,7 @@ class Shard:
         if store.to_publish(bucket.chunks):
             self._note(Published(bucket.index))
         versions, frames, payload = store.pull_bucket(bucket.chunks, pull.have)
+        self.counts.pulled(bucket.index, payload)
         low = self.gate.low
         staleness = max(0, pull.clock - low) if low is not None else 0
         return Delta(bucket.index, versions, frames, staleness, len(self.gate.active)), payload or None

@@ -380,17 +380,23 @@ class Store:
     # -- coming back -----------------------------------------------------------------------------------------
 
     @property
+    def optimizer_bytes(self) -> int:
+        """Of the optimizer's state, about: as the first chunk has it."""
+        for held in self._trained[:1]:
+            state = sum(tensor.nbytes for tensor in _rule(held).state().values())
+            return state * sum(each.chunk.size for each in self._trained) // held.chunk.size
+        return 0
+
+    @property
     def state_bytes(self) -> int:
         """Of parameters and optimizer state, about."""
-        state = sum(
-            tensor.nbytes
-            for held in self._trained[:1]
-            if held.rule is not None
-            for tensor in held.rule.state().values()
-        )
-        largest = max((held.chunk.size for held in self._trained[:1]), default=1)
-        per_element = 4 * (1 if self.codec.lossless else 2) + state / largest
-        return int(per_element * sum(held.chunk.size for held in self._held.values()))
+        copies = 1 if self.codec.lossless else 2
+        return 4 * copies * sum(held.chunk.size for held in self._held.values()) + self.optimizer_bytes
+
+    @property
+    def newest(self) -> int:
+        """The version of the chunk that has had the most updates."""
+        return max((held.version for held in self._held.values()), default=0)
 
     def begin_with(self, chunks: Mapping[int, Mapping[str, NDArray[np.float32]]]) -> None:
         """Version 0 of every chunk, w and optimizer state, from a checkpoint; what is read-only is copied, the rest

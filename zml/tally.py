@@ -1,22 +1,32 @@
-"""How far a script has come, for its agent to read: in its batches, when it is dead, and in its steps, to say at which
-one it printed a line.
+"""What a script tells its agent, for the agent to read when it wants to, also when the script is dead.
 
-A few bytes of memory that both share: only what has begun can be what a script has crashed over, and a script that
-crashes says nothing any more. Rule: it is written before the batch is touched.
+Some memory that both share. First, in eight bytes, how far the script has come in its batches: only what has begun can
+be what it has crashed over, and a script that crashes says nothing any more. Rule: that is written before the batch is
+touched. Then, in eight more, its steps, to say at which one it printed a line. Behind them its figures, now and then,
+in two places in turn, each with a number and a checksum: whatever kills the script while it writes, and whenever the
+agent looks, one of the two is whole. Nobody waits for anybody, and nothing is told that nobody reads.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import zlib
 from collections.abc import MutableMapping
 from struct import Struct
+
+import msgspec
+
+from .figures import WorkerFigures
 
 VARIABLE = "ZML_TALLY"
 _NUMBER = Struct("=Q")  # one store: whatever kills the script, it is whole
 _EPOCH = 1 << 32  # batches of an epoch are fewer
 _STEP = Struct("=q")  # behind it: steps that are complete, -1 before the script has joined
-_BYTES = _NUMBER.size + _STEP.size
+_HEAD = Struct("=QII")  # number, bytes, checksum
+_PLACE = 4096
+_FIRST = _NUMBER.size + _STEP.size
+_SIZE = _FIRST + 2 * _PLACE
 Tally = tuple[int, int]  # an epoch, and how many of the batches given to this script in it have begun
 
 
@@ -25,6 +35,7 @@ class AgentTally:
 
     def __init__(self) -> None:
         self.file = os.memfd_create("zml-tally")
+        os.ftruncate(self.file, _SIZE)
         os.pwrite(self.file, _NUMBER.pack(0) + _STEP.pack(-1), 0)
 
     def environment(self) -> dict[str, str]:
@@ -42,6 +53,19 @@ class AgentTally:
         number: int = _STEP.unpack(os.pread(self.file, _STEP.size, _NUMBER.size))[0]
         return number
 
+    def figures(self) -> WorkerFigures | None:
+        """The newest that are whole; None before the first, and after `close`."""
+        if self.file < 0:
+            return None
+        memory = os.pread(self.file, _SIZE, 0)
+        told = [place for start in (0, 1) if (place := _whole(memory, _start(start))) is not None]
+        if not told:
+            return None
+        try:
+            return msgspec.msgpack.decode(max(told)[1], type=WorkerFigures)
+        except msgspec.MsgspecError:
+            return None  # the memory is the script's to spoil
+
     def close(self) -> None:
         """Twice is the same as once."""
         if self.file >= 0:
@@ -55,11 +79,34 @@ class ScriptTally:
     def __init__(self, environ: MutableMapping[str, str] | None = None) -> None:
         number = (os.environ if environ is None else environ).pop(VARIABLE, "")
         self.memory: mmap.mmap | None = None
+        self.told = 0  # figures
         if number.isdigit():
-            self.memory = mmap.mmap(int(number), _BYTES)
+            self.memory = mmap.mmap(int(number), _SIZE)
             os.close(int(number))
 
     def begin(self, epoch: int, batches: int, steps: int = -1) -> None:
         if self.memory is not None:
             _STEP.pack_into(self.memory, _NUMBER.size, steps)
             _NUMBER.pack_into(self.memory, 0, epoch * _EPOCH + batches)
+
+    def tell(self, figures: WorkerFigures) -> None:
+        """In one thread, whichever."""
+        if self.memory is None:
+            return
+        data = msgspec.msgpack.encode(figures)
+        self.told += 1
+        at = _start(self.told % 2)
+        assert len(data) <= _PLACE - _HEAD.size, "a report's header would not hold them either"
+        self.memory[at + _HEAD.size : at + _HEAD.size + len(data)] = data
+        _HEAD.pack_into(self.memory, at, self.told, len(data), zlib.crc32(data))
+
+
+def _start(place: int) -> int:
+    return _FIRST + place * _PLACE
+
+
+def _whole(memory: bytes, start: int) -> tuple[int, bytes] | None:
+    """What stands in one of the two places, with its number, if that is all there."""
+    number, size, checksum = _HEAD.unpack_from(memory, start)
+    data = memory[start + _HEAD.size : start + _HEAD.size + min(size, _PLACE - _HEAD.size)]
+    return (number, data) if number and len(data) == size and zlib.crc32(data) == checksum else None

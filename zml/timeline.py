@@ -1,8 +1,10 @@
-"""Where the time of a step goes: compute, encode, wait and apply of the training thread, and beside it, in the I/O
-thread, send and pull.
+"""Where the time of a step goes: data, compute, encode, wait and apply of the training thread, and beside it, in the
+I/O thread, send and pull.
 
-The first four add up to the step; with overlap, send and pull run beside the next step and show as wait only where
-they are longer than it. Steps go to a file of JSON lines in the run directory; `zml timeline` prints it.
+The training thread always does one of the five, and what it does nested in another (a wait inside of the loader) is
+taken off that one: so they add up to its time exactly. With overlap, send and pull run beside the next step and show
+as wait only where they are longer than it. Steps go to a file of JSON lines in the run directory; `zml timeline`
+prints it. What a step costs for it is some calls of `perf_counter`.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from .figures import BESIDE, PHASES
+
 KEPT = 20_000  # steps in a file; of a longer run each further power of two of them is thinned out
-THREAD = ("compute", "encode", "wait", "apply")  # what the training thread does, in this order
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -40,74 +45,125 @@ class Step(msgspec.Struct, frozen=True):
     pull: float
     bytes_up: int
     bytes_down: int
+    data: float = 0.0  # older files have it in `compute`
 
     @property
     def whole(self) -> float:
-        return self.compute + self.encode + self.wait + self.apply
+        return self.data + self.compute + self.encode + self.wait + self.apply
 
 
 class Timeline:
-    """Measures one worker's steps. Belongs to the training thread; only a `Phases` is written by another."""
+    """Measures one worker's steps. Belongs to the training thread; only a `Phases` and `beside` are written by another.
+
+    `spent`, `up` and `down` only ever grow, so that whoever wants to know of a while takes their difference.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
+        self.spent = dict.fromkeys(PHASES, 0.0)
+        self.beside = dict.fromkeys(BESIDE, 0.0)  # the I/O thread's
+        self.up = self.down = 0  # bytes
+        self.dense_up = self.dense_down = 0  # the same, were nothing compressed
+        self.doing = "compute"
+        self.since = time.perf_counter()
         self.began: float | None = None  # the end of the step before; None before the first
+        self.stepped_at: float | None = None  # the end of the script's own step before
         self.first = 0.0
-        self.spent = dict.fromkeys(THREAD, 0.0)
-        self.up = self.down = 0
+        self.before_first = dict(self.spent)
+        self.former = (dict(self.spent), 0, 0)  # spent, up and down at `began`
         self.exchange = Phases()
         self.lines: list[tuple[Step, Phases]] = []  # measured, not yet written
         self.steps = 0
         self.every = 1
 
+    def turn(self, phase: str) -> str:
+        """From now on the training thread does this; returns what it did. In no other thread at the same time."""
+        now, former = time.perf_counter(), self.doing
+        self.spent[former] += now - self.since
+        self.doing, self.since = phase, now
+        return former
+
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
+        former = self.turn(phase)
         try:
             yield
         finally:
-            self.spent[phase] += time.perf_counter() - began
+            self.turn(former)
 
-    def sent(self, size: int) -> None:
+    def reading(self, items: Iterator[T]) -> Iterator[T]:
+        """The same items; the time inside of them is `data`."""
+        while True:
+            former = self.turn("data")
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self.turn(former)
+            yield item
+
+    def sent(self, size: int, dense: int) -> None:
         self.up += size
+        self.dense_up += dense
 
-    def came(self, size: int) -> None:
+    def came(self, size: int, dense: int) -> None:
         self.down += size
+        self.dense_down += dense
 
     def open(self) -> Phases:
         """For the exchange that this step begins."""
         self.exchange = Phases()
         return self.exchange
 
-    def close(self, clock: int) -> float | None:
-        """The step is over; returns the seconds that it computed, None for the first one: nobody knows when its
-        computing began."""
-        now, computed = time.perf_counter(), None
-        if self.began is None:
-            self.first = now
-        else:
-            computed = now - self.began - sum(self.spent.values())
-            self._keep(clock, self.began - self.first, computed)
-        self.began = now
-        self.spent = dict.fromkeys(THREAD, 0.0)
-        self.up = self.down = 0
-        return computed
+    def ended(self, exchange: Phases) -> None:
+        """In the I/O thread."""
+        self.beside["push"] += exchange.send_s
+        self.beside["pull"] += exchange.pull_s
 
-    def _keep(self, clock: int, at: float, computed: float) -> None:
+    def close(self, clock: int) -> float | None:
+        """The step is over; returns the seconds that went to its data and computing, None for the first one: nobody
+        knows when that began."""
+        self.turn(self.doing)
+        own = None
+        if self.began is None:
+            self.first, self.before_first = self.since, dict(self.spent)
+        else:
+            former, up, down = self.former
+            spent = {phase: self.spent[phase] - former[phase] for phase in PHASES}
+            own = spent["data"] + spent["compute"]
+            self._keep(clock, self.began - self.first, spent, self.up - up, self.down - down)
+        self._begin()
+        return own
+
+    def _begin(self) -> None:
+        self.began = self.since
+        self.former = (dict(self.spent), self.up, self.down)
+
+    def _keep(self, clock: int, at: float, spent: dict[str, float], up: int, down: int) -> None:
         self.steps += 1
         if self.steps >= KEPT * self.every:
             self.every *= 2
         if self.path is None or self.steps % self.every:
             return
-        spent = {**self.spent, "compute": computed}
-        step = Step(clock, at, **spent, send=0, pull=0, bytes_up=self.up, bytes_down=self.down)
+        step = Step(clock, at, **spent, send=0, pull=0, bytes_up=up, bytes_down=down)
         self.lines.append((step, self.exchange))
 
     def pause(self) -> None:
-        """What comes now (an evaluation, an epoch's end) belongs to no step."""
-        self.began = time.perf_counter() if self.began is not None else None
-        self.spent = dict.fromkeys(THREAD, 0.0)
-        self.up = self.down = 0
+        """What came since the last step (an evaluation, an epoch's end) belongs to no step."""
+        self.turn(self.doing)
+        if self.stepped_at is not None:
+            self.stepped_at = self.since
+        if self.began is not None:
+            self._begin()
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of each since the first step was over, as they were when this thread last turned to another."""
+        if self.began is None:
+            return {}
+        spent = {phase: self.spent[phase] - self.before_first[phase] for phase in PHASES}
+        return {**spent, **self.beside}
 
     def write(self) -> None:
         """Append to the file what is complete; the last step's exchange may still be under way."""
@@ -135,13 +191,13 @@ def read(path: Path) -> list[Step]:
 
 
 def bar(step: Step, longest: float, width: int) -> str:
-    """A step as a bar: c compute, e encode, w wait, a apply; `longest` seconds are `width` characters."""
+    """A step as a bar: d data, c compute, e encode, w wait, a apply; `longest` seconds are `width` characters."""
     ends, total = [], 0.0
-    for phase in THREAD:
+    for phase in PHASES:
         total += getattr(step, phase)
         ends.append(round(width * total / longest) if longest else 0)
     starts = [0, *ends[:-1]]
-    return "".join(phase[0] * (end - start) for phase, start, end in zip(THREAD, starts, ends, strict=True))
+    return "".join(phase[0] * (end - start) for phase, start, end in zip(PHASES, starts, ends, strict=True))
 
 
 def table(worker: str, steps: list[Step], last: int, width: int) -> Iterable[str]:
@@ -151,18 +207,19 @@ def table(worker: str, steps: list[Step], last: int, width: int) -> Iterable[str
         return
     count = len(steps)
     whole = sum(step.whole for step in steps) / count
-    shares = "  ".join(
+    shares = [
         f"{phase} {1e3 * sum(getattr(step, phase) for step in steps) / count:.1f} ms"
         f" ({sum(getattr(step, phase) for step in steps) / count / whole:.0%})"
-        for phase in THREAD
-    )
+        for phase in PHASES
+    ]
     beside = "  ".join(
         f"{phase} {1e3 * sum(getattr(step, phase) for step in steps) / count:.1f} ms"
         for phase in ("send", "pull")
     )
     up, down = (sum(getattr(step, key) for step in steps) / count / 1e3 for key in ("bytes_up", "bytes_down"))
     yield f"{worker}: {count} steps of {1e3 * whole:.1f} ms on average"
-    yield f"  {shares}"
+    yield f"  {'  '.join(shares[:3])}"
+    yield f"  {'  '.join(shares[3:])}"
     yield f"  beside it: {beside}    up {up:,.1f} kB  down {down:,.1f} kB"
     shown = steps[-last:]
     longest = max(step.whole for step in shown)

@@ -88,6 +88,8 @@ class Traffic:
         self.timeline = timeline or Timeline()
         self.all_buckets = tuple(cut)
         self.buckets = tuple(bucket for bucket in cut if not bucket.frozen)
+        # What each bucket takes whole, in the type that its parameters have.
+        self.dense = {bucket.index: binding.bytes_of(bucket.chunks) for bucket in cut}
         self.replica = Replica(binding, codec, keep=plan.optimizer_on == "worker")
         self.outboxes = {
             bucket.index: Outbox(bucket, layout, codec, binding.device(bucket.parameters))
@@ -133,7 +135,7 @@ class Traffic:
         """Pack what was gathered in one bucket and send it, as part of this clock. Raises NonFinite."""
         outbox.take_back()
         sparse = self.plan.compression.sparse
-        with self.timeline.measure("encode"), self.packing:
+        with self.packing, self.timeline.measure("encode"):  # one thread at a time, as both need it
             payload = outbox.pack(self.density, self.plan.decay)
             # It may be packed again while it leaves: for the next step, or once the script has changed the gradients,
             # and then a sparse one has another size.
@@ -141,8 +143,8 @@ class Traffic:
                 copy = self.pages.lend(len(payload))
                 copy[:] = payload
                 payload = copy
+            self.timeline.sent(len(payload), self.dense[outbox.bucket.index])
         outbox.clock = self.clock
-        self.timeline.sent(len(payload))
         # What is in flight is not written into the model yet: with these versions the gradient was computed.
         seen = (
             max(map(self.replica.versions.__getitem__, outbox.bucket.chunks))
@@ -218,6 +220,7 @@ class Traffic:
             await pull
             phases.pull_s = time.perf_counter() - began - phases.send_s
         finally:
+            self.timeline.ended(phases)
             commit.cancel()
             pull.cancel()
 
@@ -259,7 +262,8 @@ class Traffic:
             bucket, delta, payload = item
             with self.timeline.measure("apply"):
                 self.replica.take(bucket.chunks, delta.versions, delta.frames, payload or b"")
-            self.timeline.came(len(payload or b""))
+            if payload is not None:
+                self.timeline.came(len(payload), self.dense[bucket.index])
             self.staleness = max(self.staleness, delta.staleness)
             self.workers = max(1, delta.workers)
             self.due -= 1

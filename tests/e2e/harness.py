@@ -115,7 +115,7 @@ print(f"steps {step}", flush=True)
 
 def environment(**more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ZML_")}
-    return {**kept, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **more}
+    return {**kept, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "ZML_HTTP": "off", **more}
 
 
 class Process:

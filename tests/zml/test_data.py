@@ -66,6 +66,9 @@ class Alone(AnswersAtOnce):
     def in_hand(self, batch: int, samples: int) -> None:
         self.samples += samples
 
+    def reading(self, items: Iterator[Any]) -> Iterator[Any]:
+        return items
+
     def flush(self) -> None:
         pass
 
@@ -93,6 +96,9 @@ class Dealt(AnswersAtOnce):
 
     def in_hand(self, batch: int, samples: int) -> None:
         pass
+
+    def reading(self, items: Iterator[Any]) -> Iterator[Any]:
+        return items
 
     def flush(self) -> None:
         pass

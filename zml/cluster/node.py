@@ -34,6 +34,7 @@ from ..link import control_endpoint
 from ..messages import Message, Ok
 from ..printed import Printed
 from ..transport import Refusal, Refused, TransportError
+from ..web.address import any_port
 from .wire import (
     Ceased,
     Goodbye,
@@ -351,6 +352,7 @@ class NodeAgent:
     def _environment(self, place: Place, settings: Settings) -> dict[str, str]:
         threads = place.work.cpus if place.slot[0] == "w" else 1
         told = environment({**os.environ, **place.work.environment}, settings, threads)
+        told |= {"ZML_HTTP": any_port(self.settings.http), "ZML_HTTP_TOKENS": self.settings.http_tokens}
         told |= {"ZML_ATTEMPT": place.job, "ZML_JOB": place.job, "ZML_COORDINATOR": "", "ZML_KEYS": ""}
         return told
 

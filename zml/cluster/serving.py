@@ -30,6 +30,9 @@ from ..errors import USAGE, ZmlError
 from ..journal import Journal
 from ..lease import COORDINATOR
 from ..link import LISTENER, control_endpoint
+from ..dashboard.mounting import of_hub
+from ..metrics.lag import Lag
+from ..metrics.roles import HubSource
 from ..scheduler.cluster.plan import Quota
 from ..scheduler.cluster.policies import POLICIES
 from ..scheduler.cluster.rules import Rules
@@ -89,6 +92,7 @@ def serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[str], Non
 
 
 async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[str], None]) -> int:
+    from ..metrics.mount import mounted
     from ..web.server import serve as serve_http
 
     more_files()
@@ -130,9 +134,16 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
     )
     syncing = asyncio.ensure_future(keep_synced(journal))
     server = pool = pooling = None
+    lag = Lag()
     try:
         await hub.start()
-        server = await serve_http(JobDesk(hub), same_port(plan.http, before), tokens=plan.tokens)
+        source = HubSource(hub, lag, plan.http)
+        where_http = same_port(plan.http, before)
+        desk = JobDesk(hub)
+        mounts = [mounted(source), of_hub(desk, folder)]
+        server = await serve_http(desk, where_http, tokens=plan.tokens, mounts=mounts)
+        source.url = server.url
+        lag.start()
         here = Listening(list(hub.endpoint.addresses), server.url, os.getpid())
         rundir.write(folder / HERE, msgspec.json.encode(here))
         going_on = len(hub.machine.cluster.jobs)
@@ -152,6 +163,7 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
         log.info("stopping", because="a signal; jobs go on, and find the next coordinator of this folder")
         return 0
     finally:
+        lag.stop()
         if server is not None:
             await server.stop()
         syncing.cancel()

@@ -64,12 +64,15 @@ Live = Callable[[], JobStatus]
 
 
 class Run:
-    """`live`: asks the run's coordinator, in this process; without it, what the run directory says."""
+    """`live`: asks the run's coordinator, in this process; without it, what the run directory says. It is asked by
+    `ask`, in the coordinator's loop, for only there its status holds still."""
 
     def __init__(self, folder: Path, name: str = "", live: Live | None = None) -> None:
         self.folder = folder.absolute()
         self.name = name or self.folder.name
         self.live = live
+        self.said: JobStatus | None = None
+        self.asked_at = -1.0
         self.rows = Growing(self.folder / history.JOB, Row, 2 * history.JOB_ROWS)
         self.figures = Growing(self.folder / history.MEMBERS, Trim, MOST_FIGURE_ROWS)
         self.log_folder = self.folder / rundir.LOGS
@@ -82,10 +85,15 @@ class Run:
 
     # -- what the files say ----------------------------------------------------------------------------------
 
+    def ask(self) -> None:
+        """In the loop, and quick: before anything is read in a thread."""
+        if self.live is not None and time.monotonic() - self.asked_at > AGAIN_S:
+            self.said, self.asked_at = self.live(), time.monotonic()
+
     def status(self) -> JobStatus:
-        """Now. Of a run that has written none yet, an empty one."""
-        if self.live is not None:
-            return self.live()
+        """The newest. Of a run that has written none yet, an empty one."""
+        if self.said is not None:
+            return self.said
         found = rundir.newest_status(self.folder)
         if found is None:
             about = self.config_json()

@@ -28,6 +28,7 @@ from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import INTERRUPTED, LOST, NOT_FORMED, ZmlError
 from ..printed import Printed
 from ..status import JobStatus
+from ..web.address import any_port
 from . import tether
 from .child import LINE_BYTES, Child, how_ended, spawn
 from .revival import Revivals
@@ -90,6 +91,7 @@ class LocalRun:
         self.reviving: set[asyncio.Task[None]] = set()
         self.minding: set[asyncio.Task[None]] = set()
         self.begun = False  # the cluster has formed: from now on scripts have something to lose
+        self.scraped = ""  # where the coordinator answers HTTP, once that was said
         self.interrupts = 0
         self.interrupted_by = 0  # the first signal's number
         self.draining: asyncio.Task[None] | None = None
@@ -134,9 +136,10 @@ class LocalRun:
     async def _start(self, sockets: Path) -> None:
         settings = self.settings
         there = ["--run-dir", str(self.folder)]
+        http = ["--http", settings.http]
         await self._spawn(
             "coordinator",
-            ["coordinator", *there, *listen(sockets, "coordinator"), "--", self.script, *self.args],
+            ["coordinator", *there, *http, *listen(sockets, "coordinator"), "--", self.script, *self.args],
         )
         self.settings = replace(settings, coordinator=await self._addresses())
         at = [part for address in self.settings.coordinator for part in ("--coordinator", address)]
@@ -203,6 +206,9 @@ class LocalRun:
             if status is not None:
                 heard = loop.time()
                 self.viewer.show(status)
+                if status.metrics and not self.scraped:
+                    self.scraped = status.metrics
+                    self.viewer.say(f"dashboard: {status.metrics}/  metrics: {status.metrics}/metrics")
                 self.begun = self.begun or status.state != "FORMING"
                 if status.over:
                     if await self._ended(coordinator, GOODBYE_S):
@@ -451,6 +457,7 @@ def environment(environ: Mapping[str, str], settings: Settings, threads: int | N
     told = {key: value for key, value in environ.items() if key != "ZML_CONFIG"}
     told |= as_environment(settings) | tether.environment()
     told |= {"ZML_BIND": "", "ZML_RUN_DIR": "", "PYTHONUNBUFFERED": "1"}  # said by flags, differently to each
+    told["ZML_HTTP"] = any_port(settings.http)
     if threads is not None:
         told.setdefault("OMP_NUM_THREADS", str(threads))
     root = str(Path(__file__).resolve().parents[2])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import re
 import stat
@@ -24,6 +23,7 @@ import msgspec
 
 from ..cluster.jobs import NAME, JobView, Problem
 from ..errors import NO_TOKEN, NOT_ALLOWED, ZmlError
+from .address import is_loopback
 from .bodies import USER_HEADER
 
 SHORTEST = 16  # characters of a token
@@ -116,15 +116,6 @@ def read_line(words: list[str], place: str) -> Token:
     return Token(text, user, len(words) == 3)
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class Door:
     """Lets requests in. Raises ZmlError where it would be open to everybody."""
 
@@ -134,8 +125,8 @@ class Door:
         if not self.loopback and not tokens:
             raise ZmlError(
                 NO_TOKEN,
-                f"the API would listen on {host}, beyond this machine, for everybody",
-                f"Give it a file of tokens, or listen on 127.0.0.1. {MAKE_ONE}",
+                f"HTTP would be answered on {host}, beyond this machine, for everybody",
+                f"Name a file of tokens with --http-tokens, or listen on 127.0.0.1. {MAKE_ONE}",
             )
 
     def admit(self, headers: Mapping[str, str], *, anybody: bool = False) -> Visitor:

@@ -7,13 +7,13 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from ..cluster.jobs import JobView, NodeView, Text, Workers
+from .address import PORT as PORT
 
 Live: TypeAlias = Literal["QUEUED", "STARTING", "RUNNING", "DRAINING", "PAUSED"]
 End: TypeAlias = Literal["SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"]
 LIVE: tuple[str, ...] = get_args(Live)
 ENDS: tuple[str, ...] = get_args(End)
 
-PORT = 7078
 PREFIX = "/api/v1"
 USER_HEADER = "Zml-User"
 KEY_HEADER = "Idempotency-Key"

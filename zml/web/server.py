@@ -1,4 +1,7 @@
-"""The HTTP server: runs inside the coordinator's loop, beside its sockets, and takes little of it.
+"""The HTTP server: runs inside the loop of a role, beside its sockets, and takes little of it.
+
+What it answers is mounted: the API of the standing coordinator (`routes`), metrics and health (`zml.metrics.mount`),
+the dashboard.
 
 Everything is bounded: connections, the size of a body and of an archive, how long a request may take, how long a
 connection may say nothing, how long a reader may be slow. What a handler raises becomes application/problem+json
@@ -12,11 +15,11 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -24,8 +27,10 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from ..cluster.jobs import Desk, Problem
-from ..errors import BOOK, PORT_IN_USE, USAGE, ZmlError
+from ..errors import BOOK, PORT_IN_USE, ZmlError
 from .access import Door, read_tokens
+from .address import host_and_port
+from .address import url as url_of
 from .asking import Asked, asked
 from .bodies import PORT, PREFIX, ProblemDetails
 from .handlers import PLAIN, VISITOR, Handlers
@@ -33,6 +38,7 @@ from .routes import ROUTES, Route
 
 log = structlog.get_logger()
 
+OPEN = web.AppKey("open", set[str])  # paths that tell no secret, and need no token
 DEFAULT_BIND = f"127.0.0.1:{PORT}"
 BACKLOG = 128
 STOP_S = 5.0
@@ -59,10 +65,13 @@ class Limits:
     poll_s: float = 0.2  # between two looks at a file that is followed
 
 
-class Server:
-    """Listens from `serve` to `stop`."""
+Mount = Callable[[web.Application], None]  # adds what it answers to; what is to be open, to app[OPEN]
 
-    def __init__(self, desk: Desk, door: Door, limits: Limits) -> None:
+
+class Server:
+    """Listens from `serve`, or `start`, to `stop`. Without a desk it has no API."""
+
+    def __init__(self, desk: Desk | None, door: Door, limits: Limits, mounts: Sequence[Mount] = ()) -> None:
         self.desk = desk
         self.door = door
         self.limits = limits
@@ -70,27 +79,40 @@ class Server:
         self.waiting: set[asyncio.Task[object]] = set()  # of patient routes: these are cancelled at a stop
         self.quiet_since: dict[RequestHandler, float] = {}  # connections that are in no request
         self.url = ""
-        handlers = Handlers(desk, limits, self.threads)
         app = web.Application(client_max_size=limits.body_bytes, middlewares=[self._tell, self._admit])
-        for route in ROUTES:
-            app.router.add_route(
-                route.method, PREFIX + route.path, self._bounded(route, getattr(handlers, route.name))
-            )
+        app[OPEN] = set()
+        if desk is not None:
+            self._mount_api(app, Handlers(desk, limits, self.threads))
+        for mount in mounts:
+            mount(app)
         self.runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=1.0
         )
         self.listener: asyncio.Server | None = None
         self.sweeper: asyncio.Task[None] | None = None
 
+    def _mount_api(self, app: web.Application, handlers: Handlers) -> None:
+        for route in ROUTES:
+            path = PREFIX + route.path
+            app.router.add_route(route.method, path, self._bounded(route, getattr(handlers, route.name)))
+            if route.anybody:
+                app[OPEN].add(path)
+
     # -- its life ------------------------------------------------------------------------------------------
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+        """Raises ZmlError."""
+        await self._start(tls, host=host, port=port, reuse_address=True)
+
+    async def start_on(self, listener: socket.socket) -> None:
+        """On a socket that is bound already."""
+        await self._start(None, sock=listener)
+
+    async def _start(self, tls: ssl.SSLContext | None, **where: Any) -> None:
         await self.runner.setup()
         loop = asyncio.get_running_loop()
         try:
-            self.listener = await loop.create_server(
-                self._connection, host, port, ssl=tls, backlog=BACKLOG, reuse_address=True
-            )
+            self.listener = await loop.create_server(self._connection, ssl=tls, backlog=BACKLOG, **where)
         except OSError as error:
             await self.runner.cleanup()
             self.threads.shutdown(wait=False)
@@ -99,12 +121,11 @@ class Server:
                 if error.errno == errno.EADDRINUSE
                 else f"cannot be listened on: {error.strerror or error}"
             )
-            raise ZmlError(
-                PORT_IN_USE, f"{host}:{port} {because}", "Choose another port for the API, or port 0."
-            ) from None
-        family, address = self.listener.sockets[0].family, self.listener.sockets[0].getsockname()
-        shown = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
-        self.url = f"{'https' if tls else 'http'}://{shown}:{address[1]}"
+            what = f"{where.get('host', 'the socket')}:{where.get('port', '')} {because}"
+            raise ZmlError(PORT_IN_USE, what, "Choose another port for the API, or port 0.") from None
+        address = self.listener.sockets[0].getsockname()
+        here = url_of(*address[:2])
+        self.url = here.replace("http:", "https:") if tls else here
         self.sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
@@ -184,7 +205,7 @@ class Server:
         resource = (
             request.match_info.route.resource
         )  # where the request was led, whatever its path looks like
-        anybody = resource is not None and resource.canonical in OPEN
+        anybody = resource is not None and resource.canonical in request.app[OPEN]
         request[VISITOR] = self.door.admit(request.headers, anybody=anybody)
         return await handler(request)
 
@@ -214,9 +235,6 @@ class Server:
         return patient if route.patient else quick
 
 
-OPEN = frozenset(PREFIX + route.path for route in ROUTES if route.anybody)
-
-
 class Full(asyncio.Protocol):
     """Says that there are too many connections, and hangs up."""
 
@@ -228,30 +246,22 @@ class Full(asyncio.Protocol):
 
 
 async def serve(
-    desk: Desk,
+    desk: Desk | None,
     bind: str = DEFAULT_BIND,
     *,
     tokens: str | None = None,
     tls: ssl.SSLContext | None = None,
     limits: Limits | None = None,
+    mounts: Sequence[Mount] = (),
 ) -> Server:
-    """Answer for `desk` in the running loop until `stop`. `bind` is HOST:PORT; port 0 lets the system choose, and
-    `url` of what is returned has it. `tokens` is a file (see `access.read_tokens`), and is a must beyond loopback.
-    Raises ZmlError."""
+    """Answer for `desk`, and with the mounts, in the running loop until `stop`. `bind` is HOST:PORT; port 0 lets the
+    system choose, and `url` of what is returned has it. `tokens` is a file (see `access.read_tokens`), and is a must
+    beyond loopback. Raises ZmlError."""
     host, port = host_and_port(bind)
     door = Door(host, read_tokens(tokens) if tokens else ())
-    server = Server(desk, door, limits or Limits())
+    server = Server(desk, door, limits or Limits(), mounts)
     await server.start(host, port, tls)
     return server
-
-
-def host_and_port(bind: str) -> tuple[str, int]:
-    host, colon, port = bind.removeprefix("http://").rstrip("/").rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ZmlError(
-            USAGE, f"{bind!r} is no address of an API", f"Write HOST:PORT, such as {DEFAULT_BIND}."
-        )
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
@@ -285,7 +295,13 @@ def refusal(problem: Problem) -> web.Response:
 def in_words(request: web.Request, error: web.HTTPException) -> Problem:
     """aiohttp's own refusals, in our words."""
     if error.status == 404:
-        what, fix = f"there is nothing at {request.path[:200]}", f"{PREFIX}/openapi.json lists what there is."
+        api = f"{PREFIX}/openapi.json" in request.app[OPEN]
+        what = f"there is nothing at {request.path[:200]}"
+        fix = (
+            f"{PREFIX}/openapi.json lists what there is."
+            if api
+            else "There are /metrics, /livez and /readyz."
+        )
     elif error.status == 405:
         allowed = ", ".join(sorted(error.headers.get("Allow", "").split(",")))
         what, fix = f"{request.method[:20]} means nothing at {request.path[:200]}", f"Use {allowed}."

@@ -1,0 +1,167 @@
+"""Where a role answers HTTP: bound before it does anything else, so that its address can travel when it joins, and
+served from the first connection on.
+
+What serves it (aiohttp, prometheus-client) is loaded when somebody calls, in a thread: where nobody does, a process
+starts and comes back as fast as without. Rule: that it cannot be bound, or cannot be served, is said, and stops nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ..errors import ZmlError
+from ..web.address import host_and_port, is_anywhere, is_loopback, url
+from .lag import Lag
+
+if TYPE_CHECKING:
+    from ..config import Settings
+    from ..web.access import Token
+    from ..web.server import Mount, Server
+    from .points import Source
+
+OFF = "off"
+BACKLOG = 128
+SERVES = ("zml.metrics.mount", "zml.web.server", "zml.dashboard.serving")
+
+log = structlog.get_logger()
+
+
+class Endpoint:
+    """One process's, from `opened` to `close`. `url` is where others reach it; empty where there is none."""
+
+    def __init__(
+        self, listener: socket.socket | None, host: str, here: str, tokens: tuple[Token, ...]
+    ) -> None:
+        self.listener = listener
+        self.host = host
+        self.url = here
+        self.tokens = tokens
+        self.lag = Lag()
+        self.source: Source | None = None
+        self.mounts: Sequence[Mount] = ()
+        self.server: Server | None = None
+        self.serving: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        return 0 if self.listener is None else int(self.listener.getsockname()[1])
+
+    def serve(self, source: Source, mounts: Sequence[Mount] = ()) -> None:
+        """From now on. `mounts` add to what is answered; they are called when somebody has called first."""
+        if self.listener is None:
+            return
+        self.source, self.mounts = source, mounts
+        self.lag.start()
+        asyncio.get_running_loop().add_reader(self.listener, self._called)
+
+    async def close(self) -> None:
+        """Twice is the same as once."""
+        self.lag.stop()
+        listener, self.listener = self.listener, None
+        if listener is None:
+            return
+        if self.serving is None:
+            asyncio.get_running_loop().remove_reader(listener)
+        else:
+            self.serving.cancel()
+            await asyncio.wait({self.serving})
+        if self.server is not None:
+            await self.server.stop()
+        listener.close()
+
+    def _called(self) -> None:
+        """The first connection waits in the queue of the socket, and others behind it."""
+        assert self.listener is not None
+        asyncio.get_running_loop().remove_reader(self.listener)
+        self.serving = asyncio.ensure_future(self._serve(self.listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        try:
+            for name in SERVES:
+                await asyncio.to_thread(import_module, name)
+            from ..web.access import Door
+            from ..web.server import Limits, Server
+            from .mount import mounted
+
+            assert self.source is not None, "`serve` comes first"
+            mounts = [mounted(self.source), *self.mounts]
+            server = Server(None, Door(self.host, self.tokens), Limits(), mounts)
+            await server.start_on(listener)
+            self.server = server
+        except asyncio.CancelledError:
+            raise
+        except Exception:  # whatever it is: training goes on
+            log.exception("no HTTP is answered", url=self.url)
+            listener.close()
+
+
+def opened(settings: Settings, *, preferred: int = 0, reached_from: Sequence[str] = ()) -> Endpoint:
+    """Bind where the settings say: of port 0, `preferred` first. `reached_from`: addresses of peers, or our own, that
+    tell by which name others reach this machine, where it listens on all of its addresses.
+
+    Raises ZmlError for settings that can be no good anywhere; what fails here is logged.
+    """
+    if settings.http == OFF:
+        return Endpoint(None, "", "", ())
+    host, port = host_and_port(settings.http)
+    tokens = guarded(host, settings.http_tokens)
+    listener = None
+    for wanted in [port] if port else [preferred, 0] if preferred else [0]:
+        try:
+            listener = bound(host, wanted)
+            break
+        except OSError as error:
+            failed = error.strerror or str(error)
+    if listener is None:
+        log.warning("no HTTP is answered", at=settings.http, because=failed)
+        return Endpoint(None, "", "", ())
+    shown = own_name(reached_from) if is_anywhere(host) else host
+    return Endpoint(listener, host, url(shown, listener.getsockname()[1]), tokens)
+
+
+def guarded(host: str, tokens: str) -> tuple[Token, ...]:
+    """The tokens of a file, which is a must beyond loopback. Raises ZmlError."""
+    if not tokens and is_loopback(host):
+        return ()
+    from ..web.access import Door, read_tokens
+
+    found = read_tokens(tokens) if tokens else ()
+    Door(host, found)
+    return found
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Raises OSError."""
+    family, _, _, _, address = socket.getaddrinfo(
+        None if host == "*" else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def own_name(addresses: Sequence[str]) -> str:
+    """By which of its addresses others reach this machine: that by which it reaches one of these."""
+    from ..slurm.address import towards
+
+    for address in addresses:
+        host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        if address.startswith("tcp://") and not is_loopback(host) and not is_anywhere(host):
+            try:
+                return towards(host)
+            except ZmlError:
+                continue
+    return socket.gethostname()
