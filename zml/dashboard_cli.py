@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,7 @@ def report(run: str | None, output: str | None, as_json: bool) -> int:
         raise ZmlError(USAGE, f"{folder} holds no run, but perhaps runs", "Name one of them.")
     page = bake(Run(folder))
     if output == "-":
-        click.get_binary_stream("stdout").write(page)
+        sys.stdout.buffer.write(page)
         return 0
     path = Path(output or f"{folder.absolute().name}.html")
     try:

@@ -354,7 +354,7 @@ class Member:
         return reply.batches if isinstance(reply, Taken) else []
 
     def begin(self, batches: int) -> None:
-        self.tally.begin(self.ledger_epoch, batches, self.steps)
+        self.tally.begin(self.ledger_epoch, batches, self.meter.steps)
 
     @property
     def workers(self) -> int:

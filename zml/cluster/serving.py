@@ -26,11 +26,11 @@ import structlog
 
 from .. import rundir
 from ..coordinating import keep_synced, where
+from ..dashboard.mounting import of_hub
 from ..errors import USAGE, ZmlError
 from ..journal import Journal
 from ..lease import COORDINATOR
 from ..link import LISTENER, control_endpoint
-from ..dashboard.mounting import of_hub
 from ..metrics.lag import Lag
 from ..metrics.roles import HubSource
 from ..scheduler.cluster.plan import Quota

@@ -97,9 +97,7 @@ def bake(run: Run) -> bytes:
         "logs": run.logs(Wanted(), LOG_LINES),
     }
     about = About(kind="run", version=__version__, run=run.name, title=run.name, live=False)
-    bare = [
-        {field: getattr(each, field) for field in ("clock", "aligned", "bars", "lacking")} for each in steps
-    ]
+    bare = [{field: getattr(each, field) for field in ("clock", "bars", "lacking")} for each in steps]
     return html(as_data({"about": about, "views": views, "waterfalls": bare}))
 
 

@@ -25,7 +25,7 @@ from aiohttp import web
 from ..cluster.jobs import Problem
 from ..logreading import LEVELS, BadCursor, Wanted
 from ..web.access import Door
-from ..web.server import refusal
+from ..web.server import OPEN, refusal
 from .run import Run
 from .sources import Source
 
@@ -111,8 +111,8 @@ def mount(
     limits: Limits | None = None,
 ) -> frozenset[str]:
     """Add the dashboard to an application, below `prefix`. Returns the paths that need no token, as aiohttp calls them
-    (`resource.canonical`): whoever admits requests before they come here lets these pass. `door`: who may come in,
-    where nobody else asks them."""
+    (`resource.canonical`), and adds them to `app[OPEN]` where there is one. `door`: who may come in, where nobody else
+    asks them."""
     return Pages(source, door, limits or Limits()).add(app, prefix)
 
 
@@ -152,6 +152,8 @@ class Pages:
             self.threads.shutdown(wait=False, cancel_futures=True)
 
         app.on_cleanup.append(stop)
+        if OPEN in app:
+            app[OPEN].update(open_)
         return frozenset(open_)
 
     def _told(self, handler: Handler, anybody: bool, patient: bool) -> Handler:
@@ -235,6 +237,7 @@ class Pages:
             raise Problem(
                 404, "there is no such run, or it has not begun", "The first page lists what there is."
             )
+        run.ask()
         return run
 
     async def page(self, request: web.Request) -> web.Response:
@@ -288,6 +291,7 @@ class Pages:
         sent: dict[str, bytes] = {}
         last = loop.time()
         while True:
+            run.ask()
             view = await self._in_thread(run.overview)
             now = {field: msgspec.json.encode(getattr(view, field)) for field in view.__struct_fields__}
             changed = [field for field, value in now.items() if sent.get(field) != value]

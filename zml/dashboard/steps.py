@@ -25,8 +25,8 @@ MOST_FILES = 512
 
 
 class Line(msgspec.Struct, frozen=True):
-    """Of a worker's file. What an older or newer run does not have is 0. `at`: seconds since the worker's first step;
-    `began`: since the Unix epoch, where it is told."""
+    """Of a worker's file, as `timeline.Step` writes it; what an older run does not have is 0. `at`: seconds since the
+    worker's own first step."""
 
     clock: int
     at: float = 0.0
@@ -39,7 +39,6 @@ class Line(msgspec.Struct, frozen=True):
     pull: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
-    began: float = 0.0
 
     @property
     def phases(self) -> dict[str, float]:
@@ -144,7 +143,7 @@ def waterfall(folder: Path, clock: int | None) -> Waterfall:
             each.close()
 
 
-EMPTY = Waterfall(clock=-1, first=0, last=0, aligned=False, bars=[], lacking=[], slow=[], step=[], whole_s=[])
+EMPTY = Waterfall(clock=-1, first=0, last=0, bars=[], lacking=[], slow=[], step=[], whole_s=[])
 
 
 def of(files: Sequence[StepFile], clock: int | None) -> Waterfall:
@@ -159,19 +158,15 @@ def of(files: Sequence[StepFile], clock: int | None) -> Waterfall:
         wanted = min(near)  # of a long run not every step is kept
         lines = {each.worker: each.find(wanted) for each in files}
         there = {worker: line for worker, line in lines.items() if line is not None and line.clock == wanted}
-    known = all(line.began > 0 for line in there.values())
-    earliest = min((line.began for line in there.values()), default=0.0)
     step, whole = curve(files)
     slowest = sorted(range(len(step)), key=lambda place: -(whole[place] or 0.0))[:SLOWEST]
     return Waterfall(
         clock=wanted if there else -1,
         first=first,
         last=last,
-        aligned=known and len(there) > 0,
         bars=[
             Bar(
                 worker=worker,
-                begin_s=rounded(line.began - earliest) or 0.0 if known else 0.0,
                 phases={phase: rounded(value) or 0.0 for phase, value in line.phases.items()},
                 beside={"push": line.send, "pull": line.pull},
                 whole_s=rounded(line.whole) or 0.0,

@@ -329,10 +329,9 @@ class Checkpoints(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker's step."""
+    """One worker's step, from its own beginning: in lockstep all begin together."""
 
     worker: str
-    begin_s: float  # against the earliest of them
     phases: dict[str, float]
     beside: dict[str, float]
     whole_s: float
@@ -344,7 +343,6 @@ class Waterfall(msgspec.Struct, frozen=True, kw_only=True):
     clock: int  # the one that is shown; -1: there is none
     first: int
     last: int
-    aligned: bool  # the bars begin where they began, and not all at once
     bars: list[Bar]
     lacking: list[str]  # workers whose file does not have it
     slow: list[int]  # clocks of the slowest steps among those in `step`

@@ -217,7 +217,7 @@ function setState(now) {
   }[now] || ["quiet", now];
   fill(link, sign(tone), h("span", { class: "words" }, text));
   banner.hidden = now !== "lost";
-  if (now === "lost") { banner.className = "banner"; say(banner, "The server does not answer. What is shown is the last that was told; the page tries again by itself."); }
+  if (now === "lost") { banner.className = "banner"; say(banner, "The server does not answer. What is shown is the last that was told; the page tries again by itself. When the run is over, `zml dashboard` shows it."); }
 }
 
 function failed(error) {
