@@ -43,8 +43,14 @@ def read(path: Path) -> Events:
             said = msgspec.json.decode(line, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
-        events.append(event(said))
+        if not follows(str(said.get("event", ""))):
+            events.append(event(said))
     return Events(events=events[-MOST:], left_out=begin > 0 or len(events) > MOST)
+
+
+def follows(kind: str) -> bool:
+    """An order that only follows from another, as `events.told` has it: people are not told. Notes are sentences."""
+    return kind.isidentifier() and kind[:1].isupper() and kind not in TONE and kind != "Finish"
 
 
 def event(said: dict[str, Any]) -> Event:

@@ -55,7 +55,7 @@ export function clock(at) {
 }
 
 export function millis(at) {
-  return `${clock(at)}.${String(Math.floor(1000 * (at % 1))).padStart(3, "0")}`;
+  return `.${String(Math.floor(1000 * (at % 1))).padStart(3, "0")}`;
 }
 
 export function day(at) {
@@ -68,5 +68,7 @@ export const moment = (at) => (at ? `${day(at)} ${clock(at)}` : "–");
 export function ago(at, now) {
   return at ? `${duration(now - at)} ago` : "–";
 }
+
+export const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
 export const plural = (n, noun) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;

@@ -65,7 +65,7 @@ const remembered = () => { try { return localStorage.getItem("zml-theme"); } cat
 function setTheme() {
   const now = remembered() || (dark.matches ? "dark" : "light");
   document.documentElement.dataset.theme = now;
-  theme.textContent = now === "dark" ? "☀ light" : "☾ dark";
+  fill(theme, now === "dark" ? "☀" : "☾", h("span", { class: "words" }, now === "dark" ? " light" : " dark"));
   theme.setAttribute("aria-label", `change to the ${now === "dark" ? "light" : "dark"} theme`);
   repaint();
 }

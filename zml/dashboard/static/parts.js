@@ -82,7 +82,7 @@ export function phaseParts(phases) {
 }
 
 // Columns: {title, of(row), sort(row)?, n: right, cell(row)?, about?}. Sorts where a header is pressed.
-export function table(columns, { key, chosen, onrow, order } = {}) {
+export function table(columns, { chosen, onrow, order, none = "Nothing yet." } = {}) {
   const body = h("tbody");
   let by = order ? columns.findIndex((column) => column.title === order[0]) : -1;
   let down = order ? order[1] : false;
@@ -107,6 +107,7 @@ export function table(columns, { key, chosen, onrow, order } = {}) {
       head.setAttribute("aria-sort", at === by ? (down ? "descending" : "ascending") : "none");
       head.firstChild.textContent = columns[at].title + (at === by ? (down ? " ↓" : " ↑") : "");
     });
+    if (!shown.length) { fill(body, h("tr", {}, h("td", { colspan: columns.length }, none))); return; }
     fill(body, shown.map((row) => h("tr", {
       class: chosen && chosen(row) ? "chosen" : null,
       onclick: onrow ? () => onrow(row) : null,

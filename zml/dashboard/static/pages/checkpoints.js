@@ -20,7 +20,7 @@ export async function open(ctx) {
     { title: "files", n: true, of: (c) => c.files },
     { title: "taken", of: (c) => at(c) || 0, cell: (c) => { const t = at(c); return t ? `${moment(t)}${ctx.overview().head.over ? "" : `, ${ago(t, now())}`}` : "–"; }, class: "tight" },
     { title: "because", of: (c) => c.because },
-  ], { order: ["step", true] });
+  ], { order: ["step", true], none: "None yet." });
   const node = h("div", { class: "page" }, h("div", { class: "title" }, h("h1", {}, "Checkpoints"), place), numbers,
     h("section", { class: "panel" }, h("div", { class: "flush" }, list.node)),
     h("p", { class: "hint" }, "Complete: the manifest is whole and every file has its size. `zml ckpt verify` reads every byte; `zml resume` goes on from the newest that verifies."));

@@ -21,7 +21,7 @@ export async function open(ctx) {
     { title: "duplicates", n: true, of: (e) => e.duplicates, cell: (e) => bad(e.duplicates) },
     { title: "missing", n: true, of: (e) => e.missing, cell: (e) => bad(e.missing) },
     { title: "to go", n: true, of: (e) => e.to_go },
-  ], { order: ["epoch", true] });
+  ], { order: ["epoch", true], none: "No epoch is on record." });
   const node = h("div", { class: "page" },
     h("div", { class: "title" }, h("h1", {}, "Data"), h("span", { class: "side-note" }, "the same proof as `zml data audit`")),
     proof, panel("The open epoch", {}, now), h("section", { class: "panel" }, h("div", { class: "flush" }, list.node)), faults);

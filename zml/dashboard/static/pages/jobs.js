@@ -29,7 +29,7 @@ export async function open(ctx) {
     { title: "on", of: (j) => j.nodes.join(", "), cell: (j) => (j.nodes.length > 3 ? `${j.nodes.slice(0, 3).join(", ")} and ${j.nodes.length - 3} more` : j.nodes.join(", ") || "–") },
     { title: "attempts", n: true, of: (j) => j.attempts },
     { title: "age", n: true, of: (j) => now() - j.submitted_at, cell: (j) => h("span", { title: `submitted ${moment(j.submitted_at)}` }, j.ended_at ? ago(j.ended_at, now()) : duration(now() - (j.began_at || j.submitted_at))) },
-  ], { onrow: (j) => choose(j.id), chosen: (j) => j.id === chosen });
+  ], { onrow: (j) => choose(j.id), chosen: (j) => j.id === chosen, none: "No job is like this: `zml submit` makes one." });
   const node = h("div", { class: "page" }, h("div", { class: "title" }, h("h1", {}, "Jobs"), h("div", { class: "tools" }, filter)),
     numbers, panel("Machines", {}, map), why, h("section", { class: "panel" }, h("div", { class: "flush" }, waits.node)));
 

@@ -2,7 +2,7 @@
 // that can be seen are in the page.
 
 import { fill, h, later } from "../dom.js";
-import { count, millis, moment } from "../format.js";
+import { clock, count, millis, moment } from "../format.js";
 import { isFile, logs } from "../api.js";
 
 const ROW = 22;
@@ -134,7 +134,7 @@ export async function open(ctx) {
     for (let at = first; at < last; at += 1) {
       const line = lines[at];
       rows.push(h("div", { class: `l t-${line.level}${at === chosen ? " chosen" : ""}`, style: { top: `${at * ROW}px` }, onclick: () => choose(at) },
-        h("span", { class: "when", title: moment(line.at) }, line.at > 0 ? millis(line.at) : ""),
+        h("span", { class: "when", title: moment(line.at) }, line.at > 0 && [clock(line.at), h("span", { class: "ms" }, millis(line.at))]),
         h("span", { class: "who" }, line.member), h("span", { class: "lvl" }, line.level),
         h("span", { class: "what" }, line.message, line.failure.length > 0 && `  ${line.failure[line.failure.length - 1]}`, line.details.length > 0 && h("span", { class: "more" }, `  ${line.details.join(" ")}`))));
     }

@@ -167,7 +167,7 @@ export async function open(ctx) {
     fill(wrong, h("header", {}, h("h2", {}, bad ? `What is wrong (${bad})` : "Worth knowing")),
       h("div", { class: "flush" }, h("div", { class: "findings", role: "status" }, findings.map((each) =>
         h("a", { class: "finding", href: ctx.href(each.page, each.query) }, sign(each.level), h("span", {}, each.what),
-          h("span", {}, h("span", { class: "number" }, each.number), h("span", { class: "where" }, `${WHERE[each.page] || each.page} →`)))))));
+          h("span", { class: "end" }, h("span", { class: "number" }, each.number), h("span", { class: "where" }, `${WHERE[each.page] || each.page} →`)))))));
   }
 
   function drawAside({ members, phases, checkpoint, data, head, numbers: n }) {

@@ -46,7 +46,7 @@ export async function open(ctx) {
     { title: "starts", n: true, of: (w) => w.incarnation },
     { title: "heard", n: true, of: (w) => w.heard_s, cell: (w) => (w.heard_s < 0 ? "never" : w.heard_s < 1 ? "now" : `${duration(w.heard_s)} ago`) },
   ];
-  const list = table(columns, { chosen: (w) => w.member === chosen, onrow: (w) => pick(w.member) });
+  const list = table(columns, { chosen: (w) => w.member === chosen, onrow: (w) => pick(w.member), none: "No worker has joined yet." });
 
   const node = h("div", { class: "page" },
     h("div", { class: "title" }, h("h1", {}, "Workers"), h("div", { class: "tools" },
