@@ -61,5 +61,5 @@ class Growing(Generic[Kind]):
                     self.rows.append(self.decoder.decode(line))
                 except (msgspec.MsgspecError, UnicodeDecodeError):
                     continue
-            if len(self.rows) > self.most:
+            while len(self.rows) > self.most:
                 self.rows = self.rows[:-1:2] + self.rows[-1:]

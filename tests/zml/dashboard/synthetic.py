@@ -36,6 +36,7 @@ from zml.status import (
     MemberFailure,
     MemberStatus,
 )
+from zml.timeline import Step
 
 CHUNK_BYTES = 65_536 * 4
 BATCH = 64
@@ -414,12 +415,17 @@ def timelines(folder: Path, made: Made) -> None:
                 0.002,
                 made.step_s * max(1.0, wobble) - compute - work["encode"] - work["apply"] - work["data"],
             )
-            lines.append(
-                f'{{"clock":{1 + n * every},"at":{n * every * made.step_s:.4f},"data":{work["data"]:.5f},"compute":{compute:.5f},'
-                f'"encode":{work["encode"]:.5f},"wait":{wait:.5f},"apply":{work["apply"]:.5f},"send":{0.05 * made.step_s:.5f},'
-                f'"pull":{0.07 * made.step_s:.5f},"bytes_up":236000,"bytes_down":441000}}\n'
+            step = Step(
+                clock=1 + n * every,
+                at=n * every * made.step_s,
+                **{**work, "compute": compute, "wait": wait},
+                send=0.05 * made.step_s,
+                pull=0.07 * made.step_s,
+                bytes_up=236_000,
+                bytes_down=441_000,
             )
-        (folder / f"{worker}.jsonl").write_text("".join(lines))
+            lines.append(msgspec.json.encode(step) + b"\n")
+        (folder / f"{worker}.jsonl").write_bytes(b"".join(lines))
 
 
 def log_files(folder: Path, made: Made) -> None:
