@@ -27,7 +27,7 @@ from ..scheduler.explain import name_samples
 from ..status import JobStatus
 from . import members, overview, steps, telling
 from .findings import Errors, Evidence
-from .growing import Growing
+from .growing import Growing, ends
 from .rates import NOTHING, Lately, Trim, lately
 from .views import (
     CheckpointLine,
@@ -55,7 +55,7 @@ AUDIT_BYTES = 256 * 2**20  # of a journal that is proved here
 MOST_CHECKPOINTS = 500
 MOST_FIGURE_ROWS = 2 * history.MEMBER_ROWS
 ERROR_LINES = 200
-ERROR_BYTES = 4 * 2**20  # of logs that are looked through for errors
+ERROR_BYTES = 2**20  # of logs that are looked through for errors
 LOG_BYTES = 32 * 2**20  # and for one page of lines
 MOST_LINES = 2000
 MESSAGE_CHARS = 4000
@@ -120,7 +120,8 @@ class Run:
         return settings.get(name, default) if isinstance(settings, dict) else default
 
     def lately(self, status: JobStatus) -> Lately:
-        rows = self.figures.look()
+        """Out of the ends of the file: the first page does not wait for the rest."""
+        rows = ends(self.folder / history.MEMBERS, Trim)
         return lately(rows, None if status.over else WINDOW_S) if rows else NOTHING
 
     def evidence(self, status: JobStatus) -> Evidence:

@@ -1,4 +1,4 @@
-"""One headless Chromium for a module of tests, driven over its debugging port; and what it has asked the network for."""
+"""One headless Chromium for a module of tests; and what it has asked the network for."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Browser:
             if found := self.js(script):
                 return found
             time.sleep(0.02)
-        raise AssertionError(f"{what or script} did not come; the page says: {self.text()[:2000]}")
+        raise AssertionError(
+            f"{what or script} did not come; the page says: {self.text()[:2000]}\n{self.complaints()}"
+        )
 
     def open(self, url: str, shown: str | None = None) -> None:
         """A page of its own, until it shows what is asked for."""
@@ -64,10 +66,10 @@ class Browser:
         self.until(f"document.body.innerText.includes({json.dumps(text)})", text)
 
     def click(self, selector: str, text: str = "") -> None:
+        all_, wanted = f"[...document.querySelectorAll({json.dumps(selector)})]", json.dumps(text)
+        found = f"{all_}.find((each) => each.textContent.includes({wanted}))"
         self.until(
-            f"(() => {{ const found = [...document.querySelectorAll({json.dumps(selector)})]"
-            f".find((each) => each.textContent.includes({json.dumps(text)})); if (found) found.click(); return found !== undefined; }})()",
-            f"{selector} with {text}",
+            f"(({{ it }}) => (it && it.click(), Boolean(it)))({{ it: {found} }})", f"{selector} with {text}"
         )
 
     def key(self, key: str) -> None:

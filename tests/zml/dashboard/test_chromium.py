@@ -1,9 +1,9 @@
-"""The dashboard in a real browser: every page, live and over, dark and light, hostile, large, cut off, and as a file."""
+"""The dashboard in a real browser: every page, live and over, dark and light, hostile, large, cut off, as a file."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from zml import rundir
 from zml.cluster.jobs import NodeView, Submission
 from zml.dashboard.page import bake
 from zml.dashboard.run import Run
-from zml.dashboard.sources import HubRuns, OneRun, RunsOf
+from zml.dashboard.sources import HubRuns, OneRun, RunsOf, Source
 
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(180)]
 
@@ -45,9 +45,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory, chrome: Browser) -> Iterator[
         folder / "hostile",
         replace(SMALL, troubles=frozenset({"hostile"}), values=("loss", HOSTILE[0], HOSTILE[1])),
     )
-    write(folder / "big", replace(BIG, troubles=frozenset({"straggler"})))
+    write(folder / "big", replace(BIG, troubles=frozenset({"straggler"}), timeline_steps=500, log_lines=500))
     with dashboard(RunsOf(folder)) as found:
         yield found
+
+
+@contextmanager
+def looked_at(chrome: Browser, source: Source, tokens: tuple[str, ...] = ()) -> Iterator[Dashboard]:
+    """A dashboard that the browser has left when it ends."""
+    with dashboard(source, tokens) as served:
+        yield served
+        chrome.driver.get("about:blank")
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +94,7 @@ def test_each_trouble_is_seen_on_the_first_page_and_leads_to_its_own(
 ) -> None:
     chrome.open(f"{runs.url}#/trouble/overview", "trouble/overview")
     for sentence, page, shows in (
-        ("is a straggler", "workers", "× compute"),
+        ("is a straggler", "workers", "compute"),
         ("Shard p2 was lost", "shards", "its process was killed by SIGKILL"),
         ("Workers starve", "workers", "wait for data"),
         ("loss is not finite", "overview", "not finite"),
@@ -108,7 +116,7 @@ def test_a_failed_script_is_shown_with_its_line(chrome: Browser, runs: Dashboard
 
 def test_what_happens_arrives_without_a_reload(chrome: Browser, tmp_path: Path) -> None:
     made = write(tmp_path / "run", SMALL)
-    with dashboard(OneRun(tmp_path / "run")) as served:
+    with looked_at(chrome, OneRun(tmp_path / "run")) as served:
         chrome.open(served.url, "run/overview")
         chrome.until("document.documentElement.dataset.link === 'live'")
         chrome.js("void (window.kept = true)")
@@ -129,7 +137,7 @@ def test_what_happens_arrives_without_a_reload(chrome: Browser, tmp_path: Path) 
 
 def test_a_server_that_is_cut_off_and_comes_back_is_found_again(chrome: Browser, tmp_path: Path) -> None:
     made = write(tmp_path / "run", SMALL)
-    with dashboard(OneRun(tmp_path / "run")) as served:
+    with looked_at(chrome, OneRun(tmp_path / "run")) as served:
         chrome.open(served.url, "run/overview")
         chrome.until("document.documentElement.dataset.link === 'live'")
         served.stop()
@@ -184,7 +192,8 @@ def test_no_text_of_a_run_becomes_anything_but_text(chrome: Browser, runs: Dashb
 
 def test_a_log_of_thousands_of_lines_has_only_rows_that_are_seen(chrome: Browser, runs: Dashboard) -> None:
     chrome.open(f"{runs.url}#/live/logs", "live/logs")
-    lines = "Number((/([0-9,]+) lines/.exec(document.querySelector('.title').innerText) || [0, '0'])[1].replace(',', ''))"
+    said = "(/([0-9,]+) lines/.exec(document.querySelector('.title').innerText) || [0, '0'])[1]"
+    lines = f"Number({said}.replace(',', ''))"
     assert chrome.until(lines) == 600 and chrome.js("document.querySelectorAll('.log .l').length") < 80
     chrome.js("void (document.querySelector('.log').scrollTop = 0)")
     chrome.until(f"{lines} === 1200")
@@ -199,17 +208,16 @@ def test_a_log_of_thousands_of_lines_has_only_rows_that_are_seen(chrome: Browser
 def test_sixty_four_workers_and_a_hundred_thousand_steps(
     chrome: Browser, runs: Dashboard, record_property: pytest.RecordProperty
 ) -> None:
-    runs.source = RunsOf(Path(runs.ask("/view/about").json["title"]))
     for page in ("overview", "workers", "steps", "shards", "logs"):
-        began = time.monotonic()
         chrome.open(f"{runs.url}#/big/{page}", f"big/{page}")
-        record_property(f"first_data_{page}_s", round(time.monotonic() - began, 2))
-        print(f"{page}: {time.monotonic() - began:.2f} s to the first data")
+        took_s = chrome.js("Number(document.documentElement.dataset.took) / 1000")
+        record_property(f"first_data_{page}_s", took_s)
+        print(f"{page}: {took_s:.2f} s to the first data")
     chrome.go("#/big/workers", "big/workers")
     assert chrome.js("document.querySelectorAll('.rows .bar').length") == 64
     assert chrome.js("document.querySelectorAll('.rows .name.t-bad').length") == 1
     chrome.go("#/big/steps", "big/steps")
-    chrome.click(".panel .tools .button", "←") if chrome.js("false") else chrome.click("button", "←")
+    chrome.click("button", "←")
     chrome.until("document.querySelectorAll('.rows .bar').length === 64")
     series = runs.ask("/view/run/big/series").json
     assert all(len(curve["y"]) <= 1000 for curve in series["values"])
@@ -217,7 +225,7 @@ def test_sixty_four_workers_and_a_hundred_thousand_steps(
 
 def test_a_token_is_asked_for_once_and_kept_in_the_tab(chrome: Browser, tmp_path: Path) -> None:
     write(tmp_path / "run", SMALL)
-    with dashboard(OneRun(tmp_path / "run"), (TOKEN,)) as served:
+    with looked_at(chrome, OneRun(tmp_path / "run"), (TOKEN,)) as served:
         chrome.open(served.url, "gate")
         chrome.key("wrong-token-0123456789\n")
         chrome.waits_for("does not know this token")
@@ -249,7 +257,7 @@ def test_a_hub_shows_queue_machines_and_the_run_behind_a_job(chrome: Browser, tm
     waiting = desk.submit(Submission(script="x.py", folder="/"), "bob")
     desk.move(job.id, "STARTING")
     write(Path(desk.job(job.id).attempts[-1].run_dir), SMALL)
-    with dashboard(HubRuns(desk, "cluster")) as served:
+    with looked_at(chrome, HubRuns(desk, "cluster")) as served:
         chrome.open(served.url, "/")
         chrome.waits_for("2 of 8 GPUs free")
         assert chrome.js("document.querySelectorAll('.cells i.used').length") == 6

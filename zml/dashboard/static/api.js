@@ -42,55 +42,75 @@ async function ask(path, about = {}) {
   return answer;
 }
 
+// Everything here only reads: what got no answer is asked once more, for a connection may just have been closed.
+async function read(path, about) {
+  try {
+    return await (await ask(path, about)).json();
+  } catch (error) {
+    if (!(error instanceof Refused) || error.status !== 0) throw error;
+    await new Promise((go) => setTimeout(go, 250));
+    return (await ask(path, about)).json();
+  }
+}
+
 export async function get(path, query = {}, signal) {
   if (isFile) return fromFile(path, query);
   const asked = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== undefined && value !== ""));
-  return (await ask(`view/${path}${String(asked) ? `?${asked}` : ""}`, { signal })).json();
+  return read(`view/${path}${String(asked) ? `?${asked}` : ""}`, { signal });
 }
 
 export async function logs(run, asked, signal) {
   if (isFile) return bakedLogs(asked);
   const body = JSON.stringify(asked);
   const headers = { "Content-Type": "application/json" };
-  return (await ask(`view/run/${encodeURIComponent(run)}/logs`, { method: "POST", body, headers, signal })).json();
+  return read(`view/run/${encodeURIComponent(run)}/logs`, { method: "POST", body, headers, signal });
 }
 
 // Calls `tell(event, data)` for each event; begins again by itself, ever more slowly, until it is closed or over.
 export function stream(path, tell, state) {
-  const stop = new AbortController();
+  let closed = false;
+  let attempt = null;
   let wait = 400;
   (async () => {
-    while (!stop.signal.aborted) {
+    while (!closed) {
+      attempt = new AbortController();
       try {
-        const answer = await ask(`view/${path}`, { signal: stop.signal });
+        const answer = await ask(`view/${path}`, { signal: attempt.signal });
         state("live");
-        const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-        let rest = "";
-        for (;;) {
-          const { value, done } = await reader.read();
-          if (done) break;
-          wait = 400;
-          const parts = (rest + value).split("\n\n");
-          rest = parts.pop();
-          for (const part of parts) {
-            const event = /^event: (.*)$/m.exec(part);
-            const data = /^data: (.*)$/m.exec(part);
-            if (event && data) {
-              if (event[1] === "over") { state("over"); return; }
-              tell(event[1], JSON.parse(data[1]));
-            }
-          }
-        }
+        if (await follow(answer.body, () => { wait = 400; }, tell)) { state("over"); return; }
       } catch (error) {
-        if (stop.signal.aborted) return;
+        if (closed) return;
         if (error instanceof Refused && error.status === 401) { state("refused", error); return; }
+      } finally {
+        attempt.abort(); // else its connection would stay, and a browser has six of them
       }
+      if (closed) return;
       state("lost");
       await new Promise((go) => setTimeout(go, wait * (0.7 + 0.6 * Math.random())));
       wait = Math.min(2 * wait, 5000);
     }
   })();
-  return () => stop.abort();
+  return () => { closed = true; if (attempt) attempt.abort(); };
+}
+
+// True when the stream says that the run is over; false when it only ends.
+async function follow(body, heard, tell) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return false;
+    heard();
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) {
+      const event = /^event: (.*)$/m.exec(part);
+      const data = /^data: (.*)$/m.exec(part);
+      if (!event || !data) continue;
+      if (event[1] === "over") return true;
+      try { tell(event[1], JSON.parse(data[1])); } catch (error) { console.error(error); } // ours, and not the network's
+    }
+  }
 }
 
 // -- out of the file --------------------------------------------------------------------------------------------

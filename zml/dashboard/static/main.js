@@ -93,6 +93,8 @@ function to(name, target, query = {}) {
 
 async function show() {
   const mine = ++turn;
+  delete document.documentElement.dataset.shown;
+  const asked = mine === 1 ? 0 : performance.now(); // the first time: since the browser was sent here
   const place = where();
   if (about.kind === "run") place.run = about.run;
   if (page) { page.close(); page = null; }
@@ -124,6 +126,7 @@ async function show() {
     drawTitle();
     main.scrollTop = 0;
     document.documentElement.dataset.shown = `${run}/${name}`;
+    document.documentElement.dataset.took = String(Math.round(performance.now() - asked));
     if (page.every) repeat(page, mine);
   } catch (error) {
     if (mine === turn) failed(error);
@@ -223,12 +226,17 @@ function setState(now) {
 function failed(error) {
   if (error.name === "AbortError") return;
   if (error instanceof Refused && error.status === 401) { askForToken(error.message); return; }
-  if (error instanceof Refused && error.status === 0) { setState("lost"); if (!page) setTimeout(show, 1500); return; }
+  if (error instanceof Refused && error.status === 0) { setState("lost"); again(); return; }
   banner.className = "banner bad";
   banner.hidden = false;
   say(banner, `${error.message}.${error.fix ? ` ${error.fix}` : ""}`);
   if (!page) fill(main, banner);
   if (!(error instanceof Refused)) console.error(error);
+}
+
+function again() { // what is to be shown is not there yet: ask until it is
+  const mine = turn;
+  if (!document.documentElement.dataset.shown) setTimeout(() => { if (mine === turn) show(); }, 1500);
 }
 
 // -- drawing -----------------------------------------------------------------------------------------------------
