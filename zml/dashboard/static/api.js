@@ -104,11 +104,11 @@ async function follow(body, heard, tell) {
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
-      const event = /^event: (.*)$/m.exec(part);
-      const data = /^data: (.*)$/m.exec(part);
-      if (!event || !data) continue;
-      if (event[1] === "over") return true;
-      try { tell(event[1], JSON.parse(data[1])); } catch (error) { console.error(error); } // ours, and not the network's
+      const field = (name) => part.split("\n").find((line) => line.startsWith(name))?.slice(name.length);
+      const [event, data] = [field("event: "), field("data: ")]; // not by a pattern: U+2028 in a text would end its line
+      if (event === undefined || data === undefined) continue;
+      if (event === "over") return true;
+      try { tell(event, JSON.parse(data)); } catch (error) { console.error(error); } // ours, and not the network's
     }
   }
 }
