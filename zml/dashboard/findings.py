@@ -106,7 +106,7 @@ def no_news(e: Evidence) -> Iterator[Finding]:
             number=f"silent for {about(e.silent_s)}",
             page="events",
         )
-    elif e.silent_s > SILENT_S and e.status.state == "RUNNING":
+    elif e.silent_s > SILENT_S and e.status.state == "RUNNING" and not any(standing(e)):
         yield Finding(
             kind="silent",
             level="warn",
@@ -132,7 +132,7 @@ def waiting(e: Evidence) -> Iterator[Finding]:
 
 
 def standing(e: Evidence) -> Iterator[Finding]:
-    if e.status.state != "RUNNING" or len(e.rows) < 2 or e.status.waiting_for:
+    if e.status.state != "RUNNING" or len(e.rows) < 2 or e.status.waiting_for or e.alive is False:
         return
     newest = e.rows[-1]
     began = next(

@@ -52,6 +52,7 @@ WINDOW_S = 30.0  # what "lately" is
 AGAIN_S = 0.5  # an overview that is younger is given again
 AUDIT_S = 10.0  # the proof is not made more often; a long one ten times its own length
 AUDIT_BYTES = 256 * 2**20  # of a journal that is proved here
+GONE_S = 60.0  # without news, of a run in a list
 MOST_CHECKPOINTS = 500
 MOST_FIGURE_ROWS = 2 * history.MEMBER_ROWS
 ERROR_LINES = 200
@@ -131,7 +132,7 @@ class Run:
         if self.live is None and not status.over:
             written = modified(self.folder / rundir.NOW)
             silent = max(0.0, now - (written or status.at or now))
-            alive = self.coordinator_lives(status)
+            alive = self.coordinator_lives()
         return Evidence(
             status=status,
             now=now,
@@ -145,7 +146,7 @@ class Run:
             silence_expected=self.live is not None,
         )
 
-    def coordinator_lives(self, status: JobStatus) -> bool | None:
+    def coordinator_lives(self) -> bool | None:
         """None: it is on another machine, or has not begun."""
         listening = rundir.listening(self.folder)
         if listening is None or not any(
@@ -358,12 +359,15 @@ class Run:
     def line(self) -> RunLine:
         """In a list of runs."""
         status = self.status()
+        silent_s = 0.0 if status.over else time.time() - (modified(self.folder / rundir.NOW) or status.at)
+        gone = silent_s > GONE_S and self.coordinator_lives() is not True
         return RunLine(
             name=self.name,
             script=status.script.rpartition("/")[2],
             state=status.state,
-            tone=tone_of(status.state),
-            because=status.because,
+            tone="warn" if gone else tone_of(status.state),
+            because=status.because or ("nothing has been heard of it for a while" if gone else ""),
+            silent_s=round(silent_s) if gone else 0,
             began=status.started_at,
             at=status.at,
             steps=overview.steps_of(status),

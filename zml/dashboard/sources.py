@@ -67,7 +67,7 @@ class RunsOf:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.open: OrderedDict[str, Run] = OrderedDict()
-        self.lines: dict[str, tuple[str, RunLine]] = {}
+        self.lines: dict[str, tuple[str, RunLine]] = {}  # of those that are over
 
     def about(self) -> About:
         return About(kind="runs", version=__version__, title=str(self.folder))
@@ -96,9 +96,11 @@ class RunsOf:
 
     def _line(self, name: str) -> RunLine:
         folder = self.folder / name
-        version = version_of(folder / rundir.STATUS) + version_of(folder / rundir.NOW)
-        if name not in self.lines or self.lines[name][0] != version:
-            self.lines[name] = (version, Run(folder).line())
+        ended = version_of(folder / rundir.STATUS)
+        if not ended:
+            return Run(folder).line()
+        if name not in self.lines or self.lines[name][0] != ended:
+            self.lines[name] = (ended, Run(folder).line())
         return self.lines[name][1]
 
     def jobs(self) -> Jobs | None:

@@ -51,7 +51,7 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True):
     progress: float | None
     values: dict[str, float | None]
     workers: int
-    failed_to_read: bool = False
+    silent_s: float = 0.0  # of a run that is not over, where that is long
 
 
 class Runs(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, chrome: Browser) -> Iterator[
         folder / "hostile",
         replace(SMALL, troubles=frozenset({"hostile"}), values=("loss", HOSTILE[0], HOSTILE[1])),
     )
-    write(folder / "big", replace(BIG, troubles=frozenset({"straggler"}), timeline_steps=500, log_lines=500))
+    write(
+        folder / "big",
+        replace(BIG, troubles=frozenset({"straggler"}), member_rows=300, timeline_steps=500, log_lines=500),
+    )
     with dashboard(RunsOf(folder)) as found:
         yield found
 
@@ -206,7 +209,7 @@ def test_a_log_of_thousands_of_lines_has_only_rows_that_are_seen(chrome: Browser
 
 
 def test_sixty_four_workers_and_a_hundred_thousand_steps(
-    chrome: Browser, runs: Dashboard, record_property: pytest.RecordProperty
+    chrome: Browser, runs: Dashboard, record_property: Callable[[str, object], None]
 ) -> None:
     for page in ("overview", "workers", "steps", "shards", "logs"):
         chrome.open(f"{runs.url}#/big/{page}", f"big/{page}")

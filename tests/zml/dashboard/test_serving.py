@@ -1,5 +1,6 @@
 """The dashboard over HTTP: every view, who may come in, hostile requests, bounds, and what changes."""
 
+import asyncio
 import gzip
 import http.client
 import json
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 
@@ -17,8 +19,13 @@ from tests.zml.dashboard.synthetic import HOSTILE, Made, Shape, put_status, writ
 from tests.zml.web.desk import FakeDesk
 from zml import rundir
 from zml.cluster.jobs import NodeView, Submission
+from zml.dashboard.mounting import of_run
 from zml.dashboard.serving import CSP, assets
 from zml.dashboard.sources import HubRuns, OneRun, RunsOf
+from zml.status import JobStatus
+from zml.web.access import Door, Token
+from zml.web.server import Limits as ServerLimits
+from zml.web.server import Server
 
 SMALL = Shape(workers=4, shards=2, steps=400, rows=60, member_rows=20, timeline_steps=50, log_lines=20)
 PAGES = (
@@ -256,10 +263,12 @@ def test_streams_are_bounded_and_a_place_is_free_when_one_ends(tmp_path: Path) -
     write(tmp_path / "run", SMALL)
     with dashboard(OneRun(tmp_path / "run"), limits=replace(QUICK, streams=2)) as served:
         one, two = (Stream(served, "/view/run/run/live") for _ in range(2))
-        one.next(), two.next()
+        one.next()
+        two.next()
         assert served.ask("/view/run/run/live").status == 503
         assert served.ask("/view/run/run/overview").status == 200
-        one.close(), two.close()
+        one.close()
+        two.close()
         for _ in range(100):
             again = Stream(served, "/view/run/run/live")
             if again.answer.status == 200:
@@ -303,3 +312,38 @@ def test_a_node_is_shown_with_all_that_it_says() -> None:
         memory_mb_free=1,
     )
     assert (node_line(node).tone, node_line(node).gpus_free) == ("good", 2)
+
+
+def test_on_a_server_that_is_there_anyway_its_door_decides(tmp_path: Path) -> None:
+    write(tmp_path / "run", SMALL)
+
+    async def main() -> dict[str, int]:
+        status = JobStatus(job="j", state="RUNNING", steps=7)
+        server = Server(
+            None,
+            Door("127.0.0.1", (Token(TOKEN),)),
+            ServerLimits(),
+            [of_run(tmp_path / "run", lambda: status)],
+        )
+        await server.start("127.0.0.1", 0, None)
+        found = {}
+        try:
+            async with aiohttp.ClientSession(server.url) as session:
+                for path in ("/", "/static/main.js", "/view/about", "/view/run/run/overview"):
+                    async with session.get(path) as answer:
+                        found[path] = answer.status
+                async with session.get(
+                    "/view/run/run/overview", headers={"Authorization": f"Bearer {TOKEN}"}
+                ) as answer:
+                    found["steps"] = (await answer.json())["numbers"]["steps"]
+        finally:
+            await server.stop()
+        return found
+
+    assert asyncio.run(main()) == {
+        "/": 200,
+        "/static/main.js": 200,
+        "/view/about": 401,
+        "/view/run/run/overview": 401,
+        "steps": 7,
+    }

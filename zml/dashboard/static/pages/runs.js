@@ -12,12 +12,12 @@ export async function open(ctx) {
   const filter = h("input", { class: "field", type: "search", placeholder: "filter", "aria-label": "filter runs", oninput: later(100, () => { text = filter.value.toLowerCase(); draw(); }) });
   const list = table([
     { title: "run", of: (r) => r.name, cell: (r) => h("a", { href: ctx.to(r.name, "overview") }, r.name), class: "tight" },
-    { title: "state", of: (r) => r.state, cell: (r) => h("span", { title: r.because || null }, pill(r.tone, r.state.toLowerCase())) },
+    { title: "state", of: (r) => r.state, cell: (r) => h("span", { title: r.because || null }, pill(r.tone, `${r.state.toLowerCase()}${r.silent_s ? `, silent for ${duration(r.silent_s)}` : ""}`)) },
     { title: "script", of: (r) => r.script, cell: (r) => cut(r.script, 40), class: "tight" },
     { title: "done", n: true, of: (r) => r.progress, cell: (r) => percent(r.progress) },
     { title: "step", n: true, of: (r) => r.steps },
     { title: "workers", n: true, of: (r) => r.workers },
-    { title: "values", of: (r) => Object.entries(r.values).map(([name, value]) => `${name} ${value === null ? "not finite" : number(value)}`).join(", ") },
+    { title: "values", of: (r) => Object.entries(r.values).map(([name, value]) => `${name} ${value === null ? "not finite" : number(value)}`).join(", "), class: "tight" },
     { title: "took", n: true, of: (r) => r.at - r.began, cell: (r) => (r.began ? duration(r.at - r.began) : "–") },
     { title: "began", of: (r) => r.began, cell: (r) => h("span", { title: ago(r.began, Date.now() / 1000) }, moment(r.began)), class: "tight" },
   ], { order: ["began", true], none: "No run is here, or none is called like this: `zml run` makes one." });
