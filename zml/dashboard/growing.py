@@ -1,7 +1,8 @@
 """A file of JSON lines that grows: each look reads only what is new, and all of it again when the file is another one.
 
 The history of a run is thinned now and then (see `history.Rows`): then its file is replaced, and read anew. Torn and
-foreign lines are passed over. Memory is bounded by what the file may hold: rows beyond `most` push out every other one.
+foreign lines are passed over. Rows beyond `most` push out every other one; and of a file that has far more from the
+start, only every so many lines are decoded: figures are cumulative, and what lies between two rows is exact anyway.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Growing(Generic[Kind]):
         self.place = 0  # bytes that were read
         self.rest = b""  # of a line that is not whole yet
         self.identity: tuple[int, int] | None = None
+        self.stride = 1  # of so many lines one is decoded
+        self.seen = 0  # lines
         self.lock = threading.Lock()
 
     def look(self) -> list[Kind]:
@@ -43,6 +46,7 @@ class Growing(Generic[Kind]):
 
     def _forget(self) -> None:
         self.rows, self.place, self.rest, self.identity = [], 0, b"", None
+        self.stride, self.seen = 1, 0
 
     def _read(self, file: int) -> None:
         found = os.fstat(file)
@@ -53,17 +57,25 @@ class Growing(Generic[Kind]):
             piece = os.pread(file, min(PIECE, found.st_size - self.place), self.place)
             if not piece:
                 break
+            fresh = self.place == 0
             self.place += len(piece)
             *lines, self.rest = (self.rest + piece).split(b"\n")
+            if fresh:  # as many lines for their bytes as here
+                self.stride = max(1, int(len(lines) * found.st_size / len(piece) / self.most))
             if len(self.rest) > PIECE:  # what is longer was not written by us
                 self.rest = b""
-            for line in lines:
+            newest = len(lines) - 1 if self.place >= found.st_size else -1
+            for number, line in enumerate(lines):
+                self.seen += 1
+                if (self.seen - 1) % self.stride and number != newest:
+                    continue
                 try:
                     self.rows.append(self.decoder.decode(line))
                 except (msgspec.MsgspecError, UnicodeDecodeError):
                     continue
             while len(self.rows) > self.most:
                 self.rows = self.rows[:-1:2] + self.rows[-1:]
+        self.stride = 1  # what comes from now on comes slowly
 
 
 def ends(path: Path, kind: type[Kind]) -> list[Kind]:

@@ -13,7 +13,9 @@ from .rates import Lately, Trim, WorkerRate, middle, shard_rate, stragglers, wor
 from .thinning import rounded
 from .views import ShardLine, Shards, WorkerLine, Workers, tone_of
 
-POINTS = 150  # of a curve here; there is one for each worker
+POINTS = 120  # of a curve here; there is one for each worker
+MOST_POINTS = 6000  # of all of them
+FEWEST = 40
 MOST_MEMBERS = 512
 NONE_YET, NO_SHARD = WorkerFigures(), ShardFigures()
 
@@ -58,7 +60,8 @@ def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
                 gpu_power_w=gpu.power_w if gpu else None,
             )
         )
-    stretches = evenly(rows, POINTS)
+    points = max(FEWEST, min(POINTS, MOST_POINTS // max(1, len(lines))))
+    stretches = evenly(rows, points)
     rates = [rates_between(before, after) for before, after in stretches]
     return Workers(
         window_s=round(lately.window_s, 1),

@@ -283,8 +283,13 @@ def test_a_growing_file_is_read_on_and_read_anew_when_it_is_replaced(tmp_path: P
 def test_rows_beyond_the_most_push_out_every_other_one(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"".join(b'{"at": %d}\n' % n for n in range(1000)))
-    rows = Growing(path, Trim, 64).look()
-    assert len(rows) <= 64 and rows[-1].at == 999.0
+    growing = Growing(path, Trim, 64)
+    rows = growing.look()
+    assert 32 <= len(rows) <= 64 and (rows[0].at, rows[-1].at) == (0.0, 999.0)
+    assert growing.stride == 1, "and then each that comes is kept"
+    with path.open("ab") as file:
+        file.write(b'{"at": 1000}\n{"at": 1001}\n')
+    assert [row.at for row in growing.look()][-3:] == [999.0, 1000.0, 1001.0]
 
 
 @settings(max_examples=40, deadline=None)

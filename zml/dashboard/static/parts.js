@@ -58,9 +58,12 @@ export function choice(options, chosen, pick, label) {
   return group;
 }
 
+// Names of parts, or pairs of a name and the word for it.
 export function legend(names, says = {}) {
-  return h("div", { class: "legend" }, names.map((name) =>
-    h("span", { title: says[name] || null }, h("i", { class: `key p-${name.replace(/ /g, "")}` }), name)));
+  return h("div", { class: "legend" }, names.map((each) => {
+    const [name, text] = Array.isArray(each) ? each : [each, each];
+    return h("span", { title: says[name] || null }, h("i", { class: `key p-${name}` }), text);
+  }));
 }
 
 // A bar of parts: [[name, size, title, text]], of `whole`. Text is shown where there is room for it.

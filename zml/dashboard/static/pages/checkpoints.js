@@ -9,7 +9,7 @@ export async function open(ctx) {
   const numbers = h("div");
   const place = h("p", { class: "hint" });
   const now = () => Date.now() / 1000;
-  const at = (c) => (c.created ? Date.parse(c.created.replace(/(\d)$/, "$1Z").replace(/ZZ$/, "Z")) / 1000 : null);
+  const at = (c) => (c.created ? Date.parse(c.created) / 1000 : null);
   const list = table([
     { title: "checkpoint", of: (c) => c.name, cell: (c) => h("span", {}, h("span", { class: "mono" }, c.name), c.newest && h("span", { class: "hint" }, "  newest")), class: "tight" },
     { title: "state", of: (c) => c.state, cell: (c) => h("span", {}, pill({ complete: "good", wrong: "bad", "being written": "busy" }[c.state], c.state === "wrong" ? "not usable" : c.state), c.wrong && h("span", { class: "hint" }, ` ${c.wrong}`)) },

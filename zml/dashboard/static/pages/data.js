@@ -8,7 +8,7 @@ export async function open(ctx) {
   let view = null;
   const proof = h("div");
   const now = h("div");
-  const faults = h("div");
+  const faults = h("div", { class: "stack" });
   const bad = (value) => (value ? h("b", { class: "t-bad" }, count(value)) : "0");
   const list = table([
     { title: "epoch", n: true, of: (e) => e.epoch + 1 },
@@ -24,7 +24,7 @@ export async function open(ctx) {
   ], { order: ["epoch", true], none: "No epoch is on record." });
   const node = h("div", { class: "page" },
     h("div", { class: "title" }, h("h1", {}, "Data"), h("span", { class: "side-note" }, "the same proof as `zml data audit`")),
-    proof, panel("The open epoch", {}, now), h("section", { class: "panel" }, h("div", { class: "flush" }, list.node)), faults);
+    proof, panel("The newest epoch", {}, now), h("section", { class: "panel" }, h("div", { class: "flush" }, list.node)), faults);
 
   function draw() {
     const tone = { proved: "good", wrong: "bad", unknown: "note" }[view.state];
@@ -35,8 +35,8 @@ export async function open(ctx) {
     fill(now, n.batches ? [
       bar([["committed", n.committed, `applied: ${count(n.committed)}`, "applied"], ["leased", n.leased, `under way: ${count(n.leased)}`, "under way"],
         ["skipped", n.skipped, `left out: ${count(n.skipped)}`, "left out"], ["togo", togo, `to go: ${count(togo)}`, "to go"]], n.batches, true),
-      h("p", { class: "hint" }, `${count(n.batches)} batches of ${count(n.batch_size)}: ${count(n.committed)} applied, ${count(n.leased)} under way, ${count(n.skipped)} left out, ${count(togo)} to go. ${count(n.reissued)} were given out again in all epochs.`),
-      legend(["committed", "leased", "skipped", "to go"])] : empty("No epoch is open."));
+      h("p", { class: "hint" }, `${count(n.batches)} batches of ${count(n.batch_size)}: ${count(n.committed)} applied, ${count(n.leased)} under way, ${count(n.skipped)} left out, ${count(togo)} to go.` + (n.reissued ? ` In all epochs ${count(n.reissued)} were given out again.` : "")),
+      legend([["committed", "applied"], ["leased", "under way"], ["skipped", "left out"], ["togo", "to go"]])] : empty("No epoch is open."));
     list.set(view.epochs);
     const said = view.epochs.flatMap((e) => [...e.faults.map((text) => ["bad", `epoch ${e.epoch + 1}: ${text}`]), ...e.left_out.map((text) => ["warn", `epoch ${e.epoch + 1}: ${text}`])]);
     fill(faults, said.length > 0 && panel("In words", {}, h("div", { class: "list" }, said.map(([tone, text]) => h("div", {}, sign(tone), ` ${text}`)))));

@@ -13,7 +13,7 @@ export async function open(ctx) {
   let chosen = ctx.query.job || "";
   const numbers = h("div");
   const map = h("div");
-  const why = h("div");
+  const why = h("div", { class: "stack" });
   const now = () => Date.now() / 1000;
   const filter = h("input", { class: "field", type: "search", placeholder: "filter", "aria-label": "filter jobs", oninput: later(100, () => { text = filter.value.toLowerCase(); draw(); }) });
   const name = (j) => (j.opens ? h("a", { href: ctx.to(j.id, "overview") }, j.id) : h("span", {}, j.id));
@@ -31,7 +31,7 @@ export async function open(ctx) {
     { title: "age", n: true, of: (j) => now() - j.submitted_at, cell: (j) => h("span", { title: `submitted ${moment(j.submitted_at)}` }, j.ended_at ? ago(j.ended_at, now()) : duration(now() - (j.began_at || j.submitted_at))) },
   ], { onrow: (j) => choose(j.id), chosen: (j) => j.id === chosen, none: "No job is like this: `zml submit` makes one." });
   const node = h("div", { class: "page" }, h("div", { class: "title" }, h("h1", {}, "Jobs"), h("div", { class: "tools" }, filter)),
-    numbers, panel("Machines", {}, map), why, h("section", { class: "panel" }, h("div", { class: "flush" }, waits.node)));
+    numbers, h("section", { class: "panel" }, h("div", { class: "flush" }, waits.node)), why, panel("Machines", {}, map));
 
   async function choose(job) {
     chosen = chosen === job ? "" : job;

@@ -76,7 +76,7 @@ export async function open(ctx) {
           ["optimizer", s.optimizer_bytes, `optimizer state: ${bytes(s.optimizer_bytes)}`, bytes(s.optimizer_bytes)],
           ["pushlog", s.log_bytes, `push log: ${bytes(s.log_bytes)}`, bytes(s.log_bytes)]], fullest)),
         h("span", { class: "end" }, `${count(s.chunks)} chunks`));
-      fill(balance, rows, legend(["parameters", "optimizer", "push log"]));
+      fill(balance, rows, legend(["parameters", "optimizer", ["pushlog", "push log"]]));
     }
     const [up, upDense, down, downDense] = [(s) => s.received_bytes, (s) => s.dense_received_bytes, (s) => s.sent_bytes, (s) => s.dense_sent_bytes].map(sum);
     fill(traffic, up + down > 0 ? [saving("gradients", up, upDense), saving("parameters", down, downDense)] : empty("Nothing has travelled yet."));
