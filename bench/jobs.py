@@ -1,7 +1,7 @@
 """How many jobs does one coordinator hold? Thousands at once, with members that only talk, over real sockets.
 
     python bench/jobs.py                  1,000 jobs, one to two minutes on two cores
-    python bench/jobs.py --jobs 5000      takes 20,512 open files (ulimit -Hn)
+    python bench/jobs.py --jobs 5000      takes 15,512 open files (ulimit -Hn)
     python bench/jobs.py --json FILE      the same as JSON too
 
 One process is `zml coordinator --cluster`, as anybody starts it; two more play the nodes and, of every job, a worker
@@ -497,7 +497,7 @@ def enough_files(jobs: int) -> None:
     """Raises Failed where the system lets no process have as many open files as this takes."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    needed = 4 * jobs + jobs // CPUS + 200  # two connections, two files
+    needed = 3 * jobs + jobs // CPUS + 200  # two connections, a journal
     if hard < needed:
         raise Failed(f"{jobs:,} jobs take {needed:,} open files in one process, and {hard:,} are allowed")
 

@@ -24,18 +24,19 @@ from msgspec import Struct
 
 from . import logs, runner
 from .child import Child
+from .doctor.answering import Examinee
 from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, LOST, NO_SCRIPT, ZmlError
 from .figures import WorkerFigures, after
 from .launch import tether
 from .lease import Lease, ask, join
-from .link import control_endpoint
-from .messages import Exited, Failure, Fenced, Launch, Message, Ok, Pulse, Stop
+from .link import LISTENER, WORKER, bulk_endpoint, control_endpoint
+from .messages import Examine, Exited, Failure, Fenced, Launch, Ok, Pulse, Stop
 from .metrics.endpoint import opened
 from .metrics.roles import WorkerSource
 from .printed import Printed
 from .restarts import Restarts
 from .seat import Seat
-from .transport import Refusal, Refused, TransportError
+from .transport import Endpoint, Refusal, Refused, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -78,6 +79,7 @@ class Agent:
         self.out_of_time: asyncio.TimerHandle | None = None
         self.over: asyncio.Future[int | Again] | None = None
         self.endpoint = control_endpoint(settings, f"agent-{socket.gethostname()}-{os.getpid()}", self.handle)
+        self.examinee = Examinee(self.endpoint, self._dial, device=device, script=self._script_pid)
 
     async def run(self) -> int:
         """Join and serve until the job is over, or no further incarnation is to follow; returns the exit code."""
@@ -144,7 +146,7 @@ class Agent:
 
     # -- the coordinator's orders ---------------------------------------------------------------------
 
-    def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Message | None:
+    def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
         match message:
             case Pulse():
                 if self.lease is not None:
@@ -159,11 +161,23 @@ class Agent:
             case Stop():
                 self._stop(message.because, message.grace_s, 0)
                 return Ok()
+            case Examine():
+                if self.lease is None:
+                    raise Refusal("early", f"this agent is not {message.member} yet")
+                return self.examinee.answer(message, str(self._run_dir(self.lease)))
             case Fenced():
                 if self.lease is not None and self.lease.is_mine(message) and not self.stopping:
                     self._fenced(f"{message.member}#{message.incarnation} was fenced: {message.because}")
                 return None
         raise Refusal("unexpected", f"an agent does not take {type(message).__name__}")
+
+    def _dial(self, name: str) -> Endpoint:
+        """A connection to shards as the script has one."""
+        return bulk_endpoint(self.settings, name, _say_no, keys=(WORKER, LISTENER), listens=False)
+
+    def _script_pid(self) -> int:
+        process = self.child.process if self.child is not None else None
+        return process.pid if process is not None and process.returncode is None else 0
 
     def _fenced(self, because: str) -> None:
         """This machine was frozen or cut off for longer than the lease: its batches are others' by now."""
@@ -350,6 +364,10 @@ def failure_of(code: int, told: Path, last: str, out: Path) -> Failure | None:
         pass  # it could not say why: killed, or ended by sys.exit
     kind = _signal_name(-code) if code < 0 else f"exit code {code}"
     return Failure(kind=kind, text=runner.cut(last, runner.TEXT_BYTES), log=str(out), at=time.time())
+
+
+def _say_no(peer: str, message: Struct, payload: memoryview | None) -> None:
+    raise Refusal("unexpected", "nobody asks here")
 
 
 def _signal_name(number: int) -> str:

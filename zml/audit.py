@@ -45,7 +45,7 @@ def read_calls(run_dir: Path) -> Iterator[calls.Call]:
     folder = run_dir / COORDINATOR_STATE
     if not folder.is_dir():
         what = f"{run_dir} has no record of its data: {folder} is not there"
-        raise ZmlError(USAGE, what, "`ls runs` lists the runs of this folder.")
+        raise ZmlError(USAGE, what, "`zml runs` lists the runs of this folder.")
     try:
         for kind, fields in history(folder):
             if kind.startswith(GROUP):

@@ -119,9 +119,8 @@ class Board:
 
     def gauge(self, gauge: Gauge, note: Callable[[str, str], None]) -> None:
         """`note` is told when the learning rate has changed, by one shard for all."""
-        if gauge != self.gauges.get(
-            gauge.shard
-        ):  # a shard to which nothing happens says the same again and again
+        # A shard to which nothing happens says the same again and again.
+        if gauge != self.gauges.get(gauge.shard):
             self.changes += 1
         self.gauges[gauge.shard] = gauge
         updating = (shard for shard, each in self.gauges.items() if each.updates)

@@ -47,8 +47,8 @@ class Questions(click.Group):
 def ckpt(context: click.Context) -> None:
     """List, check, compare, export and delete checkpoints.
 
-    RUN is a run directory, its `checkpoints` folder, or one checkpoint in it; without it, the newest run below
-    ./runs. Of a run, the newest checkpoint is meant where one is needed.
+    RUN is a run directory, its `checkpoints` folder, or one checkpoint in it; or a run's name below ./runs, or the
+    beginning or end of one; without it, the newest run. Of a run, the newest checkpoint is meant where one is needed.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -60,13 +60,13 @@ RUN = click.argument("run", required=False)
 
 def place(run: str | None) -> "Place":
     """Where RUN leads; without it, the newest run below the folder of the settings. Raises ZmlError."""
-    from . import rundir
+    from . import finding, rundir
     from .checkpoint.finding import find
     from .flags import settle
 
-    if run is not None:
-        return find(Path(run))
     runs = Path(settle({}).settings.runs)
+    if run is not None:
+        return find(Path(run) if finding.is_folder(Path(run)) else finding.find(run, runs))
     newest = rundir.newest(runs)
     if newest is None:
         raise ZmlError(USAGE, f"there is no run below {runs}", "Name a run directory or a checkpoint.")

@@ -8,15 +8,16 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__, errors
+from . import __version__, errors, guess
 from .ckpt_cli import ckpt
 from .cluster_cli import node
+from .completion import VARIABLE, teach
 from .config import ANY_PORT
 from .dashboard_cli import dashboard, report
 from .errors import INTERRUPTED, USAGE, ZmlError
@@ -36,8 +37,11 @@ from .flags import (
     must_exist,
     settle,
 )
-from .jobs_cli import explain_job, is_code, job, jobs, nodes, server_flags, submit
+from .help_cli import completion, doctor, explain, stack
+from .jobs_cli import job, jobs, nodes, submit
+from .look_cli import events, logs
 from .run_cli import data, timeline
+from .runs_cli import compare, runs
 from .simulate_cli import simulate
 from .slurm_cli import slurm
 
@@ -108,16 +112,18 @@ def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
 def resume(run: str, cpu: bool, **given: Any) -> int:
     """Go on with a run from its newest checkpoint that verifies.
 
-    RUN is a run directory or one checkpoint in it. The new run has the settings of the first and a directory of its
-    own; flags change them: another number of workers or shards, say. Finished epochs are skipped, and of the epoch
-    that was open the batches that are in the parameters.
+    RUN is a run directory, one checkpoint in it, or the beginning or end of a run's name below ./runs. The new run
+    has the settings of the first and a directory of its own; flags change them: another number of workers or
+    shards, say. Finished epochs are skipped, and of the epoch that was open the batches that are in the parameters.
     """
+    from . import finding
     from .launch import local
     from .resume import again
 
     named = settle(given)
     flags = {key: getattr(named.settings, key) for key, origin in named.origins.items() if origin == "flag"}
-    found = again(Path(run), flags, os.environ)
+    place = Path(run) if finding.is_folder(Path(run)) else finding.find(run, Path(named.settings.runs))
+    found = again(place, flags, os.environ)
     try:
         os.chdir(found.folder)
     except OSError as error:
@@ -149,7 +155,9 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     With --cluster it serves many jobs, which come by `zml submit` and run on the machines where `zml node` runs,
     until a signal ends it; jobs go on meanwhile, and find it when it is started again.
     """
-    from . import logs, rundir
+    from . import logs as log_files
+    from . import rundir
+    from .stack import answer_signal
 
     cluster = {key: given.pop(key) for key in ("policy", "users", "pool")}
     folder_of_many = given.pop("cluster")
@@ -167,9 +175,10 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     if not settings.run_dir or not (folder / rundir.CONFIG).exists():
         folder = rundir.create(resolved, script, args)
     settings = replace(settings, run_dir=str(folder))
-    logs.configure(
+    log_files.configure(
         "coordinator", "coordinator", folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level
     )
+    answer_signal(folder / rundir.LOGS, "coordinator")
     from .coordinating import job_spec, serve
 
     spec = job_spec(settings, script, args, os.getcwd() if script else "")
@@ -250,34 +259,33 @@ def worker(
 def status(run: str | None, as_json: bool, **given: Any) -> int:
     """What a job is doing.
 
-    Without arguments: the run below ./runs that is going on, else the one at the default address. RUN is a
-    run directory; of a run that is over it shows how it ended.
+    Without arguments: the run below ./runs that is going on, else the one at the default address. RUN is a path, or a
+    run's name below ./runs, or the beginning or end of one; of a run that is over it shows how it ended.
     """
     import msgspec
 
-    from . import console, rundir
+    from . import console, finding, rundir
     from . import report as ending
 
     resolved = settle(given)
     settings = resolved.settings
-    found = rundir.last_status(Path(run)) if run else None
+    named = finding.find(run, Path(settings.runs)) if run else None
+    found = rundir.last_status(named) if named else None
     if found is None:
-        folders = [Path(run)] if run else []
+        folders = [named] if named else []
         if not run and resolved.origins["coordinator"] == "default":
             folders = rundir.running(Path(settings.runs))
         listening = rundir.listening(folders[0]) if folders else None
         if run and listening is None:
-            raise ZmlError(
-                USAGE, f"{run} holds no run that has begun", "`ls runs` lists the runs of this folder."
-            )
+            raise ZmlError(USAGE, f"{run} holds no run that has begun", finding.LIST)
         if listening is not None:
             settings = replace(
                 settings, coordinator=tuple(listening.addresses), job=listening.job or settings.job
             )
-        from . import logs
+        from . import logs as log_files
         from .observe import fetch_status
 
-        logs.silence()
+        log_files.silence()
         found = fetch_status(settings)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
@@ -293,7 +301,8 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 
 for _command in (dashboard, report, submit, jobs, job, nodes):
     main.add_command(_command)
-main.add_command(timeline)
+for _command in (runs, logs, events, timeline, compare):
+    main.add_command(_command)
 main.add_command(ckpt)
 main.add_command(data)
 main.add_command(slurm)
@@ -331,31 +340,8 @@ def keys(folder: str, names: tuple[str, ...]) -> int:
     return 0
 
 
-@main.command(context_settings=CONTEXT)
-@click.option("--json", "as_json", is_flag=True, help="For bug reports.")
-def doctor(as_json: bool) -> int:
-    """Is this machine fit to take part?
-
-    The exit code is 1 if a check fails.
-    """
-    from . import doctor as examiner
-
-    checks = examiner.examine(Path(settle({}).settings.runs))
-    if as_json:
-        click.echo(
-            json.dumps(
-                [{f: getattr(c, f) for f in ("name", "verdict", "found", "fix")} for c in checks], indent=2
-            )
-        )
-    else:
-        colours = {"pass": "green", "warn": "yellow", "fail": "red"}
-        plain = bool(os.environ.get("NO_COLOR"))
-        for check in checks:
-            mark = check.verdict if plain else click.style(check.verdict, fg=colours[check.verdict])
-            click.echo(f"{mark}  {check.name:<14} {check.found}")
-            if check.fix:
-                click.echo(f"      {'':<14} {check.fix}")
-    return 1 if any(check.verdict == "fail" for check in checks) else 0
+main.add_command(doctor)
+main.add_command(stack)
 
 
 @main.command(context_settings=CONTEXT)
@@ -376,40 +362,8 @@ def version(as_json: bool) -> int:
     return 0
 
 
-@main.command(context_settings=CONTEXT)
-@server_flags
-@click.argument("code", required=False, metavar="[JOB | CODE]")
-def explain(code: str | None, server: str | None, token: str | None, as_json: bool) -> int:
-    """Why is a job not running? What does an error mean?
-
-    Of a JOB: who is ahead of it, and what was decided about it. Of a CODE, such as ZML-E204: what it means and what
-    to do; without any, a list of all errors.
-    """
-    import textwrap
-
-    if code is not None and not is_code(code):
-        return explain_job(code, server, token, as_json)
-    if code is None and as_json:
-        click.echo(json.dumps({known: entry.title for known, entry in sorted(errors.BOOK.items())}, indent=2))
-        return 0
-    if code is None:
-        for known, entry in sorted(errors.BOOK.items()):
-            click.echo(f"{known}  {entry.title}")
-        return 0
-    wanted = code.upper()
-    wanted = (
-        wanted if wanted.startswith("ZML-") else f"ZML-{wanted if wanted.startswith('E') else 'E' + wanted}"
-    )
-    if wanted not in errors.BOOK:
-        raise ZmlError(USAGE, f"there is no error {code}", "`zml explain` lists all of them.")
-    entry = errors.BOOK[wanted]
-    if as_json:
-        click.echo(json.dumps({"code": wanted, **asdict(entry)}, indent=2))
-        return 0
-    click.echo(
-        f"{wanted}: {entry.title}\n\n{textwrap.fill(entry.explanation, 80)}\n\nExit code {entry.exit_code}."
-    )
-    return 0
+main.add_command(explain)
+main.add_command(completion)
 
 
 @main.group(context_settings=CONTEXT)
@@ -441,10 +395,21 @@ def log_to_file(settings: "Settings", role: str, member: str) -> None:
     """Into the run directory if it is given, else into a new folder: the coordinator's may be on another machine."""
     import time
 
-    from . import logs, rundir
+    from . import logs as log_files
+    from . import rundir
+    from .stack import answer_signal
 
     folder = Path(settings.run_dir or Path(settings.runs, rundir.new_name(member, time.time())))
-    logs.configure(role, member, folder=folder / rundir.LOGS, job=settings.job, level=settings.log_level)
+    log_files.configure(
+        role,
+        member,
+        folder=folder / rundir.LOGS,
+        job=settings.job,
+        level=settings.log_level,
+        alone=not settings.run_dir,
+    )
+    if role == "shard":  # of a worker it is the script that may be stuck
+        answer_signal(folder / rundir.LOGS, member)
 
 
 def say_error(error: ZmlError) -> None:
@@ -454,6 +419,8 @@ def say_error(error: ZmlError) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run a command; returns its exit code. What people did wrong is told in two lines, without a traceback."""
+    if VARIABLE in os.environ:
+        teach(main)
     try:
         result = main.main(args=list(argv), prog_name="zml", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -461,10 +428,7 @@ def run(argv: Sequence[str]) -> int:
         say_error(error)
         return error.exit_code
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else "zml"
-        say_error(
-            ZmlError(USAGE, error.format_message().rstrip("."), f"`{command} --help` lists what there is.")
-        )
+        say_error(ZmlError(USAGE, guess.said(error), guess.fix_of(error, main)))
         return errors.BOOK[USAGE].exit_code
     except click.ClickException as error:
         say_error(ZmlError(USAGE, error.format_message()))

@@ -91,7 +91,7 @@ def serve_cluster(
     if chosen not in POLICIES:
         raise ZmlError(USAGE, f"there is no policy {chosen}", f"Choose one of: {', '.join(POLICIES)}.")
     quotas, shares = read_users(Path(users) if users else None)
-    logs.configure("coordinator", "cluster", folder=path / "logs", job="", level=settings.log_level)
+    logs.configure("coordinator", "cluster", folder=path / "logs", run="", level=settings.log_level)
     plan = Plan(
         policy=chosen,
         http=f"127.0.0.1:{PORT}" if resolved.origins["http"] == "default" else settings.http,

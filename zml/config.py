@@ -80,9 +80,7 @@ class Settings:
     bad_batch_kills: AtLeastTwo = 2  # scripts that crash over a batch before it is condemned
     bind: tuple[str, ...] = ()  # empty: what suits the role, on loopback
     coordinator: tuple[str, ...] = (COORDINATOR_ADDRESS,)  # the nearest first
-    http: str = (
-        "127.0.0.1:0"  # HOST:PORT of /metrics and health; "off": none. 0: 7078 on a coordinator, else any
-    )
+    http: str = "127.0.0.1:0"  # where /metrics is, or off. Port 0: a coordinator's is 7078 if that is free
     http_tokens: str = ""  # a file: who may ask from other machines, which needs one
     keys: str = ""  # folder with CURVE keys; empty: none, and then nothing beyond this machine is let in
     run_dir: str = ""  # empty: a new folder below `runs`

@@ -22,7 +22,7 @@ from .checkpoints import When
 from .config import COORDINATOR_ADDRESS
 from .coordinator import Coordinator
 from .dashboard.mounting import of_run
-from .errors import USAGE, ZmlError
+from .errors import HELD, USAGE, ZmlError
 from .events import EventLog
 from .journal import Journal
 from .lease import COORDINATOR
@@ -58,9 +58,13 @@ def serve(settings: Settings, spec: JobSpec) -> int:
 async def _serve(settings: Settings, spec: JobSpec) -> int:
     loop = asyncio.get_running_loop()
     folder = Path(settings.run_dir)
+    before = rundir.listening(folder)
+    if before is not None and not before.pid:  # nobody locks each of those
+        what = f"{folder} belongs to a coordinator of many jobs"
+        raise ZmlError(HELD, what, "Let that one go on with it, or give this one another --run-dir.")
     journal = Journal(folder / rundir.COORDINATOR_STATE)
     try:
-        before = rundir.listening(folder) if not journal.empty else None
+        before = before if not journal.empty else None
         resumed = beginning(settings.resume, begun=not journal.empty)
         bind = where(settings.bind, before.addresses if before is not None else ())
 
@@ -91,6 +95,8 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     try:
         coordinator.metrics = with_http.url
         await coordinator.start()
+        if coordinator.docket.resumed:
+            log.info("job goes on", job=coordinator.job, boots=coordinator.facts.boots)
         pages = of_run(folder, coordinator.status)
         with_http.serve(CoordinatorSource(coordinator, with_http.lag, with_http.url), [pages])
         keep_checkpoints(coordinator, folder, settings)

@@ -27,6 +27,7 @@ from .checkpoint_desk import CheckpointDesk
 from .checkpoints import begun_with, resumed_ledger, resumed_note
 from .dealer import HOLD_S, Dealer
 from .docket import Docket
+from .doctor.desk import ExamineDesk
 from .endings import Endings
 from .events import EventLog
 from .facts import Begun, Entered, Listening
@@ -44,6 +45,7 @@ from .messages import (
     Drained,
     Ended,
     Evaluate,
+    Examine,
     Exited,
     Fenced,
     Fetch,
@@ -61,6 +63,7 @@ from .messages import (
     Ok,
     OpenEpoch,
     Piece,
+    Probe,
     Pulse,
     Register,
     Report,
@@ -143,8 +146,8 @@ class Coordinator:
         self.dealer = Dealer(self)
         self.events = event_log
         self.run_dir = run_dir
+        self.endpoint: Endpoint = endpoint(self.handle)
         self.metrics = ""  # where it is scraped, and its dashboard is
-        self.endpoint = endpoint(self.handle)
         self.board = Board(self.spec, self.facts.failures)
         # member -> the endpoint that speaks for it, behind the docket's by the actions that are to be performed
         self.peers = dict(self.facts.peers)
@@ -167,6 +170,7 @@ class Coordinator:
         self.rosters.changed, self.rosters.written = self.wake, docket.settled
         self.checkpoint_desk = CheckpointDesk(self)
         self.endings = Endings(self)
+        self.examine_desk = ExamineDesk(self)
         self.changed = asyncio.Event()
         self.finished: asyncio.Future[int] | None = None
         self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
@@ -232,7 +236,6 @@ class Coordinator:
         job = self.docket.running
         if job is None:
             return
-        log.info("job goes on", job=self.job, state=job.state.name, boots=self.facts.boots)
         because = "the coordinator was started again"
         self.events.note("the coordinator goes on", because)
         match job.phase:
@@ -423,6 +426,8 @@ class Coordinator:
         if isinstance(message, Heartbeat):
             self.heartbeat(peer, message)
             return None
+        if isinstance(message, Probe | Examine):
+            return self.examine_desk.handle(message)
         if isinstance(message, Report):
             self.admit(message.worker, message.incarnation)
             self.report(message)

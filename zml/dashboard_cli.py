@@ -19,15 +19,18 @@ PORT = 7079
 
 
 def source_at(run: str | None) -> Source:
-    """What RUN names; without it, the runs below the folder of the settings. Raises ZmlError."""
-    from .dashboard.sources import source_of
+    """What RUN names, or all the runs in the folder that it is; without it, those below the folder of the settings.
+    Raises ZmlError."""
+    from . import finding
+    from .dashboard.sources import OneRun, source_of
 
-    path = Path(run) if run is not None else Path(settle({}).settings.runs)
-    found = source_of(path)
-    if found is None:
-        what = f"{path} is no run directory" if path.exists() else f"{path} does not exist"
-        raise ZmlError(USAGE, what, "Name a run directory, or the folder that holds them, such as runs.")
-    return found
+    runs = Path(settle({}).settings.runs)
+    found = source_of(runs if run is None else Path(run))
+    if found is not None:
+        return found
+    if run is None:
+        raise ZmlError(USAGE, f"there is no folder {runs}", "Start a run with `zml run`, or name a folder.")
+    return OneRun(finding.find(run, runs))
 
 
 @click.command(context_settings=CONTEXT)
@@ -46,8 +49,8 @@ def dashboard(
 ) -> int:
     """Look at a run in a browser, while it goes on or later.
 
-    RUN is a run directory, or a folder of them; without it, ./runs. It reads files only: nothing needs to run but this.
-    Ctrl-C ends it.
+    RUN is a run directory or the name of one below ./runs, or a folder of runs; without it, ./runs. It reads files
+    only: nothing needs to run but this. Ctrl-C ends it.
     """
     from . import logs
     from .dashboard.standing import look
@@ -75,19 +78,15 @@ def dashboard(
 def report(run: str | None, output: str | None, as_json: bool) -> int:
     """Write a run's dashboard as one HTML file.
 
-    It opens without a server and without a network: to attach to a ticket, or to keep. RUN is a run directory; without
-    it, the newest below ./runs. `-o -` writes to standard output. It holds logs, settings and names of machines.
+    It opens without a server and without a network: to attach to a ticket, or to keep. RUN is a run directory or
+    the name of one below ./runs; without it, the one that is going on, else the newest. `-o -` writes to standard
+    output. It holds logs, settings and names of machines.
     """
-    from . import rundir
+    from . import finding
     from .dashboard.page import bake
     from .dashboard.run import Run
-    from .dashboard.sources import OneRun
 
-    folder = rundir.newest(Path(settle({}).settings.runs)) if run is None else Path(run)
-    if folder is None:
-        raise ZmlError(USAGE, "there is no run below ./runs", "Name a run directory.")
-    if not isinstance(source_at(str(folder)), OneRun):
-        raise ZmlError(USAGE, f"{folder} holds no run, but perhaps runs", "Name one of them.")
+    folder = finding.find(run, Path(settle({}).settings.runs))
     page = bake(Run(folder))
     if output == "-":
         sys.stdout.buffer.write(page)

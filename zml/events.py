@@ -29,7 +29,8 @@ RECENT = 50
 
 
 class EventLog:
-    """Appends to `events.jsonl`; keeps the last few for whoever looks. Without a path it only keeps.
+    """Appends to `events.jsonl`; keeps the last few for whoever looks. Without a path it only keeps. Beside an
+    action and its fields a line says `what` happened in words; these are empty where it is not worth telling.
 
     Lines are rare, and a coordinator of many jobs has many of these: the file is open only while one is written."""
 
@@ -46,8 +47,9 @@ class EventLog:
             return
         at = time.time()
         fields = {name: value for name, value in asdict(action).items() if name != "placement"}
-        self._append({"at": at, "event": type(action).__name__, **fields})
         line = told(action, at)
+        words = {"what": line.what, "member": line.member} if line is not None else {"what": ""}
+        self._append({"at": at, "event": type(action).__name__, **fields, **words})
         if line is not None:
             self.recent.append(line)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-# What the training thread does, in this order: these add up to its time between the first step and the newest.
+# What the training thread does, in this order: these add up to its time between the first step and the newest. `data`
+# is inside of the loader, but where that waits for other members (for an epoch to begin or to end), which is `wait`.
 PHASES = ("data", "compute", "encode", "wait", "apply")
 # What the I/O thread does beside it: the time until every shard has counted a step, and until parameters are here.
 # Where it does not fit beside the next step, the training thread shows it as `wait`.

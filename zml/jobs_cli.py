@@ -410,27 +410,47 @@ def logs(
 
 
 def order(name: str, about: str, done: Callable[[JobView], bool], reason: bool) -> None:
-    """A command that changes a job, says what became of it, and may wait for that."""
+    """A command that changes jobs, says what became of each, and may wait for that."""
 
-    def run(job: str, wait: bool, server: str | None, token: str | None, as_json: bool, **given: str) -> int:
+    def run(
+        wanted: tuple[str, ...],
+        wait: bool,
+        server: str | None,
+        token: str | None,
+        as_json: bool,
+        **given: str,
+    ) -> int:
         from . import job_follow
         from .job_views import event
 
+        changed: list[JobView] = []
+        failed: list[ZmlError] = []
         with connected(server, token) as client:
-            found = getattr(client, name)(job, *given.values())
-            if wait and not done(found):
-                found = job_follow.until(client, job, done, quiet_first=False)
-        if as_json:
-            show_json(found)
-        else:
-            click.echo(event(found))
+            for each in dict.fromkeys(wanted):
+                try:
+                    changed.append(getattr(client, name)(each, *given.values()))
+                except ZmlError as error:  # the others are changed nevertheless
+                    failed.append(error)
+            for number, found in enumerate(changed if wait else ()):
+                if not done(found):
+                    changed[number] = job_follow.until(client, found.id, done, quiet_first=False)
+        if as_json and changed:
+            show_json(changed if len(wanted) > 1 else changed[0])
+        elif not as_json:
+            for found in changed:
+                click.echo(event(found))
+        for told in failed[:-1]:
+            click.echo(f"error: {told}", err=True)
+        if failed:
+            raise failed[-1]
         return 0
 
     run.__doc__ = about
     if reason:
         run = click.option("--because", default="", metavar="TEXT", help="Why; it stays with the job.")(run)
     run = click.option("--wait", is_flag=True, help="Return when that has happened.")(server_flags(run))
-    job.command(name, context_settings=CONTEXT)(click.argument("job")(run))
+    jobs_argument = click.argument("wanted", nargs=-1, required=True, metavar="JOB...")
+    job.command(name, context_settings=CONTEXT)(jobs_argument(run))
 
 
 def _over(found: JobView) -> bool:
@@ -441,19 +461,19 @@ def _over(found: JobView) -> bool:
 
 order(
     "cancel",
-    "End a job.\n\nWhat runs finishes its step and saves; what waits never begins.",
+    "End jobs.\n\nWhat runs finishes its step and saves; what waits never begins.",
     _over,
     reason=True,
 )
 order(
     "pause",
-    "Let a job rest.\n\nIt saves, leaves its nodes, and goes on from there after `zml job resume`.",
+    "Let jobs rest.\n\nEach saves, leaves its nodes, and goes on from there after `zml job resume`.",
     lambda found: found.state == "PAUSED" or _over(found),
     reason=True,
 )
 order(
     "resume",
-    "Let a paused job go on.\n\nIt waits its turn as before.",
+    "Let paused jobs go on.\n\nEach waits its turn as before.",
     lambda found: found.state == "RUNNING" or _over(found),
     reason=False,
 )

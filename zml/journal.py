@@ -35,6 +35,7 @@ MAGIC = b"zml-snap"
 HEAD = struct.Struct("<8sQI")  # magic, bytes of the body, CRC-32 of the body
 SUFFIX = ".snapshot"
 KEPT = 2  # snapshots
+RULE = "one coordinator at a time goes on with a job"
 LET_GO = "Wait for it, end it, or give this one another --run-dir."
 HISTORY = "history"  # the records before them
 
@@ -53,8 +54,14 @@ class Entry(NamedTuple):
 class Journal:
     """See the module. Belongs to one thread, but for `sync`. `trouble` says why something waits to be written."""
 
-    def __init__(self, folder: Path, *, snapshot_bytes: int = SNAPSHOT_BYTES) -> None:
-        """Opens or creates. Raises ZmlError: another process holds it, it is damaged, it cannot be written."""
+    def __init__(
+        self, folder: Path, *, snapshot_bytes: int = SNAPSHOT_BYTES, held_already: bool = False
+    ) -> None:
+        """Opens or creates. Raises ZmlError: another process holds it, it is damaged, it cannot be written.
+
+        `held_already`: nobody but this process comes to write here, for another lock keeps them out: a file less to
+        keep open for each job.
+        """
         self.folder = folder
         self.snapshot_bytes = snapshot_bytes
         self.trouble = ""
@@ -62,7 +69,7 @@ class Journal:
         self._owed: deque[bytes] = deque()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = hold(folder, HELD, "one coordinator at a time goes on with a job", LET_GO)
+            self._lock = -1 if held_already else hold(folder, HELD, RULE, LET_GO)
         except OSError as error:
             raise ZmlError(
                 JOURNAL, f"cannot write to {folder}: {error.strerror}", "Choose another --run-dir."
@@ -71,10 +78,10 @@ class Journal:
             self._records = Records(folder)
             self._since = self._records.bytes  # bytes of records since the newest snapshot; at most too many
         except Damaged as damaged:
-            os.close(self._lock)
+            self._let_go()
             raise self.unusable(str(damaged)) from None
         except OSError as error:
-            os.close(self._lock)
+            self._let_go()
             raise self.unusable(f"{folder} cannot be read: {error}") from None
         if self._records.torn_bytes:
             what = "the process ended while it wrote; nobody was told of it"
@@ -199,7 +206,12 @@ class Journal:
 
     def close(self) -> None:
         self._records.close()
-        os.close(self._lock)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
 
 def history(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import structlog
 
+from . import logs
 from .errors import LOST, UNREACHABLE, ZmlError
 from .messages import Fenced, Heartbeat, JobSpec, Join, Joined, Leave, Message
 from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused, TransportError
@@ -147,6 +148,7 @@ async def join(
         ) from None
     joined = answer.message
     assert isinstance(joined, Joined), joined
+    logs.move(joined.member, joined.run_dir, joined.job)
     log.info("joined", member=joined.member, incarnation=joined.incarnation, job=joined.job)
     spec = msgspec.msgpack.decode(answer.payload or b"", type=JobSpec)
     return Lease(endpoint, joined, spec, settings.coordinator_away_s)

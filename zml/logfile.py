@@ -74,23 +74,31 @@ class LogFile:
             raise OSError(None, self.because)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             self._file = os.open(self.path, flags, 0o644)
         except OSError:
             self._retry_at = time.monotonic() + RETRY_S
             raise
         self._size = os.fstat(self._file).st_size
+        # A process that was killed, or the machine, may have left half a line.
+        self._torn = self._size > 0 and os.pread(self._file, 1, self._size - 1) != b"\n"
 
     def _missed(self) -> bytes:
         end = b"\n" if self._torn else b""
         return end + (self.notice(self.lost, self.because) if self.lost and self.notice else b"")
 
     def _append(self, data: bytes) -> None:
-        while data:
-            written = os.write(self._file, data)  # less than all of it on a full disk; the next one says so
-            self._size += written
-            self._torn = not data[:written].endswith(b"\n")
-            data = data[written:]
+        left = data
+        try:
+            while left:
+                written = os.write(
+                    self._file, left
+                )  # less than all of it on a full disk; the next one says so
+                self._size += written
+                left = left[written:]
+        finally:
+            if len(left) < len(data):
+                self._torn = bool(left) and not data[: len(data) - len(left)].endswith(b"\n")
 
     def _rotate(self) -> None:
         """What cannot be renamed grows on."""

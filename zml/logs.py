@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -49,8 +49,11 @@ told: Counter[str] = Counter()  # lines of this process by level, those that wer
 
 def at_step(step: int, trace_id: str = "", span_id: str = "") -> None:
     """Lines of this thread or task say from now on at which step they were written, and in which span of a trace."""
-    spans = {"trace_id": trace_id, "span_id": span_id} if trace_id else {}
-    structlog.contextvars.bind_contextvars(step=step, **spans)
+    if trace_id:
+        structlog.contextvars.bind_contextvars(step=step, trace_id=trace_id, span_id=span_id)
+    else:
+        structlog.contextvars.bind_contextvars(step=step)
+        structlog.contextvars.unbind_contextvars("trace_id", "span_id")
 
 
 def stamp(when: float) -> str:
@@ -110,7 +113,9 @@ def as_json(constant: Mapping[str, Any]) -> list[Processor]:
     def name_the_process(_logger: Any, _method: str, event: EventDict) -> EventDict:
         first = {key: event.pop(key, "") for key in ("time", "level", "message")}
         bound = {key: event.pop(key) for key in ("step", "trace_id", "span_id") if key in event}
-        return {**first, **constant, **bound, **{k: v for k, v in event.items() if k not in constant}}
+        own = {**constant, "job": event.pop("job")} if "job" in event else constant  # it may serve many
+        about = {f"its_{key}" if key in constant else key: value for key, value in event.items()}
+        return {**first, **own, **bound, **about}
 
     without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=MAX_FRAMES)
     return [
@@ -128,7 +133,7 @@ def encode(event: Mapping[str, Any]) -> bytes:
             event = {
                 key: str(v) if type(v) is float and not math.isfinite(v) else v for key, v in event.items()
             }
-        line = msgspec.json.encode(event, enc_hook=repr)
+        line = msgspec.json.encode(event, enc_hook=worded)
     except (TypeError, ValueError, OverflowError, RecursionError):  # lone surrogates, huge numbers, odd keys
         line = json.dumps(plain(event), allow_nan=False).encode()
     if len(line) > LINE_BYTES:
@@ -137,6 +142,13 @@ def encode(event: Mapping[str, Any]) -> bytes:
         first = {key: event[key] for key in ("time", "level", "message", "role", "id", "pid") if key in event}
         line = json.dumps(plain(first, TEXT_CHARS) | {"shortened_bytes": len(line)}).encode()
     return line
+
+
+def worded(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:  # the value is a user's, and so is what it does
+        return f"<{type(value).__name__}>"
 
 
 def plain(value: Any, chars: int | None = None, most: int | None = None, depth: int = 8) -> Any:
@@ -152,7 +164,7 @@ def plain(value: Any, chars: int | None = None, most: int | None = None, depth: 
         return {plain(str(k), 100): plain(v, chars, most, depth - 1) for k, v in inner}
     if depth and isinstance(value, list | tuple | set | frozenset):
         return [plain(v, chars, most, depth - 1) for v in list(value)[:most]]
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else worded(value)
     text = text.encode("utf-8", errors="backslashreplace").decode()
     return text if chars is None or len(text) <= chars else text[:chars] + "…"
 
@@ -245,7 +257,7 @@ def message_of(record: logging.LogRecord) -> Hashable:
     else:
         text = str(record.msg)
         if len(text) < 8 and record.args:  # "%s", of `warnings` and others: the text is all in the arguments
-            text = record.getMessage()
+            text = words_of(record)
     if exception is True:
         exception = sys.exc_info()
     if isinstance(exception, tuple):
@@ -254,13 +266,20 @@ def message_of(record: logging.LogRecord) -> Hashable:
     return record.levelno, record.name, text[:200], kind
 
 
+def words_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # arguments that do not fit, or that cannot be worded
+        return str(record.msg)
+
+
 def light(record: logging.LogRecord) -> logging.LogRecord:
     """To be kept: without arguments and frames, which may hold anything."""
     record = logging.makeLogRecord(record.__dict__)
     if isinstance(record.msg, dict):
         record.msg = {key: value for key, value in record.msg.items() if key != "exc_info"}
     else:
-        record.msg, record.args = record.getMessage()[:TEXT_CHARS], None
+        record.msg, record.args = words_of(record)[:TEXT_CHARS], None
     record.exc_info = record.exc_text = None
     return record
 
@@ -280,17 +299,21 @@ def configure(
     *,
     folder: str | Path,
     job: str = "",
+    run: str | None = None,
     level: str = "info",
     terminal: bool | None = None,
+    alone: bool = False,
 ) -> Path:
     """Send every log line of this process to `folder`/`member`.jsonl; returns that path. May be called again.
 
     On a terminal the lines also go to standard error, coloured unless NO_COLOR is set; `terminal` overrides
-    the look at whether it is one.
+    the look at whether it is one. `run` is the run's name, where the folder does not say it.
+    `alone`: the folder is this process's own, until it knows better (`move`).
     """
+    global _alone
     folder = Path(folder)
     path = folder / f"{member}.jsonl"
-    constant = about(role, member, job, run_of(folder))
+    constant = about(role, member, job, run_of(folder) if run is None else run)
     shared: list[Any] = [*BEFORE, structlog.stdlib.ExtraAdder()]
     to_file = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
@@ -317,6 +340,7 @@ def configure(
         handlers.append(console)
 
     close()
+    _alone = Alone(role, member, folder, level, terminal) if alone else None
     root = logging.getLogger()
     root.handlers = [Sparingly(handlers), COUNTED]
     root.setLevel(level.upper())
@@ -329,6 +353,38 @@ def configure(
         cache_logger_on_first_use=False,  # it may be configured again, when the process knows its id
     )
     return path
+
+
+class Alone(NamedTuple):
+    """How a process was configured that was started by hand, and knew no run yet."""
+
+    role: str
+    member: str
+    folder: Path
+    level: str
+    terminal: bool | None
+
+
+_alone: Alone | None = None
+
+
+def move(member: str, run_dir: str, job: str) -> None:
+    """It knows who it is and of which run: its lines go where those of the others are, if this machine sees that."""
+    if _alone is None:
+        return
+    there = Path(run_dir, LOGS)
+    seen = bool(run_dir) and there.is_dir()
+    if seen or member != _alone.member:
+        role, _, folder, level, terminal = _alone
+        configure(
+            role,
+            member,
+            folder=there if seen else folder,
+            job=job,
+            level=level,
+            terminal=terminal,
+            alone=not seen,
+        )
 
 
 def silence() -> None:

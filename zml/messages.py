@@ -877,6 +877,39 @@ class Status(Message):
     job: str
 
 
+class Examine(Message, kw_only=True):
+    """How is this member, how is its link to another, where is its script? The coordinator answers for itself and hands
+    on what is for others. Answered by `Examined`."""
+
+    idempotent: ClassVar[bool] = True
+    job: str
+    member: str
+    what: Literal["process", "machine", "link", "stack"]
+    within_s: float
+    to: str = ""  # of a link: a shard, or the coordinator
+    addresses: list[str] = []  # of that shard; the coordinator fills them in
+    bulk_bytes: int = 0  # to send there and to have sent back, at most
+
+
+class Examined(Message):
+    """The payload is JSON: one of `doctor.findings`, or a `stack.Stack`."""
+
+    job: str
+    member: str
+
+
+class Probe(Message):
+    """How long does an answer take? A payload is for its length alone; so many bytes are to come `back`."""
+
+    idempotent: ClassVar[bool] = True
+    job: str
+    back: int = 0
+
+
+class Probed(Message):
+    at: float  # by the clock of whoever answers, in seconds since the Unix epoch
+
+
 class Drain(Message):
     """Finish the step, save, leave."""
 
@@ -958,5 +991,9 @@ AnyMessage = (
     | Ended
     | Ask
     | Status
+    | Examine
+    | Examined
+    | Probe
+    | Probed
     | Drain
 )

@@ -85,14 +85,15 @@ def _pieces(line: bytes, *, ends: bool) -> list[Piece]:
 
 # -- how bad ----------------------------------------------------------------------------------------------
 
+# What may stand before a level: times, a name and a dash, dashes, bars: "2026-03-01 12:00:00,123 - a.b - ERROR".
+BEFORE = r"(?:\[?\d[\d:.,TZ+-]*\]?\s+|[\w.]+\s+-\s+|[|-]\s+){0,6}\[?"
 WARNS = re.compile(
-    r"(?:[^\s:]+:\d+: )?\w*Warning: "  # warnings.warn: train.py:3: UserWarning: careful
-    r"|(?:\S+ ){0,3}\[?WARN(?:ING)?\b"  # logging, with a time or a name before it
+    r"(?:[^\s:]+:\d+: )?\w*[Ww]arning: "  # warnings.warn: train.py:3: UserWarning: careful
+    rf"|{BEFORE}WARN(?:ING)?(?=[\]:\s])"
     r"|(?:\[rank\d+\]:)?\[?W\d{4} "  # glog: [W1127 02:17:14.329 ...]
-    r"|warning: "
 )
 FAILS = re.compile(
-    r"(?:\S+ ){0,3}\[?(?:ERROR|CRITICAL|FATAL)\b"
+    rf"{BEFORE}(?:ERROR|CRITICAL|FATAL)(?=[\]:\s])"
     r"|(?:\[rank\d+\]:)?\[?[EF]\d{4} "
     r"|(?:error|Fatal Python error|Segmentation fault): "
 )
@@ -133,6 +134,7 @@ class Printed:
         self.text = LogFile(path, rotate_bytes=TEXT_BYTES, kept=TEXT_KEPT)
         self.objects = logs.log_file(path.with_name(f"{path.name}.jsonl"), constant)
         self.levels: dict[str, Levels] = {}
+        self.unfinished = ""  # the stream whose last line in the text has no end yet
 
     @classmethod
     def of_member(cls, folder: Path, member: str, job: str, pid: int) -> Printed:
@@ -149,14 +151,17 @@ class Printed:
         when = logs.stamp(time.time())
         at = {"step": step} if step >= 0 else {}
         plain, objects = [], []
+        if self.unfinished not in ("", stream):
+            plain.append("\n")
+        self.unfinished = "" if pieces[-1].ends else stream
         for text, piece in zip(texts, pieces, strict=True):
             plain.append(text + "\n" * piece.ends)
             shown = strip(text).replace("\r", " ")
             line = {"time": when, "level": level_of(shown), "message": shown, **self.constant, **at}
             line |= {"stream": stream} if piece.ends else {"stream": stream, "goes_on": True}
             objects.append(logs.encode(line) + b"\n")
-        self.text.write("".join(plain).encode(), len(plain))
-        self.objects.write(b"".join(objects), len(objects))
+        self.text.write("".join(plain).encode(), len(pieces))
+        self.objects.write(b"".join(objects), len(pieces))
         return texts
 
     def line(self, stream: str, text: str) -> None:

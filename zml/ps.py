@@ -30,6 +30,8 @@ from .checkpoint.folder import is_seen
 from .compiled import compile_kernels
 from .compression import parse
 from .counts import figures
+from .doctor.answering import Examinee
+from .doctor.links import probed
 from .errors import EX_TEMPFAIL, FENCED, INTERRUPTED, ZmlError
 from .figures import ShardFigures
 from .lease import COORDINATOR, Lease, ask, join
@@ -38,12 +40,14 @@ from .messages import (
     Align,
     Assign,
     Copy,
+    Examine,
     Fenced,
     Gauge,
     Hold,
     Message,
     Ok,
     Pair,
+    Probe,
     Promote,
     Pulse,
     Release,
@@ -60,7 +64,9 @@ from .messages import (
 from .metrics.process import resident_bytes
 from .porter import Porter
 from .pushlog import PushLog
+from .rundir import LOGS
 from .shard import Shard
+from .stack import answer_signal
 from .tenancy import InBulk, Tenancy
 from .transport import Endpoint, Handler, Refusal, TransportError
 
@@ -117,6 +123,7 @@ class Ps(Tenancy):
         self.over: asyncio.Future[int] = self.loop.create_future()
         # A name for this process alone: a second one that wants to be the same shard is told apart.
         self.endpoint = control(f"{self.name}-{socket.gethostname()}-{os.getpid()}", self.handle)
+        self.examinee = Examinee(self.endpoint)
         self.porter = Porter(settings, control, sees)
 
     @property
@@ -138,6 +145,8 @@ class Ps(Tenancy):
                 metrics=self.metrics,
             )
             self.porter.lease = self.lease
+            if logs := self._logs(self.lease):
+                answer_signal(logs, self.name)  # where people look for it
             keeping = asyncio.ensure_future(self.lease.keep())
             keeping.add_done_callback(lambda task: None if task.cancelled() else self.finish(task.result()))
             serves = self.lease.joined.serves
@@ -154,6 +163,12 @@ class Ps(Tenancy):
             await self.endpoint.close()
             for pushes in self.logs.values():
                 pushes.close()
+
+    def _logs(self, lease: Lease) -> Path | None:
+        """Those of the run, if its directory is on this machine."""
+        run_dir = self.settings.run_dir or lease.joined.run_dir
+        folder = Path(run_dir, LOGS)
+        return folder if run_dir and folder.is_dir() else None
 
     def die(self) -> None:
         """End without a word, as a process that is killed: for tests, where several live in one."""
@@ -254,6 +269,8 @@ class Ps(Tenancy):
 
     def bulk(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
         """From a worker, or from a shard that keeps its copy here; in the bulk thread."""
+        if isinstance(message, Probe):
+            return probed(message)
         if self.lease is None:
             raise Refusal("early", f"{self.name} has not joined yet")
         if isinstance(message, Copy):
@@ -262,7 +279,7 @@ class Ps(Tenancy):
 
     def handle(
         self, peer: str, message: Struct, payload: memoryview | None
-    ) -> Message | Awaitable[Message] | None:
+    ) -> Message | Awaitable[Any] | None:
         """From the coordinator; in the main loop."""
         if peer != COORDINATOR:
             raise Refusal("unexpected", "a shard takes orders from the coordinator only")
@@ -281,6 +298,9 @@ class Ps(Tenancy):
                 return self._take_over(message)
             case Retire():
                 return self._retire(message)
+            case Examine():
+                there = self.lease.joined.run_dir if self.lease is not None else ""
+                return self.examinee.answer(message, self.settings.run_dir or there)
             case Stop():
                 if self.lease is not None and self.leaving is None:
                     self.leaving = asyncio.ensure_future(self._stop(self.lease, message.because))

@@ -7,6 +7,7 @@ since the last time, nothing is written, so that a thousand quiet jobs cost noth
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -58,9 +59,12 @@ class Recorder:
         self.look()
 
     async def _run(self) -> None:
+        await asyncio.sleep(
+            self.every_s * random.random()
+        )  # not all of a coordinator's jobs in the same moment
         while True:
-            await asyncio.sleep(self.every_s)
             self.look()
+            await asyncio.sleep(self.every_s)
 
     def look(self) -> None:
         """Write down what is new, if anything is."""

@@ -16,26 +16,25 @@ from .errors import USAGE, ZmlError
 def timeline(run: str | None, worker: str | None, last: int, as_json: bool) -> int:
     """Where the time of each step went.
 
-    c compute, e encode, w wait, a apply: what the script's thread did. Send and pull go on beside it. RUN is a run
-    directory; without it, the newest below ./runs.
+    d data (the loader), c compute, e encode, w wait, a apply: what the script's thread did. Send and pull go on beside
+    it. RUN is a path, a run's name below ./runs, or the beginning or end of one; without it, the run that is going on,
+    else the newest.
     """
     import shutil
 
     import msgspec
 
-    from . import rundir
+    from . import finding, rundir
     from . import timeline as times
     from .flags import settle
 
-    folder = Path(run) if run else rundir.newest(Path(settle({}).settings.runs))
-    files = sorted((folder / rundir.TIMELINE).glob("*.jsonl")) if folder is not None else []
+    folder = finding.find(run, Path(settle({}).settings.runs))
+    files = sorted((folder / rundir.TIMELINE).glob("*.jsonl"))
     if worker is not None:
         files = [file for file in files if file.stem == worker]
     if not files:
         who = f" of {worker}" if worker else ""
-        raise ZmlError(
-            USAGE, f"no steps{who} are recorded in {folder or 'runs'}", "`ls runs` lists the runs."
-        )
+        raise ZmlError(USAGE, f"no steps{who} are recorded in {folder}", finding.LIST)
     for file in files:
         steps = times.read(file)
         if as_json:
@@ -58,16 +57,15 @@ def audit_(run: str | None, as_json: bool) -> int:
     """Prove that every batch counted once.
 
     Per epoch: batches, committed samples, batches that were given out again, skipped, doubled and missing ones, from
-    the run's record of all that its ledger was asked. The exit code is 1 if a batch is doubled or missing. RUN is a run
-    directory; without it, the newest below ./runs.
+    the run's record of all that its ledger was asked. The exit code is 1 if a batch is doubled or missing. RUN is a
+    path, a run's name below ./runs, or the beginning or end of one; without it, the run that is going on, else the
+    newest.
     """
-    from . import audit, rundir
+    from . import audit, finding
     from .flags import settle
     from .scheduler.audit import audit as prove
 
-    folder = Path(run) if run else rundir.newest(Path(settle({}).settings.runs))
-    if folder is None:
-        raise ZmlError(USAGE, "there is no run below ./runs", "Name a run directory.")
+    folder = finding.find(run, Path(settle({}).settings.runs))
     accounts = prove(audit.read_calls(folder))
     if as_json:
         click.echo(json.dumps(audit.rows(accounts), indent=2))

@@ -22,7 +22,7 @@ from types import ModuleType, TracebackType
 
 import msgspec
 
-from . import logs, rundir
+from . import logs, rundir, stack
 from .errors import NO_SCRIPT, ZmlError
 from .launch import tether
 from .messages import Failure
@@ -105,6 +105,7 @@ def keep_our_logs_apart() -> None:
         logs.configure_script(
             seat.worker, folder=folder, job=seat.job, level=level, step=lambda: current_step()
         )
+        stack.answer_signal(folder, seat.worker)
 
 
 class Uncached(SourceFileLoader):

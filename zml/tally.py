@@ -2,9 +2,9 @@
 
 Some memory that both share. First, in eight bytes, how far the script has come in its batches: only what has begun can
 be what it has crashed over, and a script that crashes says nothing any more. Rule: that is written before the batch is
-touched. Then, in eight more, its steps, to say at which one it printed a line. Behind them its figures, now and then,
-in two places in turn, each with a number and a checksum: whatever kills the script while it writes, and whenever the
-agent looks, one of the two is whole. Nobody waits for anybody, and nothing is told that nobody reads.
+touched. Then its complete steps, to say at which one it printed a line. Behind them its figures, now and then, in two
+places in turn, each with a number and a checksum: whatever kills the script while it writes, and whenever the agent
+looks, one of the two is whole. Nobody waits for anybody, and nothing is told that nobody reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from struct import Struct
 
 import msgspec
 
-from .figures import WorkerFigures
+from .figures import STALENESS_BOUNDS, STEP_BOUNDS_S, WorkerFigures
 
 VARIABLE = "ZML_TALLY"
 _NUMBER = Struct("=Q")  # one store: whatever kills the script, it is whole
@@ -25,8 +25,8 @@ _EPOCH = 1 << 32  # batches of an epoch are fewer
 _STEP = Struct("=q")  # behind it: steps that are complete, -1 before the script has joined
 _HEAD = Struct("=QII")  # number, bytes, checksum
 _PLACE = 4096
-_FIRST = _NUMBER.size + _STEP.size
-_SIZE = _FIRST + 2 * _PLACE
+_FIGURES = _NUMBER.size + _STEP.size
+_SIZE = _FIGURES + 2 * _PLACE
 Tally = tuple[int, int]  # an epoch, and how many of the batches given to this script in it have begun
 
 
@@ -36,7 +36,7 @@ class AgentTally:
     def __init__(self) -> None:
         self.file = os.memfd_create("zml-tally")
         os.ftruncate(self.file, _SIZE)
-        os.pwrite(self.file, _NUMBER.pack(0) + _STEP.pack(-1), 0)
+        os.pwrite(self.file, _STEP.pack(-1), _NUMBER.size)
 
     def environment(self) -> dict[str, str]:
         """For the child, which must inherit `file`."""
@@ -62,9 +62,12 @@ class AgentTally:
         if not told:
             return None
         try:
-            return msgspec.msgpack.decode(max(told)[1], type=WorkerFigures)
+            figures = msgspec.msgpack.decode(max(told)[1], type=WorkerFigures)
         except msgspec.MsgspecError:
             return None  # the memory is the script's to spoil
+        steps, staleness = len(figures.step_s), len(figures.staleness)
+        whole = steps in (0, len(STEP_BOUNDS_S) + 1) and staleness in (0, len(STALENESS_BOUNDS) + 1)
+        return figures if whole else None
 
     def close(self) -> None:
         """Twice is the same as once."""
@@ -102,7 +105,7 @@ class ScriptTally:
 
 
 def _start(place: int) -> int:
-    return _FIRST + place * _PLACE
+    return _FIGURES + place * _PLACE
 
 
 def _whole(memory: bytes, start: int) -> tuple[int, bytes] | None:

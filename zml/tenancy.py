@@ -21,9 +21,10 @@ from msgspec import Struct
 from .backup import Backup
 from .base import state_of
 from .begin import CannotBegin
+from .doctor.links import probed
 from .errors import BAD_CHECKPOINT, LOG_DAMAGED, LOST, ZmlError
 from .lease import COORDINATOR, Lease, ask
-from .messages import Adopt, Assign, Copy, Message, Ok, Pair, Promote, Retire, Returned, Standing
+from .messages import Adopt, Assign, Copy, Message, Ok, Pair, Probe, Promote, Retire, Returned, Standing
 from .mirror import Mirror
 from .porter import Porter
 from .pushlog import NoLog, PushLog
@@ -123,6 +124,8 @@ class Tenancy:
                 raise Refusal("placement", f"{self.name} cannot listen as {name}")
 
             def bulk(peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
+                if isinstance(message, Probe):
+                    return probed(message)
                 return self._core(name).handle(peer, message, payload)
 
             self.listeners[name] = await self.listen(name, bulk)

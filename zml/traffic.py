@@ -250,23 +250,29 @@ class Traffic:
         self.staleness = 0
         # The client's own deadlines come first, and name who.
         limit_s = self.client.seat.patience_s + 2 * REPLY_S
-        while self.due:
-            with self.timeline.measure("wait"):
+        former = self.timeline.turn("wait")
+        try:
+            while self.due:
                 try:
                     item = self.arrived.get(timeout=limit_s)
                 except queue.Empty:
                     raise ZmlError(LOST, f"no parameters came within {limit_s:g} s") from None
-            if isinstance(item, BaseException):
-                self.due = 0
-                raise item
-            bucket, delta, payload = item
-            with self.timeline.measure("apply"):
-                self.replica.take(bucket.chunks, delta.versions, delta.frames, payload or b"")
-            if payload is not None:
-                self.timeline.came(len(payload), self.dense[bucket.index])
-            self.staleness = max(self.staleness, delta.staleness)
-            self.workers = max(1, delta.workers)
-            self.due -= 1
+                if isinstance(item, BaseException):
+                    self.due = 0
+                    raise item
+                self.timeline.turn("apply")
+                self._apply(*item)
+                self.timeline.turn("wait")
+        finally:
+            self.timeline.turn(former)
+
+    def _apply(self, bucket: Bucket, delta: Delta, payload: memoryview | None) -> None:
+        self.replica.take(bucket.chunks, delta.versions, delta.frames, payload or b"")
+        if payload is not None:
+            self.timeline.came(len(payload), self.dense[bucket.index])
+        self.staleness = max(self.staleness, delta.staleness)
+        self.workers = max(1, delta.workers)
+        self.due -= 1
 
     # -- outside of steps --------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ import torch
 from tests.zml.cluster import Cluster, Script, parameters
 from tests.zml.test_recovery import replayed, same_bits
 from zml.lease import COORDINATOR, Lease
-from zml.messages import AnyMessage, Exited, Fenced, JobSpec, Launch, Message, Ok
+from zml.messages import AnyMessage, Exited, Fenced, JobSpec, Launch, Ok
 from zml.ps import Ps
 from zml.pushlog import LOG, NoLog
 from zml.records import HEAD, HEAD_BYTES, SUM
@@ -56,7 +56,7 @@ class Worker(Script):
         self.fenced_at: float | None = None
         self.end: list[torch.Tensor] | None = None  # its parameters, once it has come to its end
 
-    def handle(self, peer: str, message: Any, payload: memoryview | None) -> Message | None:
+    def handle(self, peer: str, message: Any, payload: memoryview | None) -> Any:
         if isinstance(message, Launch):
             if getattr(self, "lease", None) is None:
                 raise Refusal("early", "this agent has not joined yet")

@@ -1,5 +1,6 @@
 """The main job with real processes: what comes out is what plain Python gives, and comes out again."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -140,3 +141,15 @@ def test_the_run_directory_tells_how_it_went(place: Playground) -> None:
     }
     code, shown = place.run("status", str(folder))
     assert code == 0 and "finished" in shown
+    code, text = place.run("logs", "--json", "-n", "all", folder.name[-9:])
+    assert code == 0, text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert {line["id"] for line in lines} >= {"coordinator", "p0", "w0", "w1"}
+    assert {line["run"] for line in lines} == {folder.name}
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    printed = [line for line in lines if "stream" in line]
+    assert (
+        "".join(f"{line['message']}\n" for line in printed if line["id"] == "w0")
+        == (folder / "logs" / "w0.out").read_text()
+    )
+    assert place.run("events", "-n", "1", folder.name)[1].endswith("succeeded: all 2 workers finished\n")

@@ -20,6 +20,9 @@ from zml.client import Client
 from zml.codec import by_name
 from zml.config import Settings
 from zml.coordinator import Coordinator
+from zml.doctor.answering import Examinee
+from zml.doctor.findings import Check
+from zml.doctor.means import Means
 from zml.events import EventLog
 from zml.hyper import OptimizerSpec, hyper_of, write_hyper
 from zml.journal import Journal
@@ -28,13 +31,13 @@ from zml.lease import COORDINATOR, Lease, ask, join
 from zml.messages import (
     AnyMessage,
     Delta,
+    Examine,
     Exited,
     Heartbeat,
     JobSpec,
     Keep,
     Kept,
     Launch,
-    Message,
     Moved,
     Ok,
     Pulse,
@@ -83,6 +86,7 @@ class Script:
         self.error: BaseException | None = None
         self.lease: Lease | None = None
         self.agent = cluster.network.endpoint(f"agent-{name}", vocabulary=AnyMessage, handler=self.handle)
+        self.examinee = cluster.fit(Examinee(self.agent, self.probe))
 
     async def run(self) -> None:
         await self.agent.start()
@@ -94,8 +98,17 @@ class Script:
         keeping.cancel()
         await self.agent.close()
 
-    def handle(self, peer: str, message: Any, payload: memoryview | None) -> Message | None:
+    def probe(self, name: str) -> MemoryEndpoint:
+        """To measure a link with. Its name is one that a test can cut off."""
+        handler = lambda peer, message, payload: None  # noqa: E731
+        return self.cluster.network.endpoint(
+            f"probe-{self.name}", vocabulary=AnyMessage, handler=handler, limits=BULK
+        )
+
+    def handle(self, peer: str, message: Any, payload: memoryview | None) -> Any:
         match message:
+            case Examine():
+                return self.examinee.answer(message, "")
             case Launch():
                 if self.lease is None:
                     raise Refusal("early", "this agent has not joined yet")
@@ -335,6 +348,23 @@ class Cluster:
             journal=Journal(self.state, snapshot_bytes=self.snapshot_bytes) if self.state else None,
             resumed=self.resumed,
         )
+        self.fit(self.coordinator.examine_desk.examinee)
+
+    def fit(self, examinee: Examinee) -> Examinee:
+        """For simulated time, and without a look at this machine."""
+
+        async def look(function: Callable[[], Any]) -> Any:
+            return function()
+
+        async def knock(address: str) -> str:
+            return f"{address} was knocked at"
+
+        def machine(run_dir: Path) -> list[Check]:
+            return [Check("disk", "pass", "as if")]
+
+        clock = asyncio.get_running_loop().time
+        examinee.means = Means(clock, knock=knock, look=look, machine=machine)
+        return examinee
 
     def watched(self, handler: Any) -> Any:
         """The coordinator's handler, counted: `after_message` is called after each that is no heartbeat."""
@@ -426,6 +456,7 @@ class Cluster:
             return endpoint(name, nobody, BULK, [])
 
         ps = Ps(index, self.settings, control, here, state, listen, dial, self.sees)
+        self.fit(ps.examinee)
         self.shards[index] = ps
         listener = endpoint(ps.name, self.tapped(ps, ps.name, ps.bulk), BULK, ["tcp://127.0.0.1:0"])
         await listener.start()

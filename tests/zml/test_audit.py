@@ -115,5 +115,6 @@ def test_what_snapshots_have_replaced_is_still_proved(
 
 
 def test_a_run_without_a_record_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
     assert cli.run(["data", "audit", str(tmp_path)]) == 2
     assert "has no record of its data" in capsys.readouterr().err

@@ -177,7 +177,7 @@ def test_a_damaged_or_missing_one_is_told_in_two_lines_with_exit_code_1(call: Ca
 
 def test_a_question_that_makes_no_sense_ends_with_2(call: Call, root: Path, tmp_path: Path) -> None:
     questions: list[tuple[list[str | Path], str]] = [
-        (["list", "nowhere"], "nowhere is neither a run nor a checkpoint"),
+        (["list", "nowhere"], "there is no run nowhere"),
         (["diff", root], "Missing argument 'B'"),
         (["prune", root / "step-000000100"], "step-000000100 is one checkpoint"),
         (["export", root, "-o", "out", "--split", "much"], "'much' is no size"),

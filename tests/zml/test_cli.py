@@ -137,7 +137,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         (["ps"], "error: Missing option '--shard'", 2),
         (["ps", "--shard", "-1"], "error: Invalid value for '--shard'", 2),
         (["explain", "E999"], "error: there is no error E999", 2),
-        (["status", "nowhere"], "error: nowhere holds no run that has begun", 2),
+        (["status", "nowhere"], "error: there is no run nowhere", 2),
         (["config", "show", "--config", "none.toml"], "error: there is no configuration file none.toml", 3),
     ],
 )
@@ -205,9 +205,11 @@ def test_doctor_answers_for_people_and_for_machines(call: Call) -> None:
     ended = call("doctor")
     assert {check["verdict"] for check in told} <= {"pass", "warn", "fail"}
     assert ended.returncode == (1 if any(check["verdict"] == "fail" for check in told) else 0)
-    assert [line.split()[0] for line in ended.stdout.splitlines() if not line.startswith(" ")] == [
+    *lines, nothing, count = ended.stdout.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
         check["verdict"] for check in told
     ]
+    assert nothing == "" and count.endswith(" failed")
 
 
 def test_a_reader_that_goes_away_costs_no_traceback(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.simulation import simulate
-from zml.coordinating import where
-from zml.errors import LOST, ZmlError
+from zml import rundir
+from zml.config import Settings
+from zml.coordinating import serve, where
+from zml.errors import HELD, LOST, ZmlError
 from zml.lease import COORDINATOR, NO_ROOM, Lease, ask
 from zml.messages import AnyMessage, Exited, JobSpec, Joined, Ok
 from zml.transport import DeadlineExceeded, Refusal, Refused
@@ -45,6 +48,15 @@ def test_it_listens_where_it_did_before(
 
 def test_a_socket_whose_folder_is_there_is_used_again(tmp_path: Path) -> None:
     assert where([], [f"ipc://{tmp_path}/s"]) == [f"ipc://{tmp_path}/s"]
+
+
+def test_the_run_of_a_coordinator_of_many_jobs_is_nobody_elses(tmp_path: Path) -> None:
+    here = rundir.Listening([ADDRESS], 0, "j1.1")
+    rundir.write(tmp_path / rundir.COORDINATOR, msgspec.json.encode(here))
+    with pytest.raises(ZmlError) as refused:
+        serve(Settings(run_dir=str(tmp_path), job="j1"), JobSpec())
+    assert refused.value.code == HELD and "many jobs" in str(refused.value)
+    assert not (tmp_path / rundir.STATE).exists(), "nothing was touched"
 
 
 def nothing(peer: str, message: Any, payload: Any) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from tests.simulation import simulate
 from tests.zml.hub import ADDRESS, FakeCluster
-from zml.cluster.jobs import Problem
+from zml.cluster.attempts import BEATS, paced, resolve_for
+from zml.cluster.jobs import Problem, Submission
 from zml.cluster.wire import Ceased, Goodbye, NodeBeat, Offer, Run, Runs, Vocabulary
 from zml.lease import COORDINATOR
 from zml.messages import Exited, Heartbeat, Join, Leave
@@ -356,3 +357,16 @@ def test_who_waits_for_news_is_not_told_that_time_passes(tmp_path: Path) -> None
         await cluster.close()
 
     run(main())
+
+
+def test_where_thousands_are_members_newcomers_are_heard_seldomer_unless_they_ask_for_it() -> None:
+    usual = Submission(script="t.py", folder="/code")
+    hurried = msgspec.structs.replace(usual, settings={"lease_s": 3.0})
+    pace = [
+        (s.heartbeat_s, s.lease_s)
+        for members in (3, BEATS, 5 * BEATS)
+        for s in [paced(resolve_for(usual, 1).settings, usual, members)]
+    ]
+    assert pace == [(1.0, 5.0), (1.0, 5.0), (5.0, 25.0)]
+    asked = paced(resolve_for(hurried, 1).settings, hurried, 5 * BEATS)
+    assert (asked.heartbeat_s, asked.lease_s) == (1.0, 3.0)

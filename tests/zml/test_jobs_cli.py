@@ -309,6 +309,19 @@ def test_a_job_is_paused_resumed_scaled_and_cancelled(call: Call, api: Served) -
     assert wrong.code == 2 and wrong.err.startswith("error: expected str matching regex")
 
 
+def test_an_order_is_for_as_many_jobs_as_are_named_and_one_that_fails_keeps_no_other_from_it(
+    call: Call,
+) -> None:
+    for _ in range(3):
+        call("submit", "train.py")
+    call("job", "cancel", "j2")
+    ended = call("job", "pause", "j1", "j2", "j9", "j3", "j1")
+    assert (ended.code, ended.out) == (2, "j1 paused: paused by ann\nj3 paused: paused by ann\n")
+    assert "j2 is over" in ended.err and "j9" in ended.err
+    resumed = call("job", "resume", "j1", "j3", "--json")
+    assert [each["id"] for each in json.loads(resumed.out)] == ["j1", "j3"]
+
+
 def test_an_order_can_be_waited_for(call: Call, api: Served) -> None:
     call("submit", "train.py")
     api.do(lambda: api.desk.move("j1", "STARTING"))

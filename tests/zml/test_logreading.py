@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zml import ansi, logreading
+from zml.logfile import LogFile
 from zml.logreading import BadCursor, Line, Wanted, after, files, newest, start
 from zml.logreading.lines import parse
 
@@ -100,6 +103,34 @@ def test_following_goes_on_where_it_was_through_rotation_and_new_files(tmp_path:
     assert said(after(tmp_path, page.cursor).lines) == []
 
 
+def test_a_file_that_is_rotated_all_the_while_is_followed_line_by_line(tmp_path: Path) -> None:
+    """The writer is the real one; it waits only where a file would go that the reader has not come to."""
+    log = LogFile(tmp_path / "w0.jsonl", rotate_bytes=500, kept=8)
+    followed: list[str] = []
+    page, lines = newest(tmp_path), 1000
+    came = threading.Condition()
+
+    def near(number: int) -> Callable[[], bool]:
+        return lambda: number - len(followed) < 20
+
+    def write() -> None:
+        for number in range(lines):
+            with came:
+                assert came.wait_for(near(number), timeout=60)
+            log.write(entry(number, str(number)).encode())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive() or page.lines:
+        page = after(tmp_path, page.cursor)
+        with came:
+            followed += said(page.lines)
+            came.notify()
+    writer.join()
+    followed += said(after(tmp_path, page.cursor).lines)
+    assert followed == [str(number) for number in range(lines)]
+
+
 def test_what_has_no_end_yet_is_no_line(tmp_path: Path) -> None:
     path = put(tmp_path, "w0.jsonl", entry(0, "a"), entry(1, "b")[:-5])
     page = newest(tmp_path)
@@ -135,7 +166,8 @@ def test_junk_is_shown_harmless_with_the_time_of_its_neighbour(tmp_path: Path) -
 
 def test_control_characters_in_texts_and_fields_move_no_cursor(tmp_path: Path) -> None:
     bad = "x\x1b[31mred\x1b[0m\x1b]0;title\x07\u202eevil\x08\ud800"
-    put(tmp_path, "w0.jsonl", entry(0, bad, **{"k\x1b": [bad, {"a\n": bad}]}))
+    fields: dict[str, Any] = {"k\x1b": [bad, {"a\n": bad}]}
+    put(tmp_path, "w0.jsonl", entry(0, bad, **fields))
     (line,) = newest(tmp_path).lines
     assert line.message == "xred�evil��"
     assert dict(line.fields) == {"k": ["xred�evil��", {"a\n": "xred�evil��"}]}

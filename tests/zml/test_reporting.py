@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from tests.zml.test_data import Alone
+from tests.zml.test_data import Alone, numbers
 from zml import gpu
 from zml.data import DividedLoader
 from zml.figures import (
@@ -141,9 +142,8 @@ def test_a_step_is_counted_with_its_time_and_its_staleness(monkeypatch: pytest.M
 def test_the_learning_rate_is_that_of_the_first_group_whatever_it_is_kept_in() -> None:
     assert learning_rate([{"lr": 0.1}, {"lr": 0.2}]) == 0.1
     assert learning_rate([{"lr": torch.tensor(0.25)}]) == 0.25
-    assert [learning_rate(groups) for groups in ([], [{}], [{"lr": None}], [{"lr": torch.ones(2)}])] == [
-        None
-    ] * 4
+    without: list[list[dict[str, Any]]] = [[], [{}], [{"lr": None}], [{"lr": torch.ones(2)}]]
+    assert [learning_rate(groups) for groups in without] == [None] * 4
 
 
 def test_the_time_inside_of_a_divided_loader_is_seen() -> None:
@@ -154,7 +154,7 @@ def test_the_time_inside_of_a_divided_loader_is_seen() -> None:
             seen.append("reading")
             return items
 
-    loader = torch.utils.data.DataLoader(torch.arange(8), batch_size=2)
+    loader: DataLoader[Any] = DataLoader(numbers(8), batch_size=2)
     assert len(list(DividedLoader(loader, Looking()))) == 4
     assert seen == ["reading"]
 
@@ -213,6 +213,12 @@ def test_whatever_a_script_does_to_the_memory_its_agent_reads_figures_or_none(
         os.pwrite(agent.file, data, at)
     assert agent.figures() in (None, *told)
     agent.close()
+
+
+@pytest.mark.parametrize("wrong", [{"step_s": [1, 2]}, {"staleness": [1] * 9}, {"steps": "many"}])
+def test_figures_that_are_none_are_not_believed(agent: AgentTally, wrong: dict[str, Any]) -> None:
+    script_of(agent).tell(msgspec.structs.replace(WorkerFigures(), **wrong))
+    assert agent.figures() is None
 
 
 def test_nothing_is_told_where_there_is_no_agent() -> None:

@@ -27,7 +27,7 @@ def find(path: Path) -> Place:
     if (path / CONFIG).is_file():
         raise ZmlError(NO_CHECKPOINT, f"the run {path} has no checkpoint", "Its events say what it did.")
     raise ZmlError(
-        USAGE, f"{path} is neither a run nor a checkpoint", "`ls runs` lists the runs of this folder."
+        USAGE, f"{path} is neither a run nor a checkpoint", "`zml runs` lists the runs of this folder."
     )
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ log = structlog.get_logger()
 
 # Slower than alone: thousands of members may talk to one process, and nodes tell of deaths at once.
 ATTEMPT = {"heartbeat_s": 1.0, "lease_s": 5.0}
+BEATS = 2000  # a second, that all members together may come to: half a core (`python bench/jobs.py`)
+RECORD_S = 5.0  # between two rows of a job's history
 OUTCOMES: dict[Cause, Outcome] = {
     Cause.WORKERS_DONE: Outcome.SUCCEEDED,
     Cause.WORKERS_DRAINED: Outcome.DRAINED,
@@ -70,6 +72,7 @@ class Life:
     job: JobId
     number: int
     task: asyncio.Task[None]
+    members: int
     coordinator: Coordinator | None = None  # once its journal is read
     drain: str = ""  # what it was told before that
     stop: str = ""
@@ -104,7 +107,8 @@ class Attempts:
         name = attempt_name(job, number)
         if name not in self.lives:
             task = asyncio.ensure_future(self._live(name, job, number, workers, submission))
-            self.lives[name] = Life(job, number, task)
+            members = workers + submission.shards
+            self.lives[name] = Life(job, number, task, members)
 
     def drain(self, job: JobId, number: int, because: str) -> None:
         if (life := self.lives.get(attempt_name(job, number))) is not None:
@@ -171,7 +175,7 @@ class Attempts:
     ) -> tuple[Outcome, int, str]:
         folder, life = self.run_dir(job, number), self.lives[name]
         resolved = resolve_for(submission, workers)
-        settings = resolved.settings
+        settings = paced(resolved.settings, submission, sum(life.members for life in self.lives.values()))
         resumed, journal = await self._prepare(job, number, resolved, submission)
         try:
             coordinator = Coordinator(
@@ -189,7 +193,7 @@ class Attempts:
             journal.close()
             raise
         self._keep_synced(journal)
-        recorder = Recorder(folder, coordinator.status, coordinator.changes)
+        recorder = Recorder(folder, coordinator.status, coordinator.changes, every_s=RECORD_S)
         began: asyncio.Task[None] | None = None
         try:
             await coordinator.start()
@@ -223,7 +227,7 @@ class Attempts:
             describe(folder, resolved, submission)
             if rundir.listening(folder) != here:
                 rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
-            return resumed, Journal(folder / rundir.COORDINATOR_STATE)
+            return resumed, Journal(folder / rundir.COORDINATOR_STATE, held_already=True)
 
         preparing = asyncio.get_running_loop().run_in_executor(self.threads, prepare)
         try:
@@ -286,6 +290,15 @@ def resolve_for(submission: Submission, workers: int) -> Resolved:
         asked.setdefault("lr_base_workers", submission.bounds[0])
     asked |= {"workers": workers, "shards": submission.shards, "replicas": submission.replicas}
     return _resolved(msgspec.json.encode(asked))
+
+
+def paced(settings: Settings, submission: Submission, members: int) -> Settings:
+    """With so many members in all: an attempt that begins among thousands is heard seldomer, and waited for longer,
+    unless it was asked for otherwise."""
+    if not ATTEMPT.keys().isdisjoint(submission.settings):
+        return settings
+    times = max(1.0, members / (BEATS * settings.heartbeat_s))
+    return replace(settings, heartbeat_s=times * settings.heartbeat_s, lease_s=times * settings.lease_s)
 
 
 @lru_cache(256)

@@ -31,6 +31,7 @@ from ..errors import USAGE, ZmlError
 from ..journal import Journal
 from ..lease import COORDINATOR
 from ..link import LISTENER, control_endpoint
+from ..metrics.endpoint import reached_at
 from ..metrics.lag import Lag
 from ..metrics.roles import HubSource
 from ..scheduler.cluster.plan import Quota
@@ -142,7 +143,7 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
         desk = JobDesk(hub)
         mounts = [mounted(source), of_hub(desk, folder)]
         server = await serve_http(desk, where_http, tokens=plan.tokens, mounts=mounts)
-        source.url = server.url
+        source.url = reached_at(server.url, [*hub.endpoint.addresses, *bind])
         lag.start()
         here = Listening(list(hub.endpoint.addresses), server.url, os.getpid())
         rundir.write(folder / HERE, msgspec.json.encode(here))

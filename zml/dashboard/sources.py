@@ -6,14 +6,13 @@ and what concerns jobs is asked in the server's loop and is quick; `runs` reads 
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from .. import __version__, rundir
+from .. import __version__, finding, rundir
 from ..cluster.jobs import Desk, JobView, NodeView, Problem
 from .run import Live, Run, version_of
 from .views import About, Event, JobLine, Jobs, JobWhy, NodeLine, RunLine, Runs, tone_of
@@ -66,6 +65,7 @@ class RunsOf:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self.known: dict[str, Path] = {}
         self.open: OrderedDict[str, Run] = OrderedDict()
         self.lines: dict[str, tuple[str, RunLine]] = {}  # of those that are over
 
@@ -76,31 +76,32 @@ class RunsOf:
         if name in self.open:
             self.open.move_to_end(name)
             return self.open[name]
-        if not is_name(name) or not is_run(self.folder / name):
+        if name not in self.known:
+            self._list()
+        if name not in self.known:
             return None
-        self.open[name] = run = Run(self.folder / name)
+        self.open[name] = run = Run(self.known[name], name=name)
         while len(self.open) > OPEN_RUNS:
             self.open.popitem(last=False)
         return run
 
     def runs(self) -> Runs:
-        try:
-            names = sorted(
-                (each.name for each in os.scandir(self.folder) if is_name(each.name)), reverse=True
-            )
-        except OSError:
-            names = []
-        there = [name for name in names if is_run(self.folder / name)]
-        lines = [self._line(name) for name in there[:MOST_RUNS]]
-        return Runs(runs=lines, left_out=max(0, len(there) - MOST_RUNS))
+        self._list()
+        newest = sorted(self.known, reverse=True)
+        lines = [self._line(name) for name in newest[:MOST_RUNS]]
+        return Runs(runs=lines, left_out=max(0, len(newest) - MOST_RUNS))
+
+    def _list(self) -> None:
+        """What is there now, by the names that people use."""
+        self.known = {finding.name(each, self.folder): each for each in finding.all_runs(self.folder)}
 
     def _line(self, name: str) -> RunLine:
-        folder = self.folder / name
+        folder = self.known[name]
         ended = version_of(folder / rundir.STATUS)
         if not ended:
-            return Run(folder).line()
+            return Run(folder, name=name).line()
         if name not in self.lines or self.lines[name][0] != ended:
-            self.lines[name] = (ended, Run(folder).line())
+            self.lines[name] = (ended, Run(folder, name=name).line())
         return self.lines[name][1]
 
     def jobs(self) -> Jobs | None:
@@ -203,16 +204,8 @@ def node_line(node: NodeView) -> NodeLine:
     return msgspec.convert({**found, "tone": tone_of(node.state)}, NodeLine)
 
 
-def is_name(name: str) -> bool:
-    return bool(name) and name[0] != "." and "/" not in name and "\0" not in name and len(name) < 256
-
-
-def is_run(folder: Path) -> bool:
-    return os.path.isfile(folder / rundir.CONFIG) or os.path.isfile(folder / rundir.STATUS)
-
-
 def source_of(path: Path) -> OneRun | RunsOf | None:
     """A run directory, or a folder of them; None for what is neither."""
-    if is_run(path):
-        return OneRun(path)
-    return RunsOf(path) if path.is_dir() else None
+    if (run := finding.at(path)) is not None:
+        return OneRun(run)
+    return RunsOf(path) if finding.is_folder(path) else None

@@ -26,6 +26,7 @@ from ..compiled import NOTICE
 from ..compression import parse
 from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import INTERRUPTED, LOST, NOT_FORMED, ZmlError
+from ..metrics.endpoint import guarded
 from ..printed import Printed
 from ..status import JobStatus
 from ..web.address import any_port
@@ -500,8 +501,9 @@ def run(
     """The command: returns the exit code of the job, 128 + n after signal n. Raises ZmlError."""
     from .. import observe
 
-    folder = rundir.create(resolved, script, args, cpu=cpu)
     settings = resolved.settings
+    guarded(settings)
+    folder = rundir.create(resolved, script, args, cpu=cpu)
     if parse(settings.compress).sparse:  # the first run on a machine compiles before its shards join
         settings = replace(settings, join_timeout_s=max(settings.join_timeout_s, COMPILE_S))
         resolved = replace(resolved, settings=settings)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from .files import LINE_MOST, Part, Raw, Source, backward, end_of, forward, member_of, sources
+from .files import LINE_MOST, Part, Raw, Source, backward, end_of, forward, is_there, sources
 from .lines import LEVELS, Line, Wanted, details, failure, parse, searched
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
     "after",
     "details",
     "failure",
-    "member_of",
+    "members",
     "newest",
     "searched",
     "start",
@@ -85,6 +85,8 @@ def newest(folder: Path, wanted: Wanted = ALL, most: int = 200, *, budget_bytes:
     """The newest `most` lines that are wanted, and a cursor behind all there is."""
     found = sources(folder)
     ends = {source.key: (source.parts[-1].inode, end_of(source.parts[-1])) for source in found}
+    if most < 1:
+        return Page([], _pack(ends), complete=True)
     lines: list[Line] = []
     left = budget_bytes
     merged = heapq.merge(
@@ -103,6 +105,11 @@ def newest(folder: Path, wanted: Wanted = ALL, most: int = 200, *, budget_bytes:
         if left is not None and (left := left - (each.raw.end - each.raw.begin)) < 0:
             return Page(lines[::-1], _pack(ends), complete=False)
     return Page(lines[::-1], _pack(ends), complete=True)
+
+
+def members(folder: Path) -> list[str]:
+    """Whose logs there are."""
+    return sorted({source.member for source in sources(folder)})
 
 
 def start(folder: Path, since: float | None = None) -> str:
@@ -136,6 +143,9 @@ def after(
     places: Places = {}
     waiting = []
     for source in found:
+        if not source.settled and source.key in before:
+            places[source.key] = before[source.key]
+            continue  # next time
         at, offset = _place(source, before.get(source.key))
         places[source.key] = (source.parts[at].inode, offset)
         if at + 1 < len(source.parts) or source.parts[at].size > offset:
@@ -188,6 +198,8 @@ def _on(source: Source, at: int, offset: int) -> Iterator[tuple[float, Found]]:
             elif line is not None:
                 latest = max(latest, line.time)
             yield latest, Found(source, part, raw, line)
+        if number + 1 < len(source.parts) and not is_there(part):
+            return  # or lines of it would be passed over: the next listing says where it is
 
 
 def _line(source: Source, raw: Raw, neighbour: float) -> Line | None:

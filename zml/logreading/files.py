@@ -20,6 +20,7 @@ LINE_MOST = 256 * 1024  # bytes; of a longer line only its length is told
 NAME = re.compile(r"(?P<base>[^/]{1,200}\.jsonl)(?:\.(?P<number>\d{1,4}))?")
 FOLDERS = re.compile(r"join-[^/]{1,100}")  # of machines that joined a run later
 MOST_SOURCES = 20_000
+LISTINGS = 5  # of a folder, until it stands still for one
 
 
 class Part(NamedTuple):
@@ -30,11 +31,13 @@ class Part(NamedTuple):
 
 
 class Source(NamedTuple):
-    """`key` is its path below the folder; `parts` are never empty, the oldest first."""
+    """`key` is its path below the folder; `parts` are never empty, the oldest first. If it is not `settled`, its files
+    were renamed whenever they were looked at, and some may lack."""
 
     key: str
     member: str
     parts: list[Part]
+    settled: bool
 
 
 class Raw(NamedTuple):
@@ -46,7 +49,25 @@ class Raw(NamedTuple):
 
 
 def sources(folder: Path) -> list[Source]:
-    """All of a `logs` folder, by name."""
+    """All of a `logs` folder, by name. A listing that a rotation ran through is made again."""
+    found: dict[str, list[tuple[int, Part]]] = {}
+    before: dict[str, list[tuple[int, int]]] = {}
+    for _ in range(LISTINGS):
+        before, found = {key: _shape(parts) for key, parts in found.items()}, _listed(folder)
+        if all(_is_whole(parts) or before.get(key) == _shape(parts) for key, parts in found.items()):
+            break
+    return [
+        Source(
+            key,
+            member_of(key),
+            [part for _, part in sorted(parts, key=lambda each: -each[0])],
+            _is_whole(parts) or before.get(key) == _shape(parts),
+        )
+        for key, parts in sorted(found.items())
+    ]
+
+
+def _listed(folder: Path) -> dict[str, list[tuple[int, Part]]]:
     found: dict[str, list[tuple[int, Part]]] = {}
     for prefix, path in [("", folder), *_inside(folder)]:
         for name, about in _regular(path):
@@ -55,10 +76,19 @@ def sources(folder: Path) -> list[Source]:
                 number = int(match["number"] or 0)
                 part = Part(path / name, about.st_ino, about.st_size, about.st_mtime)
                 found.setdefault(prefix + match["base"], []).append((number, part))
-    return [
-        Source(key, member_of(key), [part for _, part in sorted(parts, key=lambda each: -each[0])])
-        for key, parts in sorted(found.items())
-    ]
+    return found
+
+
+def _shape(parts: list[tuple[int, Part]]) -> list[tuple[int, int]]:
+    return sorted((number, part.inode) for number, part in parts)
+
+
+def _is_whole(parts: list[tuple[int, Part]]) -> bool:
+    """No number is lacking, and no file is there twice."""
+    numbers = {number for number, _ in parts}
+    first = min(numbers)
+    alike = len({part.inode for _, part in parts})
+    return first <= 1 and numbers == set(range(first, first + len(parts))) and alike == len(parts)
 
 
 def member_of(key: str) -> str:
@@ -93,13 +123,9 @@ def _regular(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 def read(part: Part, begin: int, size: int) -> bytes:
     """Less at its end; empty if it is gone. Opened each time: a run may have more files than a process may open."""
-    base, _, number = part.path.name.rpartition(".jsonl")
-    first = int(number[1:]) if number[1:].isdigit() else 0
-    for name in [part.path.name, *(f"{base}.jsonl.{first + n}" for n in range(1, 4))]:  # renamed meanwhile
+    for path in _names(part):
         try:
-            file = os.open(
-                part.path.with_name(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            )
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             continue
         try:
@@ -111,6 +137,23 @@ def read(part: Part, begin: int, size: int) -> bytes:
         finally:
             os.close(file)
     return b""
+
+
+def _names(part: Part) -> Iterator[Path]:
+    """What it was called, then what it is called now: it may be renamed, and that while it is looked for."""
+    yield part.path
+    for _ in range(LISTINGS):
+        try:
+            with os.scandir(part.path.parent) as entries:
+                names = [entry.name for entry in entries if entry.inode() == part.inode]
+        except OSError:
+            return
+        yield from (part.path.with_name(name) for name in names)
+
+
+def is_there(part: Part) -> bool:
+    """It can be read up to the end that it had."""
+    return part.size == 0 or bool(read(part, part.size - 1, 1))
 
 
 def end_of(part: Part) -> int:

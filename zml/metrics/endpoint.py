@@ -110,7 +110,7 @@ def opened(settings: Settings, *, preferred: int = 0, reached_from: Sequence[str
     if settings.http == OFF:
         return Endpoint(None, "", "", ())
     host, port = host_and_port(settings.http)
-    tokens = guarded(host, settings.http_tokens)
+    tokens = guarded(settings)
     listener = None
     for wanted in [port] if port else [preferred, 0] if preferred else [0]:
         try:
@@ -121,17 +121,18 @@ def opened(settings: Settings, *, preferred: int = 0, reached_from: Sequence[str
     if listener is None:
         log.warning("no HTTP is answered", at=settings.http, because=failed)
         return Endpoint(None, "", "", ())
-    shown = own_name(reached_from) if is_anywhere(host) else host
-    return Endpoint(listener, host, url(shown, listener.getsockname()[1]), tokens)
+    here = reached_at(url(host, listener.getsockname()[1]), reached_from)
+    return Endpoint(listener, host, here, tokens)
 
 
-def guarded(host: str, tokens: str) -> tuple[Token, ...]:
-    """The tokens of a file, which is a must beyond loopback. Raises ZmlError."""
-    if not tokens and is_loopback(host):
+def guarded(settings: Settings) -> tuple[Token, ...]:
+    """The tokens of the file in the settings, which is a must beyond loopback. Raises ZmlError."""
+    host = "localhost" if settings.http == OFF else host_and_port(settings.http)[0]
+    if not settings.http_tokens and is_loopback(host):
         return ()
     from ..web.access import Door, read_tokens
 
-    found = read_tokens(tokens) if tokens else ()
+    found = read_tokens(settings.http_tokens) if settings.http_tokens else ()
     Door(host, found)
     return found
 
@@ -151,6 +152,12 @@ def bound(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def reached_at(here: str, addresses: Sequence[str]) -> str:
+    """Where others reach what listens here; `addresses` are known to be reached from here."""
+    host, port = host_and_port(here)
+    return url(own_name(addresses), port) if is_anywhere(host) else here
 
 
 def own_name(addresses: Sequence[str]) -> str:

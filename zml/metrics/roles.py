@@ -17,7 +17,7 @@ import msgspec
 from ..scheduler import explain
 from ..scheduler.cluster.state import Standing
 from ..scheduler.state import Draining, Finishing, Forming
-from . import sources
+from . import catalog, sources
 from .catalog import Role
 from .lag import Lag
 from .points import Point, Target
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from ..ps import Ps
 
 HERE = ("joined", "active")  # states of members that can be scraped
+SINGLE = (catalog.HEARD.name, catalog.LIVES.name)  # of each member
 AT_ONCE = 10  # jobs of which the status is made before others have a turn
+MANY = (
+    100  # jobs, beyond which their members are not shown one by one: a thousand jobs are some 20,000 series
+)
 
 
 class WorkerSource:
@@ -156,9 +160,11 @@ class HubSource:
         gpus = sum(each.gpus for each in offers), sum(each.gpus for each in taken)
         cpus = sum(each.cpus for each in offers), sum(each.cpus for each in taken)
         found = [*of_process(self.lag), *sources.of_cluster(jobs, nodes, gpus, cpus)]
-        for number, (job, coordinator) in enumerate(list(self._running()), start=1):
+        running = list(self._running())
+        for number, (job, coordinator) in enumerate(running, start=1):
             status = msgspec.structs.replace(coordinator.status(), job=job)
-            found += sources.of_job(status)
+            points = sources.of_job(status)
+            found += points if len(running) <= MANY else filter(is_short, points)
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return found
@@ -177,6 +183,11 @@ class HubSource:
         for job, coordinator in self._running():
             found += members(coordinator, job)
         return found
+
+
+def is_short(point: Point) -> bool:
+    """Does it tell of a job as a whole, and is it no state that a job is not in?"""
+    return point.metric.name not in SINGLE and not (point.metric is catalog.STATE and not point.value)
 
 
 def members(coordinator: Coordinator, job: str) -> Iterable[Target]:

@@ -151,7 +151,8 @@ class Head:
         there = ["--run-dir", str(self.job.run)]
         if member == COORDINATOR:
             bind = ["--bind", f"tcp://{self.job.address}:0"]
-            return [COORDINATOR, *there, *bind, "--", self.job.script, *self.job.args]
+            http = ["--http", self.settings.http]
+            return [COORDINATOR, *there, *http, *bind, "--", self.job.script, *self.job.args]
         at = [part for address in self.settings.coordinator for part in ("--coordinator", address)]
         if member.startswith("p"):
             return ["ps", "--shard", member[1:], *at, "--bind", "tcp://{here}:0", *there]

@@ -290,7 +290,7 @@ class Handlers:
         if code not in BOOK:
             raise Problem(404, f"there is no error {code[:20]}", "`zml explain` lists all of them.")
         entry = BOOK[code]
-        return answer(ErrorPage(code, entry.title, entry.explanation, entry.exit_code))
+        return answer(ErrorPage(code, entry.title, f"{entry.explanation} {entry.do}", entry.exit_code))
 
     async def openapi(self, request: web.Request, asked: Asked) -> web.Response:
         return web.Response(body=openapi.encoded(), content_type=JSON)

@@ -297,11 +297,9 @@ def in_words(request: web.Request, error: web.HTTPException) -> Problem:
     if error.status == 404:
         api = f"{PREFIX}/openapi.json" in request.app[OPEN]
         what = f"there is nothing at {request.path[:200]}"
-        fix = (
-            f"{PREFIX}/openapi.json lists what there is."
-            if api
-            else "There are /metrics, /livez and /readyz."
-        )
+        fix = f"{PREFIX}/openapi.json lists what there is." if api else "There are /metrics and /readyz."
+        if not api and request.path.startswith(PREFIX):
+            fix = "This serves one job; `zml coordinator --cluster` takes jobs, on a port of its own."
     elif error.status == 405:
         allowed = ", ".join(sorted(error.headers.get("Allow", "").split(",")))
         what, fix = f"{request.method[:20]} means nothing at {request.path[:200]}", f"Use {allowed}."

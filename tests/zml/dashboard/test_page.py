@@ -141,11 +141,12 @@ def test_a_report_is_written_where_it_is_asked_for(
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["report"], "there is no run below ./runs"),
-        (["report", "nothing"], "nothing does not exist"),
-        (["report", "."], "holds no run, but perhaps runs"),
-        (["report", "file"], "file is no run directory"),
-        (["dashboard", "nothing"], "nothing does not exist"),
+        (["report"], "there is no run below runs"),
+        (["report", "nothing"], "there is no run nothing"),
+        (["report", "."], ". is no run directory"),
+        (["report", "file"], "there is no run file"),
+        (["dashboard", "nothing"], "there is no run nothing"),
+        (["dashboard"], "there is no folder runs"),
         (["dashboard", ".", "--host", "0.0.0.0"], "for everybody"),
         (["dashboard", ".", "--tokens", "nothing"], "cannot be read"),
         (["dashboard", "--port", "70000"], "70000 is not in the range"),

@@ -26,7 +26,7 @@ from zml.metrics.exposition import text
 from zml.metrics.lag import Lag
 from zml.metrics.points import Classes, Point
 from zml.metrics.process import of_process
-from zml.metrics.roles import CoordinatorSource, HubSource, ShardSource, WorkerSource
+from zml.metrics.roles import CoordinatorSource, HubSource, ShardSource, WorkerSource, is_short
 from zml.status import CheckpointStatus, JobStatus, MemberStatus, RateStatus
 from zml.transport.memory import MemoryNetwork
 
@@ -51,7 +51,7 @@ def scraped(role: Role, points: Iterable[Point]) -> Series:
     # Its parser refuses what is out of order, twice, not cumulative or without its sum.
     again = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in read_openmetrics(body.decode())
+        for family in read_openmetrics(body.decode())  # type: ignore[no-untyped-call]
         for sample in family.samples
     }
     assert {key: value for key, value in again.items() if not math.isnan(value)} == {
@@ -260,6 +260,13 @@ def test_a_hub_counts_jobs_and_shows_those_that_have_an_attempt(tmp_path: Path) 
         found["zml_cluster_cpus", (("state", "used"),)] + found["zml_cluster_cpus", (("state", "free"),)] == 4
     )
     assert targets == ["hub"], "these members have told no address"
+
+
+def test_of_many_jobs_a_hub_shows_what_each_is_as_a_whole() -> None:
+    found = scraped("hub", filter(is_short, FULL["hub"]))
+    single = {"zml_member_heard_seconds", "zml_member_incarnation"}
+    assert names(scraped("hub", FULL["hub"])) - names(found) == single
+    assert [value for (name, _), value in found.items() if name == "zml_job_state"] == [1]
 
 
 def test_an_agent_shows_its_scripts_together() -> None:
