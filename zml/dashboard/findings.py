@@ -24,6 +24,7 @@ SILENT_S = 15.0  # of a coordinator, whose status is written every two seconds w
 UNHEARD_S = 5.0  # of a member that counts as alive
 STANDING_S = 120.0  # without a step, at the least
 STANDING_STEPS = 20  # and so many steps' time
+STARTING_S = 120.0  # until the first step, and nobody worries
 DEEP = 64  # pulls and pushes that wait at one shard
 
 ORDER: tuple[Level, ...] = ("bad", "warn", "note")
@@ -120,8 +121,10 @@ def no_news(e: Evidence) -> Iterator[Finding]:
 def waiting(e: Evidence) -> Iterator[Finding]:
     if e.status.over:
         return
+    begun = any(member.steps > 0 for member in e.status.of("worker"))
+    late = e.now - e.status.started_at > STARTING_S
     for whom in e.status.waiting_for:
-        running = e.status.state == "RUNNING"
+        running = e.status.state == "RUNNING" and (begun or late)  # everybody waits a little at the beginning
         yield Finding(
             kind="waiting",
             level="warn" if running else "note",

@@ -130,7 +130,7 @@ def numbers(evidence: Evidence, bound: int | None) -> Numbers:
         peak_samples_per_s=max((row.samples_per_s for row in rows), default=0.0),
         step_s=middle([each.step_s for each in evidence.lately.workers.values()]),
         eta_s=None if status.over else status.eta_s,
-        elapsed_s=max(0.0, (status.at if status.over else evidence.now) - status.started_at)
+        elapsed_s=round(max(0.0, (status.at if status.over else evidence.now) - status.started_at))
         if status.started_at
         else 0.0,
         staleness=status.staleness,

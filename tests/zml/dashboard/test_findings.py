@@ -110,6 +110,12 @@ def test_who_is_waited_for_is_told() -> None:
     assert (found.kind, found.what) == ("waiting", "The job is waiting for shard p1 to come back.")
 
 
+def test_at_the_beginning_nobody_worries_about_who_is_waited_for() -> None:
+    waiting = ["waiting for the first script to show its model"]
+    status = JobStatus(job="j", state="RUNNING", started_at=NOW, waiting_for=waiting)
+    assert [findings(Evidence(status, NOW + wait))[0].level for wait in (10.0, 1000.0)] == ["note", "warn"]
+
+
 def test_a_run_in_which_no_step_is_made_is_found() -> None:
     evidence = evidence_of()
     found = findings(dataclasses.replace(evidence, now=NOW + 1000.0))[0]
