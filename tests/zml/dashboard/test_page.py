@@ -22,6 +22,7 @@ SMALL = Shape(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.recursive(st.none() | st.text() | st.integers(), lambda c: st.lists(c) | st.dictionaries(st.text(), c))
 )
