@@ -11,9 +11,10 @@ takes of a step is measured by itself, in the last line.
 
 Two whole clusters train and take turns: at the end of each step a script waits until it is its cluster's turn, so that
 both live through the same minutes of a machine that others may use, too. A pair is a slice of time for each, in random
-order; its ratio is (on / off) of the mean time of a step, of the steps that lie inside the slice,
-and of the CPU time that all processes of a cluster took for one. Told are the median over the pairs, and the interval
-in which the ratio of the means lies with 95 % (bootstrap over the pairs). The target is a cost of at most 1 %.
+order; its ratio is (on / off) of the mean time of a step, of the steps that lie inside the slice, and of the CPU time
+that all processes of a cluster took for one. Told are the median over the pairs, and the interval in which the ratio of
+the means lies with 95 % (bootstrap over the pairs). The target is a cost of at most 1 %; on a machine that others keep
+busy it takes many pairs, or steps that are short, to decide it.
 """
 
 from __future__ import annotations
@@ -143,6 +144,8 @@ def begin(
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("ZML_", "OTEL_"))}
     environment |= {f"ZML_{key.upper()}": value for key, value in settings.items() if key in KINDS}
     environment |= {"PYTHONPATH": str(HERE.parent), **(more if name == "on" else {})}
+    # Two threads that wait for each other while others have the processors would be all that is measured.
+    environment["OMP_NUM_THREADS"] = "1"
     flags = ["-w", str(workers), "-p", str(shards), "--keep-output", "none", "--run-dir", str(folder / "run")]
     script = [str(folder / "script.py"), str(folder / "steps"), str(TURNS[name]), str(EXAMPLE), *arguments]
     with (folder / "out.txt").open("wb") as out:

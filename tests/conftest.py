@@ -1,5 +1,5 @@
-"""What all tests share: tests that need root are skipped, with the reason, where there is none; and the codec's kernels
-are compiled, once on a machine, before the clock of any test runs."""
+"""What all tests share: tests that need root or Prometheus are skipped, with the reason, where there is none; and the
+codec's kernels are compiled, once on a machine, before the clock of any test runs."""
 
 import os
 import shutil
@@ -8,13 +8,20 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    lacking = (
-        "needs root" if os.geteuid() != 0 else "needs the `ip` command" if not shutil.which("ip") else ""
-    )
-    if lacking:
-        for item in items:
-            if item.get_closest_marker("root"):
-                item.add_marker(pytest.mark.skip(reason=lacking))
+    lacking = {
+        "root": "needs root"
+        if os.geteuid() != 0
+        else "needs the `ip` command"
+        if not shutil.which("ip")
+        else "",
+        "prometheus": ""
+        if shutil.which("prometheus") and shutil.which("promtool")
+        else "needs Debian's prometheus",
+    }
+    for item in items:
+        for marker, reason in lacking.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

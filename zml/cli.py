@@ -40,6 +40,7 @@ from .flags import (
 from .help_cli import completion, doctor, explain, stack
 from .jobs_cli import job, jobs, nodes, submit
 from .look_cli import events, logs
+from .obs_cli import obs
 from .run_cli import data, timeline
 from .runs_cli import compare, runs
 from .simulate_cli import simulate
@@ -308,6 +309,7 @@ main.add_command(data)
 main.add_command(slurm)
 main.add_command(node)
 main.add_command(simulate)
+main.add_command(obs)
 
 
 @main.command(context_settings=CONTEXT)

@@ -18,10 +18,10 @@ import os
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,7 +29,7 @@ import structlog
 
 from .logfile import LogFile
 from .metrics.lines import COUNTED
-from .repeats import Repeats
+from .repeats import Flood
 from .rundir import LOGS
 
 ROTATE_BYTES = 64 * 2**20
@@ -40,8 +40,6 @@ MAX_FRAMES = 20
 
 EventDict = MutableMapping[str, Any]
 Processor = Callable[[Any, str, EventDict], Any]
-
-told: Counter[str] = Counter()  # lines of this process by level, those that were only counted among them
 
 
 # -- what a line holds ------------------------------------------------------------------------------------
@@ -218,18 +216,18 @@ class Sparingly(logging.Handler):
     def __init__(self, handlers: list[logging.Handler]) -> None:
         super().__init__()
         self.handlers = handlers
-        self.repeats: Repeats[logging.LogRecord] = Repeats()
+        self.flood: Flood[logging.LogRecord] = Flood()
 
     def emit(self, record: logging.LogRecord) -> None:
-        told[record.levelname.lower()] += 1
-        key, now = message_of(record), time.monotonic()
-        passes = self.repeats.passes(key, now)
-        for count, newest in self.repeats.due(now):
+        now = monotonic()
+        held_by = self.flood.held_by(*message_of(record), now)
+        for count, newest in self.flood.due(now):
             self.hand_on(repeated(newest, count))
-        if passes:
+        if held_by is None:
             self.hand_on(record)
         else:
-            self.repeats.hold(key, light(record))
+            kept, key = held_by
+            kept.hold(key, light(record))
 
     def hand_on(self, record: logging.LogRecord) -> None:
         for handler in self.handlers:
@@ -239,7 +237,7 @@ class Sparingly(logging.Handler):
         """`logging` calls it when the process ends."""
         self.acquire()
         try:
-            for count, newest in self.repeats.rest():
+            for count, newest in self.flood.rest():
                 self.hand_on(repeated(newest, count))
         finally:
             self.release()
@@ -248,22 +246,29 @@ class Sparingly(logging.Handler):
         super().close()
 
 
-def message_of(record: logging.LogRecord) -> Hashable:
-    """What makes two records the same message: not what it is about, but the class of an exception."""
+def message_of(record: logging.LogRecord) -> tuple[Hashable, Hashable]:
+    """What makes two records the same message, and what makes them the very same line."""
     exception: Any = record.exc_info
     if isinstance(record.msg, dict):
         text = str(record.msg.get("event", ""))
         exception = record.msg.get("exc_info")
+        about = hash(
+            tuple(worded(value) for key, value in record.msg.items() if key not in ("exc_info", "time"))
+        )
     else:
-        text = str(record.msg)
-        if len(text) < 8 and record.args:  # "%s", of `warnings` and others: the text is all in the arguments
-            text = words_of(record)
+        words = words_of(record)
+        # "%s", of `warnings` and others: the text is all in the arguments
+        text = words if record.args and len(str(record.msg)) < 8 else str(record.msg)
+        about = hash(words)
     if exception is True:
         exception = sys.exc_info()
     if isinstance(exception, tuple):
-        exception = exception[0]
-    kind = exception if isinstance(exception, type) else type(exception) if exception else None
-    return record.levelno, record.name, text[:200], kind
+        exception = exception[1]
+    kind = type(exception) if exception else None
+    return (record.levelno, record.name, text[:200], kind), (
+        about,
+        worded(exception)[:200] if exception else "",
+    )
 
 
 def words_of(record: logging.LogRecord) -> str:
@@ -434,31 +439,33 @@ def configure_script(
     numbers = logging.getLevelNamesMapping()
     least = numbers[level.upper()]
     chain = [*BEFORE, add_step(step), *as_json(constant)]
-    repeats: Repeats[bytes] = Repeats()
+    flood: Flood[bytes] = Flood()
 
-    def write(event: EventDict, method: str, key: Hashable) -> None:
-        told[method] += 1
+    def write(event: EventDict, method: str) -> None:
+        message = (method, str(event.get("event", ""))[:200])
+        about = hash(tuple(worded(value) for key, value in event.items() if key != "exc_info"))
         line: Any = event
         for processor in chain:
             line = processor(None, method, line)
-        now = time.monotonic()
-        passes = repeats.passes(key, now)
-        for count, newest in repeats.due(now):
+        now = monotonic()
+        held_by = flood.held_by(message, about, now)
+        for count, newest in flood.due(now):
             file.write(counted(newest, count))
-        if passes:
+        if held_by is None:
             file.write(line.encode() + b"\n")
         else:
-            repeats.hold(key, line.encode())
+            kept, key = held_by
+            kept.hold(key, line.encode())
 
     def keep_ours(_logger: Any, method: str, event: EventDict) -> EventDict:
         if not str(event.pop("pathname", "")).startswith(ours):
             return event
         if numbers.get(method.upper(), logging.ERROR) >= least:
-            write(event, method, (method, str(event.get("event", ""))[:200]))
+            write(event, method)
         raise structlog.DropEvent
 
     def flush() -> None:
-        for count, newest in repeats.rest():
+        for count, newest in flood.rest():
             file.write(counted(newest, count))
 
     atexit.register(flush)

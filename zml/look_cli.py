@@ -21,7 +21,7 @@ LOOK_S = 0.5  # between two looks at what grows
 AT_ONCE = (
     10_000  # lines that are held; with many files a smaller number would look into each of them too often
 )
-LAST_S = 1.0  # for the last words of processes that end after their job
+LAST_S = 2.0  # for the last words of processes that end after their job
 GONE_S = 10.0  # a coordinator that died may be started again
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 

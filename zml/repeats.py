@@ -3,6 +3,9 @@
 The first `burst` of a message pass at once, then one in `every_s` seconds. What is held back is told as its number
 and its newest, as soon as there is a token for it, when its message has to make room for others, and at the end. So
 nothing is dropped without a word, and memory is bounded: `most` messages, one held item of each. Pure: time comes in.
+
+`Flood` measures twice: the very same line, which says nothing new the twentieth time, and lines of one message about
+different things, of which many in a row are news (a thousand jobs that end), and many without end are a flood.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-BURST = 50
-EVERY_S = 10.0
+SAME = (20, 10.0)  # lines at once, and seconds for each further one
+ALIKE = (1000, 0.1)
 MOST = 512
 
 
@@ -27,7 +30,7 @@ class Bucket(Generic[T]):
 
 
 class Repeats(Generic[T]):
-    def __init__(self, burst: int = BURST, every_s: float = EVERY_S, most: int = MOST) -> None:
+    def __init__(self, burst: int, every_s: float, most: int = MOST) -> None:
         self.burst = burst
         self.every_s = every_s
         self.most = most
@@ -86,3 +89,23 @@ class Repeats(Generic[T]):
             self._due.append((bucket.held, bucket.newest))
         bucket.held, bucket.newest = 0, None
         self._holding.pop(key, None)
+
+
+class Flood(Generic[T]):
+    """Both measures. What `held_by` names is to be held there, under the key that it gives."""
+
+    def __init__(self) -> None:
+        self.same: Repeats[T] = Repeats(*SAME)
+        self.alike: Repeats[T] = Repeats(*ALIKE)
+
+    def held_by(self, message: Hashable, detail: Hashable, now: float) -> tuple[Repeats[T], Hashable] | None:
+        """None: it is to be told now, after what is due."""
+        if not self.same.passes((message, detail), now):
+            return self.same, (message, detail)
+        return None if self.alike.passes(message, now) else (self.alike, message)
+
+    def due(self, now: float) -> list[tuple[int, T]]:
+        return self.same.due(now) + self.alike.due(now)
+
+    def rest(self) -> list[tuple[int, T]]:
+        return self.same.rest() + self.alike.rest()

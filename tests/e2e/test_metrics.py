@@ -99,7 +99,8 @@ def test_all_roles_of_a_run_are_found_and_scraped_whoever_is_killed(place: Playg
 
     (coordinator,) = place.pids(" coordinator ", "--run-dir")
     os.kill(coordinator, signal.SIGKILL)
-    place.until(lambda: scrape(found["coordinator"]).get("zml_coordinator_boots['job']") == 2, "it is back")
+    boots = f"zml_coordinator_boots{[place.run_dir().name]}"  # nobody has named the job
+    place.until(lambda: scrape(found["coordinator"]).get(boots) == 2, "it is back")
     place.until(lambda: targets() == found, "and knows everybody")
     run.send(signal.SIGINT)
     assert run.wait() == 130

@@ -183,37 +183,55 @@ def test_every_line_is_json_whatever_is_logged(tmp_path: Path) -> None:
     assert found[-1]["shortened_bytes"] > 10**6 and found[-1]["text"].startswith("xxx")
 
 
-def test_a_message_that_floods_is_counted_and_the_count_is_told_at_the_end(tmp_path: Path) -> None:
+def test_a_line_that_comes_again_and_again_is_counted_and_the_count_is_told_at_the_end(
+    tmp_path: Path,
+) -> None:
     path = logs.configure("shard", "p0", folder=tmp_path)
     log = structlog.get_logger()
-    for number in range(312 + repeats.BURST):
-        log.warning("push refused", clock=number)
-        logging.getLogger("zmq").warning("%d retries", number)
-    log.info("something else")
+    for _ in range(312 + repeats.SAME[0]):
+        log.warning("push refused", peer="w0")
+        logging.getLogger("zmq").warning("%d retries", 5)
+    log.info("push refused", peer="w0")
     logs.close()
     *told, first, second = lines(path)
-    assert [line["message"] for line in told].count("push refused") == repeats.BURST
-    assert told[-1]["message"] == "something else"
+    assert [line["message"] for line in told[:-1]] == ["push refused", "5 retries"] * repeats.SAME[0]
+    assert (told[-1]["message"], told[-1]["level"]) == ("push refused", "info")
     message = "repeated 312 times: push refused"
-    assert (first["message"], first["repeated"], first["level"]) == (message, 312, "warning")
-    last = 311 + repeats.BURST
-    assert first["clock"] == last
-    assert second["message"] == f"repeated 312 times: {last} retries"
+    assert (first["message"], first["repeated"], first["level"], first["peer"]) == (
+        message,
+        312,
+        "warning",
+        "w0",
+    )
+    assert second["message"] == "repeated 312 times: 5 retries"
+
+
+def test_a_message_about_many_things_is_told_for_long_and_then_counted_with_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "monotonic", lambda: 0.0)
+    path = logs.configure("coordinator", "coordinator", folder=tmp_path)
+    for number in range(repeats.ALIKE[0] + 5):
+        structlog.get_logger().info("job over", number=number)
+    logs.close()
+    *told, last = lines(path)
+    assert [line["number"] for line in told] == list(range(repeats.ALIKE[0]))
+    assert (last["message"], last["number"]) == ("repeated 5 times: job over", repeats.ALIKE[0] + 4)
 
 
 def test_a_flood_hides_no_other_error(tmp_path: Path) -> None:
     path = logs.configure("shard", "p0", folder=tmp_path)
     log = structlog.get_logger()
-    for number in range(1000):
+    for number in range(300):
         try:
-            raise KeyError(number) if number != 700 else ValueError("the one")
-        except (KeyError, ValueError):
+            raise KeyError("again") if number != 200 else KeyError("the one")
+        except KeyError:
             log.exception("failed")
     log.error("failed otherwise")
     logs.close()
     text = path.read_text()
     assert "the one" in text and "failed otherwise" in text
-    assert lines(path)[-1]["message"] == f"repeated {999 - repeats.BURST} times: failed"
+    assert lines(path)[-1]["message"] == f"repeated {299 - repeats.SAME[0]} times: failed"
 
 
 def test_what_is_only_counted_keeps_nothing_alive(tmp_path: Path) -> None:
@@ -223,7 +241,7 @@ def test_what_is_only_counted_keeps_nothing_alive(tmp_path: Path) -> None:
         pass
 
     def flood(held: Tensor) -> None:
-        for _ in range(repeats.BURST + 3):
+        for _ in range(repeats.SAME[0] + 3):
             try:
                 raise ValueError
             except ValueError:
@@ -381,7 +399,7 @@ logs.configure_script("w0", folder="runs/r/logs", step=lambda: at)
 ours = compile("import structlog; structlog.get_logger().warning('from zml', x=n)", board.__file__, "exec")
 for n in range(100):
     at = n
-    __builtins__.exec(ours, {"n": n})
+    __builtins__.exec(ours, {"n": 1})
 """
 
 
@@ -396,5 +414,6 @@ def test_in_a_scripts_process_lines_know_the_step_and_a_count_is_told_when_it_en
     )
     assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "")
     *told, last = lines(tmp_path / "runs" / "r" / "logs" / "w0.script.jsonl")
-    assert [line["step"] for line in told] == list(range(repeats.BURST))
-    assert (last["message"], last["step"], last["run"]) == ("repeated 50 times: from zml", 99, "r")
+    assert [line["step"] for line in told] == list(range(repeats.SAME[0]))
+    message = f"repeated {100 - repeats.SAME[0]} times: from zml"
+    assert (last["message"], last["step"], last["run"]) == (message, 99, "r")

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zml.repeats import Repeats
+from zml.repeats import ALIKE, SAME, Flood, Repeats
 
 
 def say(repeats: Repeats[str], key: str, item: str, now: float) -> list[str]:
@@ -31,7 +31,7 @@ def test_a_count_is_told_when_others_speak_though_its_own_message_does_not_come_
 
 
 def test_at_the_end_all_counts_are_told() -> None:
-    repeats: Repeats[str] = Repeats(burst=1)
+    repeats: Repeats[str] = Repeats(burst=1, every_s=10)
     for key in "aabbb":
         say(repeats, key, key, 0)
     assert repeats.rest() == [(1, "a"), (2, "b")]
@@ -39,7 +39,7 @@ def test_at_the_end_all_counts_are_told() -> None:
 
 
 def test_what_makes_room_for_others_is_told() -> None:
-    repeats: Repeats[str] = Repeats(burst=1, most=2)
+    repeats: Repeats[str] = Repeats(burst=1, every_s=10, most=2)
     assert [say(repeats, "a", "a", 0) for _ in range(3)] == [["a"], [], []]
     assert say(repeats, "b", "b", 0) == ["b"]
     assert say(repeats, "c", "c", 0) == ["2 x a", "c"]
@@ -64,3 +64,18 @@ def test_each_is_told_or_counted_once_and_memory_is_bounded(
             repeats.hold(key, key)
         assert len(repeats._buckets) <= most
     assert told + counted + sum(count for count, _ in repeats.rest()) == len(events)
+
+
+def test_the_very_same_line_is_counted_soon_and_lines_that_are_alike_late() -> None:
+    flood: Flood[str] = Flood()
+
+    def told(message: str, detail: int) -> bool:
+        held_by = flood.held_by(message, detail, 0.0)
+        if held_by is not None:
+            held_by[0].hold(held_by[1], f"{message} {detail}")
+        return held_by is None
+
+    assert sum(told("a", 0) for _ in range(100)) == SAME[0]
+    assert sum(told("b", n) for n in range(2000)) == ALIKE[0]
+    assert flood.due(0.0) == [(100 - SAME[0], "a 0")]  # it made room for the others
+    assert flood.rest() == [(2000 - ALIKE[0], "b 1999")]

@@ -2,7 +2,10 @@
 
 Names keep to Prometheus' conventions (https://prometheus.io/docs/practices/naming/): one prefix, base units, `_total`
 for counters, `_ratio` from 0 to 1. Labels are bounded: members, phases and results, never a batch or a step. Which
-process it was is in the labels that the scrape adds (`/api/sd`): `role`, `member`, `job`, `node`.
+process it was is in the labels that the scrape adds (`/api/sd`): `role`, `member`, `job_id`, `node`.
+
+No label is called `job` or `instance`: these are Prometheus' own, of the scrape configuration and of the address, and a
+label of that name would come back as `exported_job`.
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ LAG = metric(
     bounds=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
 )
 LINES = metric("zml_log_messages_total", "counter", "Log lines.", ("level",))
+DISK_FREE = metric("zml_disk_free_bytes", "gauge", "Free where the process keeps its files.")
+DISK = metric("zml_disk_bytes", "gauge", "Of the disk on which the process keeps its files.")
 NET_SENT = metric("zml_net_sent_bytes_total", "counter", "Bytes of messages that left.", ("kind",))
 NET_RECEIVED = metric("zml_net_received_bytes_total", "counter", "Bytes of messages that came.", ("kind",))
 
@@ -143,20 +148,22 @@ SHARD_DENSE_RECEIVED = metric(
 # -- the coordinator: of the whole job ---------------------------------------------------------------------------
 
 _C: tuple[Role, ...] = ("coordinator", "hub")
-_J = ("job",)
-STATE = metric("zml_job_state", "gauge", "1 for the state that the job is in.", ("job", "state"), _C)
+_J = ("job_id",)
+STATE = metric(
+    "zml_job_state", "gauge", "1 for the state that the job is in, 0 for the others.", ("job_id", "state"), _C
+)
 VALUE = metric(
     "zml_train_value",
     "gauge",
     "What the script logs, mean over the workers; NaN where it is.",
-    ("job", "name"),
+    ("job_id", "name"),
     _C,
 )
 FINITE = metric(
     "zml_train_value_finite",
     "gauge",
     "1 where the value that the script logs is finite.",
-    ("job", "name"),
+    ("job_id", "name"),
     _C,
 )
 JOB_STEPS = metric("zml_job_steps", "gauge", "Steps of the worker that has made the most.", _J, _C)
@@ -185,13 +192,19 @@ BOUND = metric(
 RATE_FACTOR = metric(
     "zml_job_learning_rate_factor", "gauge", "What the shards multiply the script's rate with.", _J, _C
 )
-MEMBERS = metric("zml_members", "gauge", "Members, by role and state.", ("job", "member_role", "state"), _C)
-WANTED = metric("zml_members_wanted", "gauge", "Members that were asked for.", ("job", "member_role"), _C)
+MEMBERS = metric(
+    "zml_members", "gauge", "Members, by role and state.", ("job_id", "member_role", "state"), _C
+)
+WANTED = metric("zml_members_wanted", "gauge", "Members that were asked for.", ("job_id", "member_role"), _C)
 HEARD = metric(
-    "zml_member_heard_seconds", "gauge", "How long ago a member was heard.", ("job", "member_role", "id"), _C
+    "zml_member_heard_seconds",
+    "gauge",
+    "How long ago a member was heard that has not ended in order.",
+    ("job_id", "member_role", "id"),
+    _C,
 )
 LIVES = metric(
-    "zml_member_incarnation", "gauge", "How often a member has started.", ("job", "member_role", "id"), _C
+    "zml_member_incarnation", "gauge", "How often a member has started.", ("job_id", "member_role", "id"), _C
 )
 BOOTS = metric("zml_coordinator_boots", "gauge", "Processes that have been this job's coordinator.", _J, _C)
 CHECKPOINT_AT = metric(
@@ -205,11 +218,11 @@ CHECKPOINT_TIME = metric(
     "zml_checkpoint_duration_seconds",
     "gauge",
     "Of the newest: held, that training stood still, and whole.",
-    ("job", "phase"),
+    ("job_id", "phase"),
     _C,
 )
 CHECKPOINTS = metric(
-    "zml_checkpoints_total", "counter", "Checkpoints, by how they ended.", ("job", "result"), _C
+    "zml_checkpoints_total", "counter", "Checkpoints, by how they ended.", ("job_id", "result"), _C
 )
 
 # -- a coordinator of many jobs ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Each look costs a few system calls, and is taken only when somebody asks.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -45,6 +46,18 @@ def open_files() -> int:
         return 0
 
 
+def disk() -> tuple[int, int]:
+    """Bytes that are free where this process keeps its log, and with it its files, and bytes that there are; zeros
+    where the system does not say."""
+    handlers = logging.getLogger().handlers
+    folders = [Path(each.baseFilename).parent for each in handlers if isinstance(each, logging.FileHandler)]
+    try:
+        there = os.statvfs(folders[0] if folders else ".")
+    except OSError:
+        return 0, 0
+    return there.f_bavail * there.f_frsize, there.f_blocks * there.f_frsize
+
+
 def started_at() -> float:
     """Seconds since the Unix epoch."""
     try:
@@ -76,6 +89,10 @@ def of_process(lag: Lag, resident: int | None = None) -> Iterator[Point]:
     yield Point(c.MEMORY, (), resident_bytes() if resident is None else resident)
     yield Point(c.CPU, (), cpu_seconds())
     yield Point(c.FILES, (), open_files())
+    free, there = disk()
+    if there:
+        yield Point(c.DISK_FREE, (), free)
+        yield Point(c.DISK, (), there)
     yield Point(c.LAG, (), Classes(lag.counts, lag.sum_s))
     for level, lines in COUNTED.counts.items():
         yield Point(c.LINES, (level,), lines)

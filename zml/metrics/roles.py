@@ -10,10 +10,12 @@ import asyncio
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from ..config import Settings
 from ..scheduler import explain
 from ..scheduler.cluster.state import Standing
 from ..scheduler.state import Draining, Finishing, Forming
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ..coordinator import Coordinator
     from ..ps import Ps
 
+UNNAMED = Settings().job
 HERE = ("joined", "active")  # states of members that can be scraped
 SINGLE = (catalog.HEARD.name, catalog.LIVES.name)  # of each member
 AT_ONCE = 10  # jobs of which the status is made before others have a turn
@@ -105,7 +108,10 @@ class ShardSource:
 
 
 class CoordinatorSource:
-    """The coordinator of one job. `url` is where it is scraped itself."""
+    """The coordinator of one job. `url` is where it is scraped itself.
+
+    A job that nobody has named is shown by the name of its run: of all that are called "job", two would look like one.
+    """
 
     role: Role = "coordinator"
 
@@ -113,9 +119,12 @@ class CoordinatorSource:
         self.coordinator = coordinator
         self.lag = lag
         self.url = url
+        named = coordinator.job != UNNAMED or not coordinator.run_dir
+        self.name = str(coordinator.job) if named else Path(coordinator.run_dir).name
 
     async def points(self) -> Sequence[Point]:
-        return [*of_process(self.lag), *sources.of_job(self.coordinator.status())]
+        status = msgspec.structs.replace(self.coordinator.status(), job=self.name)
+        return [*of_process(self.lag), *sources.of_job(status)]
 
     def checks(self) -> Mapping[str, str]:
         hall = self.coordinator
@@ -133,9 +142,8 @@ class CoordinatorSource:
         }
 
     def targets(self) -> Sequence[Target]:
-        name = self.coordinator.job
-        itself = target(self.url, "coordinator", "coordinator", name, socket.gethostname())
-        return [itself, *members(self.coordinator, name)]
+        itself = target(self.url, "coordinator", "coordinator", self.name, socket.gethostname())
+        return [itself, *members(self.coordinator, self.name)]
 
 
 class HubSource:
@@ -201,5 +209,5 @@ def members(coordinator: Coordinator, job: str) -> Iterable[Target]:
 
 
 def target(url: str, role: str, member: str, job: str, node: str) -> Target:
-    labels = {"role": role, "member": member, "job": job, "node": node}
+    labels = {"role": role, "member": member, "job_id": job, "node": node}
     return Target([url.partition("://")[2]], labels)

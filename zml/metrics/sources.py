@@ -13,6 +13,7 @@ from . import catalog as c
 from .points import Classes, Point
 
 STATES = tuple(state.name for state in State)
+IN_ORDER = ("done", "left", "stopped")  # who ended so is missed by nobody
 
 
 def of_worker(worker: str, told: WorkerFigures, restarts: int) -> Iterator[Point]:
@@ -108,7 +109,7 @@ def of_members(status: JobStatus) -> Iterator[Point]:
     yield Point(c.WANTED, (job, "worker"), status.workers)
     yield Point(c.WANTED, (job, "shard"), status.shards)
     for each in status.members:
-        if each.heard_s >= 0:
+        if each.heard_s >= 0 and each.state not in IN_ORDER:
             yield Point(c.HEARD, (job, each.role, each.member), each.heard_s)
         yield Point(c.LIVES, (job, each.role, each.member), each.incarnation)
 

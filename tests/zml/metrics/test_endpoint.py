@@ -112,10 +112,10 @@ def test_metrics_are_what_the_one_who_asks_prefers() -> None:
 
 
 def test_who_else_can_be_scraped_is_for_coordinators_to_say() -> None:
-    known = [Target(["10.0.0.1:9"], {"role": "worker", "member": "w0", "job": "j", "node": "n"})]
+    known = [Target(["10.0.0.1:9"], {"role": "worker", "member": "w0", "job_id": "j", "node": "n"})]
 
     async def with_(ask: Asking) -> None:
-        labels = {"role": "worker", "member": "w0", "job": "j", "node": "n"}
+        labels = {"role": "worker", "member": "w0", "job_id": "j", "node": "n"}
         assert await ask("/api/sd") == (200, [{"targets": ["10.0.0.1:9"], "labels": labels}])
 
     async def without(ask: Asking) -> None:

@@ -110,7 +110,7 @@ def test_every_metric_of_the_catalog_is_shown_by_its_roles_and_nothing_else(role
 
 def test_a_job_is_told_in_numbers() -> None:
     found = scraped("coordinator", FULL["coordinator"])
-    job = ("job", "job")
+    job = ("job_id", "job")
     assert found["zml_job_state", (job, ("state", "RUNNING"))] == 1
     assert sum(value for (name, _), value in found.items() if name == "zml_job_state") == 1
     assert math.isnan(found["zml_train_value", (job, ("name", "broken"))])
@@ -231,7 +231,7 @@ def test_a_cluster_that_trains_shows_what_it_does_and_no_counter_goes_back(tmp_p
     assert sum(of(shard, "zml_ps_parameter_bytes") for shard in ("p0", "p1")) == 4 * 174
     momentum = sum(of(shard, "zml_ps_optimizer_bytes") for shard in ("p0", "p1"))
     assert momentum == pytest.approx(4 * 174, rel=0.05), "it is told of each shard as its first chunk has it"
-    assert last["c"]["zml_members", (("job", "job"), ("member_role", "worker"), ("state", "active"))] == 2
+    assert last["c"]["zml_members", (("job_id", "job"), ("member_role", "worker"), ("state", "active"))] == 2
 
 
 def test_a_hub_counts_jobs_and_shows_those_that_have_an_attempt(tmp_path: Path) -> None:
@@ -254,8 +254,8 @@ def test_a_hub_counts_jobs_and_shows_those_that_have_an_attempt(tmp_path: Path) 
     assert empty["zml_cluster_jobs", (("state", "RUNNING"),)] == 0
     assert [found["zml_cluster_jobs", (("state", state),)] for state in ("RUNNING", "QUEUED")] == [1, 1]
     assert found["zml_cluster_nodes", (("state", "UP"),)] == 1
-    assert {labels for name, labels in found if name == "zml_job_steps"} == {(("job", "j1"),)}
-    assert found["zml_members", (("job", "j1"), ("member_role", "worker"), ("state", "active"))] == 2
+    assert {labels for name, labels in found if name == "zml_job_steps"} == {(("job_id", "j1"),)}
+    assert found["zml_members", (("job_id", "j1"), ("member_role", "worker"), ("state", "active"))] == 2
     assert (
         found["zml_cluster_cpus", (("state", "used"),)] + found["zml_cluster_cpus", (("state", "free"),)] == 4
     )

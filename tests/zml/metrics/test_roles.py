@@ -147,7 +147,9 @@ def test_who_can_be_scraped_is_known_again_when_the_coordinator_is_started_again
         (["10.0.0.1:9010"], "shard", "p0"),
         (["10.0.0.1:9011"], "shard", "p1"),
     ]
-    assert {labels["job"] for _, labels in before} == {"job"} and all(labels["node"] for _, labels in before)
+    assert {labels["job_id"] for _, labels in before} == {"job"} and all(
+        labels["node"] for _, labels in before
+    )
     assert [labels["member"] for _, labels in later] == ["coordinator", "w0", "p0", "p1"]
 
 
