@@ -19,6 +19,7 @@ from .ckpt_cli import ckpt
 from .cluster_cli import node
 from .completion import VARIABLE, teach
 from .config import ANY_PORT
+from .dashboard_cli import dashboard, report
 from .errors import INTERRUPTED, USAGE, ZmlError
 from .flags import (
     BIND_FLAG,
@@ -272,7 +273,8 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     """
     import msgspec
 
-    from . import console, finding, report, rundir
+    from . import console, finding, rundir
+    from . import report as ending
 
     resolved = settle(given)
     settings = resolved.settings
@@ -302,11 +304,11 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     out.print(console.block(found, out.width, unicode=out.encoding.startswith("utf"), full=True))
     if found.over:
-        report.print_report(msgspec.structs.replace(found, run_dir=console.near(found.run_dir)), out)
+        ending.print_report(msgspec.structs.replace(found, run_dir=console.near(found.run_dir)), out)
     return 0
 
 
-for _command in (submit, jobs, job, nodes):
+for _command in (dashboard, report, submit, jobs, job, nodes):
     main.add_command(_command)
 for _command in (runs, top, logs, events, timeline, compare):
     main.add_command(_command)

@@ -21,6 +21,7 @@ from .checkpoint.finding import find, load_from
 from .checkpoints import When
 from .config import COORDINATOR_ADDRESS
 from .coordinator import Coordinator
+from .dashboard.mounting import of_run
 from .errors import HELD, USAGE, ZmlError
 from .events import EventLog
 from .journal import Journal
@@ -106,7 +107,8 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         await coordinator.start()
         if coordinator.docket.resumed:
             log.info("job goes on", job=coordinator.job, boots=coordinator.facts.boots)
-        with_http.serve(CoordinatorSource(coordinator, with_http.lag, with_http.url))
+        pages = of_run(folder, coordinator.status)
+        with_http.serve(CoordinatorSource(coordinator, with_http.lag, with_http.url), [pages])
         keep_checkpoints(coordinator, folder, settings)
         recorder.start()
         addresses = list(coordinator.endpoint.addresses)

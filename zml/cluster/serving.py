@@ -26,6 +26,7 @@ import structlog
 
 from .. import rundir
 from ..coordinating import keep_synced, where
+from ..dashboard.mounting import of_hub
 from ..errors import USAGE, ZmlError
 from ..journal import Journal
 from ..lease import COORDINATOR
@@ -144,7 +145,9 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
         await hub.start()
         source = HubSource(hub, lag, plan.http)
         where_http = same_port(plan.http, before)
-        server = await serve_http(JobDesk(hub), where_http, tokens=plan.tokens, mounts=[mounted(source)])
+        desk = JobDesk(hub)
+        mounts = [mounted(source), of_hub(desk, folder)]
+        server = await serve_http(desk, where_http, tokens=plan.tokens, mounts=mounts)
         source.url = reached_at(server.url, [*hub.endpoint.addresses, *bind])
         lag.start()
         here = Listening(list(hub.endpoint.addresses), server.url, os.getpid())

@@ -209,7 +209,7 @@ class LocalRun:
                 self.viewer.show(status)
                 if status.metrics and not self.scraped:
                     self.scraped = status.metrics
-                    self.viewer.say(f"metrics: {status.metrics}/metrics")
+                    self.viewer.say(f"dashboard: {status.metrics}/  metrics: {status.metrics}/metrics")
                 self.begun = self.begun or status.state != "FORMING"
                 if status.over:
                     if await self._ended(coordinator, GOODBYE_S):

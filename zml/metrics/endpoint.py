@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OFF = "off"
 BACKLOG = 128
-SERVES = ("zml.metrics.mount", "zml.web.server")
+SERVES = ("zml.metrics.mount", "zml.web.server", "zml.dashboard.serving")
 
 log = structlog.get_logger()
 
