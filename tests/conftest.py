@@ -5,6 +5,11 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing where many tests share a machine.
+settings.register_profile("zml", deadline=None)
+settings.load_profile("zml")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
