@@ -13,12 +13,11 @@ from rich.text import Text
 
 from . import bars
 from .figures import PHASES
-from .timeline import Step
+from .timeline import Step, span, starts
 
 EXCHANGED = PHASES.index("wait")  # what stands before it is over when the exchange begins
 SEND, PULL = (">", "cyan"), ("<", "magenta")
 LABEL = 18
-TOO_FAR = 5.0  # steps; where workers began a step further apart, one axis would show nothing else
 RANGES = 6  # of steps that are recorded, in an error
 
 
@@ -90,18 +89,9 @@ class Lane:
 
 def lanes(steps: Mapping[str, Step]) -> tuple[list[Lane], str]:
     """On one axis, and why it is not one, if so."""
-    names = list(steps)
-    if not names:
-        return [], ""
-    first = min(steps[name].began for name in names)
-    apart = max(steps[name].began for name in names) - first
-    longest = max(steps[name].whole for name in names)
-    because = ""
-    if first <= 0:
-        because = "each from its own beginning: these files do not say when steps began"
-    elif apart > TOO_FAR * longest:
-        because = f"each from its own beginning: they began up to {span(apart)} apart"
-    return [Lane(name, steps[name], 0.0 if because else steps[name].began - first) for name in names], because
+    longest = max((step.whole for step in steps.values()), default=0.0)
+    start, because = starts({name: step.began for name, step in steps.items()}, longest)
+    return [Lane(name, step, start[name]) for name, step in steps.items()], because
 
 
 def waterfall(clock: int, steps: Mapping[str, Step], missing: Sequence[str], width: int) -> Iterator[Text]:
@@ -115,7 +105,7 @@ def waterfall(clock: int, steps: Mapping[str, Step], missing: Sequence[str], wid
     if len(drawn) > 1:
         yield Text(f"the longest without waiting: {slowest.worker}, {span(own)}")
     if because:
-        yield Text(because)
+        yield Text(f"each from its own beginning: {because}")
     yield axis(whole, room)
     for lane in drawn:
         head = f"  {lane.worker[:6]:<6} {span(lane.step.whole):>8}"[:LABEL]
@@ -154,10 +144,6 @@ def _placed(
     yield " " * counts[0], ""
     for count, (_, letter, style) in zip(counts[1:], pieces, strict=True):
         yield letter * count, style
-
-
-def span(seconds: float) -> str:
-    return f"{1e3 * seconds:,.1f} ms" if seconds < 0.99995 else f"{seconds:,.2f} s"
 
 
 def recorded(clocks: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +69,7 @@ def test_a_step_is_its_phases_and_what_is_nested_counts_once(clock: Clock, tmp_p
         exchange.send_s, exchange.pull_s = 0.5, 0.25
         timeline.ended(exchange)
     timeline.write()
-    steps = read(timeline.path or tmp_path)
+    steps = [msgspec.structs.replace(step, began=0.0) for step in read(timeline.path or tmp_path)]
     assert steps == [
         Step(1, 0.0, 1.5, 0.5, 4.25, 8.0, 0.5, 0.25, bytes_up=100, bytes_down=10, data=0.75),
         Step(2, 15.0, 1.5, 0.5, 4.25, 8.0, 0.5, 0.25, bytes_up=100, bytes_down=10, data=0.75),

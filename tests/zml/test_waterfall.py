@@ -50,8 +50,8 @@ def test_means_and_last_steps_fit_into_eighty_columns() -> None:
     lines = [line.plain for line in table("w0", [step(clock) for clock in range(1, 21)], 2, 80)]
     assert lines == [
         "w0: 20 steps of 1000.0 ms on average",
-        "  compute 500.0 ms (50%)  encode 100.0 ms (10%)  wait 300.0 ms (30%)",
-        "    apply 100.0 ms (10%)",
+        "  data 0.0 ms (0%)  compute 500.0 ms (50%)  encode 100.0 ms (10%)",
+        "    wait 300.0 ms (30%)  apply 100.0 ms (10%)",
         "  beside it: send 100.0 ms  pull 200.0 ms  up 1.0 kB  down 2.0 kB",
         "       19   1000.0 ms |" + "c" * 29 + "e" * 5 + "w" * 17 + "a" * 6,
         "       20   1000.0 ms |" + "c" * 29 + "e" * 5 + "w" * 17 + "a" * 6,
@@ -106,6 +106,7 @@ def test_the_command_says_what_there_is_not(run: Path, capsys: pytest.CaptureFix
         "error: step 70 is not recorded of any worker [ZML-E101]\n  Recorded are 1 to 8.\n"
     )
     (run / "none").mkdir()
+    (run / "none" / "config.json").write_text("{}")
     assert cli.run(["timeline", str(run / "none")]) == 2
     assert "no steps are recorded in" in capsys.readouterr().err
     assert cli.run(["timeline", str(run / "nowhere")]) == 2

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ..figures import PHASES
+from ..timeline import starts
 from .thinning import rounded
 from .views import Bar, Waterfall
 
@@ -39,6 +40,7 @@ class Line(msgspec.Struct, frozen=True):
     pull: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    began: float = 0.0  # seconds since the Unix epoch
 
     @property
     def phases(self) -> dict[str, float]:
@@ -159,6 +161,8 @@ def of(files: Sequence[StepFile], clock: int | None) -> Waterfall:
         lines = {each.worker: each.find(wanted) for each in files}
         there = {worker: line for worker, line in lines.items() if line is not None and line.clock == wanted}
     step, whole = curve(files)
+    longest = max((line.whole for line in there.values()), default=0.0)
+    start, apart = starts({worker: line.began for worker, line in there.items()}, longest)
     slowest = sorted(range(len(step)), key=lambda place: -(whole[place] or 0.0))[:SLOWEST]
     return Waterfall(
         clock=wanted if there else -1,
@@ -170,6 +174,7 @@ def of(files: Sequence[StepFile], clock: int | None) -> Waterfall:
                 phases={phase: rounded(value) or 0.0 for phase, value in line.phases.items()},
                 beside={"push": line.send, "pull": line.pull},
                 whole_s=rounded(line.whole) or 0.0,
+                start_s=rounded(start[worker]) or 0.0,
                 bytes_up=line.bytes_up,
                 bytes_down=line.bytes_down,
             )
@@ -179,6 +184,7 @@ def of(files: Sequence[StepFile], clock: int | None) -> Waterfall:
         slow=[step[place] for place in slowest],
         step=step,
         whole_s=whole,
+        apart=apart if there else "",
     )
 
 

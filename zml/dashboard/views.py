@@ -329,12 +329,13 @@ class Checkpoints(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker's step, from its own beginning: in lockstep all begin together."""
+    """One worker's step."""
 
     worker: str
     phases: dict[str, float]
     beside: dict[str, float]
     whole_s: float
+    start_s: float  # after the first of them
     bytes_up: int
     bytes_down: int
 
@@ -348,6 +349,7 @@ class Waterfall(msgspec.Struct, frozen=True, kw_only=True):
     slow: list[int]  # clocks of the slowest steps among those in `step`
     step: list[int]
     whole_s: list[float | None]  # of the slowest worker
+    apart: str = ""  # why the bars begin each at its own beginning, where they do
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):

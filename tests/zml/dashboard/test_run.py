@@ -248,7 +248,19 @@ def test_a_waterfall_shows_one_step_of_all_and_who_lacks_it(tmp_path: Path) -> N
     late = waterfall(tmp_path, 95)
     assert (late.clock, [bar.worker for bar in late.bars]) == (95, ["w0"])
     assert waterfall(tmp_path, 10**9).clock == 100
+    assert "do not say" in newest.apart, "these are of an older run"
     assert waterfall(tmp_path / "nothing", None).clock == -1
+
+
+def test_bars_stand_where_their_steps_began(tmp_path: Path) -> None:
+    for worker, began in (("w0", 100.25), ("w1", 100.0)):
+        line = {"clock": 7, "at": 0.0, "compute": 0.5, "wait": 0.1, "began": began}
+        (tmp_path / f"{worker}.jsonl").write_text(json.dumps(line) + "\n")
+    shown = waterfall(tmp_path, 7)
+    assert ([(bar.worker, bar.start_s) for bar in shown.bars], shown.apart) == (
+        [("w0", 0.25), ("w1", 0.0)],
+        "",
+    )
 
 
 def test_of_a_thinned_file_the_next_step_that_is_there_is_shown(tmp_path: Path) -> None:

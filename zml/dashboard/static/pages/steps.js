@@ -40,23 +40,23 @@ export async function open(ctx) {
     node.querySelector("#which").textContent = view.clock < 0 ? "Step" : `Step ${count(view.clock)}`;
     if (view.clock < 0) { note.textContent = ""; fill(bars, empty("No step is recorded yet.")); return; }
     field.value = view.clock;
-    const longest = Math.max(1e-9, ...view.bars.map((b) => b.whole_s));
+    const longest = Math.max(1e-9, ...view.bars.map((b) => b.start_s + b.whole_s));
     const busy = (b) => b.whole_s - (b.phases.wait || 0);
     const sorted = order === "slow" ? [...view.bars].sort((a, b) => busy(b) - busy(a)) : view.bars;
     const last = [...view.bars].sort((a, b) => busy(b) - busy(a))[0];
     note.textContent = last ? `${seconds(longest)}; most work: ${last.worker}, ${seconds(busy(last))}` : "";
     const rows = h("div", { class: `rows no-median${view.bars.length > 24 ? " dense" : ""}` });
     for (const b of sorted) {
-      const track = bar(phaseParts(b.phases), longest);
+      const track = bar([["none", b.start_s], ...phaseParts(b.phases)], longest);
       const beside = h("div", { class: "thin", title: `beside it: push ${seconds(b.beside.push)}, pull ${seconds(b.beside.pull)}` },
-        h("i", { style: { width: `${(100 * (busy(b) - (b.phases.apply || 0))) / longest}%` } }),
+        h("i", { style: { width: `${(100 * (b.start_s + busy(b) - (b.phases.apply || 0))) / longest}%` } }),
         h("i", { class: "p-push", style: { width: `${Math.min(100, (100 * b.beside.push) / longest)}%` } }),
         h("i", { class: "p-pull", style: { width: `${Math.min(100, (100 * b.beside.pull) / longest)}%` } }));
       rows.append(h("a", { class: `name${b === last && view.bars.length > 1 ? " chosen" : ""}`, href: ctx.href("workers", { worker: b.worker }) }, b.worker),
         h("div", { class: "track", title: `up ${bytes(b.bytes_up)}, down ${bytes(b.bytes_down)}` }, track, view.bars.length <= 24 && beside),
         h("span", { class: "end" }, seconds(b.whole_s)));
     }
-    fill(bars, rows, h("div", { class: "scale" }, h("span", {}, "0"), h("span", {}, "each from its own beginning"), h("span", {}, seconds(longest))),
+    fill(bars, rows, h("div", { class: "scale" }, h("span", {}, "0"), h("span", {}, view.apart ? `each from its own beginning: ${view.apart}` : "from the first worker's beginning"), h("span", {}, seconds(longest))),
       legend([...PHASES, ...(view.bars.length <= 24 ? ["push", "pull"] : [])], PHASE_SAYS),
       view.lacking.length > 0 && h("p", { class: "hint" }, `Not recorded of ${view.lacking.slice(0, 12).join(", ")}${view.lacking.length > 12 ? ` and ${view.lacking.length - 12} more` : ""}.`));
   }
