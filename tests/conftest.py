@@ -3,13 +3,22 @@ codec's kernels are compiled, once on a machine, before the clock of any test ru
 
 import os
 import shutil
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import settings
 
 # How long an example takes says nothing where many tests share a machine.
 settings.register_profile("zml", deadline=None)
 settings.load_profile("zml")
+
+
+@pytest.fixture(autouse=True)
+def _log_lines_as_they_come() -> Iterator[None]:
+    """A command that one test has called, and that was to be silent, silences no other."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

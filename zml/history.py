@@ -7,6 +7,8 @@ so that a rate between two rows is exact whatever was dropped between them.
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,6 +24,7 @@ JOB = "history.jsonl"
 MEMBERS = "members.jsonl"
 JOB_ROWS = 2000
 MEMBER_ROWS = 300
+MOST_BYTES = 32 * 2**20  # of a file, whatever its rows take
 LONGEST_ROW = 4 * 2**20  # bytes; what is longer was not written by us
 
 
@@ -54,41 +57,83 @@ AnyRow = TypeVar("AnyRow", Row, MemberRow)
 
 
 class Rows(Generic[AnyRow]):
-    """Appends to one file, and thins it out. Raises OSError; what is in the file stays readable."""
+    """Appends to one file, and thins it out. Belongs to one thread at a time."""
 
-    def __init__(self, path: Path, kind: type[AnyRow], most: int) -> None:
-        """Goes on with a file that is there."""
+    def __init__(self, path: Path, kind: type[AnyRow], most: int, every_s: float = 2.0) -> None:
+        """Nothing is read or written yet. `every_s`: how often there is a row, before any is left out."""
         self.path = path
         self.kind: type[AnyRow] = kind
         self.most = most
-        self.kept = sum(1 for _ in read(path, kind))
-        self.every = 1  # of how many rows one is kept
-        self.came = 0
+        self.every_s = every_s
+        self.kept = -1  # rows in the file; -1: nobody has looked
+        self.bytes = 0
+        self.apart_s = 0.0  # between two rows that are kept
+        self.last_at = -math.inf
 
     def add(self, row: AnyRow) -> None:
-        self.came += 1
-        if (self.came - 1) % self.every:
+        """Raises OSError; what is in the file stays readable, and nothing of this row is in it."""
+        if self.kept < 0:
+            self._go_on()
+        if 0 <= row.at - self.last_at < self.apart_s - self.every_s / 2:  # a clock may be set back
             return
-        with self.path.open("ab") as file:
-            file.write(msgspec.json.encode(row) + b"\n")
-        self.kept += 1
-        if self.kept >= 2 * self.most:
+        line = msgspec.json.encode(row) + b"\n"
+        with self.path.open("ab", buffering=0) as file:
+            try:
+                whole = file.write(line) == len(line)
+            except OSError:
+                whole = False
+            if not whole:
+                file.truncate(self.bytes)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self.kept, self.bytes, self.last_at = self.kept + 1, self.bytes + len(line), row.at
+        if self.kept >= 2 * self.most or (self.bytes >= MOST_BYTES and self.kept > 2):
             self._thin()
 
+    def _go_on(self) -> None:
+        """With a file that another process has begun, as thin as that one has left it."""
+        with self.path.open("ab+") as file:
+            file.seek(0)
+            lines, first, last = 0, b"", b""
+            for line in file:
+                lines, first, last = lines + 1, first or line, line
+            if last and not last.endswith(b"\n"):
+                file.write(b"\n")  # that process died in the middle of it
+            self.bytes = file.tell()
+        times = [row.at for line in (first, last) if (row := _row(line, self.kind)) is not None]
+        if lines > 1 and len(times) == 2 and times[1] > times[0]:
+            times_as_far = (times[1] - times[0]) / (lines - 1) / self.every_s
+            self.apart_s = 2 ** max(0, round(math.log2(times_as_far))) * self.every_s
+            self.last_at = times[1]
+        self.kept = lines
+
     def _thin(self) -> None:
-        rows = list(read(self.path, self.kind))[::2]
+        """Line by line, for the file of many workers is large."""
         scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        scratch.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-        os.replace(scratch, self.path)
-        self.kept, self.every, self.came = len(rows), self.every * 2, 0
+        try:
+            with self.path.open("rb") as file, scratch.open("wb") as thinner:
+                thinner.writelines(line for number, line in enumerate(file) if not number % 2)
+                size = thinner.tell()
+            os.replace(scratch, self.path)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise
+        self.kept, self.bytes = (self.kept + 1) // 2, size
+        self.apart_s = 2 * max(self.apart_s, self.every_s)
+
+
+def _row(line: bytes, kind: type[AnyRow]) -> AnyRow | None:
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except msgspec.MsgspecError:
+        return None
 
 
 def read(path: Path, kind: type[AnyRow]) -> Iterator[AnyRow]:
     """The rows of a file, oldest first; none where there is no file. Torn and foreign lines are passed over."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         while line := file.readline(LONGEST_ROW):
-            with suppress(msgspec.MsgspecError):
-                yield msgspec.json.decode(line, type=kind)
+            if (row := _row(line, kind)) is not None:
+                yield row
 
 
 def job_row(status: JobStatus) -> Row:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from .history import MemberRow, Row, Rows
 from .status import JobStatus
 
 EVERY_S = 2.0
+LAST_S = 5.0  # for what is written at the end
 
 log = structlog.get_logger()
 Follower = Callable[[JobStatus], None]  # is told each status that is written down; must not wait
@@ -34,19 +36,26 @@ class Recorder:
         changes: Callable[[], int],
         followers: Sequence[Follower] = (),
         every_s: float = EVERY_S,
+        threads: Executor | None = None,
     ) -> None:
+        """`threads`: which write, so that a slow disk holds nobody up; without them a thread of its own."""
         self.folder = folder
         self.status = status
         self.changes = changes
         self.followers = list(followers)
         self.every_s = every_s
-        self.job = Rows(folder / history.JOB, Row, history.JOB_ROWS)
-        self.members = Rows(folder / history.MEMBERS, MemberRow, history.MEMBER_ROWS)
+        self.threads = threads
+        self.own: ThreadPoolExecutor | None = None
+        self.job = Rows(folder / history.JOB, Row, history.JOB_ROWS, every_s)
+        self.members = Rows(folder / history.MEMBERS, MemberRow, history.MEMBER_ROWS, every_s)
         self.seen = -1
         self.full = False  # the disk was, the last time
         self.task: asyncio.Task[None] | None = None
+        self.writing: asyncio.Future[None] | None = None
 
     def start(self) -> None:
+        if self.threads is None:
+            self.threads = self.own = ThreadPoolExecutor(1, "zml-history")
         self.task = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
@@ -56,32 +65,57 @@ class Recorder:
         task, self.task = self.task, None
         task.cancel()
         await asyncio.wait({task})
-        self.look()
+        if self.writing is not None:
+            await asyncio.wait({self.writing}, timeout=LAST_S)
+        self._begin()
+        if self.writing is not None:
+            await asyncio.wait({self.writing}, timeout=LAST_S)
+        if self.own is not None:
+            self.own.shutdown(wait=False)
 
     async def _run(self) -> None:
         await asyncio.sleep(
             self.every_s * random.random()
-        )  # not all of a coordinator's jobs in the same moment
+        )  # not all of a coordinator's jobs at the same moment
         while True:
-            self.look()
+            self._begin()
             await asyncio.sleep(self.every_s)
 
-    def look(self) -> None:
-        """Write down what is new, if anything is."""
+    def _begin(self) -> None:
+        """Have written down what is new, if anything is and the last time is over."""
+        if self.writing is not None and not self.writing.done():
+            return
+        try:
+            status = self.look()
+            if status is not None:
+                self.writing = asyncio.get_running_loop().run_in_executor(self.threads, self.write, status)
+        except Exception:
+            log.exception("the run's history is not written", folder=str(self.folder))
+
+    def look(self) -> JobStatus | None:
+        """What is new, told to the followers; None if nothing is."""
         changes = self.changes()
         if changes == self.seen:
-            return
+            return None
         self.seen = changes
         status = self.status()
-        for follower in self.followers:
-            follower(status)
+        for follower in list(self.followers):
+            try:
+                follower(status)
+            except Exception:
+                log.exception("a follower of the run is told nothing more", folder=str(self.folder))
+                self.followers.remove(follower)
+        return status
+
+    def write(self, status: JobStatus) -> None:
+        """In one thread at a time."""
         try:
             rundir.write(self.folder / rundir.NOW, msgspec.json.encode(status))
             if status.steps > 0:
                 self.job.add(history.job_row(status))
                 self.members.add(history.member_row(status))
             self.full = False
-        except OSError as error:
+        except Exception as error:  # nothing depends on it, whatever it is
             if not self.full:
-                log.warning("the run's history is not written", folder=str(self.folder), because=str(error))
+                log.warning("the run's history is not written", folder=str(self.folder), because=repr(error))
             self.full = True

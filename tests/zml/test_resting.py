@@ -9,6 +9,7 @@ import pytest
 
 from zml.member import Member
 from zml.messages import EpochOver, Message, Taken, Wait
+from zml.timeline import Timeline
 
 LATER, LONGER = Wait("job", ["w0"], "w0 has 7"), Wait("job", ["w0"], "w0 has 7", dealt_again=True)
 OVER = EpochOver("job", 0, 40)
@@ -25,6 +26,7 @@ class Conversation:
         member.ledger_epoch, member.batches, member.next_clock = 0, 40, 40
         member.epochs_wanted, member.rested_at, member.staleness = 2, None, 0
         member.hooks = member.loader = member.keeping = None
+        member.timeline = Timeline()
         named: Any = member
         named.plan = SimpleNamespace(overlap=False)
         named.traffic = SimpleNamespace(clock=10, pull=lambda clock: self.said.append(f"pull {clock}"))

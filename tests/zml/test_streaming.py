@@ -339,17 +339,22 @@ def test_a_part_that_does_not_come_costs_this_checkpoint_and_the_next_is_whole(
             folder=tmp_path / "logs",
             compute_s=lambda name: 1.0,
         )
-        pieces = 0
+        pieces: list[tuple[str, int]] = []  # in the order in which they first came
 
         def meddle(peer: str, message: Any, payload: Any, handler: Any) -> Any:
-            nonlocal pieces
             if isinstance(message, Piece) and message.name == "shard-0001.safetensors":
-                pieces += 1
-                if pieces == 3 and what == "piece":
-                    payload = bytes(len(payload))  # damaged on its way
-                if pieces == 3 and what == "shard":
+                piece = message.checkpoint, message.offset
+                first = piece not in pieces
+                pieces.extend([piece] * first)
+                if pieces.index(piece) != 2:
+                    return handler(peer, message, payload)
+                if what == "piece":
+                    payload = bytes(
+                        255 - byte for byte in payload
+                    )  # damaged on its way, however often it is sent
+                if what == "shard" and first:
                     cluster.kill_shard(1)
-                if pieces == 3 and what == "connection":
+                if what == "connection" and first:
                     cluster.network.partition({peer}, {COORDINATOR})
             return handler(peer, message, payload)
 

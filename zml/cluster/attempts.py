@@ -98,6 +98,9 @@ class Attempts:
         self.syncing: asyncio.Task[None] | None = None
         # Of their own: with thousands of attempts to be read, others who need a thread would wait behind them.
         self.threads = ThreadPoolExecutor(READING, "zml-attempts")
+        self.history = ThreadPoolExecutor(
+            1, "zml-history"
+        )  # a disk that is slow costs rows and holds nobody up
 
     def run_dir(self, job: str, number: int) -> Path:
         return self.folder / "jobs" / job / str(number)
@@ -144,7 +147,8 @@ class Attempts:
         if self.syncing is not None:
             self.syncing.cancel()
             await asyncio.wait({self.syncing})
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.threads, self.history):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _pass_on(self, life: Life) -> None:
         hall = life.coordinator
@@ -193,7 +197,7 @@ class Attempts:
             journal.close()
             raise
         self._keep_synced(journal)
-        recorder = Recorder(folder, coordinator.status, coordinator.changes, every_s=RECORD_S)
+        recorder = Recorder(folder, coordinator.status, coordinator.changes, (), RECORD_S, self.history)
         began: asyncio.Task[None] | None = None
         try:
             await coordinator.start()
