@@ -437,7 +437,7 @@ def spent(run: RunInfo, name: str, state: str) -> None:
 @pytest.mark.parametrize("fake", ["wandb"], indirect=True)
 def test_wandb_goes_on_with_its_run(run: RunInfo, fake: Recorded) -> None:
     spent(run, "wandb", "RUNNING")
-    spent(run_info(run.folder, 0), "wandb", "SUCCEEDED")
+    spent(run_info(run.folder, 0), "wandb", "FAILED")
     assert [name for name, _, _ in fake.calls] == [
         "Settings",
         "init",
@@ -453,7 +453,18 @@ def test_wandb_goes_on_with_its_run(run: RunInfo, fake: Recorded) -> None:
     assert began["config"]["workers"] == 4 and began["config"]["script"] == "train.py"
     assert fake.calls[5][2]["id"] == run.key
     assert fake.calls[2][1][0]["loss"] == 3.0 and fake.calls[2][2] == {"step": 50}
-    assert (fake.calls[3][2], fake.calls[7][2]) == ({"exit_code": 1}, {"exit_code": 0})
+    assert (fake.calls[3][2], fake.calls[7][2]) == ({"exit_code": 0}, {"exit_code": 1})
+
+
+@pytest.mark.parametrize("fake", ["wandb"], indirect=True)
+@pytest.mark.parametrize(
+    ("state", "code"), [("RUNNING", 0), ("SUCCEEDED", 0), ("FAILED", 1), ("CANCELLED", 1)]
+)
+def test_wandb_is_told_of_a_failure_only_where_there_was_one(
+    run: RunInfo, fake: Recorded, state: str, code: int
+) -> None:
+    spent(run, "wandb", state)
+    assert fake.calls[-1] == ("finish", (), {"exit_code": code})
 
 
 @pytest.mark.parametrize("fake", ["mlflow"], indirect=True)
@@ -472,6 +483,25 @@ def test_mlflow_goes_on_with_its_run(run: RunInfo, fake: Recorded) -> None:
     assert fake.calls[1][1][0] == {"workers": "4", "compress": "none", "args": "--lr 0.1|x"}
     assert fake.calls[2][1][0]["zml/samples_per_s"] == 1280 and fake.calls[2][2] == {"step": 50}
     assert fake.calls[5][1] == ("KILLED",)
+
+
+@pytest.mark.parametrize("fake", ["mlflow"], indirect=True)
+def test_mlflow_begins_no_other_run_where_its_server_cannot_be_reached(
+    run: RunInfo, fake: Recorded, monkeypatch: pytest.MonkeyPatch, said: list[tuple[str, dict[str, Any]]]
+) -> None:
+    spent(run, "mlflow", "RUNNING")
+    asked: list[dict[str, Any]] = []
+
+    def unreachable(**keywords: Any) -> None:
+        asked.append(keywords)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(fake, "start_run", unreachable, raising=False)
+    feeds = Feeds(naming.make(["mlflow"]), run_info(run.folder, 0))
+    feeds.stop()
+    assert asked == [{"run_id": "abc"}] and feeds.feeds[0].failed
+    assert [more["because"] for _, more in said] == ["ConnectionError: no route to host"]
+    assert (run.folder / "state" / "mlflow").read_text() == "abc\n"
 
 
 def test_a_name_that_mlflow_refuses_is_changed() -> None:
