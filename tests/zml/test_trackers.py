@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import struct
@@ -396,6 +397,75 @@ def test_the_last_values_are_written_whatever_was_left_out(run: RunInfo) -> None
     read = tensorboard.EventAccumulator(str(run.folder / "tensorboard"))
     read.Reload()
     assert [each.step for each in read.Scalars("loss")] == [1, 2, 4, 6, 8]
+
+
+class Full:
+    """A file on a disk that has room for so many bytes more, and may refuse to be cut."""
+
+    def __init__(self, file: Any, room: int, cuts: bool = True) -> None:
+        self.file, self.room, self.cuts = file, room, cuts
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken: int = self.file.write(data[: self.room])
+        self.room -= taken
+        return taken
+
+    def truncate(self, size: int) -> None:
+        if not self.cuts:
+            raise OSError(errno.EIO, "Input/output error")
+        self.file.truncate(size)
+
+    def close(self) -> None:
+        self.file.close()
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+@pytest.mark.parametrize("room", [0, 1, 30])
+def test_a_full_disk_leaves_a_whole_file_and_the_newest_values_follow(
+    run: RunInfo, room: int, cuts: bool
+) -> None:
+    tracker: Any = TensorBoard()
+    tracker.begin(run)
+    tracker.log(1, {"loss": 1.0})
+    real, (path,) = tracker.file, (run.folder / "tensorboard").iterdir()
+    whole = path.read_bytes()
+    tracker.file = Full(real, room, cuts)
+    for step in (2, 3):
+        tracker.log(step, {"loss": float(step)})
+    assert not cuts or path.read_bytes() == whole
+    tracker.file = Full(real, 10**6)  # somebody has made room
+    tracker.log(4, {"loss": 4.0})
+    tracker.log(5, {"loss": 5.0})
+    tracker.file = Full(real, 0)
+    tracker.log(6, {"loss": 6.0})
+    tracker.end("SUCCEEDED")
+    read = tensorboard.EventAccumulator(str(run.folder / "tensorboard"))
+    read.Reload()
+    assert [(each.step, each.value) for each in read.Scalars("loss")] == [(1, 1.0), (4, 4.0), (5, 5.0)]
+
+
+def test_values_that_found_no_room_are_the_last_ones_where_none_come_after(run: RunInfo) -> None:
+    tracker: Any = TensorBoard()
+    tracker.begin(run)
+    real = tracker.file
+    tracker.file = Full(real, 30)
+    tracker.log(1, {"loss": 1.0})
+    tracker.log(2, {"loss": 2.0})
+    tracker.file = Full(real, 10**6)
+    tracker.end("SUCCEEDED")
+    read = tensorboard.EventAccumulator(str(run.folder / "tensorboard"))
+    read.Reload()
+    assert [each.step for each in read.Scalars("loss")] == [2]
+
+
+def test_a_file_that_cannot_be_begun_is_an_error(run: RunInfo) -> None:
+    (run.folder / "tensorboard").touch()
+    with pytest.raises(OSError, match="tensorboard"):
+        TensorBoard().begin(run)
 
 
 # -- others, with fakes of their modules ---------------------------------------------------------------------
