@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,6 +101,14 @@ def test_a_status_is_told_as_numbers_by_name() -> None:
         "zml/sent_bytes": 12_000_000,
         "zml/received_bytes": 24_000_000,
     })  # fmt: skip
+
+
+def test_what_was_counted_does_not_fall_where_a_worker_goes() -> None:
+    whole = job(60.0)
+    gone = msgspec.structs.replace(whole.members[0], state="gone")
+    less = msgspec.structs.replace(whole, members=[gone, *whole.members[1:]])
+    fell = {name for name, value in numbers(less).items() if value != numbers(whole)[name]}
+    assert fell == {"zml/workers"}
 
 
 def test_when_nobody_is_active_any_more_the_steps_are_those_that_were_made() -> None:
