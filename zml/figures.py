@@ -54,6 +54,8 @@ class WorkerFigures(msgspec.Struct, frozen=True, kw_only=True):
     dense_received_bytes: int = 0
     learning_rate: float | None = None  # of the first parameter group, now
     memory_bytes: int = 0  # resident, now
+    cpu_s: float = 0.0  # of all its threads
+    open_files: int = 0  # and sockets, now
     gpu: GpuFigures | None = None
 
 
@@ -153,6 +155,7 @@ _SUMS = (
     "received_bytes",
     "dense_sent_bytes",
     "dense_received_bytes",
+    "cpu_s",
 )
 
 

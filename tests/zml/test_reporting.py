@@ -235,6 +235,8 @@ figures_of = st.builds(
     sent_bytes=st.integers(0, 100),
     learning_rate=st.one_of(st.none(), st.just(0.1)),
     memory_bytes=st.integers(0, 100),
+    cpu_s=st.integers(0, 100).map(float),
+    open_files=st.integers(0, 100),
 )
 
 
@@ -244,12 +246,17 @@ def test_over_the_lives_of_a_script_counters_only_grow(lives: list[WorkerFigures
     for life in lives:
         for told in (None, WorkerFigures(), life):  # it has not joined, it has just joined, it has worked
             shown = after(whole, told)
-            assert shown.steps >= seen.steps and shown.sent_bytes >= seen.sent_bytes
+            assert (
+                shown.steps >= seen.steps
+                and shown.cpu_s >= seen.cpu_s
+                and shown.sent_bytes >= seen.sent_bytes
+            )
             assert all(shown.phases.get(phase, 0.0) >= spent for phase, spent in seen.phases.items())
             assert sum(shown.step_s) >= sum(seen.step_s)
             seen = shown
         whole = seen
         assert (whole.memory_bytes, whole.learning_rate) == (life.memory_bytes, life.learning_rate)
+        assert whole.open_files == life.open_files
     assert whole.steps == sum(life.steps for life in lives)
     assert sum(whole.staleness) == sum(sum(life.staleness) for life in lives)
 
