@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -29,7 +30,7 @@ from zml.figures import (
 )
 from zml.messages import AnyMessage, Gauge, Report
 from zml.noise import Estimate
-from zml.reporting import Meter, fitting, learning_rate
+from zml.reporting import Meter, Reports, fitting, learning_rate
 from zml.tally import _HEAD as HEAD
 from zml.tally import _PLACE as PLACE
 from zml.tally import VARIABLE, AgentTally, ScriptTally
@@ -223,6 +224,17 @@ def test_figures_that_are_none_are_not_believed(agent: AgentTally, wrong: dict[s
 
 def test_nothing_is_told_where_there_is_no_agent() -> None:
     ScriptTally({}).tell(WorkerFigures(steps=1))
+
+
+def test_a_script_says_what_its_process_takes() -> None:
+    told: list[WorkerFigures] = []
+    io = SimpleNamespace(post=lambda what, *given: what(*given))
+    tally = SimpleNamespace(tell=told.append)
+    reports: Any = Reports(cast(Any, None), cast(Any, io), cast(Any, tally), Timeline())
+    reports.begin(SimpleNamespace(param_groups=[{"lr": 0.5}]))
+    (figures,) = told
+    assert 0 < figures.cpu_s <= time.process_time() + 0.001
+    assert figures.open_files >= 3 and figures.memory_bytes > 0 and figures.learning_rate == 0.5
 
 
 figures_of = st.builds(
