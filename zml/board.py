@@ -15,7 +15,7 @@ import msgspec
 
 from .errors import ZmlError
 from .facts import Facts, Progressed
-from .figures import WorkerFigures
+from .figures import Lives, WorkerFigures, after
 from .messages import Exited, Failure, Gauge, JobSpec, Join, Joined, Report
 from .noise import LEAST, NOTHING, scale, together
 from .plan import Plan
@@ -46,7 +46,8 @@ class Card:
     reported_at: float = -1.0
     pid: int = 0
     metrics: str = ""
-    figures: WorkerFigures | None = None
+    figures: WorkerFigures | None = None  # of all incarnations
+    figures_before: WorkerFigures | None = None  # of the former ones
 
 
 class Board:
@@ -59,6 +60,7 @@ class Board:
         self.cards: dict[str, Card] = {}
         self.changes = 0  # grows with all that is told here
         self.gauges: dict[str, Gauge] = {}  # by shard, the newest
+        self.lives: dict[str, Lives] = {}  # by shard, what it has counted
         self.change = (1.0, "")  # of the learning rate, the last one told
         self.epochs = 0
         self.started_at = time.time()
@@ -75,6 +77,9 @@ class Board:
         if (former := self.cards.get(joined.member)) is not None:
             again = former.incarnation == joined.incarnation  # the same process, whose answer was lost
             card.samples, card.before = former.samples, former.before if again else former.samples
+            if former.figures is not None:  # what it said of now is of a process that is gone
+                card.figures = former.figures if again else after(former.figures, WorkerFigures())
+            card.figures_before = former.figures_before if again else former.figures
         self.cards[joined.member] = card
 
     def recall(self, facts: Facts, now: float) -> None:
@@ -109,13 +114,14 @@ class Board:
         more = max(0, card.before + report.samples - card.samples)
         card.samples += more
         card.values = report.values or card.values
-        card.figures = report.figures or card.figures
+        if report.figures is not None:
+            known = card.figures_before
+            card.figures = after(known, report.figures) if known is not None else report.figures
         card.reported_at = now
         self.epochs = max(self.epochs, report.epochs)
         self.samples += more
         self.counted.append((now, self.samples))
-        while self.counted[0][0] < now - RATE_S:
-            self.counted.popleft()
+        self._forget(now)
 
     def gauge(self, gauge: Gauge, note: Callable[[str, str], None]) -> None:
         """`note` is told when the learning rate has changed, by one shard for all."""
@@ -123,6 +129,9 @@ class Board:
         if gauge != self.gauges.get(gauge.shard):
             self.changes += 1
         self.gauges[gauge.shard] = gauge
+        if gauge.figures is not None:
+            lives = self.lives.setdefault(gauge.shard, Lives())
+            lives.told((gauge.member, gauge.incarnation), gauge.figures)
         updating = (shard for shard, each in self.gauges.items() if each.updates)
         first = min(updating, key=lambda shard: (len(shard), shard), default="")
         if gauge.shard == first and gauge.change[1] and gauge.change != self.change:
@@ -159,7 +168,7 @@ class Board:
             steps=self.steps(made),
             values=self.values(now),
             samples=self.samples,
-            samples_per_s=self.samples_per_s(),
+            samples_per_s=self.samples_per_s(now),
             staleness=self.staleness(active),
             started_at=self.started_at,
             at=time.time(),
@@ -188,7 +197,13 @@ class Board:
 
     # -- numbers ------------------------------------------------------------------------------------------
 
-    def samples_per_s(self) -> float:
+    def _forget(self, now: float) -> None:
+        while self.counted and self.counted[0][0] < now - RATE_S:
+            self.counted.popleft()
+
+    def samples_per_s(self, now: float) -> float:
+        """Nothing, where nobody has told anything for a while."""
+        self._forget(now)
         if len(self.counted) < 2:
             return 0.0
         (first_at, first), (last_at, last) = self.counted[0], self.counted[-1]
@@ -254,7 +269,7 @@ class Board:
         ]
 
     def member(self, member: str, state: str, because: str, now: float) -> MemberStatus:
-        card, gauge = self.cards[member], self.gauges.get(member)
+        card, lives = self.cards[member], self.lives.get(member)
         return MemberStatus(
             member=member,
             role=card.role,
@@ -271,7 +286,7 @@ class Board:
             epoch=card.epoch,
             staleness=card.staleness,
             figures=card.figures,
-            shard=gauge.figures if gauge is not None else None,
+            shard=lives.together if lives is not None else None,
         )
 
     def steps(self, active: Iterable[str]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -53,6 +54,8 @@ class WorkerFigures(msgspec.Struct, frozen=True, kw_only=True):
     dense_received_bytes: int = 0
     learning_rate: float | None = None  # of the first parameter group, now
     memory_bytes: int = 0  # resident, now
+    cpu_s: float = 0.0  # of all its threads
+    open_files: int = 0  # and sockets, now
     gpu: GpuFigures | None = None
 
 
@@ -84,15 +87,64 @@ def after(former: WorkerFigures, newer: WorkerFigures | None) -> WorkerFigures:
     """Of a worker whose script was started again: what both have counted, and what the newer one says of now."""
     if newer is None:
         return former
-    added: dict[str, Any] = {name: getattr(former, name) + getattr(newer, name) for name in _SUMS}
-    for name in ("step_s", "staleness"):
-        one, other = getattr(former, name), getattr(newer, name)
-        added[name] = [a + b for a, b in zip(one, other, strict=True)] if one and other else one or other
+    added = _added(former, newer, _SUMS, ("step_s", "staleness"))
     phases = {*former.phases, *newer.phases}
     added["phases"] = {name: former.phases.get(name, 0.0) + newer.phases.get(name, 0.0) for name in phases}
     return msgspec.structs.replace(newer, **added)
 
 
+def after_shard(former: ShardFigures, newer: ShardFigures) -> ShardFigures:
+    """Of a shard that goes on in another process. Its updates are those of the parameters, which it has taken over."""
+    added = _added(former, newer, _SHARD_SUMS, ("apply_s",))
+    return msgspec.structs.replace(newer, **added, updates=max(former.updates, newer.updates))
+
+
+LIVES = 4  # of a shard, whose last words may still be on their way
+
+
+@dataclass(slots=True)
+class Lives:
+    """What a shard has counted in one process after another, by member and incarnation. Where it moves, the last word
+    of the one may come after the first of the next, and it may come back to where it was and count from 0 again."""
+
+    each: dict[tuple[str, int], ShardFigures] = field(default_factory=dict)  # the one heard last is the last
+    over: ShardFigures = field(default_factory=ShardFigures)
+
+    def told(self, life: tuple[str, int], figures: ShardFigures) -> None:
+        known = self.each.pop(life, None)
+        if known is not None and (figures.pushes < known.pushes or figures.pulls < known.pulls):
+            self.over = after_shard(self.over, known)
+        self.each[life] = figures
+        while len(self.each) > LIVES:
+            self.over = after_shard(self.over, self.each.pop(next(iter(self.each))))
+
+    @property
+    def together(self) -> ShardFigures:
+        found = self.over
+        for figures in self.each.values():
+            found = after_shard(found, figures)
+        return found
+
+
+def _added(former: Any, newer: Any, sums: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
+    added: dict[str, Any] = {name: getattr(former, name) + getattr(newer, name) for name in sums}
+    for name in classes:
+        one, other = getattr(former, name), getattr(newer, name)
+        added[name] = [a + b for a, b in zip(one, other, strict=True)] if one and other else one or other
+    return added
+
+
+_SHARD_SUMS = (
+    "pushes",
+    "duplicates",
+    "refused",
+    "pulls",
+    "received_bytes",
+    "sent_bytes",
+    "dense_received_bytes",
+    "dense_sent_bytes",
+    "apply_sum_s",
+)
 _SUMS = (
     "steps",
     "samples",
@@ -103,6 +155,7 @@ _SUMS = (
     "received_bytes",
     "dense_sent_bytes",
     "dense_received_bytes",
+    "cpu_s",
 )
 
 

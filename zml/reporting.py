@@ -18,7 +18,7 @@ from . import gpu
 from .client import Client
 from .figures import STALENESS_BOUNDS, STEP_BOUNDS_S, WorkerFigures, count, none_yet
 from .iothread import IoThread
-from .metrics.process import resident_bytes
+from .metrics.process import cpu_seconds, open_files, resident_bytes
 from .script import number
 from .tally import ScriptTally
 from .timeline import Timeline
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 REPORT_S = 0.5
-VALUES_BYTES = 2000  # of what a script logs, in a report; its header has 4,096, and figures take up to 900
+VALUES_BYTES = 2000  # of what a script logs, in a report; its header has 4,096, and figures take up to 950
 
 log = structlog.get_logger()
 
@@ -121,7 +121,13 @@ class Reports:
 
     def _tell(self, figures: WorkerFigures, fields: dict[str, Any] | None) -> None:
         """In the I/O thread."""
-        whole = msgspec.structs.replace(figures, memory_bytes=resident_bytes(), gpu=self.gpu.now)
+        whole = msgspec.structs.replace(
+            figures,
+            memory_bytes=resident_bytes(),
+            cpu_s=round(cpu_seconds(), 3),
+            open_files=open_files(),
+            gpu=self.gpu.now,
+        )
         self.tally.tell(whole)
         if fields is not None:
             self.client.report(figures=whole, **fields)

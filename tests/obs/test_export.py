@@ -229,6 +229,7 @@ def test_the_collector_has_a_pipeline_for_each_signal(here: Path) -> None:
     assert made["receivers"]["filelog"]["include"] == [
         f"{runs}/*/logs/*.jsonl",
         f"{runs}/slurm-*/attempt-*/logs/*.jsonl",
+        f"{runs}/jobs/*/*/logs/*.jsonl",
     ]
 
 

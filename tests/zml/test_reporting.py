@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -29,7 +30,7 @@ from zml.figures import (
 )
 from zml.messages import AnyMessage, Gauge, Report
 from zml.noise import Estimate
-from zml.reporting import Meter, fitting, learning_rate
+from zml.reporting import Meter, Reports, fitting, learning_rate
 from zml.tally import _HEAD as HEAD
 from zml.tally import _PLACE as PLACE
 from zml.tally import VARIABLE, AgentTally, ScriptTally
@@ -225,6 +226,17 @@ def test_nothing_is_told_where_there_is_no_agent() -> None:
     ScriptTally({}).tell(WorkerFigures(steps=1))
 
 
+def test_a_script_says_what_its_process_takes() -> None:
+    told: list[WorkerFigures] = []
+    io = SimpleNamespace(post=lambda what, *given: what(*given))
+    tally = SimpleNamespace(tell=told.append)
+    reports: Any = Reports(cast(Any, None), cast(Any, io), cast(Any, tally), Timeline())
+    reports.begin(SimpleNamespace(param_groups=[{"lr": 0.5}]))
+    (figures,) = told
+    assert 0 < figures.cpu_s <= time.process_time() + 0.001
+    assert figures.open_files >= 3 and figures.memory_bytes > 0 and figures.learning_rate == 0.5
+
+
 figures_of = st.builds(
     WorkerFigures,
     steps=st.integers(0, 100),
@@ -235,6 +247,8 @@ figures_of = st.builds(
     sent_bytes=st.integers(0, 100),
     learning_rate=st.one_of(st.none(), st.just(0.1)),
     memory_bytes=st.integers(0, 100),
+    cpu_s=st.integers(0, 100).map(float),
+    open_files=st.integers(0, 100),
 )
 
 
@@ -244,12 +258,17 @@ def test_over_the_lives_of_a_script_counters_only_grow(lives: list[WorkerFigures
     for life in lives:
         for told in (None, WorkerFigures(), life):  # it has not joined, it has just joined, it has worked
             shown = after(whole, told)
-            assert shown.steps >= seen.steps and shown.sent_bytes >= seen.sent_bytes
+            assert (
+                shown.steps >= seen.steps
+                and shown.cpu_s >= seen.cpu_s
+                and shown.sent_bytes >= seen.sent_bytes
+            )
             assert all(shown.phases.get(phase, 0.0) >= spent for phase, spent in seen.phases.items())
             assert sum(shown.step_s) >= sum(seen.step_s)
             seen = shown
         whole = seen
         assert (whole.memory_bytes, whole.learning_rate) == (life.memory_bytes, life.learning_rate)
+        assert whole.open_files == life.open_files
     assert whole.steps == sum(life.steps for life in lives)
     assert sum(whole.staleness) == sum(sum(life.staleness) for life in lives)
 

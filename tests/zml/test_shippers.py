@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from zml import logs
+from zml import logs, rundir
+from zml.cluster.attempts import Attempts
+from zml.config import Settings, resolve
+from zml.obs import collector
 from zml.printed import Piece, Printed
+from zml.slurm.folder import JobFolder
 
 ALWAYS = ["time", "level", "message", "run", "job", "role", "id", "host", "pid"]
 
@@ -79,21 +83,50 @@ def test_fluent_bit_reads_the_time(line: dict[str, object]) -> None:
     assert "Parsers_File      parsers.conf" in bit
 
 
-def test_the_patterns_find_the_files_of_a_run_and_none_twice(tmp_path: Path, line: dict[str, object]) -> None:
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A folder with a run directory of each kind, each made by whoever makes it, and their names in it."""
     runs = tmp_path / "runs"
-    (runs / "r" / "logs" / "w3.out.jsonl.1").touch()
-    (runs / "slurm-7" / "attempt-0" / "logs").mkdir(parents=True)
-    (runs / "slurm-7" / "attempt-0" / "logs" / "p0.jsonl").touch()
-    (runs / "slurm-7" / "now").symlink_to("attempt-0")
-    (patterns,) = re.findall(r"Path +(\S+logs\S+)", conf("fluent-bit.conf"))
+    alone = rundir.create(resolve({"runs": str(runs)}, {}, "/dev/null"), "train.py", [])
+    slurm = JobFolder.of(runs, {"SLURM_JOB_ID": "7"})
+    attempt = slurm.next_attempt()
+    attempt.mkdir(parents=True)
+    slurm.point_at(attempt)
+    of_many = Attempts(runs, Settings(), pytest.fail, lambda event: None).run_dir("j7", 2)
+    for run in (alone, attempt, of_many):
+        (run / rundir.LOGS).mkdir(parents=True, exist_ok=True)
+        (run / rundir.EVENTS).touch()
+        for name in ("p0.jsonl", "w3.out", "w3.out.jsonl", "w3.out.jsonl.1"):
+            (run / rundir.LOGS / name).touch()
+    return runs, [str(run.relative_to(runs)) for run in (alone, attempt, of_many)]
+
+
+def patterns(name: str) -> list[list[str]]:
+    """Of logs and of events, with the folder of all runs as ${ZML_RUNS}."""
+    if name == "otel-collector.yaml":
+        include = collector.config([], None, Path("/data/runs"))["receivers"]["filelog"]["include"].value
+        return [[each.replace("${env:ZML_RUNS:-/data/runs}", "${ZML_RUNS}") for each in include]]
+    text = conf(name).replace("#{ENV['ZML_RUNS'] || '/data/runs'}", "${ZML_RUNS}")
+    return [found.strip('"').split(",") for found in re.findall(r"^ +path +(\S+)$", text, re.I | re.M)]
+
+
+@pytest.mark.parametrize("name", ["fluentd.conf", "fluent-bit.conf", "otel-collector.yaml"])
+def test_the_patterns_find_the_files_of_all_runs_and_none_twice(
+    name: str, made: tuple[Path, list[str]]
+) -> None:
+    runs, all_runs = made
     found = [
-        str(path.relative_to(runs))
-        for pattern in patterns.replace("${ZML_RUNS}/", "").split(",")
-        for path in runs.glob(pattern)
+        sorted(
+            str(path.relative_to(runs))
+            for pattern in each
+            for path in runs.glob(pattern.removeprefix("${ZML_RUNS}/"))
+        )
+        for each in patterns(name)
     ]
-    assert sorted(found) == ["r/logs/w3.out.jsonl", "slurm-7/attempt-0/logs/p0.jsonl"]
-    (ruby,) = re.findall(r'path "(.*logs/.*)"', conf("fluentd.conf"))
-    assert ruby.replace("#{ENV['ZML_RUNS'] || '/data/runs'}", "${ZML_RUNS}") == patterns
+    logs_of_all = sorted(f"{run}/logs/{file}" for run in all_runs for file in ("p0.jsonl", "w3.out.jsonl"))
+    events_of_all = sorted(f"{run}/events.jsonl" for run in all_runs)
+    assert found == [logs_of_all, events_of_all][: len(found)]
+    assert len(found) == (1 if name == "otel-collector.yaml" else 2)
 
 
 def test_a_line_fits_the_buffers(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import struct
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,6 +101,14 @@ def test_a_status_is_told_as_numbers_by_name() -> None:
         "zml/sent_bytes": 12_000_000,
         "zml/received_bytes": 24_000_000,
     })  # fmt: skip
+
+
+def test_what_was_counted_does_not_fall_where_a_worker_goes() -> None:
+    whole = job(60.0)
+    gone = msgspec.structs.replace(whole.members[0], state="gone")
+    less = msgspec.structs.replace(whole, members=[gone, *whole.members[1:]])
+    fell = {name for name, value in numbers(less).items() if value != numbers(whole)[name]}
+    assert fell == {"zml/workers"}
 
 
 def test_when_nobody_is_active_any_more_the_steps_are_those_that_were_made() -> None:
@@ -398,6 +408,75 @@ def test_the_last_values_are_written_whatever_was_left_out(run: RunInfo) -> None
     assert [each.step for each in read.Scalars("loss")] == [1, 2, 4, 6, 8]
 
 
+class Full:
+    """A file on a disk that has room for so many bytes more, and may refuse to be cut."""
+
+    def __init__(self, file: Any, room: int, cuts: bool = True) -> None:
+        self.file, self.room, self.cuts = file, room, cuts
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken: int = self.file.write(data[: self.room])
+        self.room -= taken
+        return taken
+
+    def truncate(self, size: int) -> None:
+        if not self.cuts:
+            raise OSError(errno.EIO, "Input/output error")
+        self.file.truncate(size)
+
+    def close(self) -> None:
+        self.file.close()
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+@pytest.mark.parametrize("room", [0, 1, 30])
+def test_a_full_disk_leaves_a_whole_file_and_the_newest_values_follow(
+    run: RunInfo, room: int, cuts: bool
+) -> None:
+    tracker: Any = TensorBoard()
+    tracker.begin(run)
+    tracker.log(1, {"loss": 1.0})
+    real, (path,) = tracker.file, (run.folder / "tensorboard").iterdir()
+    whole = path.read_bytes()
+    tracker.file = Full(real, room, cuts)
+    for step in (2, 3):
+        tracker.log(step, {"loss": float(step)})
+    assert not cuts or path.read_bytes() == whole
+    tracker.file = Full(real, 10**6)  # somebody has made room
+    tracker.log(4, {"loss": 4.0})
+    tracker.log(5, {"loss": 5.0})
+    tracker.file = Full(real, 0)
+    tracker.log(6, {"loss": 6.0})
+    tracker.end("SUCCEEDED")
+    read = tensorboard.EventAccumulator(str(run.folder / "tensorboard"))
+    read.Reload()
+    assert [(each.step, each.value) for each in read.Scalars("loss")] == [(1, 1.0), (4, 4.0), (5, 5.0)]
+
+
+def test_values_that_found_no_room_are_the_last_ones_where_none_come_after(run: RunInfo) -> None:
+    tracker: Any = TensorBoard()
+    tracker.begin(run)
+    real = tracker.file
+    tracker.file = Full(real, 30)
+    tracker.log(1, {"loss": 1.0})
+    tracker.log(2, {"loss": 2.0})
+    tracker.file = Full(real, 10**6)
+    tracker.end("SUCCEEDED")
+    read = tensorboard.EventAccumulator(str(run.folder / "tensorboard"))
+    read.Reload()
+    assert [each.step for each in read.Scalars("loss")] == [2]
+
+
+def test_a_file_that_cannot_be_begun_is_an_error(run: RunInfo) -> None:
+    (run.folder / "tensorboard").touch()
+    with pytest.raises(OSError, match="tensorboard"):
+        TensorBoard().begin(run)
+
+
 # -- others, with fakes of their modules ---------------------------------------------------------------------
 
 
@@ -437,7 +516,7 @@ def spent(run: RunInfo, name: str, state: str) -> None:
 @pytest.mark.parametrize("fake", ["wandb"], indirect=True)
 def test_wandb_goes_on_with_its_run(run: RunInfo, fake: Recorded) -> None:
     spent(run, "wandb", "RUNNING")
-    spent(run_info(run.folder, 0), "wandb", "SUCCEEDED")
+    spent(run_info(run.folder, 0), "wandb", "FAILED")
     assert [name for name, _, _ in fake.calls] == [
         "Settings",
         "init",
@@ -453,7 +532,18 @@ def test_wandb_goes_on_with_its_run(run: RunInfo, fake: Recorded) -> None:
     assert began["config"]["workers"] == 4 and began["config"]["script"] == "train.py"
     assert fake.calls[5][2]["id"] == run.key
     assert fake.calls[2][1][0]["loss"] == 3.0 and fake.calls[2][2] == {"step": 50}
-    assert (fake.calls[3][2], fake.calls[7][2]) == ({"exit_code": 1}, {"exit_code": 0})
+    assert (fake.calls[3][2], fake.calls[7][2]) == ({"exit_code": 0}, {"exit_code": 1})
+
+
+@pytest.mark.parametrize("fake", ["wandb"], indirect=True)
+@pytest.mark.parametrize(
+    ("state", "code"), [("RUNNING", 0), ("SUCCEEDED", 0), ("FAILED", 1), ("CANCELLED", 1)]
+)
+def test_wandb_is_told_of_a_failure_only_where_there_was_one(
+    run: RunInfo, fake: Recorded, state: str, code: int
+) -> None:
+    spent(run, "wandb", state)
+    assert fake.calls[-1] == ("finish", (), {"exit_code": code})
 
 
 @pytest.mark.parametrize("fake", ["mlflow"], indirect=True)
@@ -472,6 +562,25 @@ def test_mlflow_goes_on_with_its_run(run: RunInfo, fake: Recorded) -> None:
     assert fake.calls[1][1][0] == {"workers": "4", "compress": "none", "args": "--lr 0.1|x"}
     assert fake.calls[2][1][0]["zml/samples_per_s"] == 1280 and fake.calls[2][2] == {"step": 50}
     assert fake.calls[5][1] == ("KILLED",)
+
+
+@pytest.mark.parametrize("fake", ["mlflow"], indirect=True)
+def test_mlflow_begins_no_other_run_where_its_server_cannot_be_reached(
+    run: RunInfo, fake: Recorded, monkeypatch: pytest.MonkeyPatch, said: list[tuple[str, dict[str, Any]]]
+) -> None:
+    spent(run, "mlflow", "RUNNING")
+    asked: list[dict[str, Any]] = []
+
+    def unreachable(**keywords: Any) -> None:
+        asked.append(keywords)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(fake, "start_run", unreachable, raising=False)
+    feeds = Feeds(naming.make(["mlflow"]), run_info(run.folder, 0))
+    feeds.stop()
+    assert asked == [{"run_id": "abc"}] and feeds.feeds[0].failed
+    assert [more["because"] for _, more in said] == ["ConnectionError: no route to host"]
+    assert (run.folder / "state" / "mlflow").read_text() == "abc\n"
 
 
 def test_a_name_that_mlflow_refuses_is_changed() -> None:

@@ -82,13 +82,15 @@ def versions() -> tuple[str, str, str]:
 STARTED_AT = started_at()
 
 
-def of_process(lag: Lag, resident: int | None = None) -> Iterator[Point]:
-    """What every role shows. `resident`: where that of another process says more."""
+def of_process(
+    lag: Lag, resident: int | None = None, cpu_s: float | None = None, files: int | None = None
+) -> Iterator[Point]:
+    """What every role shows. `resident`, `cpu_s` and `files`: where those of another process say more."""
     yield Point(c.BUILD, versions(), 1)
     yield Point(c.UPTIME, (), STARTED_AT)
     yield Point(c.MEMORY, (), resident_bytes() if resident is None else resident)
-    yield Point(c.CPU, (), cpu_seconds())
-    yield Point(c.FILES, (), open_files())
+    yield Point(c.CPU, (), cpu_seconds() if cpu_s is None else cpu_s)
+    yield Point(c.FILES, (), open_files() if files is None else files)
     free, there = disk()
     if there:
         yield Point(c.DISK_FREE, (), free)

@@ -41,7 +41,7 @@ MANY = (
 
 
 class WorkerSource:
-    """An agent. Its counters go on where those of a former script ended."""
+    """An agent, which shows what its script takes. Its counters go on where those of a former script ended."""
 
     role: Role = "worker"
 
@@ -51,7 +51,7 @@ class WorkerSource:
 
     async def points(self) -> Sequence[Point]:
         told = self.agent.figures
-        found = [*of_process(self.lag, told.memory_bytes)]
+        found = [*of_process(self.lag, told.memory_bytes, told.cpu_s, told.open_files)]
         if self.agent.name:
             found += sources.of_worker(self.agent.name, told, max(0, self.agent.scripts - 1))
         return found

@@ -38,7 +38,7 @@ def config(coordinators: Sequence[str], token_file: Path | None, runs: Path) -> 
             },
             "filelog": {
                 "include": Said(
-                    PATHS, [f"{folder}/{logs}/logs/*.jsonl" for logs in ("*", "slurm-*/attempt-*")]
+                    PATHS, [f"{folder}/{run}/logs/*.jsonl" for run in ("*", "slurm-*/attempt-*", "jobs/*/*")]
                 ),
                 "start_at": "beginning",
                 "operators": [

@@ -29,8 +29,11 @@ class MLflow(Tracker):
 
     def begin(self, run: RunInfo) -> None:
         path = run.folder / RUN_ID
-        with suppress(OSError):
-            self.module.start_run(run_id=path.read_text().strip())
+        former = ""
+        with suppress(OSError):  # of the file alone: where the server cannot be reached, nothing new begins
+            former = path.read_text().strip()
+        if former:
+            self.module.start_run(run_id=former)
             return
         tags = {"zml.run_dir": str(run.folder), "zml.script": run.script}
         started = self.module.start_run(run_name=run.name, tags=tags)

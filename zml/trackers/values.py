@@ -64,8 +64,13 @@ def numbers(status: JobStatus) -> dict[str, float]:
         ours["learning_rate_factor"] = status.rate.factor * status.rate.damping
     if status.noise.scale is not None:
         ours["gradient_noise_scale"] = status.noise.scale
-    figures = [m.figures for m in status.of("worker") if m.figures is not None and m.state in HERE]
-    rate = next((each.learning_rate for each in figures if each.learning_rate is not None), None)
+    # What is of now comes from those that are here; what was counted is of all, or it would fall where one goes.
+    counted = [
+        (member.figures, member.state in HERE) for member in status.of("worker") if member.figures is not None
+    ]
+    figures = [each for each, _ in counted]
+    rates = (each.learning_rate for each, here in counted if here)
+    rate = next((each for each in rates if each is not None), None)
     if rate is not None:
         ours["learning_rate"] = rate
     if made := sum(each.steps for each in figures):

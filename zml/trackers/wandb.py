@@ -12,6 +12,8 @@ from typing import Any
 
 from . import RunInfo, Tracker
 
+WRONG = ("FAILED", "CANCELLED")
+
 
 class WandB(Tracker):
     def __init__(self) -> None:
@@ -33,4 +35,5 @@ class WandB(Tracker):
         self.run.log(dict(values), step=step)
 
     def end(self, status: str) -> None:
-        self.run.finish(exit_code=0 if status == "SUCCEEDED" else 1)
+        """Where only the coordinator ends, nothing has gone wrong."""
+        self.run.finish(exit_code=1 if status in WRONG else 0)

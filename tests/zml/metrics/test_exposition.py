@@ -271,13 +271,14 @@ def test_of_many_jobs_a_hub_shows_what_each_is_as_a_whole() -> None:
 
 def test_an_agent_shows_its_scripts_together() -> None:
     class Standing:
-        name, scripts, figures = "w3", 2, WorkerFigures(steps=12, memory_bytes=77)
+        name, scripts, figures = "w3", 2, WorkerFigures(steps=12, memory_bytes=77, cpu_s=5.5, open_files=9)
 
     source = WorkerSource(cast(Any, Standing()), Lag())
     found = scraped("worker", asyncio.run(cast(Any, source.points())))
     me = (("worker", "w3"),)
     assert (found["zml_worker_steps_total", me], found["zml_worker_restarts_total", me]) == (12, 1)
     assert found["zml_resident_memory_bytes", ()] == 77
+    assert (found["zml_cpu_seconds_total", ()], found["zml_open_files", ()]) == (5.5, 9), "of its script"
     assert "zml_gpu_memory_bytes" not in names(found) and "zml_worker_learning_rate" not in names(found)
 
     class Joining(Standing):
