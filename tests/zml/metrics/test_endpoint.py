@@ -1,6 +1,7 @@
 """Where roles answer HTTP: bound early, served when somebody calls, closed to strangers, and nobody's trouble."""
 
 import asyncio
+import logging
 import os
 import socket
 import subprocess
@@ -12,16 +13,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+import structlog
 import uvloop
 from aiohttp import web
 
+from zml import logs
 from zml.config import Settings, resolve
 from zml.errors import CONFIG, NO_TOKEN, ZmlError
 from zml.metrics.catalog import Role
 from zml.metrics.endpoint import Endpoint, opened, own_name, reached_at
 from zml.metrics.lag import Lag
 from zml.metrics.points import Point, Target
-from zml.metrics.process import of_process
+from zml.metrics.process import disk, of_process
 from zml.web.address import PORT, any_port, host_and_port
 
 HERE = Settings(http="127.0.0.1:0")
@@ -185,6 +188,38 @@ def test_off_is_off() -> None:
         await endpoint.close()
 
     asyncio.run(main())
+
+
+def test_the_disk_that_is_told_of_is_that_on_which_the_log_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = os.statvfs
+
+    def statvfs(path: Any) -> os.statvfs_result:
+        asked.append(str(path))
+        return real(path)
+
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alone").mkdir()
+    try:
+        disk()
+        logs.configure("worker", "w", folder="alone", terminal=False, alone=True)
+        free, there = disk()
+        (tmp_path / "run" / "logs").mkdir(parents=True)
+        logs.move("w3", str(tmp_path / "run"), "j")
+        disk()
+    finally:
+        logs.close()
+        logging.captureWarnings(False)
+        root.handlers, root.level = handlers, level
+        structlog.reset_defaults()
+    assert logs.folder() is None
+    assert asked == [".", str(tmp_path / "alone"), str(tmp_path / "run" / "logs")]
+    assert 0 < free < there
 
 
 # -- beyond this machine -----------------------------------------------------------------------------------
