@@ -352,7 +352,8 @@ class NodeAgent:
     def _environment(self, place: Place, settings: Settings) -> dict[str, str]:
         threads = place.work.cpus if place.slot[0] == "w" else 1
         told = environment({**os.environ, **place.work.environment}, settings, threads)
-        told |= {"ZML_HTTP": any_port(self.settings.http), "ZML_HTTP_TOKENS": self.settings.http_tokens}
+        tokens = self.settings.http_tokens and os.path.abspath(self.settings.http_tokens)  # of this folder
+        told |= {"ZML_HTTP": any_port(self.settings.http), "ZML_HTTP_TOKENS": tokens}
         told |= {"ZML_ATTEMPT": place.job, "ZML_JOB": place.job, "ZML_COORDINATOR": "", "ZML_KEYS": ""}
         return told
 

@@ -101,16 +101,25 @@ class Endpoint:
             listener.close()
 
 
-def opened(settings: Settings, *, preferred: int = 0, reached_from: Sequence[str] = ()) -> Endpoint:
+def opened(
+    settings: Settings, *, preferred: int = 0, reached_from: Sequence[str] = (), must: bool = False
+) -> Endpoint:
     """Bind where the settings say: of port 0, `preferred` first. `reached_from`: addresses of peers, or our own, that
     tell by which name others reach this machine, where it listens on all of its addresses.
 
-    Raises ZmlError for settings that can be no good anywhere; what fails here is logged.
+    Raises ZmlError for what is no address and, with `must`, for tokens that cannot be read or are missing; whatever
+    else fails is logged. A member never needs HTTP: on its machine the file of tokens may not be there at all.
     """
     if settings.http == OFF:
         return Endpoint(None, "", "", ())
     host, port = host_and_port(settings.http)
-    tokens = guarded(settings)
+    try:
+        tokens = guarded(settings)
+    except ZmlError as error:
+        if must:
+            raise
+        log.warning("no HTTP is answered", at=settings.http, because=error.what, fix=error.fix)
+        return Endpoint(None, "", "", ())
     listener = None
     for wanted in [port] if port else [preferred, 0] if preferred else [0]:
         try:
