@@ -169,6 +169,16 @@ def reached_at(here: str, addresses: Sequence[str]) -> str:
     return url(own_name(addresses), port) if is_anywhere(host) else here
 
 
+def http_hosts(settings: Settings) -> list[str]:
+    """By which names what this machine's node starts says that it answers HTTP."""
+    if settings.http == OFF:
+        return []
+    host, _ = host_and_port(settings.http)
+    if not is_anywhere(host):
+        return [host]
+    return list(dict.fromkeys([*(own_name([each]) for each in settings.coordinator), socket.gethostname()]))
+
+
 def own_name(addresses: Sequence[str]) -> str:
     """By which of its addresses others reach this machine: that by which it reaches one of these."""
     from ..slurm.address import towards
