@@ -23,6 +23,7 @@ from .scheduler import explain
 from .scheduler.batches import Ledger
 from .scheduler.state import Job, Over
 from .status import DataStatus, JobStatus, MemberFailure, MemberStatus, NoiseStatus, RateStatus, StepTime
+from .web.address import host_of
 
 RATE_S = 15.0  # samples per second are counted over this window
 FRESH_S = 10.0  # older values are not part of the mean
@@ -73,7 +74,7 @@ class Board:
     def joined(self, join: Join, joined: Joined, now: float) -> None:
         self.changes += 1
         card = Card(join.role, join.node, join.device, joined.incarnation, now)
-        card.pid, card.metrics = join.pid, join.metrics
+        card.pid, card.metrics = join.pid, join.metrics if host_of(join.metrics) else ""
         if (former := self.cards.get(joined.member)) is not None:
             again = former.incarnation == joined.incarnation  # the same process, whose answer was lost
             card.samples, card.before = former.samples, former.before if again else former.samples
@@ -86,7 +87,7 @@ class Board:
         """What was known before the coordinator was started again; the rest comes with the next reports."""
         for member, card in facts.entered.items():
             known = Card(card.role, card.node, card.device, card.incarnation, now)
-            known.pid, known.metrics = card.pid, card.metrics
+            known.pid, known.metrics = card.pid, card.metrics if host_of(card.metrics) else ""
             self.cards[member] = known
         if facts.begun is not None:
             self.started_at = facts.begun.at

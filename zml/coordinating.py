@@ -90,7 +90,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
             resumed=resumed,
         )
         must_go_on(coordinator, spec, folder)
-        with_http = opened(settings, preferred=port_of(before) or PORT, reached_from=bind)
+        with_http = opened(settings, preferred=port_of(before) or PORT, reached_from=bind, must=True)
     except BaseException:
         journal.close()
         raise

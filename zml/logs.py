@@ -315,7 +315,7 @@ def configure(
     the look at whether it is one. `run` is the run's name, where the folder does not say it.
     `alone`: the folder is this process's own, until it knows better (`move`).
     """
-    global _alone
+    global _alone, _folder
     folder = Path(folder)
     path = folder / f"{member}.jsonl"
     constant = about(role, member, job, run_of(folder) if run is None else run)
@@ -346,6 +346,7 @@ def configure(
 
     close()
     _alone = Alone(role, member, folder, level, terminal) if alone else None
+    _folder = folder.absolute()
     root = logging.getLogger()
     root.handlers = [Sparingly(handlers), COUNTED]
     root.setLevel(level.upper())
@@ -371,6 +372,12 @@ class Alone(NamedTuple):
 
 
 _alone: Alone | None = None
+_folder: Path | None = None
+
+
+def folder() -> Path | None:
+    """Where this process keeps its log, as an absolute path; None until it is configured, and when it is closed."""
+    return _folder
 
 
 def move(member: str, run_dir: str, job: str) -> None:
@@ -407,6 +414,8 @@ def shorten_time(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 def close() -> None:
     """Close the files of the former configuration."""
+    global _folder
+    _folder = None
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)

@@ -79,8 +79,15 @@ class FakeMember:
         await self.endpoint.start()
         await self.endpoint.connect(COORDINATOR, [ADDRESS], timeout_s=ASK_S)
         role: Any = "shard" if self.slot[0] == "p" else "worker"
+        says = self.node.cluster.metrics.get(self.slot, "")
         wish = Join(
-            job=self.job, role=role, member=self.slot, node=self.node.name, pid=1, addresses=[ADDRESS]
+            job=self.job,
+            role=role,
+            member=self.slot,
+            node=self.node.name,
+            pid=1,
+            addresses=[ADDRESS],
+            metrics=says,
         )
         answer = (await ask(self.endpoint, wish, within_s=ASK_S)).message
         assert isinstance(answer, Joined)
@@ -167,7 +174,9 @@ class FakeNode:
         self.offering = True
         try:
             here = msgspec.json.encode(Runs([*self.members, *self.strangers]))
-            offer = Offer(node=self.name, boot=self.boot, cpus=self.cpus, gpus=0, memory_mb=1000)
+            offer = Offer(
+                node=self.name, boot=self.boot, cpus=self.cpus, gpus=0, memory_mb=1000, hosts=("10.0.0.7",)
+            )
             answer = await self.endpoint.request(COORDINATOR, offer, here, timeout_s=30)
             assert isinstance(answer.message, Offered)
         except TransportError:
@@ -234,6 +243,7 @@ class FakeCluster:
         self.policy = POLICIES[policy]
         self.script_s = script_s
         self.nodes: dict[str, FakeNode] = {}
+        self.metrics: dict[str, str] = {}  # what members of these names say of where they are scraped
 
     async def start(self) -> None:
         """The first coordinator, or one that goes on where another was."""

@@ -32,6 +32,7 @@ from ..launch.revival import Revivals
 from ..lease import COORDINATOR, RETRY_S, ask
 from ..link import control_endpoint
 from ..messages import Message, Ok
+from ..metrics.endpoint import http_hosts
 from ..printed import Printed
 from ..transport import Refusal, Refused, TransportError
 from ..web.address import any_port
@@ -197,6 +198,8 @@ class NodeAgent:
             memory_mb=self.offers.memory_mb,
             rack=self.rack,
             cost_per_hour=self.cost_per_hour,
+            machine=socket.gethostname(),
+            hosts=tuple(http_hosts(self.settings)),
         )
         runs = msgspec.json.encode(Runs([*self.places]))
         answer = await self.endpoint.request(COORDINATOR, offer, runs, timeout_s=within_s)
@@ -352,7 +355,8 @@ class NodeAgent:
     def _environment(self, place: Place, settings: Settings) -> dict[str, str]:
         threads = place.work.cpus if place.slot[0] == "w" else 1
         told = environment({**os.environ, **place.work.environment}, settings, threads)
-        told |= {"ZML_HTTP": any_port(self.settings.http), "ZML_HTTP_TOKENS": self.settings.http_tokens}
+        tokens = self.settings.http_tokens and os.path.abspath(self.settings.http_tokens)  # of this folder
+        told |= {"ZML_HTTP": any_port(self.settings.http), "ZML_HTTP_TOKENS": tokens}
         told |= {"ZML_ATTEMPT": place.job, "ZML_JOB": place.job, "ZML_COORDINATOR": "", "ZML_KEYS": ""}
         return told
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -45,6 +45,7 @@ from .wire import (
 ORDER_S = 20.0
 MOST_OFFERED = 1 << 40  # of anything
 PIECE_BYTES = 1 << 20
+MOST_HOSTS = 16
 POOLED = "pool-"  # how the names of nodes begin that an autoscaler has asked for
 
 log = structlog.get_logger()
@@ -60,6 +61,16 @@ def read_piece(path: Path, offset: int) -> tuple[Message, bytes]:
     with path.open("rb") as file:
         file.seek(offset)
         return Have(path.stat().st_size), file.read(PIECE_BYTES)
+
+
+class Reached(NamedTuple):
+    """A machine's own name, and the hosts by which its processes answer HTTP: a node's word, and no job's."""
+
+    machine: str
+    hosts: frozenset[str]
+
+
+NOWHERE = Reached("", frozenset())
 
 
 class Nodes:
@@ -82,6 +93,7 @@ class Nodes:
         self.heartbeat_s = heartbeat_s
         self.peers: dict[str, str] = {}  # node -> its endpoint
         self.heard_at: dict[str, float] = {}
+        self.reached: dict[str, Reached] = {}
         self.orders = Orders(endpoint, self.peers, lambda node, peer: self.peers.get(node) == peer)
 
     # -- what they say -----------------------------------------------------------------------------------
@@ -134,6 +146,7 @@ class Nodes:
         if before is not None and before != peer:
             self.endpoint.disconnect(before)
         self.peers[name] = peer
+        self.reached[name] = Reached(message.machine, frozenset(message.hosts[:MOST_HOSTS]))
         self.heard_at[name] = asyncio.get_running_loop().time()
         offers = Resources(cpus=message.cpus, gpus=message.gpus, memory_mb=message.memory_mb)
         node = Node(id=name, offers=offers, rack=message.rack, cost_per_hour=message.cost_per_hour)
@@ -168,6 +181,15 @@ class Nodes:
             and found.attempt.slots[slot].node == node
         )
 
+    def where(self, attempt: str, slot: str) -> Reached:
+        """How the node said that it is reached on which this hub has put a process; nowhere where it has not."""
+        job, _, number = attempt.rpartition(".")
+        found = self.machine.cluster.jobs.get(JobId(job))
+        if found is None or found.attempt is None or str(found.attempt.number) != number:
+            return NOWHERE
+        place = found.attempt.slots.get(slot)
+        return self.reached.get(place.node, NOWHERE) if place is not None else NOWHERE
+
     def _goodbye(self, peer: str, message: Goodbye) -> Message:
         self._must_know(message.node, peer)
         name = NodeId(message.node)
@@ -177,6 +199,7 @@ class Nodes:
         if message.empty:
             self.dispatch(events.NodeLeft(name, message.because))
             self.peers.pop(name, None)
+            self.reached.pop(name, None)
         else:
             self.dispatch(events.NodeLeaving(name, message.because))
         return Ok()
@@ -212,6 +235,7 @@ class Nodes:
         """It is gone; should it come back, it offers itself again."""
         self.peers.pop(node, None)
         self.heard_at.pop(node, None)
+        self.reached.pop(node, None)
 
     def let_go(self, node: NodeId, because: str) -> None:
         if node in self.peers:

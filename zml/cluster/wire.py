@@ -25,6 +25,8 @@ class Offer(Message, kw_only=True):
     memory_mb: int
     rack: str = ""
     cost_per_hour: float = 0.0
+    machine: str = ""  # the host's own name, whatever the node is called
+    hosts: tuple[str, ...] = ()  # by which what runs there answers HTTP
 
 
 class Runs(msgspec.Struct, frozen=True):

@@ -459,6 +459,8 @@ def environment(environ: Mapping[str, str], settings: Settings, threads: int | N
     told |= as_environment(settings) | tether.environment()
     told |= {"ZML_BIND": "", "ZML_RUN_DIR": "", "PYTHONUNBUFFERED": "1"}  # said by flags, differently to each
     told["ZML_HTTP"] = any_port(settings.http)
+    if settings.http_tokens:  # a child may be started in another folder
+        told["ZML_HTTP_TOKENS"] = os.path.abspath(settings.http_tokens)
     if threads is not None:
         told.setdefault("OMP_NUM_THREADS", str(threads))
     root = str(Path(__file__).resolve().parents[2])

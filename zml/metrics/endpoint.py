@@ -101,16 +101,25 @@ class Endpoint:
             listener.close()
 
 
-def opened(settings: Settings, *, preferred: int = 0, reached_from: Sequence[str] = ()) -> Endpoint:
+def opened(
+    settings: Settings, *, preferred: int = 0, reached_from: Sequence[str] = (), must: bool = False
+) -> Endpoint:
     """Bind where the settings say: of port 0, `preferred` first. `reached_from`: addresses of peers, or our own, that
     tell by which name others reach this machine, where it listens on all of its addresses.
 
-    Raises ZmlError for settings that can be no good anywhere; what fails here is logged.
+    Raises ZmlError for what is no address and, with `must`, for tokens that cannot be read or are missing; whatever
+    else fails is logged. A member never needs HTTP: on its machine the file of tokens may not be there at all.
     """
     if settings.http == OFF:
         return Endpoint(None, "", "", ())
     host, port = host_and_port(settings.http)
-    tokens = guarded(settings)
+    try:
+        tokens = guarded(settings)
+    except ZmlError as error:
+        if must:
+            raise
+        log.warning("no HTTP is answered", at=settings.http, because=error.what, fix=error.fix)
+        return Endpoint(None, "", "", ())
     listener = None
     for wanted in [port] if port else [preferred, 0] if preferred else [0]:
         try:
@@ -158,6 +167,16 @@ def reached_at(here: str, addresses: Sequence[str]) -> str:
     """Where others reach what listens here; `addresses` are known to be reached from here."""
     host, port = host_and_port(here)
     return url(own_name(addresses), port) if is_anywhere(host) else here
+
+
+def http_hosts(settings: Settings) -> list[str]:
+    """By which names what this machine's node starts says that it answers HTTP."""
+    if settings.http == OFF:
+        return []
+    host, _ = host_and_port(settings.http)
+    if not is_anywhere(host):
+        return [host]
+    return list(dict.fromkeys([*(own_name([each]) for each in settings.coordinator), socket.gethostname()]))
 
 
 def own_name(addresses: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from ..web.server import OPEN, Mount
 from .exposition import text
 from .points import Source
 
-LARGE = 2_000  # points: to write so many down takes longer than a loop should wait
+LARGE = 200  # points: to write so many down takes some 4 ms, and a loop should not wait for more
 
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]

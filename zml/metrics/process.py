@@ -5,7 +5,6 @@ Each look costs a few system calls, and is taken only when somebody asks.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import time
@@ -14,7 +13,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from .. import __version__
+from .. import __version__, logs
 from ..transport.peers import TRAFFIC
 from . import catalog as c
 from .lag import Lag
@@ -49,10 +48,8 @@ def open_files() -> int:
 def disk() -> tuple[int, int]:
     """Bytes that are free where this process keeps its log, and with it its files, and bytes that there are; zeros
     where the system does not say."""
-    handlers = logging.getLogger().handlers
-    folders = [Path(each.baseFilename).parent for each in handlers if isinstance(each, logging.FileHandler)]
     try:
-        there = os.statvfs(folders[0] if folders else ".")
+        there = os.statvfs(logs.folder() or ".")
     except OSError:
         return 0, 0
     return there.f_bavail * there.f_frsize, there.f_blocks * there.f_frsize

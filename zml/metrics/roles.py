@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import structlog
 
 from ..config import Settings
 from ..scheduler import explain
 from ..scheduler.cluster.state import Standing
 from ..scheduler.state import Draining, Finishing, Forming
+from ..web.address import host_of, is_loopback
 from . import catalog, sources
 from .catalog import Role
 from .lag import Lag
@@ -28,16 +31,20 @@ from .process import of_process
 if TYPE_CHECKING:
     from ..agent import Agent
     from ..cluster.hub import Hub
+    from ..cluster.nodes import Reached
     from ..coordinator import Coordinator
     from ..ps import Ps
 
 UNNAMED = Settings().job
 HERE = ("joined", "active")  # states of members that can be scraped
 SINGLE = (catalog.HEARD.name, catalog.LIVES.name)  # of each member
+MOST_SAID = 10_000  # members of which it is said that they are not scraped
 AT_ONCE = 10  # jobs of which the status is made before others have a turn
 MANY = (
     100  # jobs, beyond which their members are not shown one by one: a thousand jobs are some 20,000 series
 )
+
+log = structlog.get_logger()
 
 
 class WorkerSource:
@@ -119,6 +126,7 @@ class CoordinatorSource:
         self.coordinator = coordinator
         self.lag = lag
         self.url = url
+        self.unseen = Unseen()
         named = coordinator.job != UNNAMED or not coordinator.run_dir
         self.name = str(coordinator.job) if named else Path(coordinator.run_dir).name
 
@@ -143,11 +151,15 @@ class CoordinatorSource:
 
     def targets(self) -> Sequence[Target]:
         itself = target(self.url, "coordinator", "coordinator", self.name, socket.gethostname())
-        return [itself, *members(self.coordinator, self.name)]
+        return [itself, *members(self.coordinator, self.name, self.unseen)]
 
 
 class HubSource:
-    """The coordinator of many jobs. The series of a job are there while it has an attempt that lives."""
+    """The coordinator of many jobs. The series of a job are there while it has an attempt that lives.
+
+    What asks for targets sends them its token, and a job may name any: only those are told whose host is one that the
+    node has said of itself on which this hub has put the member. A loopback address is told of nodes on this machine.
+    """
 
     role: Role = "hub"
 
@@ -155,6 +167,7 @@ class HubSource:
         self.hub = hub
         self.lag = lag
         self.url = url
+        self.unseen = Unseen()
 
     async def points(self) -> Sequence[Point]:
         cluster = self.hub.machine.cluster
@@ -189,7 +202,7 @@ class HubSource:
     def targets(self) -> Sequence[Target]:
         found = [target(self.url, "hub", "hub", "", socket.gethostname())]
         for job, coordinator in self._running():
-            found += members(coordinator, job)
+            found += members(coordinator, job, self.unseen, partial(self.hub.nodes.where, coordinator.job))
         return found
 
 
@@ -198,14 +211,49 @@ def is_short(point: Point) -> bool:
     return point.metric.name not in SINGLE and not (point.metric is catalog.STATE and not point.value)
 
 
-def members(coordinator: Coordinator, job: str) -> Iterable[Target]:
-    """Those that live and can be scraped."""
+class Unseen:
+    """Says once of each member why it is not among the targets. What it remembers is bounded."""
+
+    def __init__(self) -> None:
+        self.said: set[tuple[str, str, str]] = set()
+
+    def say(self, job: str, member: str, url: str, because: str, fix: str) -> None:
+        key = (job, member, url)
+        if key not in self.said and len(self.said) < MOST_SAID:
+            self.said.add(key)
+            log.warning("not scraped", job=job, member=member, at=url, because=because, fix=fix)
+
+
+def members(
+    coordinator: Coordinator, job: str, unseen: Unseen, where: Callable[[str], Reached] | None = None
+) -> Iterable[Target]:
+    """Those that live and can be scraped. `where`: what is known of a member's machine, other than from itself."""
     running = coordinator.docket.running
     cards = coordinator.board.cards
     for view in explain.members(running) if running is not None else ():
         card = cards.get(view.member)
-        if card is not None and card.metrics and view.state in HERE:
+        if card is None or view.state not in HERE or not (host := host_of(card.metrics)):
+            continue
+        reached = where(view.member) if where is not None else None
+        because, fix = why_not(host, card.node, reached)
+        if because:
+            unseen.say(job, view.member, card.metrics, because, fix)
+        else:
             yield target(card.metrics, view.role, view.member, job, card.node)
+
+
+def why_not(host: str, node: str, reached: Reached | None) -> tuple[str, str]:
+    """Why nobody is to be sent to this host, and what to do; empty where somebody may."""
+    if reached is not None and host not in reached.hosts:
+        return (
+            f"{host} is no address of its node",
+            "Start that node with --http ADDRESS:0 --http-tokens FILE.",
+        )
+    machine = node if reached is None else reached.machine
+    if is_loopback(host) and machine != socket.gethostname():
+        because = f"it answers on {host} of {machine} alone"
+        return because, "Start what runs there with --http 0.0.0.0:0 --http-tokens FILE."
+    return "", ""
 
 
 def target(url: str, role: str, member: str, job: str, node: str) -> Target:

@@ -89,7 +89,11 @@ makes it anew. Edit it as you like: it is not replaced without --force.""",
 It asks {" and ".join(kit.coordinators)} who is here.
 http://127.0.0.1:9090/targets shows what it found, and http://127.0.0.1:9090/alerts
 what fires. To be told of alerts, name an Alertmanager in prometheus.yml. To check
-what you have edited: promtool check config prometheus.yml""",
+what you have edited: promtool check config prometheus.yml
+
+The token that it sends, to every process that it is told of, should be one of its own:
+a line `prometheus TOKEN` in the file of tokens, without `admin`. A token without a
+name may change everybody's jobs; that one may see them, and change none but its own.""",
         f"""Grafana shows it; its data source is {kit.prometheus}
 
     GF_PATHS_PROVISIONING={path["grafana/provisioning"]} \\

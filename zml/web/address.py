@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 from ..errors import USAGE, ZmlError
 
+HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 PORT = 7078  # of a coordinator, unless it is told another, or that one is taken
 
 
@@ -15,6 +17,15 @@ def host_and_port(bind: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise ZmlError(USAGE, f"{bind!r} is no address for HTTP", "Write HOST:PORT, such as 127.0.0.1:7078.")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def host_of(address: str) -> str:
+    """The host of http://HOST:PORT, and of nothing else: empty for all other text, which somebody may have made up."""
+    try:
+        host, port = host_and_port(address)
+    except ZmlError:
+        return ""
+    return host if address == url(host, port) and HOST.fullmatch(host) else ""
 
 
 def is_loopback(host: str) -> bool:

@@ -1,6 +1,7 @@
 """Where roles answer HTTP: bound early, served when somebody calls, closed to strangers, and nobody's trouble."""
 
 import asyncio
+import logging
 import os
 import socket
 import subprocess
@@ -8,20 +9,26 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
+import structlog
 import uvloop
 from aiohttp import web
 
+from zml import logs
+from zml.cluster.node import NodeAgent, Place
+from zml.cluster.wire import Work
 from zml.config import Settings, resolve
 from zml.errors import CONFIG, NO_TOKEN, ZmlError
+from zml.launch.local import environment
 from zml.metrics.catalog import Role
 from zml.metrics.endpoint import Endpoint, opened, own_name, reached_at
 from zml.metrics.lag import Lag
 from zml.metrics.points import Point, Target
-from zml.metrics.process import of_process
+from zml.metrics.process import disk, of_process
+from zml.scheduler.cluster.resources import Resources
 from zml.web.address import PORT, any_port, host_and_port
 
 HERE = Settings(http="127.0.0.1:0")
@@ -187,6 +194,38 @@ def test_off_is_off() -> None:
     asyncio.run(main())
 
 
+def test_the_disk_that_is_told_of_is_that_on_which_the_log_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = os.statvfs
+
+    def statvfs(path: Any) -> os.statvfs_result:
+        asked.append(str(path))
+        return real(path)
+
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alone").mkdir()
+    try:
+        disk()
+        logs.configure("worker", "w", folder="alone", terminal=False, alone=True)
+        free, there = disk()
+        (tmp_path / "run" / "logs").mkdir(parents=True)
+        logs.move("w3", str(tmp_path / "run"), "j")
+        disk()
+    finally:
+        logs.close()
+        logging.captureWarnings(False)
+        root.handlers, root.level = handlers, level
+        structlog.reset_defaults()
+    assert logs.folder() is None
+    assert asked == [".", str(tmp_path / "alone"), str(tmp_path / "run" / "logs")]
+    assert 0 < free < there
+
+
 # -- beyond this machine -----------------------------------------------------------------------------------
 
 
@@ -213,8 +252,34 @@ def test_beyond_this_machine_nobody_is_answered_without_a_token(tokens: str) -> 
 @pytest.mark.parametrize("http", ["0.0.0.0:0", "[::]:0", "10.0.0.1:80", "somewhere:0"])
 def test_an_open_door_is_refused(http: str) -> None:
     with pytest.raises(ZmlError) as refused:
-        opened(Settings(http=http))
+        opened(Settings(http=http), must=True)
     assert refused.value.code == NO_TOKEN and "--http-tokens" in refused.value.fix
+
+
+@pytest.mark.parametrize("http", ["127.0.0.1:0", "0.0.0.0:0"])
+def test_a_member_starts_without_http_where_its_machine_has_no_such_file(tmp_path: Path, http: str) -> None:
+    settings = Settings(http=http, http_tokens=str(tmp_path / "missing"))
+    with structlog.testing.capture_logs() as lines:
+        endpoint = opened(settings)
+    assert (endpoint.url, endpoint.port) == ("", 0)
+    (line,) = lines
+    assert line["log_level"] == "warning" and "missing" in line["because"]
+    with pytest.raises(ZmlError) as refused:
+        opened(settings, must=True)
+    assert refused.value.code == NO_TOKEN
+
+
+def test_children_are_told_the_file_of_tokens_by_a_path_that_holds_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(http_tokens="tokens", runs=str(tmp_path))
+    work = Work(run_dir="", coordinator=[], settings={}, environment={}, script="t.py", args=[], folder="")
+    node = NodeAgent(settings, "n1", Resources(cpus=1))
+    told = node._environment(Place("j1.1", "w0", work, None, cast(Any, None)), Settings())
+    assert told["ZML_HTTP_TOKENS"] == str(tmp_path / "tokens")
+    assert environment({}, settings, None)["ZML_HTTP_TOKENS"] == str(tmp_path / "tokens")
+    assert environment({}, Settings(), None)["ZML_HTTP_TOKENS"] == ""
 
 
 def test_a_page_of_another_name_does_not_reach_it() -> None:

@@ -240,12 +240,13 @@ def test_a_hub_counts_jobs_and_shows_those_that_have_an_attempt(tmp_path: Path) 
         await cluster.start()
         source = HubSource(cluster.hub, Lag(), "http://h:1")
         empty = scraped("hub", await source.points())
+        cluster.metrics = {"w0": "http://10.0.0.7:9", "w1": "http://evil.example:9"}
         cluster.node("n1", cpus=4)
         first, second = cluster.submit(workers=2), cluster.submit(workers=3)
         await cluster.until_state(first, "RUNNING")
         found = scraped("hub", await source.points())
         waiting = cluster.desk.job(second).state
-        targets = [target.labels["role"] for target in source.targets()]
+        targets = [target.targets[0] for target in source.targets()]
         await cluster.close()
         assert waiting == "QUEUED"
         return empty, found, targets
@@ -259,7 +260,7 @@ def test_a_hub_counts_jobs_and_shows_those_that_have_an_attempt(tmp_path: Path) 
     assert (
         found["zml_cluster_cpus", (("state", "used"),)] + found["zml_cluster_cpus", (("state", "free"),)] == 4
     )
-    assert targets == ["hub"], "these members have told no address"
+    assert targets == ["h:1", "10.0.0.7:9"], "the other member named a host that is not its node's"
 
 
 def test_of_many_jobs_a_hub_shows_what_each_is_as_a_whole() -> None:

@@ -1,24 +1,30 @@
 """What roles say of themselves through the phases of a life, and who they say can be scraped."""
 
 import asyncio
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
+import structlog
 
 from tests.simulation import simulate
 from tests.zml import cluster as clusters
 from tests.zml.cluster import Cluster
 from zml import ps as processes
+from zml.board import Board
+from zml.cluster.nodes import NOWHERE, Reached
 from zml.figures import WorkerFigures
 from zml.lease import join
-from zml.messages import JobSpec
+from zml.messages import JobSpec, Join, Joined
 from zml.metrics.lag import Lag
 from zml.metrics.lines import Counting
-from zml.metrics.roles import CoordinatorSource, ShardSource, WorkerSource
+from zml.metrics.roles import CoordinatorSource, ShardSource, Unseen, WorkerSource, why_not
 from zml.scheduler import events
 from zml.transport.memory import MemoryNetwork
+from zml.web.address import host_of
 
 Checks = dict[str, str]
 
@@ -178,3 +184,36 @@ def test_a_loop_that_is_blocked_is_seen_to_wake_late() -> None:
     lag = simulate(main())
     assert sum(lag.counts) == 4 and lag.counts[9] == 1, "once, by less than 2.5 s"
     assert lag.sum_s == pytest.approx(1.9)
+
+
+def test_only_what_is_an_address_is_believed() -> None:
+    good = ["http://10.0.0.1:9000", "http://[::1]:80", "http://node-7.example:1"]
+    assert [host_of(each) for each in good] == ["10.0.0.1", "::1", "node-7.example"]
+    bad = ["", "10.0.0.1:9", "https://h:1", "http://h", "http://u@h:1", "http://h:1/x", "http://a/b:1"]
+    assert [
+        host_of(each) for each in [*bad, "http://h:99999", "http://h?x:1", "http://h:1\n", "http://h:01"]
+    ] == ([""] * 11)
+    said = Join(job="j", role="worker", member="w0", node="n", pid=1, metrics="http://u:p@evil:1")
+    board = Board(JobSpec(workers=1, shards=1), [])
+    answer = Joined(job="j", member="w0", incarnation=1, generation=1, lease_s=1, heartbeat_s=1, run_dir="")
+    board.joined(said, answer, 0.0)
+    assert board.cards["w0"].metrics == ""
+    board.joined(msgspec.structs.replace(said, metrics=good[0]), answer, 0.0)
+    assert board.cards["w0"].metrics == good[0]
+
+
+def test_nobody_is_sent_to_a_loopback_of_another_machine_or_to_a_host_that_a_job_made_up() -> None:
+    here = socket.gethostname()
+    assert why_not("127.0.0.1", here, None) == why_not("10.0.0.1", "other", None) == ("", "")
+    because, fix = why_not("127.0.0.1", "other", None)
+    assert because == "it answers on 127.0.0.1 of other alone" and "--http 0.0.0.0:0 --http-tokens" in fix
+    node = Reached("other", frozenset({"10.0.0.7", "127.0.0.1"}))
+    assert why_not("10.0.0.7", here, node) == ("", "")
+    assert why_not("evil", "evil", node)[0] == "evil is no address of its node"
+    assert why_not("127.0.0.1", here, node)[0], "whatever the member says of its node"
+    assert why_not("10.0.0.7", here, NOWHERE)[0], "the hub has not put it anywhere"
+    unseen = Unseen()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            unseen.say("j", "w0", "http://127.0.0.1:9", because, fix)
+    assert [(line["member"], line["fix"]) for line in lines] == [("w0", fix)]
