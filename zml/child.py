@@ -115,7 +115,8 @@ class Child:
         """To the run directory, to our own stdout, and the last lines into `tail`."""
         lines = printed.write(name, pieces, self.tally.step())
         self.tail.extend(lines)
-        with suppress(OSError):  # a full disk, a closed terminal: the script goes on
+        # A full disk, a terminal that is closed or cannot show a character: the script goes on, and is read.
+        with suppress(OSError, ValueError):
             if lines:
                 print("\n".join(lines), flush=True)
 

@@ -4,6 +4,7 @@ Rule: nothing heavy is imported before a command needs it: `zml --help` loads ne
 person did wrong is one line that begins with "error:" and one that says what to do, never a traceback.
 """
 
+import errno
 import json
 import os
 import sys
@@ -433,6 +434,7 @@ def run(argv: Sequence[str]) -> int:
         teach(main)
     try:
         result = main.main(args=list(argv), prog_name="zml", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except ZmlError as error:
         say_error(error)
@@ -445,3 +447,9 @@ def run(argv: Sequence[str]) -> int:
         return errors.BOOK[USAGE].exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        say_error(ZmlError(USAGE, f"the output cannot be written: {error.strerror}", "Make room for it."))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of it is not tried again at the end
+        return 1

@@ -17,8 +17,10 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -27,6 +29,7 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
+from .ansi import harmless
 from .logfile import LogFile
 from .metrics.lines import COUNTED
 from .repeats import Flood
@@ -334,8 +337,9 @@ def configure(
                 processors=[
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                     shorten_time,
+                    make_harmless,
                     structlog.dev.ConsoleRenderer(
-                        colors=not os.environ.get("NO_COLOR"),
+                        colors=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
                         timestamp_key="time",
                         exception_formatter=structlog.dev.plain_traceback,
                     ),
@@ -449,6 +453,9 @@ def configure_script(
     least = numbers[level.upper()]
     chain = [*BEFORE, add_step(step), *as_json(constant)]
     flood: Flood[bytes] = Flood()
+    one_at_a_time = (
+        threading.RLock()
+    )  # the script's threads and ours; a fork while it is held ends in a loader's worker
 
     def write(event: EventDict, method: str) -> None:
         message = (method, str(event.get("event", ""))[:200])
@@ -456,21 +463,23 @@ def configure_script(
         line: Any = event
         for processor in chain:
             line = processor(None, method, line)
-        now = monotonic()
-        held_by = flood.held_by(message, about, now)
-        for count, newest in flood.due(now):
-            file.write(counted(newest, count))
-        if held_by is None:
-            file.write(line.encode() + b"\n")
-        else:
-            kept, key = held_by
-            kept.hold(key, line.encode())
+        with one_at_a_time:
+            now = monotonic()
+            held_by = flood.held_by(message, about, now)
+            for count, newest in flood.due(now):
+                file.write(counted(newest, count))
+            if held_by is None:
+                file.write(line.encode() + b"\n")
+            else:
+                kept, key = held_by
+                kept.hold(key, line.encode())
 
     def keep_ours(_logger: Any, method: str, event: EventDict) -> EventDict:
         if not str(event.pop("pathname", "")).startswith(ours):
             return event
         if numbers.get(method.upper(), logging.ERROR) >= least:
-            write(event, method)
+            with suppress(Exception):  # a line of ours is never worth the user's script
+                write(event, method)
         raise structlog.DropEvent
 
     def flush() -> None:
@@ -481,6 +490,14 @@ def configure_script(
     where = structlog.processors.CallsiteParameterAdder([structlog.processors.CallsiteParameter.PATHNAME])
     structlog.configure(processors=[where, keep_ours, *structlog.get_config()["processors"]])
     return path
+
+
+def make_harmless(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """What peers and scripts call themselves must not move the cursor of a terminal, nor pass for a line of its own."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable() and key != "exception":
+            event[key] = harmless(value).replace("\n", "\n    ")
+    return event
 
 
 def add_step(step: Callable[[], int]) -> Processor:

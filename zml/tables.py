@@ -23,7 +23,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], folding: 
     for column in columns:
         name = column.removesuffix(">")
         drawn.add_column(
-            name,
+            Text(printable(name)),
             justify="right" if column.endswith(">") else "left",
             no_wrap=name != folding,
             overflow="fold" if name == folding else "ellipsis",

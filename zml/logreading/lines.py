@@ -16,6 +16,7 @@ LEVELS = ("debug", "info", "warning", "error", "critical")  # from harmless to b
 ALIASES = {"warn": "warning", "fatal": "critical", "exception": "error", "notset": "debug"}
 JUNK_CHARS = 2000  # that are shown of a line which is no object
 DEPTH = 6  # of fields; what lies deeper is shown as an ellipsis
+NAME_CHARS = 64
 BITS = 256  # of a number
 
 
@@ -47,11 +48,16 @@ def parse(raw: bytes, member: str, neighbour: float) -> Line | None:
     return Line(
         time=neighbour if when is None else when,
         level=level_of(level),
-        member=harmless(said) if isinstance(said, str) and said else member,
-        role=harmless(role) if isinstance(role, str) else "",
+        member=one_word(said) or member,
+        role=one_word(role),
         message=harmless(message if isinstance(message, str) else json.dumps(message)),
         fields=found if is_plain(raw) else tame(found, DEPTH + 1),
     )
+
+
+def one_word(said: Any) -> str:
+    """A name as it stands at the head of a line: it must not be two lines."""
+    return " ".join(harmless(said).split())[:NAME_CHARS] if isinstance(said, str) else ""
 
 
 def read_object(raw: bytes) -> dict[str, Any] | None:
