@@ -270,3 +270,10 @@ def test_promtool_takes_the_configuration_and_the_rules(folder: str) -> None:
     assert run(["obs", "export", folder, "--token-file", "token"]) == 0
     assert promtool("check", "config", f"{folder}/prometheus.yml") == ""
     assert promtool("check", "rules", f"{folder}/rules/zml.yml") == ""
+
+
+def test_the_kit_says_which_token_to_scrape_with() -> None:
+    kit = export.Kit(folder=Path("/k"), coordinators=["http://h:1"])
+    assert (
+        "a line `prometheus TOKEN` in the file of tokens, without `admin`" in export.files(kit)["README.txt"]
+    )
