@@ -25,6 +25,7 @@ from ..logreading.files import sources as log_sources
 from ..scheduler.audit import audit as prove
 from ..scheduler.explain import name_samples
 from ..status import JobStatus
+from ..web.reading import read_regular
 from . import members, overview, steps, telling
 from .findings import Errors, Evidence
 from .growing import Growing, ends
@@ -110,7 +111,7 @@ class Run:
         version = version_of(path)
         if self.settings_ is None or self.settings_[0] != version:
             try:
-                found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+                found = msgspec.json.decode(read_regular(path), type=dict[str, Any])
             except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
                 found = {}
             self.settings_ = (version, found)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tests.zml.dashboard.synthetic import HOSTILE, Shape, write
 from zml import history, rundir
 from zml.dashboard import views
-from zml.dashboard.growing import Growing
+from zml.dashboard.growing import Growing, ends
 from zml.dashboard.overview import headline, series
 from zml.dashboard.rates import Trim
 from zml.dashboard.run import Run
@@ -98,6 +99,57 @@ def test_foreign_files_are_as_none(tmp_path: Path, junk: bytes) -> None:
     ):
         (folder / name).write_bytes(junk)
     pages(Run(folder))
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+READ_FILES = (
+    rundir.CONFIG,
+    rundir.COORDINATOR,
+    rundir.NOW,
+    rundir.STATUS,
+    rundir.EVENTS,
+    history.JOB,
+    history.MEMBERS,
+)
+
+
+@pytest.mark.parametrize("make", [pipe, link])
+@pytest.mark.timeout(20)
+def test_what_is_no_plain_file_is_as_none_and_nothing_waits(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    write(tmp_path / "run", SMALL)
+    for name in READ_FILES:
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+        make(tmp_path / "run" / name)
+    found = pages(Run(tmp_path / "run"))
+    assert found["overview"].head.state == "STARTING" and found["series"].values == []
+    assert ends(tmp_path / "run" / history.MEMBERS, Trim) == []
+
+
+@pytest.mark.timeout(20)
+def test_a_file_without_an_end_costs_little(tmp_path: Path) -> None:
+    for name in (rundir.CONFIG, rundir.COORDINATOR, rundir.NOW, rundir.STATUS, history.MEMBERS):
+        sparse(tmp_path / name)
+    run = Run(tmp_path)
+    assert (run.status().state, run.config_json(), rundir.listening(tmp_path)) == ("STARTING", {}, None)
+    assert ends(tmp_path / history.MEMBERS, Trim) == []
+    with (tmp_path / history.MEMBERS).open("ab") as file:
+        file.write(b'\n{"at": 1.0}\n')
+    growing = Growing(tmp_path / history.MEMBERS, Trim, 64)
+    assert [row.at for row in growing.look()] == [1.0]
 
 
 def test_hostile_texts_come_as_texts(tmp_path: Path) -> None:
