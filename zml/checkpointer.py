@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from .checkpoint import Refused, entry, prune, shard_file
+from .checkpoint import BadCheckpoint, Refused, entries, entry, prune, read_manifest, shard_file
 from .checkpoint.folder import TENSORS
 from .checkpoint.tensors import MOST_HEADER
 from .depot import Intake, Kept
@@ -69,6 +70,21 @@ class Taken(NamedTuple):
     held_s: float  # that training stood still
 
 
+def on_disk(root: Path) -> CheckpointStatus:
+    """Of the newest whole one that was taken before this coordinator began."""
+    for each in reversed(entries(root)):
+        try:
+            manifest = read_manifest(root / each.name)
+            at = datetime.fromisoformat(manifest.created)
+        except (BadCheckpoint, ValueError):
+            continue
+        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        return CheckpointStatus(
+            path=str(root / each.name), step=manifest.step, at=at.timestamp(), bytes=manifest.bytes
+        )
+    return CheckpointStatus()
+
+
 class NotTaken(Exception):
     """Why there is no checkpoint this time, as a sentence."""
 
@@ -104,7 +120,7 @@ class Checkpointer:
         self.keep_every_steps = keep_every_steps
         self.number = 0
         self.newest: Path | None = None
-        self.told = CheckpointStatus()
+        self.told = on_disk(root)
         self.intake: Intake | None = None  # of the checkpoint that is being written
         self.lock = asyncio.Lock()
         self.tree = Tree("zml.checkpoint")  # of the newest
@@ -155,7 +171,6 @@ class Checkpointer:
                 took_s=time.monotonic() - began,
                 taken=self.told.taken + 1,
                 failed=self.told.failed,
-                because=self.told.because,
             )
             return taken.path
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from . import rundir, status
 from .errors import USAGE, ZmlError
 from .status import JobStatus
+from .web.reading import read_regular
 
 NOW = "now"  # of a job of Slurm: a link to its newest attempt
 PARTS = (  # any of which makes a folder a run's
@@ -147,7 +148,7 @@ def look(folder: Path, now: float) -> Found:
         return Found(False, ended.state.lower(), ended)
     current = None
     with suppress(OSError, ValueError):
-        current = status.decode((folder / rundir.NOW).read_bytes())
+        current = status.decode(read_regular(folder / rundir.NOW))
     listening = rundir.listening(folder)
     if listening is None:
         quiet = now - max(began(folder), touched(folder)) > QUIET_S

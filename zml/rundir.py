@@ -33,6 +33,7 @@ from . import __version__, status
 from .config import Resolved
 from .errors import USAGE, ZmlError
 from .status import JobStatus
+from .web.reading import read_regular
 
 CONFIG = "config.json"
 COORDINATOR = "coordinator.json"
@@ -98,7 +99,7 @@ def shard_state(run_dir: str, shard: int) -> Path:
 def listening(folder: Path) -> Listening | None:
     """Where the run's coordinator listens; None before it does."""
     try:
-        return msgspec.json.decode((folder / COORDINATOR).read_bytes(), type=Listening)
+        return msgspec.json.decode(read_regular(folder / COORDINATOR), type=Listening)
     except (OSError, msgspec.MsgspecError):  # not there, or half written
         return None
 
@@ -106,7 +107,7 @@ def listening(folder: Path) -> Listening | None:
 def last_status(folder: Path) -> JobStatus | None:
     """How the run ended; None if it has not."""
     try:
-        return status.decode((folder / STATUS).read_bytes())
+        return status.decode(read_regular(folder / STATUS))
     except (OSError, msgspec.MsgspecError):
         return None
 
@@ -117,7 +118,7 @@ def newest_status(folder: Path) -> JobStatus | None:
     if found is not None:
         return found
     try:
-        return status.decode((folder / NOW).read_bytes())
+        return status.decode(read_regular(folder / NOW))
     except (OSError, msgspec.MsgspecError):
         return None
 

@@ -25,6 +25,8 @@ UNHEARD_S = 5.0  # of a member that counts as alive
 STANDING_S = 120.0  # without a step, at the least
 STANDING_STEPS = 20  # and so many steps' time
 STARTING_S = 120.0  # until the first step, and nobody worries
+FIRST_S = 300.0  # until it, that compiling and loading may take
+STUCK_S = 60.0  # of one worker without a step while others make some, at the least
 DEEP = 64  # pulls and pushes that wait at one shard
 
 ORDER: tuple[Level, ...] = ("bad", "warn", "note")
@@ -52,6 +54,7 @@ class Evidence:
     checkpoint_minutes: float = 0.0
     checkpoint_steps: int = 0
     silence_expected: bool = False  # it is asked directly, and answers
+    stands_since: float = 0.0  # the status has been seen with these steps; 0: not known
 
 
 def findings(evidence: Evidence) -> list[Finding]:
@@ -135,22 +138,75 @@ def waiting(e: Evidence) -> Iterator[Finding]:
 
 
 def standing(e: Evidence) -> Iterator[Finding]:
-    if e.status.state != "RUNNING" or len(e.rows) < 2 or e.status.waiting_for or e.alive is False:
+    if e.status.state != "RUNNING" or e.status.waiting_for or e.alive is False:
+        return
+    if not e.rows:
+        yield from not_begun(e)
         return
     newest = e.rows[-1]
-    began = next(
-        (row for row in e.rows if row.steps >= newest.steps and row.samples >= newest.samples), newest
-    )
-    still_s = e.now - began.at
+    if e.status.steps > newest.steps or e.status.samples > newest.samples:  # rows may be minutes apart
+        began = e.stands_since or e.now
+    else:
+        began = newest.at
+        for row in reversed(e.rows):
+            if (row.steps, row.samples) != (newest.steps, newest.samples):
+                break
+            began = row.at
+    still_s = e.now - began
+    steps = max(newest.steps, e.status.steps)
     usual = [rate.step_s for rate in e.lately.workers.values()]
     patience = max(STANDING_S, STANDING_STEPS * max(usual, default=0.0))
     if still_s > patience:
         yield Finding(
             kind="standing",
             level="bad",
-            what=f"No step has been finished since step {newest.steps:,}. `zml stack` shows where a worker hangs.",
+            what=f"No step has been finished since step {steps:,}. `zml stack` shows where a worker hangs.",
             number=f"for {about(still_s)}",
             page="steps",
+        )
+
+
+def not_begun(e: Evidence) -> Iterator[Finding]:
+    waited_s = e.now - e.status.started_at
+    if e.status.started_at and waited_s > FIRST_S and e.status.steps <= 0 and e.status.samples <= 0:
+        yield Finding(
+            kind="standing",
+            level="warn",
+            what="No step has been finished yet. Loading and compiling may take long; `zml stack` shows what workers"
+            " do.",
+            number=f"for {about(waited_s)}",
+            page="workers",
+        )
+
+
+def stuck(e: Evidence) -> Iterator[Finding]:
+    """Workers that are heard and make no step, while others do: there where nobody waits for them."""
+    if e.status.state != "RUNNING" or e.alive is False:
+        return
+    still = {
+        member.member: e.lately.still[member.member]
+        for member in e.status.of("worker")
+        if alive(member) and member.member in e.lately.still
+    }
+    late = {
+        worker
+        for worker, each in still.items()
+        if each.seconds > (max(STUCK_S, STANDING_STEPS * each.step_s) if each.steps else FIRST_S)
+    }
+    heard_of = {m.member for m in e.status.of("worker") if 0 <= m.heard_s <= UNHEARD_S}
+    if len(late) == len(still):  # nobody advances: `standing` tells
+        return
+    for worker in sorted(late & heard_of, key=lambda name: -still[name].seconds):
+        after = f"after step {still[worker].steps:,}" if still[worker].steps else "not even a first"
+        yield Finding(
+            kind="stuck",
+            level="bad",
+            what=f"{worker} makes no step while others do: it hangs, or does something else for long."
+            f" `zml stack {worker}` shows where it is.",
+            number=f"none for {about(still[worker].seconds)}, {after}",
+            page="workers",
+            query={"worker": worker},
+            member=worker,
         )
 
 
@@ -167,7 +223,11 @@ def gone(e: Evidence) -> Iterator[Finding]:
             verb = {"lost": "was lost", "fenced": "was fenced", "failed": "has failed"}[member.state]
             yield Finding(
                 kind="lost",
-                level="bad" if (shard or e.status.state == "FAILED") else "warn",
+                level="note"
+                if e.status.state == "SUCCEEDED"
+                else "bad"
+                if shard or e.status.state == "FAILED"
+                else "warn",
                 what=f"{role(member)} {member.member} {verb}{because}."
                 + (" Its chunks wait for it to come back, or move." if shard and not e.status.over else ""),
                 number=f"last step {member.steps:,}" if member.steps >= 0 else heard(member),
@@ -264,7 +324,11 @@ def starving(e: Evidence) -> Iterator[Finding]:
 
 
 def not_finite(e: Evidence) -> Iterator[Finding]:
-    for name, value in e.status.values.items():
+    latest: dict[str, float | None] = {}  # a status need not have every value that was logged
+    for row in e.rows:
+        latest.update(row.values)
+    latest.update(e.status.values)
+    for name, value in latest.items():
         if value is not None:
             continue
         since = None
@@ -284,7 +348,7 @@ def not_finite(e: Evidence) -> Iterator[Finding]:
         )
     for name in dict.fromkeys(name for row in e.rows for name in row.values):
         bad = [row.steps for row in e.rows if name in row.values and row.values[name] is None]
-        if bad and e.status.values.get(name, 0.0) is not None:
+        if bad and latest[name] is not None:
             yield Finding(
                 kind="not-finite",
                 level="warn",
@@ -399,7 +463,7 @@ def log_errors(e: Evidence) -> Iterator[Finding]:
     for process, errors in sorted(e.errors.items(), key=lambda one: -one[1].count):
         yield Finding(
             kind="errors",
-            level="warn",
+            level="note" if e.status.state == "SUCCEEDED" else "warn",
             what=f"{printable(process)} logs errors; the newest: {printable(first_line(errors.newest))}",
             number=counted(errors.count, "error"),
             page="logs",
@@ -414,6 +478,7 @@ RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     gone,
     no_news,
     standing,
+    stuck,
     waiting,
     slow_workers,
     starving,

@@ -3,6 +3,7 @@
 The history of a run is thinned now and then (see `history.Rows`): then its file is replaced, and read anew. Torn and
 foreign lines are passed over. Rows beyond `most` push out every other one; and of a file that has far more from the
 start, only every so many lines are decoded: figures are cumulative, and what lies between two rows is exact anyway.
+Only regular files are read, and of one that no recorder writes so long, the newest part.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from ..web.reading import open_regular
+
 Kind = TypeVar("Kind")
 PIECE = 4 * 2**20
+MOST_BYTES = 256 * 2**20  # that are read of a file at one look
 TAIL = 2**20  # bytes of the newest rows, where only these are wanted
 
 
@@ -38,7 +42,7 @@ class Growing(Generic[Kind]):
         """All rows there are, the oldest first. The list is not to be changed, and does not change."""
         with self.lock:
             try:
-                with self.path.open("rb") as file:
+                with os.fdopen(open_regular(self.path), "rb") as file:
                     self._read(file.fileno())
             except OSError:
                 self._forget()
@@ -53,15 +57,18 @@ class Growing(Generic[Kind]):
         if self.identity != (found.st_dev, found.st_ino) or found.st_size < self.place:
             self._forget()
             self.identity = (found.st_dev, found.st_ino)
+        if found.st_size - self.place > MOST_BYTES:
+            self.place, self.rest = found.st_size - MOST_BYTES, b""
+        begin = self.place
         while self.place < found.st_size:
             piece = os.pread(file, min(PIECE, found.st_size - self.place), self.place)
             if not piece:
                 break
-            fresh = self.place == 0
+            fresh = self.place == begin and not self.rows
             self.place += len(piece)
             *lines, self.rest = (self.rest + piece).split(b"\n")
             if fresh:  # as many lines for their bytes as here
-                self.stride = max(1, int(len(lines) * found.st_size / len(piece) / self.most))
+                self.stride = max(1, int(len(lines) * (found.st_size - begin) / len(piece) / self.most))
             if len(self.rest) > PIECE:  # what is longer was not written by us
                 self.rest = b""
             newest = len(lines) - 1 if self.place >= found.st_size else -1
@@ -83,7 +90,7 @@ def ends(path: Path, kind: type[Kind]) -> list[Kind]:
     rows: list[Kind] = []
     decoder = msgspec.json.Decoder(kind)
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             first = file.readline(PIECE)
             behind = file.tell()
             begin = max(behind, os.fstat(file.fileno()).st_size - TAIL)

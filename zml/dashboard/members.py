@@ -9,7 +9,7 @@ from statistics import fmean
 from ..figures import PHASES, ShardFigures, WorkerFigures
 from ..status import JobStatus
 from .findings import imbalance
-from .rates import Lately, Trim, WorkerRate, middle, shard_rate, stragglers, worker_rate
+from .rates import Lately, Trim, WorkerRate, middle, shard_rate, stragglers, usual_of_others, worker_rate
 from .thinning import rounded
 from .views import ShardLine, Shards, WorkerLine, Workers, tone_of
 
@@ -22,7 +22,7 @@ NONE_YET, NO_SHARD = WorkerFigures(), ShardFigures()
 
 def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
     slow = stragglers(lately.workers)
-    usual = middle([rate.busy_s for rate in lately.workers.values()])
+    usual = usual_of_others(lately.workers)
     lines = []
     for each in status.of("worker")[:MOST_MEMBERS]:
         figures, rate = each.figures or NONE_YET, lately.workers.get(each.member)
@@ -42,7 +42,9 @@ def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
                 heard_s=round(each.heard_s, 1),
                 step_s=rounded(rate.step_s) if rate else None,
                 busy_s=rounded(rate.busy_s) if rate else None,
-                ratio=rounded(rate.busy_s / usual, 3) if rate and usual else None,
+                ratio=rounded(rate.busy_s / usual[each.member], 3)
+                if rate and usual.get(each.member)
+                else None,
                 straggler=each.member in slow,
                 why_slow=slow[each.member].phase if each.member in slow else "",
                 phases=short(rate.phases) if rate else {},
@@ -68,7 +70,7 @@ def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
         whole=lately.whole,
         workers=lines,
         median_step_s=rounded(middle([rate.step_s for rate in lately.workers.values()])),
-        median_busy_s=rounded(usual),
+        median_busy_s=rounded(middle([rate.busy_s for rate in lately.workers.values()])),
         at=[round(after.at, 1) for _, after in stretches],
         step_s={
             line.member: [

@@ -127,7 +127,7 @@ def numbers(evidence: Evidence, bound: int | None) -> Numbers:
         progress=1.0 if status.state == "SUCCEEDED" else status.progress,
         samples=status.samples,
         samples_per_s=mean_rate(status) if status.over else status.samples_per_s,
-        peak_samples_per_s=max((row.samples_per_s for row in rows), default=0.0),
+        peak_samples_per_s=max((row.samples_per_s for row in rows), default=0.0) or None,
         step_s=middle([each.step_s for each in evidence.lately.workers.values()]),
         eta_s=None if status.over else status.eta_s,
         elapsed_s=round(max(0.0, (status.at if status.over else evidence.now) - status.started_at))
@@ -143,9 +143,9 @@ def numbers(evidence: Evidence, bound: int | None) -> Numbers:
     )
 
 
-def mean_rate(status: JobStatus) -> float:
+def mean_rate(status: JobStatus) -> float | None:
     seconds = status.at - status.started_at
-    return status.samples / seconds if seconds > 0 else 0.0
+    return status.samples / seconds if seconds > 0 and status.samples > 0 else None
 
 
 def member(status: MemberStatus) -> Member:
@@ -224,12 +224,17 @@ def series(rows: Sequence[Row], events: Iterable[Event], most: int = MOST) -> Se
             )
             for name in names
         ],
-        samples_per_s=chart("samples/s", rows, [row.samples_per_s for row in rows], most),
+        samples_per_s=chart("samples/s", rows, throughput(rows), most),
         staleness=chart("staleness", rows, [float(row.staleness) for row in rows], most // 2),
         learning_rate=chart("learning rate", rows, [row.learning_rate for row in rows], most // 2),
         workers=chart("workers", rows, [float(row.workers) for row in rows], most // 2),
         marks=marks[-MOST_MARKS:],
     )
+
+
+def throughput(rows: Sequence[Row]) -> list[float | None]:
+    """A rate takes two reports: the first row's 0 says that it is not known yet."""
+    return [row.samples_per_s if row.samples_per_s or place else None for place, row in enumerate(rows)]
 
 
 def chart(name: str, rows: Sequence[Row], y: Sequence[float | None], most: int = MOST) -> Chart:

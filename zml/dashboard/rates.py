@@ -6,13 +6,16 @@ all of each would take most of the time in which a page is to be there.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import msgspec
 
 from ..figures import BESIDE, PHASES
+from ..history import member_row
+from ..status import JobStatus
 
 BUSY = tuple(phase for phase in PHASES if phase != "wait")  # what a worker does itself
 
@@ -72,6 +75,14 @@ class ShardRate:
         return self.updates / self.seconds if self.seconds > 0 else 0.0
 
 
+FURTHEST_BACK_S = 600.0  # that a step of a slow worker is looked for
+
+
+def row_of(status: JobStatus) -> Trim:
+    """As the run's history would have it, which is written more seldom the longer the run is."""
+    return msgspec.convert(member_row(status), Trim, from_attributes=True)
+
+
 NO_WORKER, NO_SHARD = WorkerTrim(), ShardTrim()
 
 
@@ -118,6 +129,15 @@ def shard_rate(before: ShardTrim | None, now: ShardTrim, seconds: float) -> Shar
 
 
 @dataclass(frozen=True, slots=True)
+class Still:
+    """How long a worker has made no step, at the least; and how many it has made, and how long one takes it."""
+
+    seconds: float
+    steps: int
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Lately:
     """What every member did in the newest rows, or in the whole run."""
 
@@ -125,6 +145,7 @@ class Lately:
     whole: bool
     workers: Mapping[str, WorkerRate]
     shards: Mapping[str, ShardRate]
+    still: Mapping[str, Still] = field(default_factory=dict)
 
 
 NOTHING = Lately(0.0, False, {}, {})
@@ -146,18 +167,52 @@ def lately(rows: Sequence[Trim], window_s: float | None) -> Lately:
             if newest.at - row.at >= window_s:
                 break
         seconds = newest.at - before.at if before.at else 0.0
-    workers = {
-        name: rate
-        for name, figures in newest.workers.items()
-        if (rate := worker_rate(before.workers.get(name), figures, seconds)) is not None
-    }
+    workers = {}
+    for name, figures in newest.workers.items():
+        rate = worker_rate(before.workers.get(name), figures, seconds)
+        if rate is None and window_s is not None:
+            rate = further_back(rows, name)
+        if rate is not None:
+            workers[name] = rate
     shards = {
         name: shard_rate(
             before.shards.get(name) or (NO_SHARD if window_s is None else None), figures, seconds
         )
         for name, figures in newest.shards.items()
     }
-    return Lately(seconds, window_s is None, workers, shards)
+    return Lately(seconds, window_s is None, workers, shards, still(rows))
+
+
+def further_back(rows: Sequence[Trim], worker: str) -> WorkerRate | None:
+    """Of one whose step is longer than the window."""
+    newest = rows[-1]
+    for row in reversed(rows[:-1]):
+        if newest.at - row.at > FURTHEST_BACK_S:
+            break
+        rate = worker_rate(row.workers.get(worker), newest.workers[worker], newest.at - row.at)
+        if rate is not None:
+            return rate
+    return None
+
+
+def still(rows: Sequence[Trim]) -> dict[str, Still]:
+    """Of every worker in the newest row."""
+    newest = rows[-1]
+    since = dict.fromkeys(newest.workers, newest.at)
+    waiting = set(since)
+    for row in reversed(rows[:-1]):
+        for name in tuple(waiting):
+            before = row.workers.get(name)
+            if before is not None and before.steps == newest.workers[name].steps:
+                since[name] = row.at
+            else:
+                waiting.discard(name)
+        if not waiting:
+            break
+    return {
+        name: Still(newest.at - since[name], each.steps, each.step_sum_s / each.steps if each.steps else 0.0)
+        for name, each in newest.workers.items()
+    }
 
 
 def middle(values: Sequence[float]) -> float | None:
@@ -183,16 +238,31 @@ SLOW = 1.5  # against the median
 LEAST_S = 0.005  # of a difference that is worth a word
 
 
+def usual_of_others(rates: Mapping[str, WorkerRate]) -> dict[str, float]:
+    """The median of the work that a step is for all others, for each: what it is measured against. None where there
+    are no others."""
+    busy = {name: rate.busy_s for name, rate in rates.items()}
+    ordered, others = sorted(busy.values()), len(busy) - 1
+    if others < 1:
+        return {}
+
+    def without(own: int, place: int) -> float:
+        return ordered[place if place < own else place + 1]
+
+    owns = {name: bisect_left(ordered, each) for name, each in busy.items()}
+    return {
+        name: (without(own, (others - 1) // 2) + without(own, others // 2)) / 2 for name, own in owns.items()
+    }
+
+
 def stragglers(rates: Mapping[str, WorkerRate]) -> dict[str, Slow]:
     """In lockstep every worker's step takes as long as the slowest one's: what they do but wait tells who that is."""
-    if len(rates) < 2:
-        return {}
     found = {}
-    for worker, rate in rates.items():
-        others = [other for name, other in rates.items() if name != worker]
-        usual = median(other.busy_s for other in others)
+    for worker, usual in usual_of_others(rates).items():
+        rate = rates[worker]
         if rate.busy_s - usual < LEAST_S or rate.busy_s < SLOW * usual:
             continue
+        others = [other for name, other in rates.items() if name != worker]
         excess = {
             phase: rate.phases[phase] - median(other.phases[phase] for other in others) for phase in BUSY
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from ..logreading.files import sources as log_sources
 from ..scheduler.audit import audit as prove
 from ..scheduler.explain import name_samples
 from ..status import JobStatus
+from ..web.reading import read_regular
 from . import members, overview, steps, telling
 from .findings import Errors, Evidence
 from .growing import Growing, ends
-from .rates import NOTHING, Lately, Trim, lately
+from .rates import NOTHING, Lately, Trim, lately, row_of
 from .views import (
     CheckpointLine,
     Checkpoints,
@@ -49,6 +51,7 @@ from .views import (
 )
 
 WINDOW_S = 30.0  # what "lately" is
+POINT_S, POINTS = 2.0, 30  # between two statuses whose figures are kept, and how many are
 AGAIN_S = 0.5  # an overview that is younger is given again
 AUDIT_S = 10.0  # the proof is not made more often; a long one ten times its own length
 AUDIT_BYTES = 256 * 2**20  # of a journal that is proved here
@@ -78,6 +81,10 @@ class Run:
         self.figures = Growing(self.folder / history.MEMBERS, Trim, MOST_FIGURE_ROWS)
         self.log_folder = self.folder / rundir.LOGS
         self.lock = threading.Lock()  # over what is kept below
+        self.proving = threading.Lock()  # which may take seconds
+        self.noting = threading.Lock()  # over the next two
+        self.points: deque[Trim] = deque(maxlen=POINTS)  # out of statuses, the oldest first
+        self.mark: tuple[int, int, float] | None = None  # steps and samples, and when they were first seen
         self.proof: tuple[str, float, Data] | None = None  # of which journal, until when it is good
         self.logged: tuple[str, dict[str, Errors]] = ("", {})
         self.told: tuple[str, Events] | None = None
@@ -110,7 +117,7 @@ class Run:
         version = version_of(path)
         if self.settings_ is None or self.settings_[0] != version:
             try:
-                found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+                found = msgspec.json.decode(read_regular(path), type=dict[str, Any])
             except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
                 found = {}
             self.settings_ = (version, found)
@@ -122,8 +129,26 @@ class Run:
 
     def lately(self, status: JobStatus) -> Lately:
         """Out of the ends of the file: the first page does not wait for the rest."""
-        rows = ends(self.folder / history.MEMBERS, Trim)
+        rows = self.with_points(ends(self.folder / history.MEMBERS, Trim), status)
         return lately(rows, None if status.over else WINDOW_S) if rows else NOTHING
+
+    def with_points(self, rows: list[Trim], status: JobStatus) -> list[Trim]:
+        """Rows of a long run are minutes apart: what statuses said since somebody looks comes between them."""
+        if status.over:
+            return rows
+        with self.noting:
+            newest = self.points[-1].at if self.points else 0.0
+            if status.steps > 0 and status.at >= newest + POINT_S:
+                self.points.append(row_of(status))
+            points = list(self.points)
+        known = {row.at for row in rows}
+        return sorted([*rows, *(each for each in points if each.at not in known)], key=lambda row: row.at)
+
+    def stands_since(self, status: JobStatus) -> float:
+        with self.noting:
+            if self.mark is None or self.mark[:2] != (status.steps, status.samples):
+                self.mark = (status.steps, status.samples, status.at)
+            return self.mark[2]
 
     def evidence(self, status: JobStatus) -> Evidence:
         now = time.time()
@@ -144,6 +169,7 @@ class Run:
             checkpoint_minutes=number(self.setting("checkpoint_minutes", 0.0)),
             checkpoint_steps=int(number(self.setting("checkpoint_steps", 0))),
             silence_expected=self.live is not None,
+            stands_since=self.stands_since(status),
         )
 
     def coordinator_lives(self) -> bool | None:
@@ -203,11 +229,13 @@ class Run:
         return overview.series(self.rows.look(), self.events().events)
 
     def workers(self, *, whole: bool = False) -> Workers:
-        status, rows = self.status(), self.figures.look()
+        status = self.status()
+        rows = self.with_points(self.figures.look(), status)
         return members.workers(status, lately(rows, None if whole or status.over else WINDOW_S), rows)
 
     def shards(self) -> Shards:
-        status, rows = self.status(), self.figures.look()
+        status = self.status()
+        rows = self.with_points(self.figures.look(), status)
         return members.shards(status, lately(rows, None if status.over else WINDOW_S), rows)
 
     def waterfall(self, clock: int | None) -> Waterfall:
@@ -307,7 +335,11 @@ class Run:
         """With the proof of `zml data audit`: made anew when the journal has grown, but not all the time."""
         now = overview.data(self.status().data)
         folder = self.folder / rundir.COORDINATOR_STATE
-        with self.lock:
+        if not self.proving.acquire(blocking=False):
+            if (last := self.proof) is not None:
+                return msgspec.structs.replace(last[2], now=now)
+            return Data(state="unknown", says="It is being checked.", at=time.time(), epochs=[], now=now)
+        try:
             version = f"{total_bytes(folder)}"
             if self.proof is not None and (self.proof[0] == version or time.monotonic() < self.proof[1]):
                 return msgspec.structs.replace(self.proof[2], now=now)
@@ -316,6 +348,8 @@ class Run:
             took = time.monotonic() - began
             self.proof = (version, time.monotonic() + max(AUDIT_S, 10 * took), proof)
             return proof
+        finally:
+            self.proving.release()
 
     def _prove(self, folder: Path, size: int) -> Data:
         nothing = overview.data(JobStatus(job="", state="").data)

@@ -231,8 +231,12 @@ class Pages:
             raise Problem(404, "there is no such job")
         return answer(found)
 
-    def _run(self, request: web.Request) -> Run:
-        run = self.source.run(request.match_info["run"])
+    async def _run(self, request: web.Request) -> Run:
+        name = request.match_info["run"]
+        run = self.source.run(name)
+        if run is None:
+            await self._in_thread(lambda: self.source.seek(name))
+            run = self.source.run(name)
         if run is None:
             raise Problem(
                 404, "there is no such run, or it has not begun", "The first page lists what there is."
@@ -241,7 +245,7 @@ class Pages:
         return run
 
     async def page(self, request: web.Request) -> web.Response:
-        run, query = self._run(request), request.query
+        run, query = await self._run(request), request.query
         readers: dict[str, Callable[[], Any]] = {
             "overview": run.overview,
             "series": run.series,
@@ -259,7 +263,7 @@ class Pages:
         return answer(await self._in_thread(readers[page]))
 
     async def logs(self, request: web.Request) -> web.Response:
-        run = self._run(request)
+        run = await self._run(request)
         asked = await logs_asked(request, self.limits.body_bytes)
         wanted = asked.wanted()
         try:
@@ -271,7 +275,7 @@ class Pages:
 
     async def live(self, request: web.Request) -> web.StreamResponse:
         """The overview once, then those of its fields that have changed; until the run is over, or nobody listens."""
-        run = self._run(request)
+        run = await self._run(request)
         if self.streams >= self.limits.streams:
             raise Problem(
                 503, "there are as many live pages as the server takes", "The page asks again by itself."

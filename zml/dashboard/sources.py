@@ -1,7 +1,7 @@
 """Which runs there are to show: one, those of a folder, or those of a hub's jobs.
 
 Names come from whoever asks, so a name is only ever looked up among those that are there; none becomes a path. `run`
-and what concerns jobs is asked in the server's loop and is quick; `runs` reads files, and blocks.
+and what concerns jobs is asked in the server's loop and is quick; `runs` and `seek` read files, and block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ class Source(Protocol):
     def about(self) -> About: ...
 
     def run(self, name: str) -> Run | None:
-        """None where there is no such run, or it has begun nothing yet."""
+        """None where there is no such run, it has begun nothing yet, or is not known before `seek`."""
+        ...
+
+    def seek(self, name: str) -> None:
+        """Look for a run that `run` does not know."""
         ...
 
     def runs(self) -> Runs: ...
@@ -49,6 +53,9 @@ class OneRun:
 
     def run(self, name: str) -> Run | None:
         return self.only if name == self.only.name else None
+
+    def seek(self, name: str) -> None:
+        pass
 
     def runs(self) -> Runs:
         return Runs(runs=[self.only.line()], left_out=0)
@@ -76,27 +83,31 @@ class RunsOf:
         if name in self.open:
             self.open.move_to_end(name)
             return self.open[name]
-        if name not in self.known:
-            self._list()
-        if name not in self.known:
+        folder = self.known.get(name)
+        if folder is None:
             return None
-        self.open[name] = run = Run(self.known[name], name=name)
+        self.open[name] = run = Run(folder, name=name)
         while len(self.open) > OPEN_RUNS:
             self.open.popitem(last=False)
         return run
 
+    def seek(self, name: str) -> None:
+        if name not in self.known:
+            self._list()
+
     def runs(self) -> Runs:
-        self._list()
-        newest = sorted(self.known, reverse=True)
-        lines = [self._line(name) for name in newest[:MOST_RUNS]]
+        known = self._list()
+        newest = sorted(known, reverse=True)
+        lines = [self._line(name, known[name]) for name in newest[:MOST_RUNS]]
         return Runs(runs=lines, left_out=max(0, len(newest) - MOST_RUNS))
 
-    def _list(self) -> None:
-        """What is there now, by the names that people use."""
-        self.known = {finding.name(each, self.folder): each for each in finding.all_runs(self.folder)}
+    def _list(self) -> dict[str, Path]:
+        """What is there now, by the names that people use. Several threads may ask: each keeps what it found."""
+        known = {finding.name(each, self.folder): each for each in finding.all_runs(self.folder)}
+        self.known = known
+        return known
 
-    def _line(self, name: str) -> RunLine:
-        folder = self.known[name]
+    def _line(self, name: str, folder: Path) -> RunLine:
         ended = version_of(folder / rundir.STATUS)
         if not ended:
             return Run(folder, name=name).line()
@@ -137,6 +148,9 @@ class HubRuns:
                 self.open.popitem(last=False)
         self.open.move_to_end(folder)
         return self.open[folder]
+
+    def seek(self, name: str) -> None:
+        pass
 
     def runs(self) -> Runs:
         return Runs(runs=[], left_out=0)

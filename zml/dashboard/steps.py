@@ -22,6 +22,8 @@ LONGEST_LINE = 4096
 PIECE = 8192
 POINTS = 200  # of the curve of all steps
 SLOWEST = 8
+BEHIND = 64  # steps, or a share of all, that a worker may be behind the first and still be with it
+BEHIND_SHARE = 0.05
 MOST_FILES = 512
 
 
@@ -131,7 +133,7 @@ class StepFile:
 
 
 def waterfall(folder: Path, clock: int | None) -> Waterfall:
-    """A step; without a clock, the last that every worker has finished."""
+    """A step; without a clock, the last that every worker has finished that is not far behind, or gone."""
     files: list[StepFile] = []
     try:
         for path in sorted(folder.glob("*.jsonl"), key=lambda path: (len(path.name), path.name))[:MOST_FILES]:
@@ -153,7 +155,11 @@ def of(files: Sequence[StepFile], clock: int | None) -> Waterfall:
     if not reach:
         return EMPTY
     first, last = min(each[0] for each in reach.values()), max(each[1] for each in reach.values())
-    wanted = min(each[1] for each in reach.values()) if clock is None else max(first, min(clock, last))
+    if clock is None:
+        behind = max(BEHIND, BEHIND_SHARE * (last - first))
+        wanted = min(each[1] for each in reach.values() if last - each[1] <= behind)
+    else:
+        wanted = max(first, min(clock, last))
     lines = {each.worker: each.find(wanted) for each in files}
     there = {worker: line for worker, line in lines.items() if line is not None and line.clock == wanted}
     if not there and (near := [line.clock for line in lines.values() if line is not None]):

@@ -87,8 +87,8 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
     epoch_progress: float
     progress: float | None
     samples: int
-    samples_per_s: float
-    peak_samples_per_s: float
+    samples_per_s: float | None
+    peak_samples_per_s: float | None
     step_s: float | None  # mean over the workers, lately
     eta_s: float | None
     elapsed_s: float

@@ -7,12 +7,15 @@ called in a thread.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
+from pathlib import Path
 
 PIECE = 64 * 1024
 FURTHEST_BACK = 64 * 2**20  # that the last lines are looked for
+MOST_WHOLE = 16 * 2**20  # of a file that is read at once
 
 
 class Reader:
@@ -89,12 +92,22 @@ class Reader:
             return True
 
 
-def open_regular(path: str) -> int:
+def open_regular(path: str | Path) -> int:
+    """Never waits, as opening a pipe would. Raises OSError."""
     file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise FileNotFoundError(path)
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
     return file
+
+
+def read_regular(path: str | Path, most: int = MOST_WHOLE) -> bytes:
+    """All of a small file. Raises OSError; also where it is longer, or no regular file."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return data
 
 
 def size_of(path: str) -> int | None:

@@ -2,14 +2,30 @@
 
 import dataclasses
 from collections.abc import Sequence
+from statistics import median
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.zml.dashboard.synthetic import Made, Shape
 from zml.dashboard.findings import SHOWN, Errors, Evidence, findings
-from zml.dashboard.rates import Lately, Trim, WorkerTrim, lately, shares, stragglers, worker_rate
-from zml.history import MemberRow
+from zml.dashboard.members import workers
+from zml.dashboard.overview import numbers
+from zml.dashboard.rates import (
+    Lately,
+    Trim,
+    WorkerRate,
+    WorkerTrim,
+    lately,
+    shares,
+    stragglers,
+    usual_of_others,
+    worker_rate,
+)
+from zml.figures import PHASES
+from zml.history import MemberRow, Row
 from zml.status import CheckpointStatus, JobStatus, MemberStatus
 
 NOW = 1_700_000_000.0
@@ -188,3 +204,112 @@ def test_a_microsecond_makes_no_straggler() -> None:
         )
     ]
     assert stragglers(lately(rows, 30.0).workers) == {}
+
+
+# -- long runs, where rows are minutes apart ----------------------------------------------------------------------
+
+
+def test_a_status_that_is_ahead_of_the_rows_is_no_standing_run() -> None:
+    evidence = dataclasses.replace(evidence_of(), now=NOW + 1000.0)
+    status = msgspec.structs.replace(evidence.status, steps=evidence.rows[-1].steps + 1)
+    moving = dataclasses.replace(evidence, status=status)
+    assert [found.kind for found in findings(moving) if found.kind == "standing"] == []
+    seen = dataclasses.replace(moving, stands_since=NOW + 400.0)
+    assert [found.number for found in findings(seen) if found.kind == "standing"] == ["for 10 min"]
+
+
+def test_a_run_stands_since_the_first_row_with_its_steps() -> None:
+    evidence = evidence_of()
+    last = evidence.rows[-1]
+    rows = [*evidence.rows, *(msgspec.structs.replace(last, at=NOW + wait) for wait in (100.0, 200.0))]
+    found = findings(dataclasses.replace(evidence, rows=rows, now=NOW + 600.0))[0]
+    assert (found.kind, found.number) == ("standing", "for 10 min")
+
+
+def test_a_run_without_a_first_step_is_told_after_a_while() -> None:
+    status = JobStatus(job="j", state="RUNNING", started_at=NOW)
+    assert findings(Evidence(status, NOW + 200.0)) == []
+    assert [(f.kind, f.level) for f in findings(Evidence(status, NOW + 400.0))] == [("standing", "warn")]
+
+
+def moving(hung: str, seconds: int, every: int = 2) -> list[Trim]:
+    """w0 to w2 make a step in two seconds; one of them none any more from second 10 on."""
+
+    def figures(worker: str, at: int) -> WorkerTrim:
+        steps = (min(at, 10) if worker == hung else at) // 2
+        return WorkerTrim(steps=steps, phases={"compute": 2.0 * steps}, step_sum_s=2.0 * steps)
+
+    return [
+        Trim(NOW + at, {f"w{n}": figures(f"w{n}", at) for n in range(3)}) for at in range(0, seconds, every)
+    ]
+
+
+def running(rows: Sequence[Trim], heard_s: float = 1.0) -> Evidence:
+    members = [MemberStatus(member=f"w{n}", role="worker", state="active", heard_s=heard_s) for n in range(3)]
+    status = JobStatus(job="j", state="RUNNING", mode="async", members=members, started_at=NOW, steps=1)
+    return Evidence(status, rows[-1].at, lately=lately(rows, 30.0), stands_since=rows[-1].at)
+
+
+def test_a_worker_that_hangs_while_others_go_on_is_told_by_name() -> None:
+    found = [f for f in findings(running(moving("w1", 202))) if f.kind == "stuck"]
+    assert [(f.level, f.member, f.page, f.number) for f in found] == [
+        ("bad", "w1", "workers", "none for 3 min, after step 5")
+    ]
+    assert "`zml stack w1`" in found[0].what
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        running(moving("w1", 40)),  # not for long
+        running(moving("nobody", 202)),
+        running(moving("w1", 202), heard_s=30.0),  # it is not heard: that is said
+    ],
+)
+def test_no_worker_is_called_stuck_that_is_not(evidence: Evidence) -> None:
+    assert [f for f in findings(evidence) if f.kind == "stuck"] == []
+
+
+def test_a_worker_whose_step_is_longer_than_the_window_has_a_rate() -> None:
+    rate = lately(moving("w1", 202), 30.0).workers["w1"]
+    assert (rate.step_s, rate.steps) == (2.0, 1)
+
+
+def test_the_ratio_on_the_page_is_the_one_that_is_told() -> None:
+    evidence = evidence_of("straggler", workers=2)
+    ratios = stragglers(evidence.lately.workers)
+    shown = {line.member: line.ratio for line in workers(evidence.status, evidence.lately, []).workers}
+    assert ratios and {name: round(slow.ratio, 2) for name, slow in ratios.items()} == {
+        name: round(shown[name] or 0.0, 2) for name in ratios
+    }
+
+
+@given(st.lists(st.floats(0.0, 10.0), min_size=2, max_size=9))
+def test_the_usual_of_others_is_their_median(busy: list[float]) -> None:
+    rates = {
+        f"w{n}": WorkerRate(1, each, {**dict.fromkeys(PHASES, 0.0), "compute": each}, {}, 0.0, 0)
+        for n, each in enumerate(busy)
+    }
+    expected = {f"w{n}": median([*busy[:n], *busy[n + 1 :]]) for n in range(len(busy))}
+    assert usual_of_others(rates) == pytest.approx(expected)
+
+
+def test_a_value_that_the_status_lacks_is_as_in_the_newest_row() -> None:
+    evidence = evidence_of("nan")
+    status = msgspec.structs.replace(evidence.status, values={})
+    found = findings(dataclasses.replace(evidence, status=status))[0]
+    assert (found.kind, found.level, found.query) == ("not-finite", "bad", {"value": "loss"})
+
+
+def test_after_success_what_was_lost_is_only_worth_knowing() -> None:
+    evidence = evidence_of("dead-shard", over=True)
+    status = msgspec.structs.replace(evidence.status, state="SUCCEEDED")
+    found = findings(dataclasses.replace(evidence, status=status, errors={"p0": Errors(1, "x")}))
+    assert {f.kind for f in found} == {"lost", "errors", "restarted"}
+    assert {f.level for f in found} == {"note"}
+
+
+def test_a_rate_of_one_report_is_none() -> None:
+    status = JobStatus(job="j", state="SUCCEEDED", started_at=NOW, at=NOW + 3.0)
+    shown = numbers(Evidence(status, NOW, rows=[Row(at=NOW + 3.0, steps=1)]), None)
+    assert (shown.samples_per_s, shown.peak_samples_per_s) == (None, None)

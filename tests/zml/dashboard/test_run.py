@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tests.zml.dashboard.synthetic import HOSTILE, Shape, write
 from zml import history, rundir
 from zml.dashboard import views
-from zml.dashboard.growing import Growing
+from zml.dashboard.growing import Growing, ends
 from zml.dashboard.overview import headline, series
 from zml.dashboard.rates import Trim
 from zml.dashboard.run import Run
@@ -100,6 +101,57 @@ def test_foreign_files_are_as_none(tmp_path: Path, junk: bytes) -> None:
     pages(Run(folder))
 
 
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+READ_FILES = (
+    rundir.CONFIG,
+    rundir.COORDINATOR,
+    rundir.NOW,
+    rundir.STATUS,
+    rundir.EVENTS,
+    history.JOB,
+    history.MEMBERS,
+)
+
+
+@pytest.mark.parametrize("make", [pipe, link])
+@pytest.mark.timeout(20)
+def test_what_is_no_plain_file_is_as_none_and_nothing_waits(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    write(tmp_path / "run", SMALL)
+    for name in READ_FILES:
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+        make(tmp_path / "run" / name)
+    found = pages(Run(tmp_path / "run"))
+    assert found["overview"].head.state == "STARTING" and found["series"].values == []
+    assert ends(tmp_path / "run" / history.MEMBERS, Trim) == []
+
+
+@pytest.mark.timeout(20)
+def test_a_file_without_an_end_costs_little(tmp_path: Path) -> None:
+    for name in (rundir.CONFIG, rundir.COORDINATOR, rundir.NOW, rundir.STATUS, history.MEMBERS):
+        sparse(tmp_path / name)
+    run = Run(tmp_path)
+    assert (run.status().state, run.config_json(), rundir.listening(tmp_path)) == ("STARTING", {}, None)
+    assert ends(tmp_path / history.MEMBERS, Trim) == []
+    with (tmp_path / history.MEMBERS).open("ab") as file:
+        file.write(b'\n{"at": 1.0}\n')
+    growing = Growing(tmp_path / history.MEMBERS, Trim, 64)
+    assert [row.at for row in growing.look()] == [1.0]
+
+
 def test_hostile_texts_come_as_texts(tmp_path: Path) -> None:
     write(tmp_path / "run", replace(SMALL, troubles=frozenset({"hostile"})))
     run = Run(tmp_path / "run")
@@ -153,7 +205,12 @@ def test_names_are_looked_up_and_never_become_paths(tmp_path: Path) -> None:
     assert [line.name for line in source.runs().runs] == ["good"]
     assert source.run("good") is source.run("good") is not None
     for name in ("../outside", "/etc", "..", ".", "", "good/../../outside", "good\0", "x" * 5000, ".hidden"):
+        source.seek(name)
         assert source.run(name) is None, name
+    write(tmp_path / "runs" / "later", SMALL)
+    assert source.run("later") is None, "the loop reads no folder"
+    source.seek("later")
+    assert source.run("later") is not None
 
 
 def test_a_folder_is_a_run_or_holds_some_or_is_neither(tmp_path: Path) -> None:
@@ -250,6 +307,35 @@ def test_a_waterfall_shows_one_step_of_all_and_who_lacks_it(tmp_path: Path) -> N
     assert waterfall(tmp_path, 10**9).clock == 100
     assert "do not say" in newest.apart, "these are of an older run"
     assert waterfall(tmp_path / "nothing", None).clock == -1
+
+
+def test_a_worker_that_has_left_does_not_hold_the_newest_step_back(tmp_path: Path) -> None:
+    for worker, last in (("w0", 5000), ("w1", 4990), ("w2", 40)):
+        steps_file(tmp_path / f"{worker}.jsonl", list(range(1, last + 1)))
+    newest = waterfall(tmp_path, None)
+    assert (newest.clock, [bar.worker for bar in newest.bars], newest.lacking) == (4990, ["w0", "w1"], ["w2"])
+
+
+def test_lately_is_near_however_far_apart_the_rows_are(tmp_path: Path) -> None:
+    made = write(tmp_path / "run", SMALL)
+    told = made.status()
+    run = Run(tmp_path / "run", live=lambda: told)
+    whole = run.lately(told).window_s
+    for second in range(0, 61, 2):
+        later = msgspec.structs.replace(told, at=told.at + second)
+        found = run.lately(later)
+    assert (found.window_s, len(run.points)) == (30.0, 30) and whole > 0
+
+
+def test_the_proof_of_the_data_holds_up_no_other_page(tmp_path: Path) -> None:
+    write(tmp_path / "run", SMALL)
+    run = Run(tmp_path / "run")
+    with run.proving:
+        assert (run.data().says, run.data().now.committed) == ("It is being checked.", 800)
+        assert run.overview().head.state
+    proved = run.data()
+    with run.proving:
+        assert run.data() == proved
 
 
 def test_bars_stand_where_their_steps_began(tmp_path: Path) -> None:
