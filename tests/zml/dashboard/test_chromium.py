@@ -138,6 +138,26 @@ def test_what_happens_arrives_without_a_reload(chrome: Browser, tmp_path: Path) 
         assert chrome.js("window.kept") is True
 
 
+def test_an_update_leaves_what_has_the_focus(chrome: Browser, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    made = write(run, replace(SMALL, troubles=TROUBLE))
+    with looked_at(chrome, OneRun(run)) as served:
+        chrome.open(served.url, "run/overview")
+        chrome.waits_for("is a straggler")
+        chrome.until("document.documentElement.dataset.link === 'live'")
+        for link in ("a.finding", ".marks a"):
+            chrome.js(f"void (window.link = document.querySelector({link!r})).focus()")
+            for steps in (2111, 2112):
+                steps += 100 * (link == ".marks a")
+                members = [
+                    msgspec.structs.replace(each, heard_s=each.heard_s + steps / 1000)
+                    for each in made.members(steps)
+                ]
+                put_status(run, msgspec.structs.replace(made.status(), steps=steps, members=members))
+                chrome.waits_for(f"step {steps:,}")
+            assert chrome.js("window.link.isConnected && document.activeElement === window.link"), link
+
+
 def test_a_server_that_is_cut_off_and_comes_back_is_found_again(chrome: Browser, tmp_path: Path) -> None:
     made = write(tmp_path / "run", SMALL)
     with looked_at(chrome, OneRun(tmp_path / "run")) as served:
