@@ -188,8 +188,7 @@ function freshen(all = false) {
   if (!behind.length && !all) return;
   const wait = page.quick ? 300 : page.slow || AGAIN_MS;
   timer = setTimeout(async () => {
-    if (!page) return;
-    if (document.hidden) return;
+    if (!page || !view || document.hidden) return;
     refreshed = Date.now();
     for (const name of behind) seen[name] = view.versions[name];
     try { await page.refresh(); } catch (error) { failed(error); }
@@ -279,7 +278,13 @@ function drawTitle() {
   document.title = `${mark}${n.progress !== null ? `${percent(n.progress)} ` : ""}${view.head.script} · ${at} · zml`;
 }
 
+// Whatever asks by itself ends here: it would only be refused again, and the field is not to vanish while one types.
 function askForToken(because) {
+  if (app.querySelector(".gate")) return;
+  turn += 1;
+  clearTimeout(timer);
+  sleep();
+  view = null; // read again with the token, and listened to from there
   const field = h("input", { class: "field", type: "password", autocomplete: "off", "aria-label": "token", required: true });
   fill(app, h("div", { class: "gate" }, logo(), h("h1", {}, "This page needs a token"),
     h("p", { class: "hint" }, token.get() ? `${because}. ` : "", "It is in the file that the server was started with; it stays in this tab only."),
