@@ -266,8 +266,15 @@ function drawNav(name) {
     fill(nav, links);
     nav.scrollLeft = scroll;
     const current = nav.querySelector("[aria-current]");
-    if (current && nav.scrollWidth > nav.clientWidth) nav.scrollLeft = Math.max(0, current.offsetLeft - nav.offsetLeft - 60);
+    if (current && nav.scrollWidth > nav.clientWidth) nav.scrollLeft = leftOf(current);
   }
+}
+
+// From the start where the page's name can be seen from there, else with the name before it in front: no name is cut.
+function leftOf(current) {
+  const first = nav.firstChild.offsetLeft;
+  if (current.offsetLeft + current.offsetWidth - first <= nav.clientWidth - 24) return 0;
+  return (current.previousSibling || current).offsetLeft - first;
 }
 
 function drawTitle() {
