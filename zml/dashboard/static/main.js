@@ -34,7 +34,7 @@ const seen = {}; // the versions that the page has
 
 // -- the frame ---------------------------------------------------------------------------------------------------
 
-const nav = h("nav", { class: "nav", "aria-label": "pages" });
+const nav = h("nav", { class: "nav", "aria-label": "pages", onscroll: () => nav.toggleAttribute("data-scrolled", nav.scrollLeft > 0) });
 const which = h("div", { class: "which" });
 const link = h("span", { class: "link-state", role: "status" });
 const version = h("span", { class: "version" });

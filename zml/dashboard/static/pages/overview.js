@@ -150,7 +150,7 @@ export async function open(ctx) {
         : stat("time left", n.eta_s === null ? "–" : duration(n.eta_s), "", `${duration(n.elapsed_s)} so far`),
       stat("staleness", count(n.staleness), n.staleness === 1 ? "step" : "steps", n.staleness_bound === null ? "not bound" : `bound ${n.staleness_bound}`),
       n.learning_rate !== null && stat("learning rate", number(n.learning_rate), "", "first group"),
-      stat("traffic", bytes(n.sent_bytes + n.received_bytes), "", less === null ? "of workers" : `${times(less)} less`)));
+      stat("traffic", bytes(n.sent_bytes + n.received_bytes), "", less === null || less < 1.05 ? "of workers" : `${times(less)} less`)));
   }
 
   const heard = h("span");
