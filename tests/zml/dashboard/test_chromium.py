@@ -18,7 +18,9 @@ from zml import rundir
 from zml.cluster.jobs import NodeView, Submission
 from zml.dashboard.page import bake
 from zml.dashboard.run import Run
+from zml.dashboard.serving import Limits
 from zml.dashboard.sources import HubRuns, OneRun, RunsOf, Source
+from zml.web.access import Door, Token
 
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(180)]
 
@@ -138,6 +140,26 @@ def test_what_happens_arrives_without_a_reload(chrome: Browser, tmp_path: Path) 
         assert chrome.js("window.kept") is True
 
 
+def test_an_update_leaves_what_has_the_focus(chrome: Browser, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    made = write(run, replace(SMALL, troubles=TROUBLE))
+    with looked_at(chrome, OneRun(run)) as served:
+        chrome.open(served.url, "run/overview")
+        chrome.waits_for("is a straggler")
+        chrome.until("document.documentElement.dataset.link === 'live'")
+        for link in ("a.finding", ".marks a"):
+            chrome.js(f"void (window.link = document.querySelector({link!r})).focus()")
+            for steps in (2111, 2112):
+                steps += 100 * (link == ".marks a")
+                members = [
+                    msgspec.structs.replace(each, heard_s=each.heard_s + steps / 1000)
+                    for each in made.members(steps)
+                ]
+                put_status(run, msgspec.structs.replace(made.status(), steps=steps, members=members))
+                chrome.waits_for(f"step {steps:,}")
+            assert chrome.js("window.link.isConnected && document.activeElement === window.link"), link
+
+
 def test_a_server_that_is_cut_off_and_comes_back_is_found_again(chrome: Browser, tmp_path: Path) -> None:
     made = write(tmp_path / "run", SMALL)
     with looked_at(chrome, OneRun(tmp_path / "run")) as served:
@@ -153,6 +175,23 @@ def test_a_server_that_is_cut_off_and_comes_back_is_found_again(chrome: Browser,
         chrome.until("document.documentElement.dataset.link === 'live'")
         chrome.waits_for("step 2,345")
         assert "The server does not answer" not in chrome.text()
+
+
+def test_a_stream_that_falls_silent_is_given_up_and_asked_for_again(chrome: Browser, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    made = write(run, SMALL)
+    sooner = "const later = setTimeout; setTimeout = (act, ms) => later(act, ms === 40000 ? 300 : ms);"
+    script = chrome.cdp("Page.addScriptToEvaluateOnNewDocument", source=sooner)["identifier"]
+    try:
+        with dashboard(OneRun(run), limits=Limits(every_s=1.5, still_s=600)) as served:
+            chrome.open(served.url, "run/overview")
+            chrome.until("document.documentElement.dataset.link === 'lost'")
+            put_status(run, msgspec.structs.replace(made.status(), steps=2345, members=made.members(2345)))
+            chrome.until("document.documentElement.dataset.link === 'live'")
+            chrome.waits_for("step 2,345")
+            chrome.driver.get("about:blank")
+    finally:
+        chrome.cdp("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
 
 def test_the_theme_follows_the_system_until_somebody_chooses(chrome: Browser, runs: Dashboard) -> None:
@@ -237,6 +276,34 @@ def test_a_token_is_asked_for_once_and_kept_in_the_tab(chrome: Browser, tmp_path
         chrome.until("document.documentElement.dataset.link === 'live'")
         chrome.open(served.url, "run/overview")
         assert chrome.js("document.cookie") == "" and chrome.js("localStorage.length") == 0
+        chrome.js("sessionStorage.clear()")
+
+
+def test_a_token_that_is_taken_back_is_asked_for_and_the_page_lives_on(
+    chrome: Browser, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    made = write(run, SMALL)
+    other = TOKEN[::-1]
+    with looked_at(chrome, OneRun(run), (TOKEN,)) as served:
+        chrome.open(served.url, "gate")
+        chrome.key(TOKEN + "\n")
+        chrome.until("document.documentElement.dataset.link === 'live'")
+        served.stop()
+        served.door = Door("127.0.0.1", (Token(other),))
+        served.start()
+        chrome.until("document.querySelector('.gate input')")
+        chrome.js("void (window.field = document.querySelector('.gate input'))")
+        chrome.key(other[:10])
+        chrome.js("void (location.hash = '#/run/workers')")  # is refused as well
+        chrome.key(other[10:])
+        assert chrome.js("window.field.isConnected && window.field.value") == other
+        chrome.key("\n")
+        chrome.until("document.documentElement.dataset.shown === 'run/workers'")
+        chrome.until("document.documentElement.dataset.link === 'live'")
+        chrome.go("#/run/overview", "run/overview")
+        put_status(run, msgspec.structs.replace(made.status(), steps=2345, members=made.members(2345)))
+        chrome.waits_for("step 2,345")
         chrome.js("sessionStorage.clear()")
 
 

@@ -66,6 +66,10 @@ export async function logs(run, asked, signal) {
   return read(`view/run/${encodeURIComponent(run)}/logs`, { method: "POST", body, headers, signal });
 }
 
+// A stream that says nothing for so long is taken for lost, for the server says every 15 s that it is there: else a
+// connection whose other end is gone without a word would look alive for ever.
+const SILENT_MS = 40000;
+
 // Calls `tell(event, data)` for each event; begins again by itself, ever more slowly, until it is closed or over.
 export function stream(path, tell, state) {
   let closed = false;
@@ -74,14 +78,19 @@ export function stream(path, tell, state) {
   (async () => {
     while (!closed) {
       attempt = new AbortController();
+      const mine = attempt;
+      let silence = 0;
+      const heard = () => { clearTimeout(silence); silence = setTimeout(() => mine.abort(), SILENT_MS); };
+      heard();
       try {
         const answer = await ask(`view/${path}`, { signal: attempt.signal });
         state("live");
-        if (await follow(answer.body, () => { wait = 400; }, tell)) { state("over"); return; }
+        if (await follow(answer.body, () => { wait = 400; heard(); }, tell)) { state("over"); return; }
       } catch (error) {
         if (closed) return;
         if (error instanceof Refused && error.status === 401) { state("refused", error); return; }
       } finally {
+        clearTimeout(silence);
         attempt.abort(); // else its connection would stay, and a browser has six of them
       }
       if (closed) return;

@@ -26,6 +26,15 @@ export function fill(into, ...children) {
   return put(into, ...children);
 }
 
+// A section is made again only when what it shows has changed: else a click, the focus and a selection in it would be
+// lost with every update, and a screen reader would say it again. `of` is all that `make` reads and that changes.
+export function refill(into, of, make) {
+  const now = JSON.stringify(of);
+  if (into.madeOf === now) return;
+  into.madeOf = now;
+  fill(into, make());
+}
+
 // Only what differs is written: a screen reader and a selection stay where they are.
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;

@@ -34,7 +34,7 @@ const seen = {}; // the versions that the page has
 
 // -- the frame ---------------------------------------------------------------------------------------------------
 
-const nav = h("nav", { class: "nav", "aria-label": "pages" });
+const nav = h("nav", { class: "nav", "aria-label": "pages", onscroll: () => nav.toggleAttribute("data-scrolled", nav.scrollLeft > 0) });
 const which = h("div", { class: "which" });
 const link = h("span", { class: "link-state", role: "status" });
 const version = h("span", { class: "version" });
@@ -188,8 +188,7 @@ function freshen(all = false) {
   if (!behind.length && !all) return;
   const wait = page.quick ? 300 : page.slow || AGAIN_MS;
   timer = setTimeout(async () => {
-    if (!page) return;
-    if (document.hidden) return;
+    if (!page || !view || document.hidden) return;
     refreshed = Date.now();
     for (const name of behind) seen[name] = view.versions[name];
     try { await page.refresh(); } catch (error) { failed(error); }
@@ -267,8 +266,15 @@ function drawNav(name) {
     fill(nav, links);
     nav.scrollLeft = scroll;
     const current = nav.querySelector("[aria-current]");
-    if (current && nav.scrollWidth > nav.clientWidth) nav.scrollLeft = Math.max(0, current.offsetLeft - nav.offsetLeft - 60);
+    if (current && nav.scrollWidth > nav.clientWidth) nav.scrollLeft = leftOf(current);
   }
+}
+
+// From the start where the page's name can be seen from there, else with the name before it in front: no name is cut.
+function leftOf(current) {
+  const first = nav.firstChild.offsetLeft;
+  if (current.offsetLeft + current.offsetWidth - first <= nav.clientWidth - 24) return 0;
+  return (current.previousSibling || current).offsetLeft - first;
 }
 
 function drawTitle() {
@@ -279,7 +285,13 @@ function drawTitle() {
   document.title = `${mark}${n.progress !== null ? `${percent(n.progress)} ` : ""}${view.head.script} · ${at} · zml`;
 }
 
+// Whatever asks by itself ends here: it would only be refused again, and the field is not to vanish while one types.
 function askForToken(because) {
+  if (app.querySelector(".gate")) return;
+  turn += 1;
+  clearTimeout(timer);
+  sleep();
+  view = null; // read again with the token, and listened to from there
   const field = h("input", { class: "field", type: "password", autocomplete: "off", "aria-label": "token", required: true });
   fill(app, h("div", { class: "gate" }, logo(), h("h1", {}, "This page needs a token"),
     h("p", { class: "hint" }, token.get() ? `${because}. ` : "", "It is in the file that the server was started with; it stays in this tab only."),

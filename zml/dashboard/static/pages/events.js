@@ -1,7 +1,7 @@
 // What was decided, and why.
 
 import { fill, h, later } from "../dom.js";
-import { clock, day, moment } from "../format.js";
+import { clock, day, moment, plural } from "../format.js";
 import { empty, sign } from "../parts.js";
 
 const SHOWN = 600;
@@ -19,7 +19,7 @@ export async function open(ctx) {
   function draw() {
     const wanted = text.toLowerCase();
     const found = view.events.filter((e) => !wanted || `${e.member} ${e.what} ${e.because}`.toLowerCase().includes(wanted));
-    note.textContent = `${found.length > SHOWN ? `the newest ${SHOWN} of ` : ""}${found.length} events${view.left_out ? ", older ones are in events.jsonl" : ""}`;
+    note.textContent = `${found.length > SHOWN ? `the newest ${SHOWN} of ` : ""}${plural(found.length, "event")}${view.left_out ? ", older ones are in events.jsonl" : ""}`;
     let today = "";
     const rows = [];
     for (const e of found.slice(-SHOWN).reverse()) {

@@ -29,16 +29,19 @@ export async function open(ctx) {
     { title: "on", of: (j) => j.nodes.join(", "), cell: (j) => (j.nodes.length > 3 ? `${j.nodes.slice(0, 3).join(", ")} and ${j.nodes.length - 3} more` : j.nodes.join(", ") || "–") },
     { title: "attempts", n: true, of: (j) => j.attempts },
     { title: "age", n: true, of: (j) => now() - j.submitted_at, cell: (j) => h("span", { title: `submitted ${moment(j.submitted_at)}` }, j.ended_at ? ago(j.ended_at, now()) : duration(now() - (j.began_at || j.submitted_at))) },
-  ], { onrow: (j) => choose(j.id), chosen: (j) => j.id === chosen, none: "No job is like this: `zml submit` makes one." });
+  ], { onrow: (j) => choose(j.id).catch(ctx.failed), chosen: (j) => j.id === chosen, none: "No job is like this: `zml submit` makes one." });
   const node = h("div", { class: "page" }, h("div", { class: "title" }, h("h1", {}, "Jobs"), h("div", { class: "tools" }, filter)),
     numbers, h("section", { class: "panel" }, h("div", { class: "flush" }, waits.node)), why, panel("Machines", {}, map));
 
+  let asking = 0; // an answer about a job that is no longer chosen is dropped
   async function choose(job) {
+    const mine = ++asking;
     chosen = chosen === job ? "" : job;
     waits.draw();
     fill(why);
     if (!chosen) return;
     const told = await get(`jobs/${encodeURIComponent(chosen)}`);
+    if (mine !== asking) return;
     fill(why, panel(`Why ${chosen} has what it has`, {},
       told.ahead_count > 0 && h("p", {}, `Ahead of it: ${told.ahead.join(", ")}${told.ahead_count > told.ahead.length ? ` and ${told.ahead_count - told.ahead.length} more` : ""}.`),
       h("div", { class: "list" }, told.decisions.length ? told.decisions.slice(-20).reverse().map((d) => h("div", { class: "event" }, h("span", { class: "when", title: moment(d.at) }, clock(d.at)), sign(d.tone), h("span", {}, d.what, d.because && h("span", { class: "because" }, `: ${d.because}`)))) : empty("Nothing has been decided about it yet."))));
@@ -51,6 +54,7 @@ export async function open(ctx) {
 
   function draw() {
     const order = (j) => (ENDS.has(j.state) ? 2 : j.state === "QUEUED" || j.state === "PAUSED" ? 1 : 0);
+    const ended = (j) => j.ended_at || j.submitted_at; // what is over stands newest first
     const sum = (of) => view.nodes.reduce((all, node) => all + of(node), 0);
     const [gpus, cpus] = [sum((n) => n.gpus), sum((n) => n.cpus)];
     fill(numbers, stats(
@@ -70,9 +74,9 @@ export async function open(ctx) {
         n.gpus > 0 ? cells(n.gpus - n.gpus_free, n.gpus) : cells(n.cpus - n.cpus_free, n.cpus),
         h("div", { class: "hint" }, [n.gpus > 0 && `${n.gpus_free} of ${n.gpus} GPUs free`, `${n.cpus_free} of ${n.cpus} CPUs free`, `${bytes(1048576 * n.memory_mb_free)} free`].filter(Boolean).join(", ")),
         h("div", { class: "hint" }, n.jobs.length ? n.jobs.slice(0, 4).join(", ") + (n.jobs.length > 4 ? ` and ${n.jobs.length - 4} more` : "") : "idle"))))]) : empty("No machine offers anything yet: `zml node` on each."));
-    waits.set(view.jobs.filter((j) => !text || `${j.id} ${j.name} ${j.user} ${j.state} ${j.because}`.toLowerCase().includes(text)).sort((a, b) => order(a) - order(b) || a.submitted_at - b.submitted_at));
+    waits.set(view.jobs.filter((j) => !text || `${j.id} ${j.name} ${j.user} ${j.state} ${j.because}`.toLowerCase().includes(text)).sort((a, b) => order(a) - order(b) || (order(a) === 2 ? ended(b) - ended(a) : a.submitted_at - b.submitted_at)));
   }
 
   async function refresh() { view = await get("jobs"); draw(); }
-  return { node, title: "Jobs", watches: [], every: 2000, ready: refresh, refresh, focus: filter, close() {} };
+  return { node, title: "Jobs", watches: [], every: 2000, ready: refresh, refresh, focus: filter, close() { asking += 1; } };
 }

@@ -2,18 +2,19 @@
 // that can be seen are in the page.
 
 import { fill, h, later } from "../dom.js";
-import { clock, count, millis, moment } from "../format.js";
+import { clock, count, millis, moment, plural } from "../format.js";
 import { isFile, logs } from "../api.js";
 
 const ROW = 22;
 const PAGE = 600;
-const MOST = 20000; // lines that are kept; older ones are asked for again
+const MOST = 20000; // lines that are kept: what is beyond is asked for again when it is wanted
 
 export async function open(ctx) {
   let lines = [];
   let cursor = "";
   let complete = false;
   let follow = true;
+  let gap = false; // the newest lines are not here: nothing is put behind a hole, and to follow is to read anew
   let chosen = null;
   let asking = 0;
   let members = [];
@@ -48,6 +49,7 @@ export async function open(ctx) {
     lines = page.lines;
     cursor = page.cursor;
     complete = page.complete;
+    gap = false;
     chosen = null;
     showDetail();
     setMembers(page.members);
@@ -73,8 +75,8 @@ export async function open(ctx) {
       if (mine !== asking) return;
       complete = page.lines.length === 0;
       lines = [...page.lines, ...lines];
-      if (lines.length > MOST) lines = lines.slice(0, MOST);
-      if (chosen !== null) chosen += page.lines.length;
+      if (lines.length > MOST) { lines = lines.slice(0, MOST); gap = true; }
+      if (chosen !== null) { chosen += page.lines.length; if (chosen >= lines.length) { chosen = null; showDetail(); } }
       view.scrollTop += page.lines.length * ROW;
       draw();
     } finally { loading = false; }
@@ -82,13 +84,14 @@ export async function open(ctx) {
 
   let behind = false;
   async function newer() {
-    if (isFile || !cursor || behind) return;
+    if (isFile || !cursor || behind || gap) return;
     behind = true;
     const mine = asking;
     try {
       for (let pages = 0; pages < 10; pages += 1) {
         const page = await logs(ctx.run, asked({ cursor }));
-        if (mine !== asking) return;
+        if (mine !== asking || gap) return;
+        if (!follow && lines.length + page.lines.length > MOST) { gap = true; draw(); return; }
         const moved = page.cursor !== cursor;
         cursor = page.cursor;
         setMembers(page.members);
@@ -106,13 +109,14 @@ export async function open(ctx) {
   function setFollow(on, jump = false) {
     follow = on;
     followButton.setAttribute("aria-pressed", String(on));
-    if (jump && on) draw();
+    if (on && gap) load().catch(ctx.failed);
+    else if (jump && on) draw();
   }
 
   function scrolled() {
     const end = view.scrollHeight - view.scrollTop - view.clientHeight;
     if (end > 3 * ROW && follow && !drawing) setFollow(false);
-    else if (end < ROW && !follow) setFollow(true);
+    else if (end < ROW && !follow && !gap) setFollow(true);
     paint();
     if (view.scrollTop < 20 * ROW) older().catch(ctx.failed);
   }
@@ -122,7 +126,7 @@ export async function open(ctx) {
     drawing = true;
     room.style.setProperty("height", `${Math.max(1, lines.length) * ROW}px`);
     if (follow) view.scrollTop = view.scrollHeight;
-    note.textContent = lines.length ? `${count(lines.length)} lines${complete ? "" : ", and older ones"}` : "";
+    note.textContent = lines.length ? `${plural(lines.length, "line")}${complete ? "" : ", and older ones"}${gap ? "; newer lines: follow" : ""}` : "";
     paint();
     requestAnimationFrame(() => { drawing = false; });
   }

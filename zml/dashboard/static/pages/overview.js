@@ -1,6 +1,6 @@
 // The first page: how it is, what is wrong, how it goes.
 
-import { fill, h } from "../dom.js";
+import { fill, h, keep, refill, say } from "../dom.js";
 import { ago, bytes, clock, count, duration, moment, number, percent, plural, seconds, short } from "../format.js";
 import { chart, placeOf } from "../charts.js";
 import { choice, legend, panel, phaseBar, PHASES, PHASE_SAYS, reading, saved, sign, stat, stats, times } from "../parts.js";
@@ -119,7 +119,7 @@ export async function open(ctx) {
     const workers = members.filter((each) => each.role === "worker");
     const here = workers.filter((each) => each.state === "active" || each.state === "joined").length;
     const epochs = n.epochs > 1 && n.epochs <= 60 ? Array.from({ length: n.epochs - 1 }, (_, at) => h("u", { style: { left: `${(100 * (at + 1)) / n.epochs}%` } })) : [];
-    fill(hero,
+    refill(hero, [head, n.progress, n.epochs, workers.length, here, members.length], () => [
       h("div", { class: "say" }, sign(head.tone), h("div", {},
         h("h1", {}, head.headline),
         head.because && h("p", { class: "because" }, head.because))),
@@ -134,7 +134,8 @@ export async function open(ctx) {
         head.began > 0 && h("span", {}, `began ${moment(head.began)}`),
         n.progress !== null && h("span", {}, `${percent(n.progress, n.progress < 0.995 ? 1 : 0)} done`),
         head.silent_s > 5 && h("span", { class: "t-warn" }, `last news ${duration(head.silent_s)} ago`),
-        head.exit_code !== null && h("span", {}, `exit code ${head.exit_code}`)));
+        head.exit_code !== null && h("span", {}, `exit code ${head.exit_code}`)),
+    ]);
   }
 
   function drawNumbers({ head, numbers: n }) {
@@ -149,54 +150,82 @@ export async function open(ctx) {
         : stat("time left", n.eta_s === null ? "–" : duration(n.eta_s), "", `${duration(n.elapsed_s)} so far`),
       stat("staleness", count(n.staleness), n.staleness === 1 ? "step" : "steps", n.staleness_bound === null ? "not bound" : `bound ${n.staleness_bound}`),
       n.learning_rate !== null && stat("learning rate", number(n.learning_rate), "", "first group"),
-      stat("traffic", bytes(n.sent_bytes + n.received_bytes), "", less === null ? "of workers" : `${times(less)} less`)));
+      stat("traffic", bytes(n.sent_bytes + n.received_bytes), "", less === null || less < 1.05 ? "of workers" : `${times(less)} less`)));
   }
+
+  const heard = h("span");
+  const wrongTitle = h("h2");
+  const list = h("div", { class: "findings", role: "status" });
 
   function drawFindings({ findings, members, head }) {
     const worst = findings.length ? findings[0].level : "";
     wrong.className = `panel ${worst === "note" ? "" : worst}`;
-    if (!findings.length) {
-      const here = members.filter((each) => each.state === "active" || each.state === "joined");
-      const heard = Math.max(0, ...here.map((each) => each.heard_s));
-      fill(wrong, h("div", { class: "well", role: "status" }, sign("good"), h("span", {}, h("b", {}, "Nothing is wrong. "),
-        head.over ? "No straggler, no lost member, no value that is not finite." :
-        here.length ? `All ${count(here.length)} members were heard within ${heard < 1 ? "a second" : duration(heard)}; no straggler, no starving loader, no value that is not finite.` : "")));
-      return;
-    }
+    const here = members.filter((each) => each.state === "active" || each.state === "joined");
+    const silent_s = Math.max(0, ...here.map((each) => each.heard_s));
+    say(heard, here.length && !head.over ? `All ${count(here.length)} members were heard within ${silent_s < 1 ? "a second" : duration(silent_s)}; ` : "");
+    refill(wrong, [findings.length > 0, head.over, here.length > 0], () => (findings.length
+      ? [h("header", {}, wrongTitle), h("div", { class: "flush" }, list)]
+      : h("div", { class: "well" }, sign("good"), h("span", {}, h("b", { role: "status" }, "Nothing is wrong. "), heard,
+        head.over ? "No straggler, no lost member, no value that is not finite."
+          : here.length ? "no straggler, no starving loader, no value that is not finite." : ""))));
     const bad = findings.filter((each) => each.level !== "note").length;
-    fill(wrong, h("header", {}, h("h2", {}, bad ? `What is wrong (${bad})` : "Worth knowing")),
-      h("div", { class: "flush" }, h("div", { class: "findings", role: "status" }, findings.map((each) =>
-        h("a", { class: "finding", href: ctx.href(each.page, each.query) }, sign(each.level), h("span", {}, each.what),
-          h("span", { class: "end" }, h("span", { class: "number" }, each.number), h("span", { class: "where" }, `${WHERE[each.page] || each.page} →`)))))));
+    say(wrongTitle, bad ? `What is wrong (${bad})` : "Worth knowing");
+    const seen = new Map(); // one member may have two of a kind: by its place among them
+    const keyed = findings.map((each) => {
+      const name = JSON.stringify([each.kind, each.member, each.level, each.page, each.query]);
+      seen.set(name, (seen.get(name) || 0) + 1);
+      return { ...each, key: `${name} ${seen.get(name)}` };
+    });
+    keep(list, keyed, (each) => each.key, finding, (made, each) => {
+      say(made.querySelector(".what"), each.what);
+      say(made.querySelector(".number"), each.number);
+    });
   }
 
+  function finding(each) {
+    return h("a", { class: "finding", href: ctx.href(each.page, each.query) }, sign(each.level), h("span", { class: "what" }),
+      h("span", { class: "end" }, h("span", { class: "number" }), h("span", { class: "where" }, `${WHERE[each.page] || each.page} →`)));
+  }
+
+  const phaseRoom = h("div");
+  const memberRoom = h("div");
+  const savedRoom = h("div");
+  const savedAgo = h("span");
+  const dataRoom = h("div");
+  const dataTitle = h("h2");
+  fill(aside, panel("Where the workers' time goes", {}, phaseRoom), panel("Members", {}, memberRoom), panel("Last checkpoint", {}, savedRoom),
+    h("section", { class: "panel" }, h("header", {}, dataTitle), h("div", { class: "body" }, dataRoom)));
+
   function drawAside({ members, phases, checkpoint, data, head, numbers: n }) {
-    const now = Date.now() / 1000;
+    const marks = members.map((each) => ({ ...each, heard_s: 0, steps: 0 }));
     const role = (name, title, page) => {
-      const all = members.filter((each) => each.role === name);
+      const all = marks.filter((each) => each.role === name);
       return all.length ? [h("span", {}, title), h("div", { class: "marks" }, all.slice(0, 256).map((each) =>
         h("a", {
           class: `mark t-${each.tone}`, href: ctx.href(page, name === "worker" ? { worker: each.member } : {}),
           title: `${each.member}: ${each.state}${each.because ? `, ${each.because}` : ""}${each.node ? `, on ${each.node}` : ""}`,
         }, each.member, each.tone === "bad" ? " ✖" : each.incarnation > 1 ? "′" : "")))] : [];
     };
+    refill(phaseRoom, phases, () => (PHASES.some((phase) => phases[phase])
+      ? [phaseBar(phases), legend(PHASES, PHASE_SAYS)]
+      : h("p", { class: "empty" }, "Not told yet.")));
+    refill(memberRoom, marks, () => (marks.length
+      ? h("div", { class: "roles" }, role("worker", "workers", "workers"), role("shard", "shards", "shards"))
+      : h("p", { class: "empty" }, "Nobody has joined yet.")));
+    say(savedAgo, head.over ? `, ${moment(checkpoint.at)}` : `, ${ago(checkpoint.at, Date.now() / 1000)}`);
+    refill(savedRoom, checkpoint, () => (checkpoint.step >= 0 ? h("dl", { class: "pairs" },
+      h("dt", {}, "step"), h("dd", {}, h("a", { href: ctx.href("checkpoints") }, count(checkpoint.step)), savedAgo),
+      h("dt", {}, "size"), h("dd", {}, `${bytes(checkpoint.bytes)}, written in ${seconds(checkpoint.took_s)}`),
+      h("dt", {}, "training stood"), h("dd", {}, seconds(checkpoint.held_s)))
+      : h("p", { class: "hint" }, "None yet.")));
+    say(dataTitle, `Data, epoch ${n.epoch + 1}`);
     const whole = Math.max(1, data.batches);
     const togo = Math.max(0, data.batches - data.committed - data.skipped - data.leased);
-    fill(aside,
-      panel("Where the workers' time goes", {}, PHASES.some((phase) => phases[phase])
-        ? [phaseBar(phases), legend(PHASES, PHASE_SAYS)]
-        : h("p", { class: "empty" }, "Not told yet.")),
-      panel("Members", {}, members.length ? h("div", { class: "roles" }, role("worker", "workers", "workers"), role("shard", "shards", "shards")) : h("p", { class: "empty" }, "Nobody has joined yet.")),
-      panel("Last checkpoint", {}, checkpoint.step >= 0 ? h("dl", { class: "pairs" },
-        h("dt", {}, "step"), h("dd", {}, h("a", { href: ctx.href("checkpoints") }, count(checkpoint.step)), head.over ? `, ${moment(checkpoint.at)}` : `, ${ago(checkpoint.at, now)}`),
-        h("dt", {}, "size"), h("dd", {}, `${bytes(checkpoint.bytes)}, written in ${seconds(checkpoint.took_s)}`),
-        h("dt", {}, "training stood"), h("dd", {}, seconds(checkpoint.held_s)))
-        : h("p", { class: "hint" }, "None yet.")),
-      panel(`Data, epoch ${n.epoch + 1}`, {}, data.batches ? [
-        bar(data, whole, togo),
-        h("p", { class: "hint" }, `${count(data.committed)} of ${plural(data.batches, "batch").replace("batchs", "batches")} applied, ${count(data.leased)} under way` +
-          (data.reissued ? `, ${count(data.reissued)} given out again` : "") + (data.skipped ? `, ${count(data.skipped)} left out` : "")),
-      ] : h("p", { class: "hint" }, "No epoch is open.")));
+    refill(dataRoom, data, () => (data.batches ? [
+      bar(data, whole, togo),
+      h("p", { class: "hint" }, `${count(data.committed)} of ${plural(data.batches, "batch").replace("batchs", "batches")} applied, ${count(data.leased)} under way` +
+        (data.reissued ? `, ${count(data.reissued)} given out again` : "") + (data.skipped ? `, ${count(data.skipped)} left out` : "")),
+    ] : h("p", { class: "hint" }, "No epoch is open.")));
   }
 
   function bar(data, whole, togo) {
@@ -206,15 +235,15 @@ export async function open(ctx) {
   }
 
   function drawEvents({ events }) {
-    fill(latest, h("header", {}, h("h2", {}, "Latest events"), h("span", { class: "read" }, h("a", { href: ctx.href("events") }, "all events →"))),
+    refill(latest, events, () => [h("header", {}, h("h2", {}, "Latest events"), h("span", { class: "read" }, h("a", { href: ctx.href("events") }, "all events →"))),
       h("div", { class: "flush list" }, events.length ? [...events].reverse().map((each) => h("div", { class: "event" },
         h("span", { class: "when", title: moment(each.at) }, clock(each.at)), sign(each.tone),
         h("span", {}, each.member && h("b", {}, `${each.member} `), each.what, each.because && h("span", { class: "because" }, `: ${each.because}`))))
-        : h("p", { class: "empty" }, "Nothing has happened yet.")), h("div", { class: "body" }));
+        : h("p", { class: "empty" }, "Nothing has happened yet.")), h("div", { class: "body" })]);
   }
 
   function drawFailures({ failures }) {
-    fill(failure, failures.map((each, at) => panel(`${each.member}: ${each.kind}${at === 0 && failures.length > 1 ? " (the cause)" : ""}`, { tone: "bad" },
+    refill(failure, failures, () => failures.map((each, at) => panel(`${each.member}: ${each.kind}${at === 0 && failures.length > 1 ? " (the cause)" : ""}`, { tone: "bad" },
       h("div", {}, each.text),
       each.source.length > 0 && h("pre", { class: "source" }, each.source.map((line, row) => {
         const number = each.first_source_line + row;

@@ -2,7 +2,7 @@
 
 import { h, later } from "../dom.js";
 import { get } from "../api.js";
-import { ago, count, cut, duration, moment, number, percent } from "../format.js";
+import { ago, cut, duration, moment, number, percent, plural } from "../format.js";
 import { pill, table } from "../parts.js";
 
 export async function open(ctx) {
@@ -25,9 +25,8 @@ export async function open(ctx) {
     h("section", { class: "panel" }, h("div", { class: "flush" }, list.node)));
   function draw() {
     const found = view.runs.filter((r) => !text || `${r.name} ${r.script} ${r.state}`.toLowerCase().includes(text));
-    note.textContent = `${count(found.length)} runs${view.left_out ? `, ${count(view.left_out)} older ones are not listed` : ""}`;
+    note.textContent = `${plural(found.length, "run")}${view.left_out ? `, ${plural(view.left_out, "older one")} not listed` : ""}`;
     list.set(found);
-    
   }
   async function refresh() { view = await get("runs"); draw(); }
   return { node, title: "Runs", watches: [], every: 5000, ready: refresh, refresh, focus: filter, close() {} };

@@ -5,6 +5,21 @@ import { bytes, count, seconds } from "../format.js";
 import { chart } from "../charts.js";
 import { choice, empty, legend, panel, PHASES, PHASE_SAYS, phaseParts, bar, reading } from "../parts.js";
 
+const WIDE = 20; // times the usual distance of two points: no line is drawn over it, for no step was there
+
+// The curve with nothing in its wide gaps: steps of two epochs may be far apart.
+function broken(step, y) {
+  const distances = step.slice(1).map((each, at) => each - step[at]).sort((a, b) => a - b);
+  const usual = distances[Math.floor(distances.length / 2)];
+  const [x, values] = [[], []];
+  step.forEach((each, at) => {
+    if (at > 0 && each - step[at - 1] > WIDE * usual) { x.push((each + step[at - 1]) / 2); values.push(null); }
+    x.push(each);
+    values.push(y[at]);
+  });
+  return [x, values];
+}
+
 export async function open(ctx) {
   let view = null;
   let clock = ctx.query.clock === undefined || ctx.query.clock === "" ? null : Number(ctx.query.clock);
@@ -12,7 +27,7 @@ export async function open(ctx) {
   const bars = h("div");
   const note = h("span", { class: "read" });
   const read = reading();
-  const plot = chart({ title: "the slowest worker's step", unit: "seconds", height: 120, read, zero: true, onpick: (step) => go(step) });
+  const plot = chart({ title: "the slowest worker's step", unit: "seconds", height: 120, read, zero: true, onpick: (step) => go(Math.round(step)) });
   const slow = h("div", { class: "tools" });
   const field = h("input", { class: "field", type: "number", min: "0", "aria-label": "step", size: "9", onchange: () => go(Number(field.value)) });
   const move = (by) => go((clock === null ? view.clock : clock) + by);
@@ -33,7 +48,8 @@ export async function open(ctx) {
 
   function draw() {
     newest.setAttribute("aria-pressed", String(clock === null));
-    plot.set(view.step, [{ label: "", y: view.whole_s, colour: "curve-1", width: 1.3, fill: "shade" }],
+    const [step, whole_s] = broken(view.step, view.whole_s);
+    plot.set(step, [{ label: "", y: whole_s, colour: "curve-1", width: 1.3, fill: "shade" }],
       view.clock >= 0 ? [{ x: view.clock, tone: "warn" }] : []);
     fill(slow, view.slow.length > 0 && h("span", { class: "hint" }, "slowest:"), view.slow.map((step) =>
       h("button", { class: "button", type: "button", "aria-pressed": String(step === view.clock), onclick: () => go(step) }, count(step))));

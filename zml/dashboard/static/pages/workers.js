@@ -50,7 +50,7 @@ export async function open(ctx) {
 
   const node = h("div", { class: "page" },
     h("div", { class: "title" }, h("h1", {}, "Workers"), h("div", { class: "tools" },
-      choice([["lately", "lately"], ["all", "whole run"]], window, (value) => { window = value; refresh().catch(ctx.failed); }, "of which time"))),
+      choice([["lately", "lately"], ["all", "since its start"]], window, (value) => { window = value; refresh().catch(ctx.failed); }, "of which time"))),
     numbers,
     h("section", { class: "panel" },
       h("header", {}, h("h2", {}, "A step of each worker"), note, h("div", { class: "tools" },
@@ -91,7 +91,7 @@ export async function open(ctx) {
 
   function drawPicture() {
     const there = view.workers.filter((w) => w.step_s !== null);
-    note.textContent = view.whole ? "mean of the whole run" : view.window_s ? `mean of the last ${duration(view.window_s)}` : "";
+    note.textContent = view.whole ? (view.workers.some((w) => w.incarnation > 1) ? "mean since each worker's last start" : "mean of the whole run") : view.window_s ? `mean of the last ${duration(view.window_s)}` : "";
     if (!there.length) { fill(picture, empty("No worker has told where its time goes yet.")); return; }
     const shown = order === "slow" ? [...there].sort((a, b) => b.busy_s - a.busy_s) : there;
     const longest = Math.max(...there.map((w) => w.step_s));
