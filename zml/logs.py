@@ -453,9 +453,7 @@ def configure_script(
     least = numbers[level.upper()]
     chain = [*BEFORE, add_step(step), *as_json(constant)]
     flood: Flood[bytes] = Flood()
-    one_at_a_time = (
-        threading.RLock()
-    )  # the script's threads and ours; a fork while it is held ends in a loader's worker
+    one_at_a_time = threading.RLock()  # the script's threads and ours
 
     def write(event: EventDict, method: str) -> None:
         message = (method, str(event.get("event", ""))[:200])

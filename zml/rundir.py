@@ -100,7 +100,7 @@ def listening(folder: Path) -> Listening | None:
     """Where the run's coordinator listens; None before it does."""
     try:
         return msgspec.json.decode(read_regular(folder / COORDINATOR), type=Listening)
-    except (OSError, msgspec.MsgspecError):  # not there, or half written
+    except (OSError, ValueError, RecursionError):  # not there, or half written
         return None
 
 
@@ -108,7 +108,7 @@ def last_status(folder: Path) -> JobStatus | None:
     """How the run ended; None if it has not."""
     try:
         return status.decode(read_regular(folder / STATUS))
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -119,7 +119,7 @@ def newest_status(folder: Path) -> JobStatus | None:
         return found
     try:
         return status.decode(read_regular(folder / NOW))
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

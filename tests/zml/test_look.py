@@ -16,6 +16,7 @@ import pytest
 from zml import cli, comparing, finding, look_cli, rundir
 from zml.errors import ZmlError
 from zml.events import EventLog
+from zml.logreading.lines import parse
 from zml.logs import stamp
 from zml.scheduler.actions import Admit, Announce, Launch
 from zml.scheduler.ids import JobId, Seat, WorkerId
@@ -509,3 +510,18 @@ def test_what_a_script_logs_may_have_any_name() -> None:
     status = JobStatus(job="job", state="SUCCEEDED", steps=3, values={"steps": 1.5, "loss": 2.0})
     found = comparing.results(status, {})
     assert (found["steps"], found["logged steps"], found["loss"]) == (3, 1.5, 2.0)
+
+
+@pytest.mark.parametrize("name", [rundir.STATUS, rundir.NOW, rundir.COORDINATOR])
+@pytest.mark.parametrize("data", [b'{"job": "\xff"}', b"[" * 100_000, b'{"job": 1}'])
+def test_a_damaged_file_of_one_run_is_no_harm(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert (rundir.last_status(tmp_path), rundir.newest_status(tmp_path)) == (None, None)
+    assert rundir.listening(tmp_path) is None
+
+
+def test_a_name_in_a_log_is_one_line() -> None:
+    line = parse(
+        b'{"id": "w0\\n02:25 coordinator critical FORGED", "role": "x\\ny", "message": "m"}', "w0", 0.0
+    )
+    assert line is not None and (line.member, line.role) == ("w0 02:25 coordinator critical FORGED", "x y")
