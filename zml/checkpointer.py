@@ -72,7 +72,11 @@ class Taken(NamedTuple):
 
 def on_disk(root: Path) -> CheckpointStatus:
     """Of the newest whole one that was taken before this coordinator began."""
-    for each in reversed(entries(root)):
+    try:
+        found = entries(root)
+    except OSError:  # what cannot be read is told when one is taken
+        found = []
+    for each in reversed(found):
         try:
             manifest = read_manifest(root / each.name)
             at = datetime.fromisoformat(manifest.created)

@@ -1,0 +1,56 @@
+"""What a checkpointer says of itself: of the newest checkpoint, also of one from before it began."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.zml import checkpoints
+from zml.checkpoint.folder import MANIFEST
+from zml.checkpointer import Checkpointer, NotTaken, Taken, on_disk
+from zml.status import CheckpointStatus
+
+
+class Told(Checkpointer):
+    """Whose checkpoints end as they are told to."""
+
+    ends: list[Taken | Exception]
+
+    async def _take(self, number: int, because: str) -> Taken:
+        end = self.ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+def of(root: Path, *ends: Taken | Exception) -> Told:
+    nothing: Any = None
+    made = Told("j", root, ask=nothing, shards=list, host=str, at=nothing, keep=nothing)
+    made.ends = list(ends)
+    return made
+
+
+@pytest.mark.parametrize("failure", [NotTaken("no room"), RuntimeError("no room")])
+def test_a_checkpoint_that_is_taken_forgets_the_failure_before(tmp_path: Path, failure: Exception) -> None:
+    async def run() -> None:
+        taker = of(tmp_path, failure, Taken(tmp_path / "c", 7, 100, 0.1), failure)
+        await taker.take("asked")
+        assert "no room" in taker.told.because and (taker.told.taken, taker.told.failed) == (0, 1)
+        await taker.take("asked")
+        assert (taker.told.because, taker.told.step, taker.told.taken, taker.told.failed) == ("", 7, 1, 1)
+        await taker.take("asked")
+        assert "no room" in taker.told.because and (taker.told.step, taker.told.failed) == (7, 2)
+
+    asyncio.run(run())
+
+
+def test_a_coordinator_that_begins_again_knows_the_newest_that_is_whole(tmp_path: Path) -> None:
+    assert on_disk(tmp_path / "none") == CheckpointStatus()
+    older = checkpoints.make(tmp_path, step=5)
+    newest = checkpoints.make(tmp_path, step=9)
+    told = of(tmp_path).told
+    assert (told.path, told.step, told.taken, told.because) == (str(newest), 9, 0, "")
+    assert told.bytes > 0 and told.at == 1_770_000_000.0, "when that one was made"
+    (newest / MANIFEST).write_text("torn")
+    assert on_disk(tmp_path).path == str(older)
