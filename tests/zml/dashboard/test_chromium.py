@@ -247,6 +247,32 @@ def test_a_log_of_thousands_of_lines_has_only_rows_that_are_seen(chrome: Browser
     chrome.waits_for("3 lines")
 
 
+def test_a_log_holds_no_more_than_its_bound_and_has_no_hole(chrome: Browser, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    made = write(run, replace(SMALL, log_lines=0))
+    file = run / rundir.LOGS / "w0.jsonl"
+    file.write_text(
+        "".join(log_line(made.at(1) + 0.001 * at, "info", "w0", f"line {at}") + "\n" for at in range(20_900))
+    )
+    seen = "document.querySelector('.title').innerText"
+    with looked_at(chrome, OneRun(run)) as served:
+        chrome.open(f"{served.url}#/run/logs", "run/logs")
+        chrome.until(
+            f"(document.querySelector('.log').scrollTop = 0, {seen}.includes('newer lines: follow'))",
+            "the bound",
+        )
+        assert "20,000 lines" in chrome.js(seen)
+        with file.open("a") as more:
+            more.write(log_line(made.at(1999), "info", "w0", "the newest line") + "\n")
+        chrome.js("void (document.querySelector('.log').scrollTop = 1e9)")
+        chrome.until("document.querySelectorAll('.log .what').length > 8")
+        assert "the newest line" not in chrome.text() and "20,000 lines" in chrome.js(seen)
+        chrome.click("button", "follow")
+        chrome.waits_for("the newest line")
+        assert "newer lines" not in chrome.js(seen)
+        chrome.waits_for("line 20899")
+
+
 def test_sixty_four_workers_and_a_hundred_thousand_steps(
     chrome: Browser, runs: Dashboard, record_property: Callable[[str, object], None]
 ) -> None:
