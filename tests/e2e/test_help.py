@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.harness import Playground
 from zml import rundir
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(120)]
 
 HANGS = """
 import json, os, time

@@ -247,6 +247,7 @@ def test_a_log_of_thousands_of_lines_has_only_rows_that_are_seen(chrome: Browser
     chrome.waits_for("3 lines")
 
 
+@pytest.mark.soak
 def test_a_log_holds_no_more_than_its_bound_and_has_no_hole(chrome: Browser, tmp_path: Path) -> None:
     run = tmp_path / "run"
     made = write(run, replace(SMALL, log_lines=0))
