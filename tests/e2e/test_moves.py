@@ -1,5 +1,6 @@
 """Shards as real processes that are told to leave, and come again: what they have moves to another and back."""
 
+import json
 import signal
 from functools import partial
 
@@ -12,8 +13,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 
 def has_its_chunks(place: Playground, number: int) -> bool:
-    logs = place.folder.glob(f"runs/*-p{number}-*/logs/p{number}.jsonl")
-    return any('"promoted"' in log.read_text() for log in logs)
+    lines = (
+        json.loads(line)
+        for log in place.folder.glob(f"runs/*/logs/p{number}.jsonl")
+        for line in log.read_text().splitlines()
+        if line.endswith("}")
+    )
+    return any(line["message"] == "promoted" and line["shard"] == f"p{number}" for line in lines)
 
 
 def test_a_shard_that_is_terminated_hands_over_and_gets_its_chunks_back_when_it_is_started_again(

@@ -91,7 +91,7 @@ def test_roles_on_separate_hosts_train_with_keys_and_strangers_get_nowhere(place
         log = next(place.folder.glob("runs/*/logs/coordinator.jsonl"))
         without = place.start("worker", "--cpu", *at, *quick, prefix=net.on(5))
         assert without.wait() == 4 and "ZML-E202" in without.text, without.text
-        place.until(lambda: '"rule": "handshake"' in log.read_text(), "who had no key is logged", 10)
+        place.until(lambda: '"rule":"handshake"' in log.read_text(), "who had no key is logged", 10)
         wrong = place.start("worker", "--cpu", *at, *quick, "--keys", "strange", prefix=net.on(5))
         assert wrong.wait() == 4 and "ZML-E202" in wrong.text, wrong.text
         place.until(lambda: "is not authorized" in log.read_text(), "the wrong key is logged", 10)

@@ -89,4 +89,4 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_names_that_differ(pla
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed_and_says_so(place: Playground) -> None:
     code, text = place.run("resume", "nowhere")
-    assert code == 2 and "nowhere is neither a run nor a checkpoint" in text
+    assert code == 2 and "there is no run nowhere" in text
