@@ -27,9 +27,9 @@ VARIABLE = "_ZML_COMPLETE"
 JOB_S = 0.3
 MOST = 100
 # Parameters by what they mean, as the commands name them.
-RUNS = {"run", "a", "b", "resume", "first", "second"}
+RUNS = {"run", "runs", "a", "b", "resume", "first", "second"}
 JOBS = {"job", "wanted", "after"}
-MEMBERS = {"member", "worker"}
+MEMBERS = {"member", "names", "worker"}
 FILES = {"FILE", "SCRIPT", "job.toml | SCRIPT", "PATH"}
 FOLDERS = {"FOLDER", "DIR"}
 

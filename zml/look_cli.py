@@ -98,12 +98,15 @@ def watch(folder: Path, more: Callable[[], bool]) -> None:
     quiet_since: float | None = None  # when nothing more came from a run that is over
     while True:
         found = look(folder, time.time())  # before the reading: what is written before its end is read
-        if more() or found.live:
+        some = more()
+        if some or found.live:
             quiet_since = None
         elif quiet_since is None:
             quiet_since = time.monotonic()
         elif time.monotonic() - quiet_since >= (GONE_S if found.state == "cut off" else LAST_S):
             return
+        if quiet_since is None and some:
+            continue  # there may be more than fits into one look
         time.sleep(LOOK_S)
 
 

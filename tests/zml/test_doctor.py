@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 
@@ -246,3 +247,22 @@ def test_nvidia_smi_is_asked_and_may_fail(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "answer").write_text(SMI)
     fake.write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
     assert gpu.found() == GPUS
+
+
+def test_a_check_that_hangs_or_breaks_is_told_and_the_others_go_on() -> None:
+    over = threading.Event()
+
+    def hangs() -> Check:
+        over.wait(60)
+        return Check("disk", "pass", "at last")
+
+    def breaks() -> Check:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    try:
+        assert machine.looked("disk", hangs, 0.01)[0].found == "no answer within 0.01 s"
+    finally:
+        over.set()
+    (told,) = machine.looked("name", breaks)
+    assert (told.name, told.verdict) == ("name", "fail") and "FileNotFoundError" in told.found
+    assert machine.looked("bind", lambda: Check("bind", "pass", "")) == [Check("bind", "pass", "")]

@@ -1,15 +1,17 @@
 """The checks of one machine: is it fit to take part? Each check says what it found and, if need be, what to do.
 
 Rule: checks look and leave nothing; what a check asks of others (a library, a driver) it asks in a process of its own,
-with a deadline.
+with a deadline; and each has one of its own, for a file system or a resolver that hangs.
 """
 
 import os
 import resource
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from . import graphics, installed, network, slurm
@@ -20,6 +22,9 @@ PROCESSES = 2048
 SHM_BYTES = 256 * 2**20
 DISK_BYTES = 2 * 2**30
 FSYNC_S = 0.05
+LOOK_S = 60.0  # for one check; importing torch in a process of its own takes the longest
+
+Look = Callable[[], Check | Iterable[Check]]
 
 
 def check_open_files(limits: tuple[int, int] | None = None) -> Check:
@@ -84,20 +89,43 @@ def check_disk(runs: Path) -> Iterator[Check]:
 
 def examine(runs: Path, environ: Mapping[str, str] = os.environ) -> list[Check]:
     """All checks, in the order in which they are told. `runs` is where runs are kept."""
-    return [
-        installed.check_python(),
-        installed.check_name(),
-        *(installed.check_package(name, least) for name, least in installed.LEAST.items()),
-        *installed.check_libraries(),
-        check_open_files(),
-        check_processes(),
-        check_shm(),
-        *check_disk(runs),
-        network.check_clock(),
-        network.check_name_resolves(),
-        network.check_loopback(),
-        network.check_bind(),
-        network.check_interfaces(),
-        *graphics.checks(),
-        slurm.check(environ),
+    looks: list[tuple[str, Look]] = [
+        ("python", installed.check_python),
+        ("name", installed.check_name),
+        *((name, partial(installed.check_package, name, least)) for name, least in installed.LEAST.items()),
+        ("libraries", installed.check_libraries),
+        ("open files", check_open_files),
+        ("processes", check_processes),
+        ("shared memory", check_shm),
+        ("disk", partial(check_disk, runs)),
+        ("clock", network.check_clock),
+        ("host name", network.check_name_resolves),
+        ("loopback", network.check_loopback),
+        ("bind", network.check_bind),
+        ("interfaces", network.check_interfaces),
+        ("gpu", graphics.checks),
+        ("slurm", partial(slurm.check, environ)),
     ]
+    return [check for name, look in looks for check in looked(name, look)]
+
+
+def looked(name: str, look: Look, within_s: float = LOOK_S) -> list[Check]:
+    """What a check has found; also where what it looks at hangs (a file system, a resolver) or breaks the check."""
+    found: list[Check] = []
+    broken: list[str] = []
+
+    def run() -> None:
+        try:
+            checks = look()
+            found.extend([checks] if isinstance(checks, Check) else checks)
+        except Exception as error:  # the doctor says so, and goes on with the others
+            broken.append(f"the check itself failed: {type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=run, name=f"zml-doctor-{name}", daemon=True)
+    thread.start()
+    thread.join(within_s)
+    if thread.is_alive():
+        return [Check(name, "fail", f"no answer within {within_s:g} s", "Look whether what it asks hangs.")]
+    if broken:
+        found.append(Check(name, "fail", broken[0], "Look at what it names."))
+    return found
