@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -49,22 +47,6 @@ def test_a_job_without_a_name_is_told_by_its_run(job: str, run_dir: str, told: s
     source = CoordinatorSource(cast(Any, coordinator), Lag(), "http://10.0.0.1:7078")
     (target,) = source.targets()
     assert target.targets == ["10.0.0.1:7078"] and target.labels["job_id"] == told
-
-
-def test_the_disk_is_that_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    really = os.statvfs
-
-    def statvfs(path: Any) -> os.statvfs_result:
-        asked.append(str(path))
-        return really(path)
-
-    monkeypatch.setattr(os, "statvfs", statvfs)
-    handler = logging.FileHandler(tmp_path / "w0.jsonl")
-    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
-    free, there = process.disk()
-    handler.close()
-    assert asked == [str(tmp_path)] and 0 <= free <= there and there > 0
 
 
 def test_a_disk_that_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
