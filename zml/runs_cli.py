@@ -128,7 +128,7 @@ def print_rows(what: str, names: Sequence[str], rows: Sequence[Row]) -> None:
         label = row.what if what == "settings" else label
         body.append([label, *values, *([ratio(row.values)] if ratios else [])])
     columns = [what, *(f"{name}>" if what == "results" else name for name in names)]
-    print_table([*columns, *([" >"] if ratios else [])], body, "")
+    print_table([*columns, *([" >"] if ratios else [])], body, all_but=(what, " "))
 
 
 def shown(value: Any, unit: str) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .console import printable
 from .stack import Frame, Stack, Thread
 
 
@@ -54,8 +55,14 @@ def thread_lines(
     column = min(most, max(width // 3, 12))
     for frame in frames:
         mark = ">" if frame.own else " "
-        text = printable(f"{mark} {frame.function:<{column}}  {near(frame.file)}:{frame.line}")
+        head = f"{mark} {frame.function[:width]:<{column}}  "
+        text = printable(head + ending(f"{near(frame.file)}:{frame.line}", max(12, width - len(head))))
         yield bold(text) if frame.own else text
+
+
+def ending(path: str, room: int) -> str:
+    """The end of a path says more than its beginning."""
+    return path if len(path) <= room else f"…{path[len(path) - room + 1 :]}"
 
 
 def near(path: str) -> str:
@@ -73,8 +80,3 @@ def source_line(frame: Frame) -> str:
 
     text = linecache.getline(frame.file, frame.line).strip()
     return printable(text)
-
-
-def printable(text: str) -> str:
-    """It may come from another machine: nothing in it moves our cursor."""
-    return "".join(c if c.isprintable() else " " for c in text)

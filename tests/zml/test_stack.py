@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.zml.test_examine import SEED
 from zml import proc, stack
 from zml.stack import Frame, Stack, Thread
-from zml.stack_view import shown
+from zml.stack_view import ending, shown
 
 ROOT = Path(__file__).parent.parent.parent
 HANGS = """
@@ -273,3 +273,8 @@ def test_a_full_disk_costs_a_process_nothing_but_this(tmp_path: Path) -> None:
     before = stack.own_record()
     stack.answer_signal(tmp_path / "nowhere", f"w{SEED}")
     assert stack.own_record() == before
+
+
+def test_a_long_path_is_shown_by_its_end() -> None:
+    assert ending("/a/b.py:3", 80) == "/a/b.py:3"
+    assert ending("/very/long/way/to/train.py:37", 16) == "…/to/train.py:37"
