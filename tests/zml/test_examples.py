@@ -156,6 +156,7 @@ def test_without_those_lines_it_trains_the_same(
     assert done.stdout == first[script][0]
 
 
+@pytest.mark.soak
 def test_the_language_model_also_learns_with_momentum_and_from_another_seed(
     small: dict[Path, list[str]], first: dict[Path, tuple[str, bytes]]
 ) -> None:

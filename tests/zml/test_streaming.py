@@ -213,6 +213,7 @@ def test_what_is_under_way_is_bounded(tmp_path: Path) -> None:
     assert simulate(main()) == piecewise.WINDOW
 
 
+@pytest.mark.soak
 def test_a_part_may_take_as_long_as_pieces_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Far longer than a shard that says nothing is waited for; and such a one costs one checkpoint."""
     monkeypatch.setattr(piecewise.pieces, "__defaults__", (10,))

@@ -683,6 +683,7 @@ def test_a_body_that_is_too_large_or_never_comes_is_refused(run: Run) -> None:
     run(test, limits=Limits(body_bytes=10_000, deadline_s=0.2))
 
 
+@pytest.mark.soak
 def test_a_reader_that_takes_nothing_is_hung_up_on(run: Run) -> None:
     async def test(ask: Asking) -> None:
         await ask.submit()
