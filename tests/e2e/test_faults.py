@@ -85,6 +85,7 @@ def test_a_lost_shard_that_does_not_come_back_and_has_no_log_ends_the_job_and_sa
     assert not place.pids("zml")
 
 
+@pytest.mark.soak
 def test_a_lost_shard_that_does_not_come_back_is_taken_over_by_another_that_sees_its_log(
     place: Playground,
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_port_in_use_is_told_with_the_fix(place: Playground) -> None:
     assert "ZML-E201" in text and address in text and "port 0" in text
 
 
+@pytest.mark.soak
 def test_three_roles_started_by_hand_train_like_the_launcher(place: Playground) -> None:
     coordinator = place.start("coordinator", "-w", "2", "-p", "2", "--bind", "tcp://127.0.0.1:0", "train.py")
     file = place.until(lambda: list(place.folder.glob("runs/*/coordinator.json")), "the coordinator listens")[

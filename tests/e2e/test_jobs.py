@@ -139,6 +139,7 @@ def test_two_jobs_at_once_do_not_hear_each_other(cluster: Cluster) -> None:
     assert same_model(*(cluster.place.folder / f"{name}.safetensors" for name in ("one", "two")))
 
 
+@pytest.mark.soak
 def test_a_job_that_is_paused_goes_on_from_its_checkpoint(cluster: Cluster) -> None:
     cluster.node("n1")
     job = cluster.submit("--epochs", "3", "--pause", "0.05")

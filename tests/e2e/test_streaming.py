@@ -29,6 +29,7 @@ def holds_the_model(place: Playground, run: Path) -> bool:
     return same_model(place.folder / "exported.safetensors", place.folder / "model.safetensors")
 
 
+@pytest.mark.soak
 def test_a_killed_run_whose_shards_sent_their_parts_goes_on_with_shards_that_fetch_them(
     place: Playground,
 ) -> None:

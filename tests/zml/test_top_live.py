@@ -109,6 +109,9 @@ def top(tty: Tty, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def as_it_was(tty: Tty, said: str) -> None:
+    end = time.monotonic() + 10.0  # the screen is left first, a moment before the terminal is as it was
+    while termios.tcgetattr(tty.theirs) != tty.before and time.monotonic() < end:
+        time.sleep(0.01)
     assert termios.tcgetattr(tty.theirs) == tty.before
     assert "\x1b[?25h" in said, "the cursor"
     assert "\x1b[?1049l" in said, "the screen that was there before"
