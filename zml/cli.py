@@ -274,29 +274,20 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
     """
     import msgspec
 
-    from . import console, finding, rundir
+    from . import aim, console, finding, rundir
     from . import report as ending
 
-    resolved = settle(given)
-    settings = resolved.settings
-    named = finding.find(run, Path(settings.runs)) if run else None
-    found = rundir.last_status(named) if named else None
+    at = aim.take(run, given)
+    folder = at.folder if run else None
+    found = rundir.last_status(folder) if folder is not None else None
     if found is None:
-        folders = [named] if named else []
-        if not run and resolved.origins["coordinator"] == "default":
-            folders = rundir.running(Path(settings.runs))
-        listening = rundir.listening(folders[0]) if folders else None
-        if run and listening is None:
+        if folder is not None and rundir.listening(folder) is None:
             raise ZmlError(USAGE, f"{run} holds no run that has begun", finding.LIST)
-        if listening is not None:
-            settings = replace(
-                settings, coordinator=tuple(listening.addresses), job=listening.job or settings.job
-            )
         from . import logs as log_files
         from .observe import fetch_status
 
         log_files.silence()
-        found = fetch_status(settings)
+        found = fetch_status(at.settings)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
         return 0
