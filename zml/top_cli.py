@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,21 +104,23 @@ def picture(first: Any, out: Any, *, as_json: bool, unicode: bool, width: int) -
 
 def chosen(run: str | None, server: str | None, token: str | None, resolved: Resolved) -> Source:
     """What is watched. Raises ZmlError."""
-    from . import rundir
+    from . import finding, rundir
     from .top.source import Run
 
     settings = resolved.settings
     if run is not None:
-        folder = Path(run)
-        if (folder / rundir.CONFIG).exists():
+        runs = Path(settings.runs)
+        if (folder := finding.at(Path(run)) or finding.at(runs / run)) is not None:
             return Run(settings, folder)
-        if folder.exists() or os.sep in run:
+        if Path(run).exists() or os.sep in run:
             raise ZmlError(USAGE, f"{run} holds no run", "`ls runs` lists the runs of this folder.")
         cluster = cluster_at(server, token, resolved)
         try:
             return cluster.run_of(run)
         except ZmlError as error:
             if error.code == UNREACHABLE:
+                with suppress(ZmlError):  # no job's: the beginning or the end of a run's name
+                    return Run(settings, finding.find(run, runs))
                 what = f"there is no run directory {run}, and {error.what}"
                 raise ZmlError(USAGE, what, "`ls runs` lists the runs of this folder.") from None
             raise

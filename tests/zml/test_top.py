@@ -555,6 +555,16 @@ def test_how_a_run_ended_is_told_from_its_directory(run: Path, capsys: pytest.Ca
     assert "away" not in lines[1]
 
 
+def test_a_run_is_named_as_for_the_other_commands(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / rundir.CONFIG).write_text("{}")
+    monkeypatch.setenv("ZML_RUNS", str(run.parent))
+    for said in (run.name, run.name[:-1]):
+        assert cli.run(["top", said, "--server", "http://127.0.0.1:9"]) == 0
+        assert capsys.readouterr().out.startswith("train.py")
+
+
 def test_where_there_is_nothing_the_error_says_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
