@@ -6,7 +6,9 @@ https://trojansource.codes) and of lone surrogates becomes U+FFFD. Only the line
 text of several lines indents the second, so that it cannot pass for a line of its own.
 """
 
+import os
 import re
+from collections.abc import Mapping
 
 # A string that nobody ends (OSC without its terminator) goes up to the end of its line.
 ESCAPES = re.compile(
@@ -30,3 +32,13 @@ def harmless(text: str) -> str:
     if text.isprintable():
         return text
     return HARMFUL.sub("\ufffd", strip(text).replace("\r\n", "\n"))
+
+
+def printable(text: str) -> str:
+    """One line of it, every character of which is seen: what moves a cursor or ends a line becomes a space."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def coloured(environ: Mapping[str, str] = os.environ) -> bool:
+    """Does whoever started this want colours, where there is a terminal? https://no-color.org"""
+    return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"

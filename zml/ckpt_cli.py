@@ -167,7 +167,7 @@ def show(run: str | None, everything: bool, as_json: bool) -> int:
 
     Step, files, optimizer, parameters, the job's settings. All but the tensors' bytes is checked.
     """
-    from .console import printable
+    from .ansi import printable
     from .tables import print_table, size
 
     checkpoint = load(run, deep=False)

@@ -6,7 +6,6 @@ viewers at the end are the only part that writes.
 """
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from .ansi import printable
 from .figures import PHASES
 from .status import DataStatus, EventLine, JobStatus, MemberStatus, RateStatus
 
@@ -46,11 +46,6 @@ def counted(count: int, noun: str) -> str:
 
 def number(value: float | None) -> str:
     return f"{value:.4g}" if value is not None else "not finite"
-
-
-def printable(text: str) -> str:
-    """Text of a script or a peer, without control characters: it must not move our cursor."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def names(members: list[str], most: int = 4) -> str:
@@ -401,7 +396,3 @@ def viewer(out: TextIO, err: TextIO) -> Viewer:
     if not console.is_terminal or console.is_dumb_terminal or not err.isatty():
         return PlainViewer(out, err)
     return LiveViewer(console, None if out.isatty() else out)
-
-
-def terminal_width(stream: TextIO = sys.stderr) -> int:
-    return min(WIDEST, Console(file=stream).width)

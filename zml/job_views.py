@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from .ansi import printable
 from .cluster.jobfile import command
 from .cluster.jobs import Explanation, JobView, NodeView
-from .console import counted, duration, names, printable
+from .console import counted, duration, names
 from .job_words import STATES, bounds, sentence, state, wanted, why
 from .tables import print_table
 from .web.bodies import ENDS

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from .ansi import harmless
+from .ansi import coloured, harmless
 from .logfile import LogFile
 from .metrics.lines import COUNTED
 from .repeats import Flood
@@ -339,7 +339,7 @@ def configure(
                     shorten_time,
                     make_harmless,
                     structlog.dev.ConsoleRenderer(
-                        colors=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
+                        colors=coloured(),
                         timestamp_key="time",
                         exception_formatter=structlog.dev.plain_traceback,
                     ),

@@ -75,12 +75,10 @@ def show(rows: Iterable[str]) -> None:
 
 def paint() -> Callable[..., str]:
     """Colours, on a terminal that takes them and where NO_COLOR does not forbid them."""
-    import os
-
+    from .ansi import coloured
     from .logview import plain
 
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return click.style if coloured else plain
+    return click.style if sys.stdout.isatty() and coloured() else plain
 
 
 def run_folder(run: str | None) -> Path:

@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
-from .console import HERE, WIDEST, counted, duration, names, near, number, printable
+from .ansi import printable
+from .console import HERE, WIDEST, counted, duration, names, near, number
 from .messages import Failure
 from .status import JobStatus, MemberFailure
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .console import printable
+from .ansi import printable
 from .stack import Frame, Stack, Thread
 
 

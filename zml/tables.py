@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .console import printable
+from .ansi import printable
 
 PIPED = 200  # columns of a file in which a row is a line
 FOLDED = 80  # and of one in which it is not

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..console import counted, names, number, printable
+from ..ansi import printable
+from ..console import counted, names, number
 from ..history import Row
 from ..status import JobStatus, MemberStatus
 from .rates import NOTHING, Lately, shares, stragglers

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..console import counted, duration, printable
+from ..ansi import printable
+from ..console import counted, duration
 from ..history import Row
 from ..status import CheckpointStatus, DataStatus, JobStatus, MemberStatus
 from .findings import Evidence, about, findings

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
+from ..ansi import printable
 from .findings import Check
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -46,8 +47,7 @@ def entry(check: Check, width: int, paint: Paint) -> Iterator[str]:
 
 
 def wrapped(text: str, room: int) -> list[str]:
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return textwrap.wrap(printable, room, break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(printable(text), room, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def count(checks: Sequence[Check]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from ..ansi import printable
 from ..cluster.jobs import JobView, NodeView
-from ..console import duration, names, printable
+from ..console import duration, names
 from ..job_views import gigabytes
 from ..job_words import bounds, sentence, state
 from ..web.bodies import ENDS

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from .. import bars
-from ..console import HERE, TROUBLED, printable
+from ..ansi import printable
+from ..console import HERE, TROUBLED
 from ..figures import APPLY_BOUNDS_S, BESIDE, PHASES, STALENESS_BOUNDS, STEP_BOUNDS_S
 from ..status import JobStatus, MemberStatus
 from ..tables import size

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from rich.text import Text
 
 from .. import bars, console
-from ..console import HERE, cropped, duration, number, printable
+from ..ansi import printable
+from ..console import HERE, cropped, duration, number
 from ..figures import PHASES
 from ..status import JobStatus
 from .known import Known

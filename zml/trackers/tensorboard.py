@@ -21,6 +21,7 @@ from io import FileIO
 
 import structlog
 
+from ..ansi import printable
 from . import RunInfo, Tracker
 from .event_file import beginning, scalars, words
 
@@ -125,5 +126,5 @@ def settings(run: RunInfo) -> str:
 
 def cell(said: str) -> str:
     """Within a row of a table, as it is."""
-    plain = "".join(c if c.isprintable() else " " for c in said).replace("`", "'").replace("|", "\\|")
+    plain = printable(said).replace("`", "'").replace("|", "\\|")
     return f"`{plain}`" if plain.strip() else ""
