@@ -73,10 +73,11 @@ def vacate(play: Play, member: str) -> list[Action]:
     return play.tell(Vacating(JOB, member, play.incarnation(member), "SIGTERM"))
 
 
-def run_out(play: Play) -> list[Action]:
+def run_out(play: Play, seconds: float = 150.0) -> list[Action]:
     """Nobody comes back, and everybody who is here is heard, until a patience is over."""
     actions: list[Action] = []
-    for _ in range(300):
+    until = play.now + seconds
+    while play.now < until:
         play.now += 0.5
         actions = [*play.hear(*play.alive()), *play.tell(Ticked(JOB))]
         if actions:
@@ -408,10 +409,11 @@ class Ring(RuleBasedStateMachine):
     """
 
     replicas = 1
+    patience = Rules(lease_s=1.0, return_s=3.0, promote_s=4.0)
 
     def __init__(self) -> None:
         super().__init__()
-        self.play = running(1, 3, Rules(lease_s=1.0, return_s=20), replicas=self.replicas)
+        self.play = running(1, 3, self.patience, replicas=self.replicas)
         self.acknowledged = dict.fromkeys((P0, P1, P2), 0)
         self.has: dict[str, int] = {"p0": 0, "p1": 0, "p2": 0}  # by the name of a log: what is in it
         self.copies: dict[tuple[ShardId, int], int] = {}  # (shard, home) -> newest copy
@@ -492,7 +494,7 @@ class Ring(RuleBasedStateMachine):
     def nobody_comes_back_in_time(self) -> None:
         job = self.play.machine.jobs[JOB]
         if any(process not in job.off for process in job.members.alive("shard")):
-            run_out(self.play)
+            run_out(self.play, self.patience.return_s + self.patience.promote_s)
 
     @rule(member=st.sampled_from(("p0", "p1", "p2")))
     def comes_back(self, member: str) -> None:
