@@ -4,7 +4,7 @@
     python bench/observing.py --json     the same as JSON
     python bench/observing.py -w 1 -- --batch-size 48
 
-What follows `--` goes to the example. On: every process is scraped once a second, as Prometheus does it; log lines of
+What follows `--` goes to the example. On: every process is scraped, once in --scrape seconds, as Prometheus does it; log lines of
 level info; and, where this zml has them, TensorBoard's files, and traces of 1 % of the steps sent to a receiver here.
 Off: no HTTP, no log lines but errors, no trackers, no traces. What each process counts is counted either way: what that
 takes of a step is measured by itself, in the last line.
@@ -15,6 +15,9 @@ order; its ratio is (on / off) of the mean time of a step, of the steps that lie
 that all processes of a cluster took for one. Told are the median over the pairs, and the interval in which the ratio of
 the means lies with 95 % (bootstrap over the pairs). The target is a cost of at most 1 %; on a machine that others keep
 busy it takes many pairs, or steps that are short, to decide it.
+
+At the end both wait for a while, side by side, and only what comes by the second goes on: heartbeats, figures, history,
+scrapes. What processes take then is hardly disturbed by what others compute; it is told as a share of one processor.
 """
 
 from __future__ import annotations
@@ -49,8 +52,8 @@ EXAMPLE = HERE.parent / "examples" / "char_lm.py"
 TARGET = 1.01
 BEGIN_S = 180.0
 SETTLE_S = 1.0  # of a slice, before it counts
-SCRAPE_S = 1.0
 FIND_S = 60.0
+IDLE_S = 30.0  # in which nobody trains
 TICKS = os.sysconf("SC_CLK_TCK")
 OFF = {"http": "off", "log_level": "error", "trackers": "none", "trace": "off"}
 ON = {"http": "127.0.0.1:0", "log_level": "info", "trackers": "tensorboard", "trace": "1/100"}
@@ -163,11 +166,12 @@ def begin(
 
 
 class Scraper(threading.Thread):
-    """Asks every process once a second while it may, as Prometheus does: over connections that stay open, and only
+    """Asks every process again and again while it may, as Prometheus does: over connections that stay open, and only
     once in a minute who there is."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, every_s: float) -> None:
         super().__init__(daemon=True)
+        self.every_s = every_s
         self.url = url
         self.go = threading.Event()
         self.open: dict[str, http.client.HTTPConnection] = {}
@@ -178,7 +182,7 @@ class Scraper(threading.Thread):
     def run(self) -> None:
         while True:
             self.go.wait()
-            due = time.monotonic() + SCRAPE_S
+            due = time.monotonic() + self.every_s
             try:
                 if time.monotonic() - self.found_at > FIND_S:
                     groups = json.loads(self._get(self.url, "/api/sd"))
@@ -194,7 +198,7 @@ class Scraper(threading.Thread):
 
     def _get(self, target: str, path: str) -> bytes:
         if target not in self.open:
-            self.open[target] = http.client.HTTPConnection(target, timeout=10 * SCRAPE_S)
+            self.open[target] = http.client.HTTPConnection(target, timeout=10.0)
         self.open[target].request("GET", path)
         return self.open[target].getresponse().read()
 
@@ -242,6 +246,23 @@ def take_turn(cluster: Cluster, turn: Path, seconds: float, scraper: Scraper) ->
     cluster.slices.append(Slice(since, time.monotonic(), cluster.cpu_s() - cpu_s))
     scraper.go.clear()
     cluster.must_run()
+
+
+def idle(on: Cluster, off: Cluster, turn: Path, scraper: Scraper) -> dict[str, float]:
+    """What each takes of a processor while nobody trains, and the first is scraped."""
+    with turn.open("r+b") as file:
+        file.write(b"\0")
+    scraper.go.set()
+    time.sleep(SETTLE_S)
+    began = {each.name: (time.monotonic(), each.cpu_s()) for each in (on, off)}
+    time.sleep(IDLE_S)
+    shares = {}
+    for each in (on, off):
+        since, cpu_s = began[each.name]
+        shares[each.name] = (each.cpu_s() - cpu_s) / (time.monotonic() - since)
+        each.must_run()
+    scraper.go.clear()
+    return shares
 
 
 def summary(pairs: list[tuple[float, float]], dice: random.Random) -> dict[str, float]:
@@ -308,6 +329,13 @@ def measuring_us() -> dict[str, float]:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
 @click.option("--pairs", type=click.IntRange(2), default=40, show_default=True)
 @click.option("--seconds", type=click.FloatRange(1.0), default=3.0, show_default=True, help="Of a slice.")
+@click.option(
+    "--scrape",
+    type=click.FloatRange(0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds from one to the next.",
+)
 @click.option("-w", "--workers", type=click.IntRange(1), default=2, show_default=True)
 @click.option("-p", "--shards", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides who goes first in each pair.")
@@ -316,6 +344,7 @@ def measuring_us() -> dict[str, float]:
 def main(
     pairs: int,
     seconds: float,
+    scrape: float,
     workers: int,
     shards: int,
     seed: int,
@@ -342,13 +371,14 @@ def main(
                     raise click.ClickException(f"no steps within {BEGIN_S:g} s")
                 time.sleep(0.5)
             time.sleep(5 * SETTLE_S)  # each waits at the end of its first step
-            scraper = Scraper(on.url())
+            scraper = Scraper(on.url(), scrape)
             scraper.start()
             for number in range(pairs):
                 for name in dice.sample(["on", "off"], 2):
                     take_turn(clusters[name], turn, seconds, scraper)
                 if not as_json and (number + 1) % 10 == 0:
                     click.echo(f"{number + 1}/{pairs} pairs", err=True)
+            waiting = idle(on, off, turn, scraper)
             walls, cpus, steps = [], [], 0
             for one, other in zip(on.slices, off.slices, strict=True):
                 a, b = steps_of(on, one), steps_of(off, other)
@@ -374,6 +404,7 @@ def main(
         "pages": scraper.pages,
         "page_bytes": scraper.bytes // max(1, scraper.pages),
         "measuring_us": micro,
+        "idle_cpus": waiting,
     }
     if as_json:
         click.echo(json.dumps({**about, **figures}))
@@ -388,6 +419,9 @@ def main(
             f"{name:5}{f['off']:9.1f}{f['on']:10.1f}{f['median']:10.4f}{f['ratio']:10.4f}"
             f"  ({f['low']:.4f} .. {f['high']:.4f})"
         )
+    click.echo(
+        f"idle {100 * waiting['off']:9.2f}%{100 * waiting['on']:9.2f}%    of one processor, for a cluster that waits"
+    )
     ratio = figures["step"]
     verdict = "reached" if ratio["high"] <= TARGET else "missed" if ratio["low"] > TARGET else "not decided"
     click.echo(f"target: ratio of step <= {TARGET}: {verdict}")
