@@ -4,8 +4,8 @@
     python bench/observing.py --json     the same as JSON
     python bench/observing.py -w 1 -- --batch-size 48
 
-What follows `--` goes to the example. On: every process is scraped, once in --scrape seconds, as Prometheus does it; log lines of
-level info; and, where this zml has them, TensorBoard's files, and traces of 1 % of the steps sent to a receiver here.
+What follows `--` goes to the example. On: every process is scraped, once in --scrape seconds, as Prometheus does it;
+log lines of level info; TensorBoard's files; and traces of 1 % of the steps, sent to a receiver here.
 Off: no HTTP, no log lines but errors, no trackers, no traces. What each process counts is counted either way: what that
 takes of a step is measured by itself, in the last line.
 
