@@ -14,7 +14,7 @@ import checkout  # noqa: F401
 import msgspec
 
 from zml.messages import Commit, Muster, Push, Roster
-from zml.pushlog import PushLog
+from zml.shard.pushlog import PushLog
 
 DAY_S = 86_400.0
 

@@ -20,8 +20,8 @@ import torch
 from zml.codec import by_name, cut
 from zml.hyper import OptimizerSpec, hyper_of
 from zml.layout import Layout, buckets
-from zml.pace import EVERY
-from zml.store import Staged, Store
+from zml.shard.pace import EVERY
+from zml.shard.store import Staged, Store
 
 RULES: dict[str, dict[str, Any]] = {"SGD": {"lr": 1e-3, "momentum": 0.9}, "AdamW": {"lr": 1e-4}}
 WIDTH, AT_MOST = 1024, 0.02

@@ -285,9 +285,9 @@ def summary(pairs: list[tuple[float, float]], dice: random.Random) -> dict[str, 
 
 def measuring_us() -> dict[str, float]:
     """What counting takes of one step of a worker, with eight buckets, and of one push at a shard."""
-    from zml.counts import Counts
-    from zml.reporting import Meter
-    from zml.timeline import Timeline
+    from zml.shard.counts import Counts
+    from zml.worker.reporting import Meter
+    from zml.worker.timeline import Timeline
 
     timeline, counts = Timeline(), Counts(dense={0: 4})
     meter, rounds, payload = Meter(timeline), 5_000, memoryview(b"1234")

@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 import torch
 
-from zml.binding import Binding
 from zml.codec import by_name, split
 from zml.hyper import OptimizerSpec, hyper_of
 from zml.layout import BUCKET_CHUNKS, Layout, buckets
-from zml.replica import Replica
-from zml.store import Staged, Store
+from zml.shard.store import Staged, Store
+from zml.worker.binding import Binding
+from zml.worker.replica import Replica
 
 
 def model_of(parameters: int) -> torch.nn.Module:

@@ -20,7 +20,7 @@ import uvloop
 from peer import cpu_s, quiet
 
 import zml.link
-from zml.client import PUSHES_AT_ONCE, Client
+from zml.agent.seat import Seat
 from zml.codec import UNKNOWN, by_name
 from zml.config import Settings
 from zml.hyper import OptimizerSpec, hyper_of, write_hyper
@@ -28,13 +28,13 @@ from zml.layout import Bucket, Layout, Registration, buckets
 from zml.link import bulk_endpoint
 from zml.messages import Delta, JobSpec
 from zml.messages import Seat as RosterSeat
-from zml.outbox import Outbox
 from zml.plan import Plan
 from zml.scheduler.ids import JobId
-from zml.seat import Seat
-from zml.serving import nobody
-from zml.shard import Shard
-from zml.updates import outer_hyper, outer_spec
+from zml.shard.serving import nobody
+from zml.shard.shard import Shard
+from zml.worker.client import PUSHES_AT_ONCE, Client
+from zml.worker.outbox import Outbox
+from zml.worker.updates import outer_hyper, outer_spec
 
 JOB, WIDTH, CONNECT_S = "scale", 1024, 30.0
 Command = Callable[[dict[str, Any]], Awaitable[Any]]

@@ -20,11 +20,11 @@ from typing import Any
 import checkout  # noqa: F401
 import torch
 
-import zml.store
+import zml.shard.store
 from zml.codec import Codec, by_name, cut
 from zml.hyper import Hyper, OptimizerSpec, hyper_of
 from zml.layout import Bucket, Layout, buckets
-from zml.store import Staged, Store
+from zml.shard.store import Staged, Store
 
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "SGD": ("SGD", {"lr": 1e-3}),
@@ -128,9 +128,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             timed(f"{name}: apply", rule.apply, step)
             timed(f"{name}: publish", rule.publish)
         for name, rule in slow.items():
-            kept, zml.store.fused_state = zml.store.fused_state, lambda *_: None  # type: ignore[assignment]
+            kept, zml.shard.store.fused_state = zml.shard.store.fused_state, lambda *_: None  # type: ignore[assignment]
             timed(f"{name}: torch", rule.apply, step)
-            zml.store.fused_state = kept
+            zml.shard.store.fused_state = kept
         if turn < 2:
             times.clear()  # the first step makes the state, the first delta its memory
 

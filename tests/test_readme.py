@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from zml.cli import main
+from zml.commands.cli import main
 from zml.errors import BOOK
 
 ROOT = Path(__file__).parent.parent

@@ -41,11 +41,11 @@ def join(
     public hooks. Call it once, after model, optimizer and loader exist and before the first step.
 
     `data="best effort"` takes a loader over an IterableDataset, of which each worker reads its own part, and an epoch
-    is `batches` of them (`zml.streams`); alone it changes nothing.
+    is `batches` of them (`zml.worker.streams`); alone it changes nothing.
     Raises `zml.errors.ZmlError` for what cannot be trained this way, with the fix.
     """
     from .errors import LOADER, ZmlError
-    from .script import BEST_EFFORT, EXACT, current
+    from .worker.script import BEST_EFFORT, EXACT, current
 
     if data not in (EXACT, BEST_EFFORT):
         raise ZmlError(LOADER, f"zml.join got data={data!r}", f"Choose one of: {EXACT}, {BEST_EFFORT}.")
@@ -54,7 +54,7 @@ def join(
 
 def epochs(count: int) -> Iterator[int]:
     """`range(count)`, from the epoch that the job is in: a worker that comes late starts there."""
-    from .script import current
+    from .worker.script import current
 
     return current().epochs(count)
 
@@ -65,20 +65,20 @@ def evaluate(fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, f
     In a cluster the batches are divided over the workers, each is evaluated exactly once, and every worker gets the
     same totals, exact to the last bit. After an epoch all workers hold the same parameters; call it there, on each.
     """
-    from .script import current
+    from .worker.script import current
 
     return current().evaluate(fn, loader)
 
 
 def log(**values: Any) -> None:
     """Report numbers (floats or one-element tensors) of this step. Cheap: they are averaged and sent twice a second."""
-    from .script import current
+    from .worker.script import current
 
     current().log(values)
 
 
 def save(path: str | PathLike[str]) -> None:
     """Write the model's state as safetensors, whole or not at all; in a cluster one worker does, the others return."""
-    from .script import current
+    from .worker.script import current
 
     current().save(path)

@@ -9,7 +9,7 @@ def main() -> int:
         from .launch import tether
 
         tether.hold()
-    from .cli import run
+    from .commands.cli import run
 
     return run(sys.argv[1:])
 

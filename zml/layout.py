@@ -118,7 +118,7 @@ class Layout:
         `any_optimizer`: it runs in the script, so that the shards need not know its class. They have two groups then,
         MATRICES and VECTORS, which are merged in two ways (see `plan.Plan.gain`).
         """
-        from .binding import describe
+        from .worker.binding import describe
 
         described = describe(model, optimizer, any_optimizer=any_optimizer)
         groups = len(optimizer.param_groups)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import structlog
 
-from . import logs
 from .errors import LOST, UNREACHABLE, ZmlError
+from .logs import outlets as logs
 from .messages import Fenced, Heartbeat, JobSpec, Join, Joined, Leave, Message
 from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused, TransportError
 

@@ -15,8 +15,8 @@ from .transport.endpoint import ZmqEndpoint
 from .transport.keys import Keys
 
 if TYPE_CHECKING:
+    from .agent.seat import Seat
     from .config import Settings
-    from .seat import Seat
 
 MB = 1 << 20
 JOB_CHARS = 40  # of a job's name, in that of an endpoint

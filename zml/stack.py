@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from . import proc
+from . import own, proc
 
 SIGNAL = signal.SIGRTMAX - 4  # not among those that glibc, debuggers and schedulers use
 SPY_S = 10.0
@@ -291,14 +291,11 @@ def _frame(function: str, file: str, line: int) -> Frame:
 
 
 def _foreign() -> Iterator[str]:
-    here = Path(__file__).parent
     yield "<"  # <frozen importlib._bootstrap>, <string>
     for kind in ("stdlib", "platstdlib", "purelib", "platlib"):
         yield sysconfig.get_path(kind) + os.sep
         yield os.path.realpath(sysconfig.get_path(kind)) + os.sep
-    for path in (here, here / "transport", here / "scheduler"):
-        yield f"{path}{os.sep}"
-        yield f"{path.resolve()}{os.sep}"
+    yield from own.FOLDERS
 
 
 FOREIGN = tuple(dict.fromkeys(_foreign()))

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from zml.begin import read_assignment
 from zml.layout import Bucket, buckets
 from zml.messages import Advance, Assign, Commit, Enter, Load, Message, Muster, Push, Roster, Settle
-from zml.pushlog import PushLog
+from zml.shard.begin import read_assignment
+from zml.shard.pushlog import PushLog
 
 from .recorder import Recorder, Said, Who
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from zml.client import Client
-from zml.counted import Last, Step
-from zml.docket import Docket
+from zml.coordinator.docket import Docket
+from zml.coordinator.rosters import Rosters
 from zml.hyper import read_hyper
 from zml.messages import Commit, Message, Ok, Published
-from zml.rosters import Rosters
 from zml.scheduler.batches import Ledger, Taken
 from zml.scheduler.staleness import Gate
-from zml.shard import Shard
+from zml.shard.counted import Last, Step
+from zml.shard.shard import Shard
+from zml.worker.client import Client
 
 from .world import Outcome, quiet, run
 

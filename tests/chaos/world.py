@@ -23,9 +23,9 @@ from tests.zml.cluster import Cluster, Script, parameters
 from tests.zml.test_recovery import replayed, same_bits
 from zml.lease import COORDINATOR, Lease
 from zml.messages import AnyMessage, Exited, Fenced, JobSpec, Launch, Ok
-from zml.ps import Ps
-from zml.pushlog import LOG, NoLog
 from zml.records import HEAD, HEAD_BYTES, SUM
+from zml.shard.ps import Ps
+from zml.shard.pushlog import LOG, NoLog
 from zml.transport import Refusal, TransportError
 from zml.transport.frames import Kind
 

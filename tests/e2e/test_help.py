@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.e2e.harness import Playground
-from zml import rundir
+from zml.runs import rundir
 
 pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(120)]
 

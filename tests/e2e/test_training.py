@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.harness import Playground, same_model
 from tests.soaking import soak
-from zml.timeline import read
+from zml.worker.timeline import read
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 

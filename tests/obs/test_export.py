@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from tests.obs.prometheus import promtool
-from zml import rundir
-from zml.cli import run
+from zml.commands.cli import run
 from zml.obs import collector, export
 from zml.obs.machines import DASHBOARDS
+from zml.runs import rundir
 
 KIT = [
     "prometheus.yml",

@@ -15,12 +15,12 @@ import pytest
 
 from tests.e2e.harness import Playground, playground
 from tests.obs.prometheus import Prometheus, many_jobs, prometheus, promtool
-from zml import rundir
 from zml.metrics import catalog
 from zml.obs import grafana
 from zml.obs.machines import DASHBOARDS
 from zml.obs.panels import ALARM, Query
 from zml.obs.rules import ALERTS
+from zml.runs import rundir
 
 JOB = "letters"
 OTHER = "j7"

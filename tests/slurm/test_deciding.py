@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zml.cli import main
+from zml.commands.cli import main
 from zml.errors import ALLOCATION, EX_TEMPFAIL, ZmlError
 from zml.slurm import address, commands, hostlist, role, step
 from zml.slurm.folder import JobFolder, job_name, running_job

@@ -13,19 +13,17 @@ from typing import Any
 
 import torch
 
-from zml.binding import Binding
+from zml.agent.seat import Seat
 from zml.checkpoint import Checkpoint
 from zml.checkpoint.folder import is_seen
-from zml.client import Client
 from zml.codec import by_name
 from zml.config import Settings
-from zml.coordinator import Coordinator
+from zml.coordinator.coordinator import Coordinator
+from zml.coordinator.journal import Journal
 from zml.doctor.answering import Examinee
 from zml.doctor.findings import Check
 from zml.doctor.means import Means
-from zml.events import EventLog
 from zml.hyper import OptimizerSpec, hyper_of, write_hyper
-from zml.journal import Journal
 from zml.layout import Bucket, Layout, Registration, buckets
 from zml.lease import COORDINATOR, Lease, ask, join
 from zml.messages import (
@@ -45,19 +43,21 @@ from zml.messages import (
     Taken,
     Wait,
 )
-from zml.outbox import Outbox
 from zml.plan import Plan
-from zml.ps import Ps
-from zml.replica import Replica
+from zml.runs.events import EventLog
 from zml.scheduler.ids import JobId
 from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
-from zml.seat import Seat
-from zml.serving import nobody
+from zml.shard.ps import Ps
+from zml.shard.serving import nobody
 from zml.tracing.steps import UNTRACED, Untraced
 from zml.transport import BULK, CONTROL, Limits, Refusal, TransportError
 from zml.transport.memory import MemoryEndpoint, MemoryNetwork
-from zml.updates import outer_hyper, outer_spec
+from zml.worker.binding import Binding
+from zml.worker.client import Client
+from zml.worker.outbox import Outbox
+from zml.worker.replica import Replica
+from zml.worker.updates import outer_hyper, outer_spec
 
 ADDRESS = "tcp://127.0.0.1:7077"
 JOB = "job"

@@ -6,11 +6,11 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from zml import cli
-from zml.audit import call_of, record
-from zml.journal import Journal
+from zml.commands import cli
+from zml.coordinator.journal import Journal
 from zml.records import Records
-from zml.rundir import COORDINATOR_STATE
+from zml.runs.audit import call_of, record
+from zml.runs.rundir import COORDINATOR_STATE
 from zml.scheduler import calls
 from zml.scheduler.ids import Seat, WorkerId
 

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.simulation import simulate
-from zml import mirror
-from zml.backup import Backup
-from zml.base import state_of
 from zml.messages import Assign, Copy, Message, Ok, Roster
 from zml.messages import Muster as Seats
-from zml.mirror import PIECE_BYTES, pieces
-from zml.pushlog import LENGTH
 from zml.scheduler.ids import JobId
-from zml.shard import Shard
+from zml.shard import mirror
+from zml.shard.backup import Backup
+from zml.shard.base import state_of
+from zml.shard.mirror import PIECE_BYTES, pieces
+from zml.shard.pushlog import LENGTH
+from zml.shard.shard import Shard
 from zml.transport import Refusal
 
 

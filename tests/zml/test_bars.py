@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
-from zml import bars
+from zml.text import bars
 
 finite = st.floats(-1e12, 1e12)
 

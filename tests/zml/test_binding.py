@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zml import errors
-from zml.binding import Binding, pieces
 from zml.errors import ZmlError
 from zml.layout import Layout
+from zml.worker.binding import Binding, pieces
 
 
 class Odd(torch.nn.Module):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.zml.watched import of_shard, of_worker
-from zml.board import RATE_S, Board, Card
+from zml.coordinator.board import RATE_S, Board, Card
 from zml.figures import Lives, ShardFigures, WorkerFigures, after
 from zml.messages import Gauge, JobSpec, Join, Joined, Report
 

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.zml.checkpoints import Chunks, make, numbers, registration
-from zml import cli
 from zml.checkpoint import Difference, diff, export, read
 from zml.checkpoint.exporting import split
+from zml.commands import cli
 from zml.errors import DISK_FULL, ZmlError
 from zml.layout import Layout, Registration
-from zml.optim import OptimizerSpec, UpdateRule
+from zml.shard.optim import OptimizerSpec, UpdateRule
 
 
 class Called(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.zml import checkpoints
 from zml.checkpoint.folder import MANIFEST
-from zml.checkpointer import Checkpointer, NotTaken, Taken, on_disk
+from zml.coordinator.checkpointer import Checkpointer, NotTaken, Taken, on_disk
 from zml.status import CheckpointStatus
 
 

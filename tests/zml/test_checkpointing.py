@@ -12,7 +12,7 @@ from tests.soaking import soak
 from tests.zml.cluster import Cluster, Script, parameters
 from tests.zml.test_cluster import run, same, trained
 from zml.checkpoint import Checkpoint, newest, read
-from zml.checkpoints import When
+from zml.coordinator.checkpoints import When
 from zml.messages import JobSpec
 from zml.transport.memory import MemoryNetwork
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import zml
-from zml import cli, config, errors
-from zml.flags import settle
+from zml import config, errors
+from zml.commands import cli
+from zml.commands.flags import settle
 from zml.status import JobStatus, decode, encode
 
 ROOT = Path(cli.__file__).resolve().parent.parent

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from zml import console
 from zml.figures import WorkerFigures
 from zml.status import (
     CheckpointStatus,
@@ -24,6 +23,7 @@ from zml.status import (
     decode,
     encode,
 )
+from zml.text import console
 
 NOON = 1_700_000_000.0
 

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from tests.simulation import simulate
-from zml import rundir
 from zml.config import Settings
-from zml.coordinating import serve, where
+from zml.coordinator.coordinating import serve, where
 from zml.errors import HELD, LOST, ZmlError
 from zml.lease import COORDINATOR, NO_ROOM, Lease, ask
 from zml.messages import AnyMessage, Exited, JobSpec, Joined, Ok
+from zml.runs import rundir
 from zml.transport import DeadlineExceeded, Refusal, Refused
 from zml.transport.memory import MemoryNetwork
 

@@ -6,13 +6,13 @@ import pytest
 
 from tests.simulation import simulate
 from tests.zml.test_shard import JOB, Bench
-from zml.board import Board
-from zml.counts import figures
+from zml.coordinator.board import Board
 from zml.figures import APPLY_BOUNDS_S, ShardFigures, none_yet
 from zml.messages import Gauge, JobSpec, Pull, Push
-from zml.pushlog import PushLog
 from zml.scheduler.ids import JobId
-from zml.shard import Shard
+from zml.shard.counts import figures
+from zml.shard.pushlog import PushLog
+from zml.shard.shard import Shard
 from zml.transport import Refusal
 
 PARAMETERS = 4 * 18  # bytes of 5 * 3 + 3 in fp32

@@ -17,8 +17,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from zml.data import DividedLoader
 from zml.errors import ZmlError
+from zml.worker.data import DividedLoader
 
 
 class AnswersAtOnce:

@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from zml.dealer import MOST_SAMPLES, Dealer
-from zml.docket import Docket
+from zml.coordinator.dealer import MOST_SAMPLES, Dealer
+from zml.coordinator.docket import Docket
+from zml.coordinator.notes import Notes
 from zml.messages import (
     Contents,
     EpochOver,
@@ -22,7 +23,6 @@ from zml.messages import (
     Totals,
     Wait,
 )
-from zml.notes import Notes
 from zml.scheduler import calls
 from zml.scheduler.events import Exited
 from zml.scheduler.ids import JobId, Seat, WorkerId

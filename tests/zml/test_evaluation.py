@@ -9,12 +9,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import zml
-from zml.data import DividedLoader
 from zml.errors import ZmlError
-from zml.evaluation import Anew, Evaluator, Result, alone
 from zml.scheduler.batches import Taken
 from zml.scheduler.evaluation import Evaluations, Key, Totals
 from zml.scheduler.ids import Seat, WorkerId
+from zml.worker.data import DividedLoader
+from zml.worker.evaluation import Anew, Evaluator, Result, alone
 
 KEY = Key(0, 1)
 

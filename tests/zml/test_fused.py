@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from zml import fused
 from zml.hyper import Hyper, OptimizerSpec, hyper_of
 from zml.layout import CHUNK, Chunk, Layout
-from zml.optim import UpdateRule, adds, fused_state
+from zml.shard import fused
+from zml.shard.optim import UpdateRule, adds, fused_state
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {}),

@@ -14,10 +14,12 @@ import pytest
 from click.shell_completion import BashComplete
 
 from tests.test_layers import Module, modules, where
-from zml import cli, completion, errors, guess, rundir
-from zml.aim import take
+from zml import errors
+from zml.commands import cli, completion, guess
+from zml.commands.aim import take
 from zml.errors import NO_STACK, USAGE
-from zml.finding import LIST
+from zml.runs import rundir
+from zml.runs.finding import LIST
 
 ROOT = Path(__file__).parent.parent.parent
 CODE = re.compile(r"ZML-E\d{3}")

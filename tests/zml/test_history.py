@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from zml import history, rundir
 from zml.figures import STALENESS_BOUNDS, ShardFigures, WorkerFigures, count, none_yet
-from zml.history import MemberRow, Row, Rows, read
-from zml.recorder import Recorder
+from zml.runs import history, rundir
+from zml.runs.history import MemberRow, Row, Rows, read
+from zml.runs.recorder import Recorder
 from zml.status import JobStatus, MemberStatus
 
 

@@ -8,11 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zml.binding import Binding
-from zml.client import Deliver, Progress
+from zml.agent.seat import Seat
 from zml.codec import by_name
 from zml.errors import ZmlError
-from zml.hooks import Hooks
 from zml.hyper import OptimizerSpec
 from zml.iothread import IoThread
 from zml.layout import Bucket, Layout, Registration, buckets
@@ -20,9 +18,11 @@ from zml.messages import Advance, Commit, Enter, JobSpec, Load, Pull, Push
 from zml.messages import Seat as RosterSeat
 from zml.plan import Plan
 from zml.scheduler.ids import JobId
-from zml.seat import Seat
-from zml.shard import Shard
-from zml.traffic import Traffic
+from zml.shard.shard import Shard
+from zml.worker.binding import Binding
+from zml.worker.client import Deliver, Progress
+from zml.worker.hooks import Hooks
+from zml.worker.traffic import Traffic
 
 JOB, ME = "job", "w0"
 

@@ -15,11 +15,11 @@ import pytest
 from rich.cells import cell_len
 
 from tests.zml.web.serving import Limits, Served, served
-from zml import cli, job_follow
 from zml.cluster import jobfile
 from zml.cluster.archive import unpack
 from zml.cluster.client import Client
 from zml.cluster.jobs import NodeView, Submission
+from zml.commands import cli, job_follow
 from zml.errors import NO_TOKEN, ZmlError
 
 ROOT = Path(cli.__file__).resolve().parent.parent

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zml.docket import LEDGER_STATE, NEWS, Docket
+from zml.coordinator.docket import LEDGER_STATE, NEWS, Docket
+from zml.coordinator.facts import Begun, Entered, Failed, Listening, Progressed, Shown
+from zml.coordinator.journal import Journal
 from zml.errors import HELD, JOURNAL, ZmlError
-from zml.facts import Begun, Entered, Failed, Listening, Progressed, Shown
-from zml.journal import Journal
 from zml.messages import Failure, JobSpec
 from zml.scheduler import calls
 from zml.scheduler.batches import Ledger

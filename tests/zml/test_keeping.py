@@ -16,19 +16,19 @@ from tests.simulation import simulate
 from tests.zml.checkpoints import JOB, LEDGER, NOW, fill, numbers, registration
 from tests.zml.cluster import Cluster
 from tests.zml.test_updates import Twin
+from zml.agent.seat import Seat
 from zml.checkpoint import Checkpoint, Writer, read
 from zml.checkpoint import Refused as WriterRefused
 from zml.checkpoint.folder import ABOUT, TENSORS
-from zml.checkpoints import When
+from zml.coordinator.checkpoints import When
 from zml.errors import BAD_CHECKPOINT, ZmlError
 from zml.iothread import IoThread
-from zml.keeping import Keeping, fetch
 from zml.messages import Fetch, Fetched, JobSpec, Keep, Kept, Ok, Piece
 from zml.piecewise import PIECE, pieces
-from zml.schedules import Schedules
-from zml.seat import Seat
 from zml.transport import Answer, Refused
 from zml.transport.memory import MemoryNetwork
+from zml.worker.keeping import Keeping, fetch
+from zml.worker.schedules import Schedules
 
 ME: dict[str, Any] = {"job": "job", "member": "w0", "incarnation": 1}
 

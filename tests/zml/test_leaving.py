@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from zml.leaving import MOST_BYTES, STOPPED, VARIABLE, AgentEnd, ScriptEnd
-from zml.restarts import Restarts
+from zml.agent.leaving import MOST_BYTES, STOPPED, VARIABLE, AgentEnd, ScriptEnd
+from zml.agent.restarts import Restarts
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from zml import config, console, resume, rundir
+from zml import config
 from zml.errors import NOT_FORMED, UNREACHABLE, ZmlError
 from zml.launch import child, local
+from zml.runs import resume, rundir
 from zml.status import JobStatus, MemberStatus
+from zml.text import console
 
 pytestmark = pytest.mark.cluster
 

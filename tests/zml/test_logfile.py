@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from zml import logfile
-from zml.logfile import LogFile
+from zml.logs import logfile
+from zml.logs.logfile import LogFile
 
 
 def file(path: Path, rotate_bytes: int = 1000, kept: int = 2) -> LogFile:

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zml import ansi, logreading
-from zml.logfile import LogFile
-from zml.logreading import BadCursor, Line, Wanted, after, files, newest, start
-from zml.logreading.lines import parse
+from zml.logs import reading as logreading
+from zml.logs.logfile import LogFile
+from zml.logs.reading import BadCursor, Line, Wanted, after, files, newest, start
+from zml.logs.reading.lines import parse
+from zml.text import ansi
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 

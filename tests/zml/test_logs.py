@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import structlog
 
-from zml import logs, repeats
+from zml.logs import outlets as logs
+from zml.logs import repeats
 
 ROOT = Path(logs.__file__).resolve().parent.parent
 

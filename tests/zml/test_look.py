@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from zml import cli, comparing, finding, look_cli, rundir
+from zml.commands import cli
+from zml.commands import look as look_cli
 from zml.errors import ZmlError
-from zml.events import EventLog
-from zml.logreading.lines import parse
-from zml.logs import stamp
+from zml.logs.outlets import stamp
+from zml.logs.reading.lines import parse
+from zml.runs import comparing, finding, rundir
+from zml.runs.events import EventLog
 from zml.scheduler.actions import Admit, Announce, Launch
 from zml.scheduler.ids import JobId, Seat, WorkerId
 from zml.status import JobStatus, MemberStatus, encode
-from zml.timeline import Step
+from zml.worker.timeline import Step
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 NOW = 1_768_464_000.0  # 2026-01-15T08:00:00Z

@@ -16,11 +16,11 @@ from tests.zml.test_cluster import same, trained
 from tests.zml.test_recovery import ALL, MODES, replayed, same_bits
 from tests.zml.test_replicas import Case
 from zml.checkpoint import read
-from zml.checkpoints import When
+from zml.coordinator.checkpoints import When
 from zml.messages import Copy, JobSpec
 from zml.messages import Promote as PromoteOrder
-from zml.ps import Ps
 from zml.scheduler.actions import Action, Pair, Promote, Rehome
+from zml.shard.ps import Ps
 
 
 def moved(case: Case, shard: str, host: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zml.hyper import OPTIMIZERS, RULES, OptimizerSpec, hyper_of
 from zml.layout import Chunk, Layout
-from zml.optim import UpdateRule
+from zml.shard.optim import UpdateRule
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {}),

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from zml.binding import named_parameters
 from zml.checkpoint.folder import ABOUT, TENSORS
-from zml.optimizer_state import (
+from zml.worker.binding import named_parameters
+from zml.worker.optimizer_state import (
     About,
     BadState,
     copy_state,
@@ -24,7 +24,7 @@ from zml.optimizer_state import (
     read_tensors,
     restore_optimizer,
 )
-from zml.schedules import Told
+from zml.worker.schedules import Told
 
 Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {

@@ -16,25 +16,25 @@ from tests.zml.test_cluster import run, same, trained
 from tests.zml.test_recovery import replayed, same_bits
 from tests.zml.test_shard import Bench
 from tests.zml.test_store import Net, optimizer_of
-from zml import pace
-from zml.base import become, state_of
-from zml.board import Board
 from zml.checkpoint import Checkpoint, newest, read
-from zml.checkpoints import When
 from zml.codec import by_name, cut
 from zml.config import resolve
+from zml.coordinator.board import Board
+from zml.coordinator.checkpoints import When
 from zml.hyper import OptimizerSpec, hyper_of
 from zml.layout import Layout
 from zml.messages import Gauge, JobSpec, Push, Seat
 from zml.noise import NOTHING, Estimate
-from zml.pace import Pace
 from zml.rates import Course, Rule
-from zml.resume import again
-from zml.rundir import CONFIG
+from zml.runs.resume import again
+from zml.runs.rundir import CONFIG
 from zml.scheduler.ids import JobId
-from zml.shard import Shard
+from zml.shard import pace
+from zml.shard.base import become, state_of
+from zml.shard.pace import Pace
+from zml.shard.shard import Shard
+from zml.shard.store import Staged, Store
 from zml.status import JobStatus, NoiseStatus
-from zml.store import Staged, Store
 from zml.transport.memory import MemoryNetwork
 
 LINEAR = JobSpec(workers=2, shards=2, lr_scaling="linear", lr_warm_up_steps=4)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zml.auto import AFTER, DECIDE_EVERY, FIRST, SETTINGS, Auto, Link, Setting, choose, exchange_s
 from zml.compression import parse
 from zml.messages import JobSpec
 from zml.plan import FIRST_DENSITY, Plan
+from zml.worker.auto import AFTER, DECIDE_EVERY, FIRST, SETTINGS, Auto, Link, Setting, choose, exchange_s
 
 
 def test_topk_and_local_steps_put_the_optimizer_on_the_workers_unless_told() -> None:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zml import logs, printed
-from zml.child import Child
-from zml.printed import Levels, Piece, Printed, Splitter
+from zml.agent.child import Child
+from zml.logs import outlets as logs
+from zml.logs import printed
+from zml.logs.printed import Levels, Piece, Printed, Splitter
 
 
 def split(*chunks: bytes, every_s: float = 1.0) -> list[Piece]:

@@ -14,16 +14,16 @@ from tests.simulation import simulate
 from tests.soaking import soak
 from tests.zml.cluster import Cluster, Script
 from tests.zml.test_cluster import run, same, trained
-from zml import base
-from zml.base import state_of
 from zml.errors import LOG_HELD, ZmlError
 from zml.lease import COORDINATOR
 from zml.messages import Commit, Exited, JobSpec, Ok
-from zml.ps import Ps
-from zml.pushlog import PushLog
 from zml.records import Damaged
 from zml.scheduler.ids import JobId
-from zml.shard import Shard
+from zml.shard import base
+from zml.shard.base import state_of
+from zml.shard.ps import Ps
+from zml.shard.pushlog import PushLog
+from zml.shard.shard import Shard
 from zml.transport.memory import MemoryNetwork
 
 MODES = [0, 2, None]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zml.repeats import ALIKE, SAME, Flood, Repeats
+from zml.logs.repeats import ALIKE, SAME, Flood, Repeats
 
 
 def say(repeats: Repeats[str], key: str, item: str, now: float) -> list[str]:

@@ -17,10 +17,10 @@ from tests.zml.test_cluster import run, same, trained
 from tests.zml.test_recovery import ALL, MODES, bits, have_trained, replayed, same_bits
 from zml.errors import FENCED, UNREACHABLE, ZmlError
 from zml.messages import Commit, Copy, JobSpec, Ok
-from zml.mirror import Stage
-from zml.ps import Ps
 from zml.scheduler.ids import JobId
-from zml.shard import Shard
+from zml.shard.mirror import Stage
+from zml.shard.ps import Ps
+from zml.shard.shard import Shard
 from zml.transport.memory import MemoryNetwork
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.console import Console
 
-from zml import report
 from zml.messages import Failure
 from zml.status import JobStatus, MemberFailure, MemberStatus
+from zml.text import report
 
 NOON = 1_700_000_000.0
 

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from tests.zml.test_data import Alone, numbers
-from zml import gpu
-from zml.data import DividedLoader
+from zml.agent import gpu
+from zml.agent.tally import _HEAD as HEAD
+from zml.agent.tally import _PLACE as PLACE
+from zml.agent.tally import VARIABLE, AgentTally, ScriptTally
 from zml.figures import (
     APPLY_BOUNDS_S,
     BESIDE,
@@ -30,13 +32,11 @@ from zml.figures import (
 )
 from zml.messages import AnyMessage, Gauge, Report
 from zml.noise import Estimate
-from zml.reporting import Meter, Reports, fitting, learning_rate
-from zml.tally import _HEAD as HEAD
-from zml.tally import _PLACE as PLACE
-from zml.tally import VARIABLE, AgentTally, ScriptTally
-from zml.timeline import Timeline
 from zml.transport.frames import Envelope, Kind, pack
 from zml.transport.peers import HEADER_BYTES
+from zml.worker.data import DividedLoader
+from zml.worker.reporting import Meter, Reports, fitting, learning_rate
+from zml.worker.timeline import Timeline
 
 MOST = 2**63 - 1
 LONGEST = 0.1 + 0.2  # a double with all of its digits

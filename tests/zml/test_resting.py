@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from zml.member import Member
 from zml.messages import EpochOver, Message, Taken, Wait
-from zml.timeline import Timeline
+from zml.worker.member import Member
+from zml.worker.timeline import Timeline
 
 LATER, LONGER = Wait("job", ["w0"], "w0 has 7"), Wait("job", ["w0"], "w0 has 7", dealt_again=True)
 OVER = EpochOver("job", 0, 40)

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zml import runner
 from zml.messages import Failure
+from zml.worker import runner
 
 ROOT = Path(runner.__file__).resolve().parent.parent
 Ended = subprocess.CompletedProcess[str]

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedules
 
-from zml.schedules import MOST_BYTES, Schedules, Told, find, kind, read, tell, write
+from zml.worker.schedules import MOST_BYTES, Schedules, Told, find, kind, read, tell, write
 
 S = torch_schedules
 EPOCHS, STEPS = 9, 3

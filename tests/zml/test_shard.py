@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from tests.simulation import simulate
-from zml.binding import Binding
 from zml.codec import by_name
 from zml.hyper import hyper_of, write_hyper
 from zml.layout import Bucket, Registration, buckets
 from zml.messages import Advance, Commit, Delta, Enter, Entered, Load, Ok, Pull, Push, Seat, Wait
-from zml.outbox import Outbox
-from zml.replica import Replica
 from zml.scheduler.ids import JobId
-from zml.shard import Shard
+from zml.shard.shard import Shard
 from zml.transport import Refusal
+from zml.worker.binding import Binding
+from zml.worker.outbox import Outbox
+from zml.worker.replica import Replica
 
 JOB = "job"
 

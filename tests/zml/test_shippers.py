@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from zml import logs, rundir
 from zml.cluster.attempts import Attempts
 from zml.config import Settings, resolve
+from zml.logs import outlets as logs
+from zml.logs.printed import Piece, Printed
 from zml.obs import collector
-from zml.printed import Piece, Printed
+from zml.runs import rundir
 from zml.slurm.folder import JobFolder
 
 ALWAYS = ["time", "level", "message", "run", "job", "role", "id", "host", "pid"]

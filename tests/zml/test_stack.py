@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.zml.test_examine import SEED
 from zml import proc, stack
 from zml.stack import Frame, Stack, Thread
-from zml.stack_view import ending, shown
+from zml.text.stack_view import ending, shown
 
 ROOT = Path(__file__).parent.parent.parent
 HANGS = """

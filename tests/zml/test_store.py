@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch import Tensor
 
-from zml.binding import Binding
 from zml.codec import (
     UNKNOWN,
     BadFrame,
@@ -32,8 +31,9 @@ from zml.compression import VALUES
 from zml.hyper import BadHyper, Hyper, OptimizerSpec, hyper_of
 from zml.layout import Bucket, Chunk, Layout, buckets
 from zml.pages import SIZE, Pages
-from zml.replica import Replica
-from zml.store import Staged, Store
+from zml.shard.store import Staged, Store
+from zml.worker.binding import Binding
+from zml.worker.replica import Replica
 
 
 class Net(torch.nn.Module):

@@ -23,28 +23,31 @@ from tests.zml.test_checkpointing import held
 from tests.zml.test_cluster import run, same, trained
 from tests.zml.test_going_on import Mortal
 from tests.zml.test_recovery import bits
-from zml import depot, keeping, piecewise, porter, shard_desk
+from zml import piecewise
 from zml.checkpoint import BadCheckpoint, Checkpoint, Disk, Writer, newest, read, writing
 from zml.checkpoint.folder import ABOUT, TENSORS, is_seen
 from zml.checkpoint.reading import hash_file
 from zml.checkpoint.tensors import MOST_HEADER
-from zml.checkpointer import WRITE_S
-from zml.checkpoints import KEEP_S, When, begun_with
-from zml.client import ASK_S
-from zml.docket import Docket
+from zml.coordinator import depot, shard_desk
+from zml.coordinator.checkpointer import WRITE_S
+from zml.coordinator.checkpoints import KEEP_S, When, begun_with
+from zml.coordinator.docket import Docket
+from zml.coordinator.facts import Begun
+from zml.coordinator.journal import Journal
 from zml.errors import BAD_CHECKPOINT, DISK_FULL, FENCED, NOT_WRITTEN, ZmlError
-from zml.facts import Begun
-from zml.journal import Journal
 from zml.lease import COORDINATOR
 from zml.messages import Fetch, Fetched, JobSpec, Piece, Write
-from zml.ps import Ps
-from zml.pushlog import PushLog
 from zml.scheduler.ids import JobId
 from zml.scheduler.machine import Machine
 from zml.scheduler.rules import Rules
-from zml.shard import Shard
+from zml.shard import porter
+from zml.shard.ps import Ps
+from zml.shard.pushlog import PushLog
+from zml.shard.shard import Shard
 from zml.transport import Answer, Refusal, Refused
 from zml.transport.memory import MemoryNetwork
+from zml.worker import keeping
+from zml.worker.client import ASK_S
 
 ALL = [(epoch, batch) for epoch in range(2) for batch in range(12)]
 SMALL = 100  # bytes of a piece: the models here are small

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 import zml
 from tests.zml.test_data import Alone, Dealt, numbers
 from zml.errors import ZmlError
-from zml.streams import StreamLoader
+from zml.worker.streams import StreamLoader
 
 
 class Stream(IterableDataset[int]):

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from zml.tally import AgentTally, ScriptTally
+from zml.agent.tally import AgentTally, ScriptTally
 
 
 def test_an_agent_reads_how_far_its_script_had_come_when_the_script_is_dead() -> None:

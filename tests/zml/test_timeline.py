@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zml.bars import phases
 from zml.figures import BESIDE, PHASES
-from zml.timeline import Phases, Step, Timeline, read
-from zml.waterfall import table
+from zml.text.bars import phases
+from zml.text.waterfall import table
+from zml.worker.timeline import Phases, Step, Timeline, read
 
 
 class Clock:

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.zml.watched import NOON, STEP_S, USUAL, job, of_shard, of_worker
-from zml import cli, history, rundir
 from zml.cluster.jobs import JobView, NodeView
+from zml.commands import cli
 from zml.figures import ShardFigures, WorkerFigures
 from zml.messages import Failure
+from zml.runs import history, rundir
 from zml.status import JobStatus, MemberFailure, MemberStatus, encode
 from zml.top.keys import decode
 from zml.top.known import ROWS, Known, Past, Seen

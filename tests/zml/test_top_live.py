@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.zml.watched import job
-from zml import history, observe, rundir
+from zml import observe
 from zml.cluster.jobs import AttemptView, JobView, NodeView
 from zml.config import resolve
 from zml.errors import UNREACHABLE, USAGE, ZmlError
+from zml.runs import history, rundir
 from zml.status import JobStatus, encode
 from zml.top.known import Seen
 from zml.top.source import AWAY, Cluster, Lookout, Run

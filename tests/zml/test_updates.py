@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from tests.zml.test_hooks import JOB, ME, Direct, nothing
-from zml.binding import Binding
 from zml.codec import by_name
 from zml.errors import ZmlError
 from zml.iothread import IoThread
@@ -17,9 +16,10 @@ from zml.messages import Enter, JobSpec
 from zml.messages import Seat as RosterSeat
 from zml.plan import Plan
 from zml.scheduler.ids import JobId
-from zml.shard import Shard
-from zml.traffic import Traffic
-from zml.updates import Updates, outer_spec
+from zml.shard.shard import Shard
+from zml.worker.binding import Binding
+from zml.worker.traffic import Traffic
+from zml.worker.updates import Updates, outer_spec
 
 
 class Twin:

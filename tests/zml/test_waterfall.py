@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zml import cli
-from zml.timeline import Step, Timeline, read
-from zml.waterfall import lanes, recorded, table, waterfall
+from zml.commands import cli
+from zml.text.waterfall import lanes, recorded, table, waterfall
+from zml.worker.timeline import Step, Timeline, read
 
 # Seconds; bytes. Half a second of computing, and a wait until one second is over.
 USUAL = Step(

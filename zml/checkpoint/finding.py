@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import NO_CHECKPOINT, USAGE, ZmlError
-from ..rundir import CHECKPOINTS, CONFIG
+from ..runs.rundir import CHECKPOINTS, CONFIG
 from .folder import MANIFEST, entries, entry
 from .reading import Checkpoint, Skipped, read, whole
 

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ARCHIVE, ZmlError
-from ..tables import size as shown
+from ..text.tables import size as shown
 
 MOST_BYTES = 100 * 10**6  # of a folder that is packed
 MOST_FILES = 10_000

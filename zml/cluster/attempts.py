@@ -20,16 +20,17 @@ from typing import Any
 import msgspec
 import structlog
 
-from .. import __version__, rundir
+from .. import __version__
 from ..checkpoint import Checkpoint
 from ..checkpoint.finding import find, load_from
 from ..config import Resolved, Settings, resolve
-from ..coordinating import SYNC_S, job_spec, keep_checkpoints, rules_of
-from ..coordinator import Coordinator
+from ..coordinator.coordinating import SYNC_S, job_spec, keep_checkpoints, rules_of
+from ..coordinator.coordinator import Coordinator
+from ..coordinator.journal import Journal
 from ..errors import ZmlError
-from ..events import EventLog
-from ..journal import Journal
-from ..recorder import Recorder
+from ..runs import rundir
+from ..runs.events import EventLog
+from ..runs.recorder import Recorder
 from ..scheduler import events as job_events
 from ..scheduler.cluster import events
 from ..scheduler.cluster.events import Outcome

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from .. import rundir
 from ..errors import ZmlError
+from ..runs import rundir
 from ..scheduler.cluster import actions, events
 from ..scheduler.cluster.plan import Why
 from ..scheduler.cluster.request import Request

@@ -1,7 +1,7 @@
 """All that the coordinator of many jobs must not forget: the cluster machine's state and what was submitted.
 
-As a job's own docket (`zml.docket`): each thing that happens changes the state and is written down; read again in
-order, the records make the same state. Times are seconds since 1970 by a clock that never goes back.
+As a job's own docket (`zml.coordinator.docket`): each thing that happens changes the state and is written down; read
+again in order, the records make the same state. Times are seconds since 1970 by a clock that never goes back.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ..journal import Entry, Journal
+from ..coordinator.journal import Entry, Journal
 from ..scheduler.cluster import actions, events, state
 from ..scheduler.cluster.machine import HANDLERS, Machine
 from ..scheduler.explain import counted

@@ -31,9 +31,9 @@ from ..launch.local import PROGRAM, environment, lines_of
 from ..launch.revival import Revivals
 from ..lease import COORDINATOR, RETRY_S, ask
 from ..link import control_endpoint
+from ..logs.printed import Printed
 from ..messages import Message, Ok
 from ..metrics.endpoint import http_hosts
-from ..printed import Printed
 from ..transport import Refusal, Refused, TransportError
 from ..web.address import any_port
 from .wire import (

@@ -16,8 +16,8 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from ..coordinator.orders import Orders
 from ..messages import Message, Ok
-from ..orders import Orders
 from ..scheduler.cluster import actions, events
 from ..scheduler.cluster.machine import Machine
 from ..scheduler.cluster.resources import Node, NodeId, Resources

@@ -24,16 +24,16 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from .. import rundir
-from ..coordinating import keep_synced, where
+from ..coordinator.coordinating import keep_synced, where
+from ..coordinator.journal import Journal
 from ..dashboard.mounting import of_hub
 from ..errors import USAGE, ZmlError
-from ..journal import Journal
 from ..lease import COORDINATOR
 from ..link import LISTENER, control_endpoint
 from ..metrics.endpoint import reached_at
 from ..metrics.lag import Lag
 from ..metrics.roles import HubSource
+from ..runs import rundir
 from ..scheduler.cluster.plan import Quota
 from ..scheduler.cluster.policies import POLICIES
 from ..scheduler.cluster.rules import Rules

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..ansi import printable
-from ..console import counted, names, number
-from ..history import Row
+from ..runs.history import Row
 from ..status import JobStatus, MemberStatus
+from ..text.ansi import printable
+from ..text.console import counted, names, number
 from .rates import NOTHING, Lately, shares, stragglers
 from .views import Finding, Level
 

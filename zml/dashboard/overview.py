@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..ansi import printable
-from ..console import counted, duration
-from ..history import Row
+from ..runs.history import Row
 from ..status import CheckpointStatus, DataStatus, JobStatus, MemberStatus
+from ..text.ansi import printable
+from ..text.console import counted, duration
 from .findings import Evidence, about, findings
 from .rates import middle, shares
 from .thinning import MOST, pick, rounded

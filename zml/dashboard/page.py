@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from .. import __version__
-from ..logreading import Wanted
+from ..logs.reading import Wanted
 from .run import Run
 from .serving import assets
 from .views import About

@@ -14,7 +14,7 @@ from statistics import median
 import msgspec
 
 from ..figures import BESIDE, PHASES
-from ..history import member_row
+from ..runs.history import member_row
 from ..status import JobStatus
 
 BUSY = tuple(phase for phase in PHASES if phase != "wait")  # what a worker does itself

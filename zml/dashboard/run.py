@@ -16,13 +16,14 @@ from typing import Any
 
 import msgspec
 
-from .. import audit, history, logreading, rundir
 from ..checkpoint import BadCheckpoint, entries, read_manifest
 from ..checkpoint.folder import hidden
 from ..errors import ZmlError
-from ..history import Row
-from ..logreading import Line, Wanted
-from ..logreading.files import sources as log_sources
+from ..logs import reading as logreading
+from ..logs.reading import Line, Wanted
+from ..logs.reading.files import sources as log_sources
+from ..runs import audit, history, rundir
+from ..runs.history import Row
 from ..scheduler.audit import audit as prove
 from ..scheduler.explain import name_samples
 from ..status import JobStatus

@@ -23,7 +23,7 @@ import structlog
 from aiohttp import web
 
 from ..cluster.jobs import Problem
-from ..logreading import LEVELS, BadCursor, Wanted
+from ..logs.reading import LEVELS, BadCursor, Wanted
 from ..web.access import Door
 from ..web.server import OPEN, refusal
 from .run import Run

@@ -12,8 +12,9 @@ from typing import Protocol
 
 import msgspec
 
-from .. import __version__, finding, rundir
+from .. import __version__
 from ..cluster.jobs import Desk, JobView, NodeView, Problem
+from ..runs import finding, rundir
 from .run import Live, Run, version_of
 from .views import About, Event, JobLine, Jobs, JobWhy, NodeLine, RunLine, Runs, tone_of
 

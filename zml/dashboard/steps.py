@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ..figures import PHASES
-from ..timeline import starts
+from ..worker.timeline import starts
 from .thinning import rounded
 from .views import Bar, Waterfall
 

@@ -14,7 +14,7 @@ from .findings import COORDINATOR
 from .links import probed
 
 if TYPE_CHECKING:
-    from ..coordinator import Coordinator
+    from ..coordinator.coordinator import Coordinator
 
 HAND_ON_S = 1.0  # for the question's own way
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from ..ansi import printable
+from ..text.ansi import printable
 from .findings import Check
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}

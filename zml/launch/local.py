@@ -21,14 +21,16 @@ from typing import Any, Protocol
 import msgspec
 from rich.console import Console
 
-from .. import console, logs, report, rundir
 from ..compiled import NOTICE
 from ..compression import parse
 from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import INTERRUPTED, LOST, NOT_FORMED, ZmlError
+from ..logs import outlets as logs
+from ..logs.printed import Printed
 from ..metrics.endpoint import guarded
-from ..printed import Printed
+from ..runs import rundir
 from ..status import JobStatus
+from ..text import console, report
 from ..web.address import any_port
 from . import tether
 from .child import LINE_BYTES, Child, how_ended, spawn

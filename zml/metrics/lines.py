@@ -1,6 +1,6 @@
 """How many lines this process has logged, by level: a handler of the standard library's loggers that keeps no more.
 
-There is one for the process, as there is one root logger; `zml.logs` puts it there.
+There is one for the process, as there is one root logger; `zml.logs.outlets` puts it there.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from .. import __version__, logs
+from .. import __version__
+from ..logs import outlets as logs
 from ..transport.peers import TRAFFIC
 from . import catalog as c
 from .lag import Lag

@@ -29,11 +29,11 @@ from .points import Point, Target
 from .process import of_process
 
 if TYPE_CHECKING:
-    from ..agent import Agent
+    from ..agent.agent import Agent
     from ..cluster.hub import Hub
     from ..cluster.nodes import Reached
-    from ..coordinator import Coordinator
-    from ..ps import Ps
+    from ..coordinator.coordinator import Coordinator
+    from ..shard.ps import Ps
 
 UNNAMED = Settings().job
 HERE = ("joined", "active")  # states of members that can be scraped

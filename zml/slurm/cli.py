@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import click
 
+from ..commands.flags import CHECKPOINT_FLAGS, JOB_FLAGS, RESTART_FLAGS, SCRIPT, flags, must_exist, settle
 from ..config import Resolved
 from ..errors import USAGE, ZmlError
-from ..flags import CHECKPOINT_FLAGS, JOB_FLAGS, RESTART_FLAGS, SCRIPT, flags, must_exist, settle
 from .script import Script
 from .shape import Needs, Shape, megabytes, node_range
 

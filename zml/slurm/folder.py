@@ -15,10 +15,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from .. import rundir
 from ..checkpoint import Manifest
 from ..checkpoint.finding import find, load_from
 from ..errors import ALLOCATION, BAD_KEYS, USAGE, ZmlError
+from ..runs import rundir
 from ..status import JobStatus
 
 KEYS = "keys"

@@ -16,13 +16,14 @@ from typing import Any
 
 import structlog
 
-from .. import console, rundir
 from ..config import Settings
 from ..errors import BOOK, EX_TEMPFAIL, LOST, NOT_FORMED, ZmlError
 from ..launch.child import Child
 from ..launch.local import Observer
 from ..launch.revival import CRASHED, Revivals
+from ..runs import rundir
 from ..status import JobStatus
+from ..text import console
 from . import step
 from .shape import COORDINATOR, Shape, another_place
 from .steps import Steps

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import console, rundir
 from ..config import Settings
 from ..errors import EX_TEMPFAIL
 from ..launch.revival import Revivals
+from ..runs import rundir
+from ..text import console
 from . import step
 from .shape import COORDINATOR, Shape
 from .steps import Steps

@@ -15,13 +15,16 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from .. import console, logs, observe, report, rundir
+from .. import observe
 from ..compression import parse
 from ..config import Resolved, Settings
-from ..console import counted
 from ..errors import EX_TEMPFAIL, USAGE, ZmlError
 from ..launch.local import COMPILE_S
 from ..launch.local import environment as told
+from ..logs import outlets as logs
+from ..runs import rundir
+from ..text import console, report
+from ..text.console import counted
 from . import address, commands
 from .folder import JobFolder, job_name, running_job
 from .head import Head, Job

@@ -161,8 +161,8 @@ def is_headless(about: Mapping[str, str], nodes: Sequence[str]) -> bool:
 def trains_on(coordinator: Sequence[str]) -> bool:
     """Does the job go on without this member's leave? A coordinator that does not answer is starting, or gone: no
     matter."""
-    from .. import logs
     from ..config import resolve
+    from ..logs import outlets as logs
     from ..observe import fetch_status
 
     logs.silence()

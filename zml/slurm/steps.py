@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..launch.child import Child, spawn
 from ..launch.local import lines_of
-from ..printed import Printed
+from ..logs.printed import Printed
 
 LAST_LINES = 5
 ENDED_S = 5.0  # for the last lines of a step that has ended

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from ..ansi import printable
 from ..cluster.jobs import JobView, NodeView
-from ..console import duration, names
-from ..job_views import gigabytes
-from ..job_words import bounds, sentence, state
+from ..text.ansi import printable
+from ..text.console import duration, names
+from ..text.job_views import gigabytes
+from ..text.job_words import bounds, sentence, state
 from ..web.bodies import ENDS
 from .known import numbered
 from .table import Column

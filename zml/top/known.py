@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ..cluster.jobs import JobView, NodeView
-from ..history import MemberRow, Row, job_row
+from ..runs.history import MemberRow, Row, job_row
 from ..status import JobStatus
 from .paces import ShardPace, Trails, WorkerPace
 

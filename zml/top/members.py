@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from .. import bars
-from ..ansi import printable
-from ..console import HERE, TROUBLED
 from ..figures import APPLY_BOUNDS_S, BESIDE, PHASES, STALENESS_BOUNDS, STEP_BOUNDS_S
 from ..status import JobStatus, MemberStatus
-from ..tables import size
+from ..text import bars
+from ..text.ansi import printable
+from ..text.console import HERE, TROUBLED
+from ..text.tables import size
 from .known import Known, numbered
 from .paces import ShardPace, WorkerPace
 from .table import Column

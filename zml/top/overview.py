@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 from rich.text import Text
 
-from .. import bars, console
-from ..ansi import printable
-from ..console import HERE, cropped, duration, number
 from ..figures import PHASES
 from ..status import JobStatus
+from ..text import bars, console
+from ..text.ansi import printable
+from ..text.console import HERE, cropped, duration, number
 from .known import Known
 from .members import lasting, per_second
 from .paces import WorkerPace

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from ..figures import BESIDE, PHASES, ShardFigures, WorkerFigures
-from ..history import MemberRow
+from ..runs.history import MemberRow
 from ..status import JobStatus
 
 WINDOW_S = 15.0

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.text import Text
 
-from .. import bars, console
-from ..console import cropped, duration, spread
+from ..text import bars, console
+from ..text.console import cropped, duration, spread
 from . import cluster, members, overview
 from .known import Known
 from .screen import Rows, Screen, sort_of

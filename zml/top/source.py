@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .. import history, observe, rundir
+from .. import observe
 from ..errors import UNREACHABLE, USAGE, ZmlError
+from ..runs import history, rundir
 from .known import Past, Seen
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from rich.text import Text
 
-from ..ansi import printable
+from ..text.ansi import printable
 from .screen import Sort
 
 R = TypeVar("R")

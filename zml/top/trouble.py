@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median
 
-from ..console import HERE, TROUBLED, duration, names
 from ..figures import PHASES
 from ..status import JobStatus, MemberStatus
+from ..text.console import HERE, TROUBLED, duration, names
 from .paces import WorkerPace, busy
 
 SLOW = 1.5  # times what the others take

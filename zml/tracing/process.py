@@ -16,7 +16,7 @@ from .sampling import OFF, one_in
 from .steps import UNTRACED, Origin, StepTrace, Untraced
 
 if TYPE_CHECKING:
-    from ..seat import Seat
+    from ..agent.seat import Seat
     from .otlp import Otlp
     from .outlet import Outlet
 

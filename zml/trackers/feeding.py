@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from .. import rundir
+from ..runs import rundir
 from ..status import JobStatus
 from . import RunInfo, Tracker
 from .values import Axis, numbers, steps

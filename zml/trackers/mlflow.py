@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from .. import rundir
+from ..runs import rundir
 from . import RunInfo, Tracker
 
 RUN_ID = f"{rundir.STATE}/mlflow"

@@ -21,7 +21,7 @@ from io import FileIO
 
 import structlog
 
-from ..ansi import printable
+from ..text.ansi import printable
 from . import RunInfo, Tracker
 from .event_file import beginning, scalars, words
 

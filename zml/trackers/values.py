@@ -6,9 +6,9 @@ import math
 
 import msgspec
 
-from ..console import HERE
 from ..figures import PHASES
 from ..status import JobStatus
+from ..text.console import HERE
 
 OURS = "zml/"
 MOST = 200  # of the script's

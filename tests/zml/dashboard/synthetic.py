@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 
-from zml import history, rundir
 from zml.figures import (
     APPLY_BOUNDS_S,
     STALENESS_BOUNDS,
@@ -26,8 +25,9 @@ from zml.figures import (
     ShardFigures,
     WorkerFigures,
 )
-from zml.history import MemberRow, Row
 from zml.messages import Failure
+from zml.runs import history, rundir
+from zml.runs.history import MemberRow, Row
 from zml.status import (
     CheckpointStatus,
     DataStatus,
@@ -36,7 +36,7 @@ from zml.status import (
     MemberFailure,
     MemberStatus,
 )
-from zml.timeline import Step
+from zml.worker.timeline import Step
 
 CHUNK_BYTES = 65_536 * 4
 BATCH = 64

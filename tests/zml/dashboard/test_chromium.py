@@ -14,12 +14,12 @@ from tests.zml.dashboard.browsing import Browser, browser
 from tests.zml.dashboard.serving import Dashboard, dashboard
 from tests.zml.dashboard.synthetic import BIG, HOSTILE, Made, Shape, log_line, put_status, write
 from tests.zml.web.desk import FakeDesk
-from zml import rundir
 from zml.cluster.jobs import NodeView, Submission
 from zml.dashboard.page import bake
 from zml.dashboard.run import Run
 from zml.dashboard.serving import Limits
 from zml.dashboard.sources import HubRuns, OneRun, RunsOf, Source
+from zml.runs import rundir
 from zml.web.access import Door, Token
 
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(180)]

@@ -25,7 +25,7 @@ from zml.dashboard.rates import (
     worker_rate,
 )
 from zml.figures import PHASES
-from zml.history import MemberRow, Row
+from zml.runs.history import MemberRow, Row
 from zml.status import CheckpointStatus, JobStatus, MemberStatus
 
 NOW = 1_700_000_000.0

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.zml.dashboard.synthetic import HOSTILE, Shape, write
-from zml import cli
+from zml.commands import cli
 from zml.dashboard.page import as_data, bake, bundle
 from zml.dashboard.run import Run
 from zml.dashboard.serving import assets

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.zml.dashboard.synthetic import HOSTILE, Shape, write
-from zml import history, rundir
 from zml.dashboard import views
 from zml.dashboard.growing import Growing, ends
 from zml.dashboard.overview import headline, series
@@ -22,10 +21,11 @@ from zml.dashboard.run import Run
 from zml.dashboard.sources import OneRun, RunsOf, source_of
 from zml.dashboard.steps import LONGEST_LINE, StepFile, waterfall
 from zml.dashboard.telling import event
-from zml.history import Row
-from zml.logreading import Wanted
+from zml.logs.reading import Wanted
+from zml.runs import history, rundir
+from zml.runs.history import Row
 from zml.status import JobStatus
-from zml.timeline import Step
+from zml.worker.timeline import Step
 
 SMALL = Shape(workers=4, shards=2, steps=400, rows=60, member_rows=20, timeline_steps=50, log_lines=20)
 

@@ -17,11 +17,11 @@ import pytest
 from tests.zml.dashboard.serving import QUICK, Dashboard, dashboard
 from tests.zml.dashboard.synthetic import HOSTILE, Made, Shape, put_status, write
 from tests.zml.web.desk import FakeDesk
-from zml import rundir
 from zml.cluster.jobs import NodeView, Submission
 from zml.dashboard.mounting import of_run
 from zml.dashboard.serving import CSP, assets
 from zml.dashboard.sources import HubRuns, OneRun, RunsOf
+from zml.runs import rundir
 from zml.status import JobStatus
 from zml.web.access import Door, Token
 from zml.web.server import Limits as ServerLimits

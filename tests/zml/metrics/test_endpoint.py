@@ -17,12 +17,12 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from zml import logs
 from zml.cluster.node import NodeAgent, Place
 from zml.cluster.wire import Work
 from zml.config import Settings, resolve
 from zml.errors import CONFIG, NO_TOKEN, ZmlError
 from zml.launch.local import environment
+from zml.logs import outlets as logs
 from zml.metrics.catalog import Role
 from zml.metrics.endpoint import Endpoint, opened, own_name, reached_at
 from zml.metrics.lag import Lag

@@ -13,9 +13,8 @@ import structlog
 from tests.simulation import simulate
 from tests.zml import cluster as clusters
 from tests.zml.cluster import Cluster
-from zml import ps as processes
-from zml.board import Board
 from zml.cluster.nodes import NOWHERE, Reached
+from zml.coordinator.board import Board
 from zml.figures import WorkerFigures
 from zml.lease import join
 from zml.messages import JobSpec, Join, Joined
@@ -23,6 +22,7 @@ from zml.metrics.lag import Lag
 from zml.metrics.lines import Counting
 from zml.metrics.roles import CoordinatorSource, ShardSource, Unseen, WorkerSource, why_not
 from zml.scheduler import events
+from zml.shard import ps as processes
 from zml.transport.memory import MemoryNetwork
 from zml.web.address import host_of
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zml.cli import run
+from zml.commands.cli import run
 from zml.errors import BAD_TRACE, NO_MATPLOTLIB, ZmlError
 from zml.scheduler.cluster.autoscale import Bounds
 from zml.scheduler.cluster.policies import POLICIES

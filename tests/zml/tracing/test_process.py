@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from zml import resume, tracing
-from zml.cli import run
+from zml import tracing
+from zml.agent.seat import Seat
+from zml.commands.cli import run
 from zml.config import resolve
 from zml.errors import BOOK, LOST, NO_TRACES, ZmlError
-from zml.rundir import CHECKPOINTS, CONFIG
-from zml.seat import Seat
+from zml.runs import resume
+from zml.runs.rundir import CHECKPOINTS, CONFIG
 from zml.tracing import process
 from zml.tracing.span import Span, parse
 from zml.tracing.steps import UNTRACED

@@ -1,0 +1,197 @@
+"""Flags that several commands share, and how they become settings. It reads the environment for all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..config import COORDINATOR_ADDRESS, Resolved, resolve
+from ..errors import NO_SCRIPT, USAGE, ZmlError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+SCRIPT = {**CONTEXT, "allow_interspersed_args": False}  # what follows the script is the script's
+
+
+def flags(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several click options as one decorator, in the order in which help shows them."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+JOB_FLAGS = flags(
+    click.option("-w", "--workers", type=int, metavar="N", help="Workers to wait for.  [default: 1]"),
+    click.option("-p", "--shards", type=int, metavar="M", help="Parameter-server shards.  [default: 1]"),
+    click.option(
+        "--replicas",
+        type=int,
+        metavar="R",
+        help="Backups of each shard, 0 or 1: one takes over where a shard dies.  [default: 0]",
+    ),
+    click.option("--sync", is_flag=True, help="Every step waits for all workers (BSP). This is the default."),
+    click.option(
+        "--staleness", type=int, metavar="N", help="A worker may be N steps ahead of the slowest (SSP)."
+    ),
+    click.option("--async", "asynchronous", is_flag=True, help="Nobody waits for anybody."),
+    click.option(
+        "--compress",
+        metavar="HOW",
+        help="How gradients travel: none, bf16, topk:1%, topk:1%:int4, auto.  [default: none]",
+    ),
+    click.option(
+        "--local-steps", type=int, metavar="H", help="Exchange after H optimizer steps.  [default: 1]"
+    ),
+    click.option(
+        "--optimizer-on",
+        type=click.Choice(["auto", "shard", "worker"]),
+        help="Who runs the optimizer.  [default: auto, the worker with topk and local steps]",
+    ),
+    click.option(
+        "--outer-lr", type=float, metavar="X", help="Of the shards' rule under the workers' optimizers."
+    ),
+    click.option("--outer-momentum", type=float, metavar="X", help="The same, Nesterov.  [default: 0]"),
+    click.option(
+        "--warm-up-steps", type=int, metavar="N", help="Steps over which topk's density falls from 25 %."
+    ),
+    click.option(
+        "--residual-decay", type=float, metavar="X", help="Topk keeps so much of what waits.  [default: 1]"
+    ),
+    click.option(
+        "--lr-scaling",
+        type=click.Choice(["none", "linear", "sqrt"]),
+        help="In sync: the learning rate follows the workers' number, from the -w asked for.  [default: none]",
+    ),
+    click.option(
+        "--lr-warm-up-steps",
+        type=int,
+        metavar="N",
+        help="Updates over which it grows to more workers.  [default: 0]",
+    ),
+    click.option(
+        "--staleness-damping",
+        is_flag=True,
+        default=None,
+        help="With a bound or async: divide the rate by the updates that a gradient is late.",
+    ),
+    click.option(
+        "--on-bad-batch",
+        type=click.Choice(["stop", "skip"]),
+        help="When a batch crashes scripts, or its gradient is not finite.  [default: stop]",
+    ),
+)
+MEMBER_FLAGS = flags(
+    click.option(
+        "--coordinator",
+        multiple=True,
+        metavar="ADDR",
+        help=f"Where the coordinator listens; may be repeated.  [default: {COORDINATOR_ADDRESS}]",
+    ),
+)
+RESTART_FLAGS = flags(
+    click.option(
+        "--worker-restarts",
+        type=int,
+        metavar="N",
+        help="Start a script that was killed again, so often within an hour.  [default: 3]",
+    ),
+    click.option("--restart-on-error", is_flag=True, default=None, help="After an exception, too."),
+)
+TRACKER_FLAG = click.option(
+    "--tracker",
+    "trackers",
+    multiple=True,
+    metavar="NAME",
+    help="tensorboard, wandb, mlflow, package.module:Class or none; may be repeated.  [default: tensorboard]",
+)
+CHECKPOINT_FLAGS = flags(
+    click.option(
+        "--resume", metavar="RUN", help="Begin with a run's newest checkpoint, or with the one that is named."
+    ),
+    click.option("--checkpoint-steps", type=int, metavar="N", help="A checkpoint after so many steps."),
+    click.option(
+        "--checkpoint-minutes", type=float, metavar="T", help="And after so many minutes.  [default: 10]"
+    ),
+    click.option("--keep-last", type=int, metavar="N", help="Checkpoints that stay.  [default: 3]"),
+)
+HTTP_FLAGS = flags(
+    click.option(
+        "--http",
+        metavar="HOST:PORT",
+        help="Answer /metrics, health and people here, or off.  [default: 127.0.0.1, 7078 or another port]",
+    ),
+    click.option(
+        "--http-tokens",
+        "--tokens",
+        "http_tokens",
+        metavar="FILE",
+        help="Who may ask from other machines; needed beyond 127.0.0.1.",
+    ),
+)
+KEY_FLAG = click.option("--keys", metavar="FOLDER", help="CURVE keys, made by `zml keys`.")
+BIND_FLAG = click.option("--bind", multiple=True, metavar="ADDR", help="Listen here; may be repeated.")
+CLUSTER_FLAGS = flags(
+    click.option("--cluster", metavar="FOLDER", help="Serve many jobs; all state is in FOLDER."),
+    click.option("--policy", metavar="NAME", help="Of --cluster: who goes first."),
+    click.option("--users", metavar="FILE", help="Of --cluster: quotas and shares of users, as TOML."),
+    click.option(
+        "--pool", metavar="FILE", help="Of --cluster: nodes that come and go with the jobs, as TOML."
+    ),
+)
+PLACE_FLAGS = flags(
+    click.option("--run-dir", metavar="FOLDER", help="The run directory.  [default: a new one below ./runs]"),
+    click.option("--job", metavar="NAME", help="The job's name.  [default: job]"),
+    click.option("--config", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]"),
+    click.option(
+        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]"
+    ),
+    click.option(
+        "--trace",
+        metavar="1/N",
+        help="OpenTelemetry traces of one step in N and of slow and failed ones; slow: of those alone; off.",
+    ),
+)
+
+
+def settle(given: Mapping[str, Any]) -> Resolved:
+    """Settings from a command's parameters: those that are None, empty or False were not given."""
+    named = {
+        key: value for key, value in given.items() if not (value is None or value is False or value == ())
+    }
+    file = named.pop("config", None)
+    modes = [key for key in ("sync", "staleness", "asynchronous") if key in named]
+    if len(modes) > 1:
+        raise ZmlError(USAGE, "--sync, --staleness and --async exclude each other", "Give one of them.")
+    if named.pop("sync", False):
+        named["staleness"] = 0
+    if named.pop("asynchronous", False):
+        named["staleness"] = "async"
+    resolved = resolve(named, os.environ, file)
+    if "trace" in given and resolved.settings.trace != "off":
+        from ..tracing.process import require
+
+        require(resolved.settings.trace)
+    return resolved
+
+
+def devices(resolved: Resolved, cpu: bool) -> list[str]:
+    """One for each worker."""
+    from ..agent import gpu
+
+    workers = resolved.settings.workers
+    return ["cpu"] * workers if cpu else gpu.share_out(workers, gpu.found(), os.environ)
+
+
+def must_exist(script: str) -> None:
+    if not Path(script).is_file():
+        what = "is a folder" if Path(script).is_dir() else "does not exist"
+        raise ZmlError(NO_SCRIPT, f"the script {script} {what}", f"The working folder is {os.getcwd()}.")

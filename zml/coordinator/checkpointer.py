@@ -1,0 +1,306 @@
+"""A checkpoint of a running job: when, from whom, and in which order. `checkpoint` says what lies on disk.
+
+    every shard: Hold -> Align until all stand alike -> Snap     training stands still for this long
+    every shard: Write                                            beside the training
+    ledger, settings, manifest last; old ones are dropped
+
+A shard writes its part into the folder, or sends it where it does not see that (`porter`, `depot`).
+
+Rules: the data ledger is taken at the same cut, from what the shards say they have applied. Whatever goes wrong
+leaves the job and the checkpoints before as they were, is logged, and is tried again at the next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from ..checkpoint import BadCheckpoint, Refused, entries, entry, prune, read_manifest, shard_file
+from ..checkpoint.folder import TENSORS
+from ..checkpoint.tensors import MOST_HEADER
+from ..errors import ZmlError
+from ..layout import Registration
+from ..messages import Align, Front, Held, Hold, Message, Release, Snap, Snapped, Write, Written
+from ..piecewise import MOST_STATE
+from ..status import CheckpointStatus
+from ..tracing.trees import Tree
+from .depot import Intake, Kept
+from .holding import HOLD_MOST_S, alike, furthest
+from .orders import MOST_S, while_moving
+
+ALIGN_S = HOLD_MOST_S - 1.0
+AGAIN_S = 0.003
+WRITE_S = 600.0  # for a shard to write its part, or to send the next piece of it
+
+log = structlog.get_logger()
+
+
+class Cut(NamedTuple):
+    """What the coordinator adds, as it is when the shards stand alike."""
+
+    registration: bytes
+    epoch: int
+    ledger: dict[str, Any]
+    job: dict[str, Any]
+    files: Mapping[str, bytes]  # further files, if there are any
+
+
+class Answered(NamedTuple):
+    message: Struct
+    payload: bytes
+
+
+Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
+Keep = Callable[[Intake], Awaitable[Sequence[Kept]]]  # bring further files; those that can be done without
+At = Callable[[Front], Cut | None]  # None: who belongs to the job is just changing, and the ledger with it
+
+
+class Taken(NamedTuple):
+    path: Path
+    step: int
+    bytes: int  # of what the shards hold
+    held_s: float  # that training stood still
+
+
+def on_disk(root: Path) -> CheckpointStatus:
+    """Of the newest whole one that was taken before this coordinator began."""
+    try:
+        found = entries(root)
+    except OSError:  # what cannot be read is told when one is taken
+        found = []
+    for each in reversed(found):
+        try:
+            manifest = read_manifest(root / each.name)
+            at = datetime.fromisoformat(manifest.created)
+        except (BadCheckpoint, ValueError):
+            continue
+        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        return CheckpointStatus(
+            path=str(root / each.name), step=manifest.step, at=at.timestamp(), bytes=manifest.bytes
+        )
+    return CheckpointStatus()
+
+
+class NotTaken(Exception):
+    """Why there is no checkpoint this time, as a sentence."""
+
+
+class Checkpointer:
+    """One job's checkpoints. `take` runs once at a time."""
+
+    def __init__(
+        self,
+        job: str,
+        root: Path,
+        *,
+        ask: Ask,
+        shards: Callable[[], Sequence[str]],
+        host: Callable[[str], str],
+        at: At,
+        keep: Keep,
+        steps_before: int = 0,
+        keep_last: int = 3,
+        keep_every_steps: int = 0,
+    ) -> None:
+        """`shards` are those that hold chunks; none where they cannot all be asked. `host` is the member in whose
+        process a shard lives. `at` takes the ledger."""
+        self.job = job
+        self.root = root
+        self.ask = ask
+        self.shards = shards
+        self.host = host
+        self.at = at
+        self.keep = keep
+        self.steps_before = steps_before
+        self.keep_last = keep_last
+        self.keep_every_steps = keep_every_steps
+        self.number = 0
+        self.newest: Path | None = None
+        self.told = on_disk(root)
+        self.intake: Intake | None = None  # of the checkpoint that is being written
+        self.lock = asyncio.Lock()
+        self.tree = Tree("zml.checkpoint")  # of the newest
+        self.releases: set[asyncio.Future[Answered | None]] = set()
+
+    async def take(self, because: str) -> Path | None:
+        """Take one; its folder, or None where that was not possible, which is logged."""
+        async with self.lock:
+            self.number += 1
+            began = time.monotonic()
+            self.tree = Tree("zml.checkpoint", job=self.job, because=because)
+            try:
+                taken = await self._take(self.number, because)
+            except (NotTaken, Refused, ZmlError) as error:
+                self.tree.end(str(error))
+                log.warning("no checkpoint", because=str(error), wanted=because)
+                self.told = msgspec.structs.replace(
+                    self.told, failed=self.told.failed + 1, because=str(error)
+                )
+                return None
+            except asyncio.CancelledError:
+                log.error(
+                    "no checkpoint", because="the coordinator ended before it was whole", wanted=because
+                )
+                raise
+            except Exception as error:  # a checkpoint is not worth those that would come after it
+                self.tree.end(repr(error))
+                log.error("no checkpoint", because=repr(error), wanted=because)
+                self.told = msgspec.structs.replace(
+                    self.told, failed=self.told.failed + 1, because=repr(error)
+                )
+                return None
+            log.info(
+                "checkpoint",
+                path=str(taken.path),
+                because=because,
+                held_s=round(taken.held_s, 4),
+                seconds=round(time.monotonic() - began, 3),
+            )
+            self.tree.end(step=taken.step, bytes=taken.bytes, held_s=round(taken.held_s, 6))
+            self.newest = taken.path
+            self.told = CheckpointStatus(
+                path=str(taken.path),
+                step=taken.step,
+                at=time.time(),
+                bytes=taken.bytes,
+                held_s=taken.held_s,
+                took_s=time.monotonic() - began,
+                taken=self.told.taken + 1,
+                failed=self.told.failed,
+            )
+            return taken.path
+
+    async def _take(self, number: int, because: str) -> Taken:
+        shards = self.shards()
+        if not shards:
+            raise NotTaken("a shard is away, or there are no parameters yet")
+        began = time.monotonic()
+        try:
+            with self.tree.within("zml.checkpoint.hold"):
+                front, cut, sizes = await self._copies(number, shards)
+        finally:
+            for shard in shards:  # also where some have let go already
+                task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))
+                self.releases.add(task)
+                task.add_done_callback(self.releases.discard)
+        held_s = time.monotonic() - began
+        step = self.steps_before + front.updates
+        with self.tree.within("zml.checkpoint.write"):
+            path = await self._write(number, step, sizes, cut, because)
+        return Taken(path, step, sum(sizes.values()), held_s)
+
+    async def _copies(self, number: int, shards: Sequence[str]) -> tuple[Front, Cut, dict[str, int]]:
+        """All shards have copied the same steps, so many bytes each, and the ledger says which."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + ALIGN_S
+        while True:
+            front = await self._stand_alike(number, shards)
+            if (cut := self.at(front)) is not None:
+                agreed, snap = msgspec.msgpack.encode(front), Snap(self.job, number)
+                answers = await asyncio.gather(*(self.ask(shard, snap, agreed, ALIGN_S) for shard in shards))
+                copied = [answer.message for answer in answers if answer is not None]
+                sizes = [message.bytes for message in copied if isinstance(message, Snapped)]
+                if len(sizes) == len(shards):
+                    return front, cut, dict(zip(shards, sizes, strict=True))
+            if loop.time() > until:
+                raise NotTaken("workers came and went all the time")
+            await asyncio.sleep(AGAIN_S)
+
+    async def _stand_alike(self, number: int, shards: Sequence[str]) -> Front:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + ALIGN_S
+        fronts = await self._fronts(shards, Hold(self.job, number), None)
+        while not alike(fronts):
+            if loop.time() > until:
+                apart = [shard for shard, front in zip(shards, fronts, strict=True) if front != fronts[0]]
+                raise NotTaken(f"{', '.join(apart) or shards[0]} did not come to where the others stand")
+            await asyncio.sleep(AGAIN_S)
+            target = msgspec.msgpack.encode(furthest(fronts))
+            fronts = await self._fronts(shards, Align(self.job, number), target)
+        return fronts[0]
+
+    async def _fronts(self, shards: Sequence[str], message: Message, payload: bytes | None) -> list[Front]:
+        answers = await self._all(shards, message, payload, ALIGN_S, Held)
+        return [msgspec.msgpack.decode(answer.payload, type=Front) for answer in answers]
+
+    async def _write(self, number: int, step: int, sizes: Mapping[str, int], cut: Cut, because: str) -> Path:
+        shards = list(sizes)
+        self.intake = intake = await Intake.begin(self.root, step)
+        try:
+            await intake.run(intake.writer.must_have_room, sum(sizes.values()))
+            registration = await intake.run(Registration.from_bytes, cut.registration)
+            intake.most |= {shard_file(int(shard[1:])): size + MOST_HEADER for shard, size in sizes.items()}
+            intake.most[TENSORS] = registration.layout.size * MOST_STATE + MOST_HEADER
+            parts = [self._part(number, shard, intake) for shard in shards]
+            written, kept = await asyncio.gather(asyncio.gather(*parts), self.keep(intake))
+            for shard, part in zip(shards, written, strict=True):
+                if part is None:
+                    raise NotTaken(intake.trouble)
+                await intake.adopt(shard_file(int(shard[1:])), part.bytes, part.xxh3)
+            # Last, and when no piece is under way: to sync a file takes long, and the disk is asked in one thread.
+            await intake.adopt_what_fits(kept)
+            for name, data in cut.files.items():
+                await intake.run(intake.writer.write, name, data)
+            return await intake.run(self._seal, intake, registration, cut, because)
+        finally:
+            self.intake = None
+            await intake.end()
+
+    async def _part(self, number: int, shard: str, intake: Intake) -> Written | None:
+        """One shard's file is in the folder, or has come; None where it did neither, or nothing more comes."""
+        name = shard_file(int(shard[1:]))
+        intake.senders[name] = self.host(shard)
+        order = Write(self.job, number, str(intake.writer.folder), name, trace=self.tree.header())
+        asked = asyncio.ensure_future(self.ask(shard, order, None, MOST_S))
+        try:
+            done = await while_moving(asked, lambda: intake.received[name], lambda: WRITE_S)
+            answer = asked.result() if done else None
+        finally:
+            asked.cancel()
+        if answer is None or not isinstance(answer.message, Written):
+            intake.close(f"{shard} did not write its part; its log says why")  # the others need not go on
+            return None
+        return answer.message
+
+    def _seal(self, intake: Intake, registration: Registration, cut: Cut, because: str) -> Path:
+        path = intake.writer.seal(
+            registration,
+            ledger=cut.ledger,
+            job=cut.job,
+            epoch=cut.epoch,
+            because=because,
+            now=time.time(),
+        )
+        known = [found] if (found := entry(path.name)) is not None else []
+        try:
+            dropped = prune(self.root, self.keep_last, self.keep_every_steps, verified=known)
+        except OSError as error:  # this one is safe
+            log.warning("old checkpoints stay", because=str(error))
+            return path
+        for name in dropped:
+            log.info("checkpoint dropped", name=name)
+        return path
+
+    async def _all(
+        self,
+        shards: Sequence[str],
+        message: Message,
+        payload: bytes | None,
+        within_s: float,
+        kind: type[Message],
+    ) -> list[Answered]:
+        answers = await asyncio.gather(*(self.ask(shard, message, payload, within_s) for shard in shards))
+        found = []
+        for shard, answer in zip(shards, answers, strict=True):
+            if answer is None or not isinstance(answer.message, kind):
+                raise NotTaken(f"{shard} did not answer {type(message).__name__}")
+            found.append(answer)
+        return found

@@ -1,0 +1,182 @@
+"""The coordinator's desk for shards: what they are given, where they are, and that all of them can be asked.
+
+It decides nothing: which shards there are and which are waited for is the machine's. Rule: an order twice is the same
+as once, so whoever comes back is given everything again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from ..messages import Assign, Assignment, Homes, Message, Moved, Register, Registered
+from ..plan import Plan
+from ..scheduler import events
+from ..scheduler.ids import ShardId
+from ..scheduler.state import Finishing
+from ..transport import Answer, Refusal
+from .checkpoints import resumed_course, why_not_this_model
+from .facts import Shown, Took
+from .orders import ORDER_S
+
+if TYPE_CHECKING:
+    from .coordinator import Coordinator
+
+ASSIGN_S = (
+    300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
+)
+READ_S = 3600.0  # and to read what its chunks begin with; one that dies meanwhile is noticed before
+FETCH_S = 600.0  # or to ask for the next piece of it, where it does not see the folder
+
+
+class ShardDesk:
+    """One job's shards. `begin_with` is the checkpoint that their chunks begin with, if there is one, and `manifest`
+    the hash by which they know it."""
+
+    def __init__(self, hall: Coordinator, begin_with: str = "", manifest: str = "") -> None:
+        self.hall = hall
+        self.begin_with = begin_with
+        self.manifest = manifest
+        self.assigned: set[str] = set()  # those that have taken the layout from this process
+
+    @property
+    def all(self) -> list[ShardId]:
+        return self.hall.machine.shards(self.hall.job)
+
+    def serves(self, shard: str) -> bool:
+        """Is this shard alive, with its chunks?"""
+        return self.hall.homes.serves(shard)
+
+    def holding(self) -> list[str]:
+        """The shards with chunks; none where one of them cannot be asked, or has no parameters yet."""
+        facts = self.hall.docket.facts
+        shards = [str(shard) for number, shard in enumerate(self.all) if number in set(facts.placement)]
+        # Of a job that ends it is not known any more; the shards themselves say so then.
+        ready = self.hall.docket.loaded or (self._ending() and set(shards) <= set(facts.took))
+        return shards if ready and all(map(self.serves, shards)) else []
+
+    def had_nothing(self, shard: str) -> bool:
+        """Nobody has brought it any parameters: it never had a layout."""
+        return shard not in self.hall.docket.facts.took
+
+    async def register(
+        self, peer: str, message: Register, registration: bytes
+    ) -> Message | tuple[Message, bytes]:
+        """A script shows its layout, and learns where its chunks live once every shard has taken it."""
+        hall = self.hall
+        hall.admit(message.worker, message.incarnation)
+        hall.docket.spoke(message.worker, peer)
+        if digest_of(registration) != message.digest:
+            raise Refusal("layout", "the layout's digest does not match its bytes")
+        if not hall.facts.registration:
+            if hall.resumed is not None and (because := why_not_this_model(hall.resumed, registration)):
+                raise Refusal("layout", f"the checkpoint {hall.resumed.path} does not fit: {because}")
+            hall.docket.fact(Shown(registration))
+        hall.dispatch(
+            events.Registered(hall.job, message.worker, message.incarnation, message.digest, message.chunks)
+        )
+        if message.digest != digest_of(hall.facts.registration):
+            raise Refusal("layout", f"{message.worker} registered another layout than the workers before it")
+        hall.settle()
+        shards = self.all
+        if not await hall.until(lambda: self.assigned.issuperset(shards)):
+            # The first sparse job of a machine compiles half a minute and more.
+            late = [shard for shard in shards if shard not in self.assigned]
+            offer = hall.checkpoint_desk.offer
+            moved = sum(offer.given[hall.homes.host(shard)] for shard in late)
+            because = "they fetch what they begin with" if moved else "they take the layout"
+            return hall.dealer.wait(late, because, moved=moved)
+        if not await hall.until(lambda: hall.docket.loaded or hall.facts.initialiser == message.worker):
+            whom = hall.facts.initialiser
+            return hall.dealer.wait([whom], f"{whom} brings the first parameters")
+        await hall.until(hall.notes.complete)  # one that is on its way; its sender may also be gone
+        reply = Registered(
+            job=hall.job,
+            generation=hall.machine.generation(hall.job),
+            initialiser="" if hall.docket.loaded else hall.facts.initialiser,
+            staleness=hall.spec.staleness,
+            compress=hall.spec.compress,
+            workers=hall.spec.workers,
+            epoch=hall.ledger.epoch,
+            steps=hall.begun.steps_before,
+        )
+        where = [hall.homes.addresses(shard) for shard in shards]
+        homes = Homes(list(shards), where, list(hall.facts.placement), hall.notes.newest)
+        return reply, msgspec.msgpack.encode(homes)
+
+    def assign_all(self) -> None:
+        for shard in self.all:
+            if self.hall.homes.host(shard) in self.hall.orders.peers:
+                self.assign(shard)
+
+    def assign(self, shard: str) -> None:
+        """Give this shard the layout and the placement; when all have them, workers may go on."""
+        hall, facts = self.hall, self.hall.docket.facts
+        payload = msgspec.msgpack.encode(Assignment(facts.registration, list(facts.placement)))
+        spec = hall.spec
+        message = Assign(
+            hall.job,
+            shard,
+            spec.staleness,
+            spec.compress,
+            self.begin_with,
+            self.manifest,
+            spec.rates,
+            resumed_course(hall.resumed),
+            Plan.of(spec).shows_noise,
+        )
+        host = hall.homes.host(shard)
+        peer = hall.orders.peers[host]
+
+        def ended(order: asyncio.Task[bool]) -> None:
+            if order.cancelled() or hall.orders.peers[hall.homes.host(shard)] != peer:
+                return  # the process that has come in its place was given the same order
+            if order.result():
+                self.assigned.add(shard)
+                if self.had_nothing(shard):
+                    hall.docket.fact(Took(shard))
+                hall.wake()
+            elif self.serves(shard) and not self._ending():
+                because = f"{shard} did not take the layout; its log says why"
+                hall.dispatch(events.Cancelled(hall.job, because))
+
+        def quiet_s() -> float:
+            return FETCH_S if hall.checkpoint_desk.offer.given[host] else READ_S
+
+        if self.begin_with:
+            given = hall.checkpoint_desk.offer.given
+            order = hall.orders.send_long(host, message, payload, lambda: given[host], quiet_s)
+        else:
+            order = hall.orders.send(host, message, payload, ASSIGN_S)
+        order.add_done_callback(ended)
+
+    def _ending(self) -> bool:
+        job = self.hall.docket.running
+        return job is None or isinstance(job.phase, Finishing)
+
+    def rehome(self, shard: str, incarnation: int) -> None:
+        """A shard serves its chunks again: it gets what it has missed, and the scripts its address."""
+        if self.hall.docket.facts.placement:
+            self.assign(shard)
+        self.hall.homes.rehome(shard, incarnation)
+        self.hall.rosters.again(shard)
+        where = self.hall.homes.addresses(shard)
+        for peer in self.hall.docket.facts.scripts.values():
+            self.hall.endpoint.notify(peer, Moved(self.hall.job, shard, incarnation, where))
+
+    async def ask(
+        self, shard: str, message: Message, payload: bytes | None = None, within_s: float = ORDER_S
+    ) -> Answer | None:
+        """Ask the process in which this shard lives."""
+        return await self.hall.orders.ask(
+            self.hall.homes.host(shard), replace(message, shard=shard), payload, within_s
+        )
+
+
+def digest_of(registration: bytes) -> str:
+    """What two workers' layouts are compared by; `layout.Registration.digest` is the same."""
+    return hashlib.blake2b(registration, digest_size=16).hexdigest()

@@ -1,0 +1,1 @@
+"""What processes say: where lines go, how often, in which files; and (`reading`) how they are found again."""

@@ -1,0 +1,253 @@
+"""Where a shard's push log begins: the shard's whole state at one record, so that the records before can go.
+
+A base is a folder of records of its own, written beside the running shard and complete when its last record is there:
+
+    the account (`Account`, msgpack), then one record per tensor: its `Name` and its bytes, then `END`
+
+What is staged or waits for other workers is in it too, frames and all: a shard that begins from a base and reads the
+log from there on is the one that read the whole log, to the bit, but for the logs of deltas (whoever is behind gets the
+parameters themselves).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..codec import split
+from ..hyper import read_hyper
+from ..messages import Assign, Seat
+from ..rates import Course
+from ..records import Damaged, Records, sync_folder
+from ..scheduler.ids import WorkerId
+from ..scheduler.staleness import Account as GateAccount
+from .counted import Committed, Last, Step
+from .store import Staged
+
+if TYPE_CHECKING:
+    from .shard import Shard
+
+PREFIX = "base-"
+END = b"end"
+
+
+class Push(msgspec.Struct, frozen=True, array_like=True):
+    """One staged bucket: its frames are the next tensor record of bytes."""
+
+    bucket: int
+    absent: list[int]
+    payload: str  # name of the record
+    seen: int = -1
+
+
+Counted: TypeAlias = tuple[int, int, int, bytes, int]  # `counted.Last`
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard without its tensors."""
+
+    assign: Assign | None
+    assignment: bytes
+    generation: int
+    seats: list[Seat]
+    gate: dict[str, Any]
+    fenced: dict[str, int]
+    last: dict[str, Counted]
+    applied: dict[str, Counted]
+    staged: dict[str, dict[int, list[Push]]]  # by worker and clock
+    committed: dict[int, dict[str, tuple[list[Push], Counted]]]  # by clock and worker
+    hyper: bytes
+    steps: int
+    versions: dict[int, tuple[int, int, int]]
+    course: Course = Course()
+
+
+@dataclass(slots=True)
+class State:
+    """A copy of a shard, that the shard no longer touches. `tensors` holds staged payloads as bytes, too."""
+
+    account: Account
+    tensors: dict[str, Tensor]
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def state_of(shard: Shard) -> State:
+    """Copy a shard. In its own thread; takes about as long as copying its slabs."""
+    store = shard.store
+    versions, tensors = store.state() if store is not None else ({}, {})
+
+    def kept(pushes: Mapping[int, Staged], where: str) -> list[Push]:
+        found = []
+        for bucket, staged in sorted(pushes.items()):
+            name = f"{where}/{bucket}"
+            payload = b"".join(bytes(frame) for frame in staged.frames.values())
+            tensors[name] = torch.frombuffer(bytearray(payload or b"\0"), dtype=torch.uint8)[: len(payload)]
+            found.append(Push(bucket, sorted(staged.absent), name, staged.seen))
+        return found
+
+    staged = {
+        str(worker): {clock: kept(step.pushes, f"staged/{worker}/{clock}") for clock, step in steps.items()}
+        for worker, steps in shard.staged.items()
+    }
+    committed: dict[int, dict[str, tuple[list[Push], Counted]]] = {
+        clock: {
+            str(worker): (
+                kept(
+                    dict(zip(sorted(shard.pushed), step.pushes, strict=True)), f"committed/{worker}/{clock}"
+                ),
+                step.last,
+            )
+            for worker, step in steps.items()
+        }
+        for clock, steps in shard.committed.items()
+    }
+    account = Account(
+        assign=shard.assigned,
+        assignment=shard.assignment,
+        generation=shard.generation,
+        seats=list(shard.seats),
+        gate=msgspec.to_builtins(shard.gate.account()),
+        fenced={str(worker): incarnation for worker, incarnation in shard.fenced.items()},
+        last={str(worker): last for worker, last in shard.last.items()},
+        applied={str(worker): last for worker, last in shard.applied.items()},
+        staged=staged,
+        committed=committed,
+        hyper=shard.hyper_bytes,
+        steps=shard.steps,
+        versions=versions,
+        course=shard.pace.course,
+    )
+    return State(account, tensors)
+
+
+def become(shard: Shard, state: State) -> None:
+    """Make a new shard the one that was copied."""
+    account = state.account
+    tensors = dict(state.tensors)
+
+    def pushes(kept: list[Push]) -> dict[int, Staged]:
+        found = {}
+        for push in kept:
+            payload = tensors.pop(push.payload).numpy().data
+            frames = split(payload, shard.buckets[push.bucket].chunks)
+            found[push.bucket] = Staged(frames, frozenset(push.absent), push.seen)
+        return found
+
+    if account.assign is not None:
+        # Whatever checkpoint it began with is in the tensors.
+        shard.replay(msgspec.structs.replace(account.assign, checkpoint=""), memoryview(account.assignment))
+    shard.gate.restore(msgspec.convert(account.gate, GateAccount))
+    shard.generation, shard.seats, shard.steps = account.generation, account.seats, account.steps
+    shard.incarnations = {WorkerId(seat.worker): seat.incarnation for seat in account.seats}
+    shard.fenced = {WorkerId(worker): n for worker, n in account.fenced.items()}
+    shard.last = {WorkerId(worker): Last(*last) for worker, last in account.last.items()}
+    shard.applied = {WorkerId(worker): Last(*last) for worker, last in account.applied.items()}
+    if shard.store is None:
+        return
+    spec = shard.store.spec
+    if account.hyper:
+        shard.hyper, shard.hyper_bytes = read_hyper(account.hyper, spec), account.hyper
+    shard.staged = {
+        WorkerId(worker): {clock: Step(pushes(kept)) for clock, kept in steps.items()}
+        for worker, steps in account.staged.items()
+    }
+    shard.committed = {
+        clock: {
+            WorkerId(worker): Committed(list(pushes(kept).values()), read_hyper(last[3], spec), Last(*last))
+            for worker, (kept, last) in steps.items()
+        }
+        for clock, steps in account.committed.items()
+    }
+    shard.pace.course = account.course
+    shard.store.load_state(account.versions, tensors)
+
+
+# -- on disk --------------------------------------------------------------------------------------------------
+
+
+class Name(msgspec.Struct, frozen=True, array_like=True):
+    """The head of a tensor's record."""
+
+    name: str
+    dtype: str
+
+
+def write(folder: Path, number: int, state: State) -> None:
+    """Write the base of the log from record `number` on; then drop older bases. Raises OSError.
+
+    It may run in a thread of its own.
+    """
+    path = folder / f"{PREFIX}{number:020d}"
+    shutil.rmtree(path, ignore_errors=True)  # of a process that died while it wrote
+    records = Records(path)
+    try:
+        records.append(msgspec.msgpack.encode(state.account))
+        for name, tensor in state.tensors.items():
+            head, data = packed(name, tensor)
+            records.append(len(head).to_bytes(2, "little"), head, data)
+        records.append(END)
+        records.sync()
+    except OSError:
+        records.close()
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    records.close()
+    sync_folder(folder)  # the name of the base, before anything that it replaces goes
+    for other, base in _bases(folder):
+        if other < number:
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def read(folder: Path) -> tuple[int, State] | None:
+    """The newest base that is complete, and the number of the record that follows it; None without one.
+
+    Raises Damaged. One that was not written to its end is passed over: the log before it is still there.
+    """
+    for number, path in reversed(_bases(folder)):
+        records = Records(path)
+        try:
+            bodies = [body for _, body in records.replay()]
+        finally:
+            records.close()
+        if not bodies or bodies[-1] != END:
+            continue
+        try:
+            account = msgspec.msgpack.decode(bodies[0], type=Account)
+            tensors = dict(_tensor(body) for body in bodies[1:-1])
+        except (msgspec.MsgspecError, ValueError) as bad:
+            raise Damaged(path, 0, f"it cannot be read: {bad}") from None
+        return number, State(account, tensors)
+    return None
+
+
+def packed(name: str, tensor: Tensor) -> tuple[bytes, memoryview]:
+    """A tensor as head and bytes; `unpacked` is the way back."""
+    head = msgspec.msgpack.encode(Name(name, str(tensor.dtype).removeprefix("torch.")))
+    return head, tensor.contiguous().view(torch.uint8).numpy().reshape(-1).data
+
+
+def unpacked(head: bytes | memoryview, data: memoryview) -> tuple[str, Tensor]:
+    """Raises ValueError (msgspec's errors are) or KeyError."""
+    named = msgspec.msgpack.decode(head, type=Name)
+    dtype = {"float32": torch.float32, "uint8": torch.uint8}[named.dtype]
+    return named.name, torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).view(dtype)
+
+
+def _tensor(body: memoryview) -> tuple[str, Tensor]:
+    end = 2 + int.from_bytes(body[:2], "little")
+    return unpacked(body[2:end], body[end:])
+
+
+def _bases(folder: Path) -> list[tuple[int, Path]]:
+    return sorted((int(path.name.removeprefix(PREFIX)), path) for path in folder.glob(f"{PREFIX}*"))

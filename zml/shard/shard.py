@@ -1,0 +1,595 @@
+"""A PS shard: it takes gradients, runs the optimizer on its chunks and publishes parameters.
+
+Rules it keeps: a push counts at most once, whatever is resent; a step is applied whole or not at all; a worker that
+the roster does not name changes nothing; a pull waits, at the shard and by name, for who is too slow. Whatever changes
+the shard is checked first, then written to its log, then done, then answered: fed to a new shard, the log makes the
+same one (`pushlog`).
+
+A step counts on all shards or on none. A worker commits when every shard has acknowledged every push, so that a commit
+seen anywhere means that all have the step staged. When a worker is lost, the coordinator asks every shard where it
+stands (`Settle`), and with the next roster the others count what one of them has counted: a two-phase commit whose
+second phase survives the one who began it (Gray, "Notes on Data Base Operating Systems", 1978).
+
+Everything here runs in one thread, the bulk thread; `ps` puts a process around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from inspect import isawaitable
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+from msgspec import Struct
+from torch import Tensor
+
+from ..checkpoint import Checkpoint
+from ..checkpoint.folder import is_seen
+from ..codec import BadFrame, by_name, split
+from ..compression import parse
+from ..coordinator.holding import Holding, Waiting, front_of
+from ..hyper import BadHyper, Hyper, read_hyper
+from ..layout import Bucket, Registration, buckets
+from ..messages import (
+    Advance,
+    Align,
+    Assign,
+    Commit,
+    Delta,
+    Enter,
+    Entered,
+    Finished,
+    Front,
+    Held,
+    Hold,
+    Load,
+    Message,
+    Muster,
+    Ok,
+    Published,
+    Pull,
+    Push,
+    Release,
+    Roster,
+    Seat,
+    Settle,
+    Snap,
+    Snapped,
+    Stands,
+    Wait,
+)
+from ..records import NoRoom
+from ..scheduler.ids import JobId, WorkerId
+from ..scheduler.staleness import Gate
+from ..tracing.shards import UNTRACED, Untraced
+from ..transport import Refusal
+from . import base
+from .begin import CannotBegin, Sees, begin, read_assignment
+from .counted import NOTHING, Committed, Last, Step
+from .counts import Counts
+from .pace import Pace
+from .pushlog import Log, NoLog, PushLog
+from .store import Staged, Store
+
+if TYPE_CHECKING:
+    from .mirror import Mirror
+
+NAMED = 32  # of those who are waited for, in one answer
+HOLD_S = 1.0  # a pull that must wait is answered after this long, with the names of who is waited for
+
+log = structlog.get_logger()
+Reply = Message | tuple[Message, bytes | memoryview | None]
+
+
+@dataclass(slots=True)
+class Parked:
+    """A pull that came too early; `answer` is resolved when the gate opens or after HOLD_S."""
+
+    pull: Pull
+    answer: asyncio.Future[Reply]
+
+
+class Shard:
+    """The shard's state and its two entries: `handle` for workers, `order` for the coordinator."""
+
+    def __init__(self, job: JobId, name: str, log: Log | None = None) -> None:
+        self.job = job
+        self.name = name
+        self.log = log or NoLog()
+        self.mirror: Mirror | None = None  # feeds the backup
+        self.replaying = False  # what comes is what came before: nobody is answered, nothing is written
+        self.store: Store | None = None
+        self.layout_digest = ""
+        self.buckets: dict[int, Bucket] = {}  # only those that live here
+        self.pushed: frozenset[int] = (
+            frozenset()
+        )  # of them, those that every step pushes: not the frozen ones
+        self.seats: Sequence[Seat] = ()  # of the newest generation
+        self.gate = Gate(0)
+        self.generation = 0
+        self.incarnations: dict[WorkerId, int] = {}  # exactly the workers of the roster
+        self.peers: dict[WorkerId, str] = {}  # who speaks as this worker, bound by its Enter
+        self.staged: dict[WorkerId, dict[int, Step]] = {}  # by clock; only clocks the gate has not finished
+        self.committed: dict[int, dict[WorkerId, Committed]] = {}  # by clock; empty unless BSP
+        self.fenced: dict[WorkerId, int] = {}  # incarnations in the roster that nothing is taken from
+        self.last: dict[WorkerId, Last] = {}  # of the roster's workers
+        self.applied: dict[WorkerId, Last] = {}  # in the parameters; also of former workers
+        self.parked: list[Parked] = []
+        self.hyper: list[Hyper] = []  # of the senior worker's last step
+        self.hyper_bytes = b""  # the same, as they came
+        self.assigned: Assign | None = None  # the order that brought the chunks
+        self.assignment = b""
+        # What the order to come begins with, where it was looked for before.
+        self.brought: Checkpoint | None = None
+        self.sees: Sees = is_seen
+        self.holding: Holding | None = None  # while a checkpoint is cut
+        self.pace = Pace(name)
+        self.trace: Untraced = UNTRACED
+        self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest
+        self.steps = 0
+        self.counts = Counts()
+
+    # -- orders from the coordinator -----------------------------------------------------------------
+
+    def order(self, message: Struct, payload: bytes | memoryview) -> Message | tuple[Message, bytes]:
+        """One order. Raises Refusal, and then nothing has changed. Twice is the same as once."""
+        match message:
+            case Assign():
+                registration, placement = read_assignment(payload)
+                if self.store is None:
+                    self._note(message, payload)
+                fresh = self.store is None
+                self.assign(registration, placement, message.staleness, message.compress)
+                if fresh:
+                    holders = len(set(placement))
+                    self.pace.begin(message.rates, message.course, noise=message.noise, holders=holders)
+                if fresh and message.checkpoint:
+                    self._begin_with(message, payload)
+                self.assigned, self.assignment = message, bytes(payload)
+                return Ok()
+            case Roster():
+                try:
+                    muster = msgspec.msgpack.decode(payload, type=Muster)
+                except msgspec.MsgspecError as bad:
+                    raise Refusal("roster", f"the roster cannot be read: {bad}") from None
+                if message.generation >= self.generation:
+                    self._note(message, payload)
+                    self.roster(message.generation, muster.seats, muster.finished)
+                return Ok()
+            case Settle():
+                return self._settle(message)
+            case Hold():
+                if self.store is None or not self.store.ready:
+                    raise Refusal("checkpoint", f"{self.name} has no parameters yet")
+                if self.holding is None or self.holding.checkpoint != message.checkpoint:
+                    self._release()
+                    self.holding = Holding(self, message.checkpoint, self._go)
+                return Held(), msgspec.msgpack.encode(front_of(self))
+            case Align():
+                counted, stands = msgspec.msgpack.decode(payload, type=tuple[dict[str, int], dict[str, int]])
+                self._held(message.checkpoint).align(counted, stands)
+                return Held(), msgspec.msgpack.encode(front_of(self))
+            case Snap():
+                self._held(message.checkpoint)
+                agreed = msgspec.msgpack.decode(payload, type=Front)
+                if agreed != front_of(self):  # a roster has come since: it may have let a step count
+                    raise Refusal("checkpoint", f"{self.name} stands elsewhere than all had agreed")
+                self.copy = None  # two are enough
+                versions, tensors = self._store().state(published=False)
+                self.copy = (message.checkpoint, versions, tensors)
+                self._release()
+                return Snapped(sum(tensor.nbytes for tensor in tensors.values()))
+            case Release():
+                if self.holding is not None and self.holding.checkpoint == message.checkpoint:
+                    self._release()
+                return Ok()
+        raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
+
+    def recover(self, log: PushLog) -> int:
+        """Become what a former process was, from its log; returns how many messages that took. Raises Damaged."""
+        start = 0
+        if (found := log.base()) is not None:
+            start, state = found
+            base.become(self, state)
+        count = 0
+        for message, payload in log.replay(start):
+            self.replay(message, payload)
+            count += 1
+        return count
+
+    def replay(self, message: Struct, payload: memoryview) -> None:
+        """One record of the log."""
+        self.replaying, counts, self.counts = True, self.counts, Counts(dense=self.counts.dense)
+        try:
+            match message:
+                case Assign() | Roster() | Settle():
+                    self.order(message, payload)
+                case Published():
+                    store, bucket = self._bucket(message.bucket)
+                    store.publish_bucket(bucket.chunks)
+                case Enter() | Push() | Commit() | Advance() | Load():
+                    self._take(WorkerId(message.worker), message, payload)
+                case _:
+                    raise AssertionError(f"{type(message).__name__} changes nothing, and is in the log")
+        finally:
+            self.replaying, self.counts = False, counts
+
+    def _held(self, checkpoint: int) -> Holding:
+        holding = self.holding
+        if holding is None or holding.over or holding.checkpoint != checkpoint:
+            raise Refusal("checkpoint", f"{self.name} goes on already: checkpoint {checkpoint} came too late")
+        return holding
+
+    def _release(self) -> None:
+        holding, self.holding = self.holding, None
+        if holding is not None:
+            holding.release()
+
+    def _go(self, waiting: Waiting) -> Reply:
+        """A message whose time has come: it may have lost its right to count meanwhile."""
+        worker = self._admit(waiting.peer, waiting.message)
+        return self._take(worker, waiting.message, waiting.payload)
+
+    def _begin_with(self, message: Assign, payload: bytes | memoryview) -> None:
+        """Begin with what a checkpoint has of these chunks, whoever wrote it. Raises CannotBegin."""
+        brought, self.brought = self.brought, None
+        try:
+            begin(self._store(), self.name, message, payload, brought, self.sees)
+        except CannotBegin:
+            self.store, self.layout_digest = None, ""
+            raise
+
+    def _note(self, message: Message, payload: bytes | memoryview | None = None) -> None:
+        """To the log, before it is done. Refusal where there is no room: then it is not done."""
+        if self.replaying:
+            return
+        try:
+            self.log.append(message, payload)
+        except NoRoom as full:
+            because = f"{self.name} has no room for its push log in {full.filename}"
+            log.error("disk full", shard=self.name, folder=full.filename)
+            raise Refusal("full", because) from None
+        if self.mirror is not None:
+            self.mirror.append(message, payload)
+
+    def covered(self, reply: Reply | Awaitable[Reply]) -> Reply | Awaitable[Reply]:
+        """The reply, once the backup has all that it follows from (`mirror` says why that holds for parameters too)."""
+        if self.mirror is None:
+            return reply
+        if isawaitable(reply):
+            return self._covered_later(reply)
+        wait = self.mirror.settled()
+        return reply if wait is None else _behind(wait, reply)
+
+    async def _covered_later(self, reply: Awaitable[Reply]) -> Reply:
+        answer = await reply
+        if self.mirror is not None and (wait := self.mirror.settled()) is not None:
+            await wait
+        return answer
+
+    def assign(
+        self, registration: Registration, placement: Sequence[int], staleness: int | None, compress: str
+    ) -> None:
+        """Take on a job's chunks. Twice is the same as once; another layout is refused."""
+        if self.store is not None:
+            if registration.digest != self.layout_digest:
+                raise Refusal("layout", f"{self.name} already holds another layout")
+            return
+        me = int(self.name[1:])
+        cut = buckets(registration.layout, placement, registration.bucket_chunks)
+        mine = [bucket for bucket in cut if bucket.shard == me]
+        self.buckets = {bucket.index: bucket for bucket in mine}
+        self.pushed = frozenset(bucket.index for bucket in mine if not bucket.frozen)
+        chunks = [chunk for bucket in mine for chunk in bucket.chunks]
+        asked = parse(compress)
+        self.store = Store(
+            registration.layout,
+            chunks,
+            registration.optimizer,
+            by_name(str(asked.coded)),
+            follow=asked.kind == "auto",
+        )
+        self.layout_digest = registration.digest
+        self.counts.begin(registration.layout, self.buckets)
+        self.gate = Gate(staleness)
+        self.gate.roster(self.seats)
+
+    def roster(self, generation: int, seats: Sequence[Seat], finished: Sequence[Finished] = ()) -> None:
+        """The workers of a generation. An older generation than the one known is ignored."""
+        if generation < self.generation:
+            return
+        for step in finished:
+            self._finish(step)
+        self.generation = generation
+        self.seats = seats
+        named = {WorkerId(seat.worker): seat.incarnation for seat in seats}
+        for worker in list(self.incarnations):
+            if named.get(worker) != self.incarnations[worker]:
+                self._forget(worker)
+        self.incarnations = named
+        self.gate.roster(seats)
+        self._go_on()
+
+    def _forget(self, worker: WorkerId) -> None:
+        # A committed step stays: it was acknowledged. A step without its commit never counted.
+        dropped = self.staged.pop(worker, {})
+        self.peers.pop(worker, None)
+        self.fenced.pop(worker, None)
+        self.last.pop(worker, None)
+        self.trace.forget(worker)
+        log.info("worker left the gate", shard=self.name, worker=worker, dropped_steps=len(dropped))
+
+    def _settle(self, message: Settle) -> tuple[Message, bytes]:
+        """The first phase of a loss: from now on nothing of this worker counts but what is said here."""
+        worker = WorkerId(message.worker)
+        if self.incarnations.get(worker) != message.incarnation:
+            return Stands(-1), b""  # it never came so far
+        if self.fenced.get(worker) != message.incarnation:
+            self._note(message)
+            self.fenced[worker] = message.incarnation
+        last = self.last.get(worker, NOTHING)
+        return Stands(last.clock, last.epoch, last.done), last.hyper
+
+    def _finish(self, step: Finished) -> None:
+        """The second phase: a step that counts elsewhere counts here, too."""
+        worker = WorkerId(step.worker)
+        if self.incarnations.get(worker) != step.incarnation or self.store is None:
+            return
+        if self.last.get(worker, NOTHING).clock >= step.clock:
+            return
+        staged = self.staged.get(worker, {}).get(step.clock)
+        if staged is None or staged.pushes.keys() != self.pushed:
+            # Every push was acknowledged before the first commit left: only a log that lost its end gets here.
+            log.error("a counted step is not here", shard=self.name, worker=worker, clock=step.clock)
+            return
+        last = Last(step.clock, step.epoch, step.done, step.hyper, step.incarnation)
+        self._count(worker, staged, read_hyper(step.hyper, self.store.spec), last)
+
+    # -- messages from workers ---------------------------------------------------------------------------
+
+    def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
+        """One message from a worker. Raises Refusal, and then nothing has changed."""
+        try:
+            return self._handle(peer, message, payload)
+        except Refusal:
+            self.counts.refused += isinstance(message, Push | Commit)
+            raise
+
+    def _handle(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
+        match message:
+            case Pull():
+                return self.covered(self._pull(self._admit(peer, message), message))
+            case Enter() | Commit() | Advance() if self.holding is not None and not self.holding.over:
+                self._admit(peer, message)
+                return self.covered(self.holding.wait(peer, message, payload))
+            case Enter() | Push() | Commit() | Advance() | Load():
+                return self.covered(self._take(self._admit(peer, message), message, payload))
+        raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
+
+    def _take(
+        self, worker: WorkerId, message: Enter | Push | Commit | Advance | Load, payload: memoryview | None
+    ) -> Reply:
+        """What changes the shard, from a worker that may: now, or once more from the log."""
+        match message:
+            case Enter():
+                return self._enter(worker, message)
+            case Push():
+                return self._push(worker, message, payload)
+            case Commit():
+                return self._commit(worker, message, payload)
+            case Advance():
+                return self._advance(worker, message)
+            case Load():
+                return self._load(worker, message, payload)
+
+    def _admit(self, peer: str, message: Enter | Push | Commit | Pull | Advance | Load) -> WorkerId:
+        """The worker this message speaks for, if the roster names it with this incarnation."""
+        worker = WorkerId(message.worker)
+        if message.job != self.job:
+            raise Refusal("job", f"{self.name} serves job {self.job}, not {message.job}")
+        if self.store is None:
+            raise Refusal("early", f"{self.name} has no layout yet")
+        known = self.incarnations.get(worker)
+        if known is None or message.incarnation > known:
+            raise Refusal(
+                "early", f"generation {self.generation} does not name {worker}#{message.incarnation}"
+            )
+        if message.incarnation < known:
+            raise Refusal(
+                "fenced", f"{worker}#{message.incarnation} is over: {worker}#{known} took its place"
+            )
+        if self.fenced.get(worker) == message.incarnation:
+            raise Refusal("fenced", f"{worker}#{message.incarnation} is over: it was lost")
+        if not isinstance(message, Enter):
+            if self.peers.get(worker) != peer:
+                raise Refusal("identity", f"{peer} has not entered as {worker}")
+        elif self.peers.setdefault(worker, peer) != peer:
+            raise Refusal("identity", f"another process already speaks as {worker}#{message.incarnation}")
+        return worker
+
+    def _enter(self, worker: WorkerId, message: Enter) -> Reply:
+        if message.known and worker in self.gate.active:
+            return Entered(self.gate.frontier(worker))
+        self._note(message)
+        return Entered(self.gate.enter(worker))
+
+    def _load(self, worker: WorkerId, message: Load, payload: memoryview | None) -> Reply:
+        store, bucket = self._bucket(message.bucket)
+        if not store.ready:
+            try:
+                store.check_load(bucket.chunks, payload or b"")
+                self._note(message, payload)
+                store.load_bucket(bucket.chunks, payload or b"")
+            except BadFrame as bad:
+                raise Refusal("frame", str(bad)) from None
+            if store.ready:
+                log.info("parameters are here", shard=self.name, worker=worker, chunks=len(store.chunks))
+                self._go_on()
+        return Ok()
+
+    def _push(self, worker: WorkerId, message: Push, payload: memoryview | None) -> Reply:
+        store, bucket = self._bucket(message.bucket)
+        if message.clock < self.gate.frontier(worker):
+            self.counts.duplicates += 1
+            return Ok()  # resent after its step was committed
+        self._check_clock(worker, message.clock)
+        if bucket.index not in self.pushed:
+            raise Refusal("frozen", f"the parameters of bucket {bucket.index} are frozen")
+        try:
+            frames = split(payload or memoryview(b""), bucket.chunks)
+            staged = Staged(frames, frozenset(message.absent), message.seen)
+            store.check(staged)
+        except BadFrame as bad:
+            raise Refusal("frame", str(bad)) from None
+        self._note(message, payload)
+        self.counts.pushed(bucket.index, payload)
+        step = self.staged.setdefault(worker, {}).setdefault(message.clock, Step())
+        step.pushes[bucket.index] = staged  # the last one before the commit counts
+        self.trace.pushed(worker, message.clock, len(payload or b""))
+        return Ok()
+
+    def _commit(self, worker: WorkerId, message: Commit, payload: memoryview | None) -> Reply:
+        store, clock = self._store(), message.clock
+        if clock < self.gate.frontier(worker):
+            self.counts.duplicates += 1
+            return Ok()
+        self._check_clock(worker, clock)
+        step = self.staged.get(worker, {}).get(clock, Step())
+        if message.buckets != len(self.pushed) or step.pushes.keys() != self.pushed:
+            raise Refusal(
+                "incomplete", f"{len(step.pushes)} of {len(self.pushed)} buckets of clock {clock} are here"
+            )
+        try:
+            hyper = read_hyper(payload or memoryview(b""), store.spec)
+        except BadHyper as bad:
+            raise Refusal("hyper", str(bad)) from None
+        try:
+            store.check_step([step.pushes[index] for index in sorted(step.pushes)])
+        except BadFrame as bad:
+            raise Refusal("frame", str(bad)) from None
+        # Up to here nothing has changed; from here on the step counts.
+        self._note(message, payload)
+        self.counts.taken += 1
+        last = Last(clock, message.epoch, message.done, bytes(payload or b""), message.incarnation)
+        with self.trace.counting(worker, clock, message.trace, len(self.pushed)):
+            self._count(worker, step, hyper, last)
+        return Ok()
+
+    def _count(self, worker: WorkerId, step: Step, hyper: list[Hyper], last: Last) -> None:
+        """A whole step counts from now on."""
+        clock, pushes = last.clock, [step.pushes[index] for index in sorted(step.pushes)]
+        staged = self.staged.get(worker, {})
+        self.staged[worker] = {later: kept for later, kept in staged.items() if later > clock}
+        if not self.hyper or worker == self.gate.senior():
+            self.hyper, self.hyper_bytes = hyper, last.hyper
+        self.last[worker] = last
+        self.gate.finish(worker, clock)
+        if self.gate.bound == 0:
+            self.committed.setdefault(clock, {})[worker] = Committed(pushes, hyper, last)
+        else:
+            with self.counts.applying(), self.trace.applying(clock, [worker]):
+                self.pace.alone(self._store(), pushes, self.hyper)
+            self.applied[worker] = last
+            if not self.replaying:
+                self.pace.observe(worker, last.epoch, len(self.gate.active))
+            self.steps += 1
+        self._go_on()
+
+    def _check_clock(self, worker: WorkerId, clock: int) -> None:
+        # One step of each worker is staged, so that what a peer can fill is bounded by the model.
+        if clock != (stands := self.gate.frontier(worker)):
+            raise Refusal("clock", f"{worker} stands at clock {stands}, and sends clock {clock}")
+
+    def _advance(self, worker: WorkerId, message: Advance) -> Reply:
+        if message.clock > self.gate.frontier(worker):
+            self._note(message)
+            self.gate.advance(worker, message.clock)
+            self._go_on()
+        return Ok()
+
+    def _pull(self, worker: WorkerId, message: Pull) -> Reply | Awaitable[Reply]:
+        _, bucket = self._bucket(message.bucket)
+        if len(message.have) != len(bucket.chunks):
+            raise Refusal(
+                "frame", f"bucket {bucket.index} has {len(bucket.chunks)} chunks, not {len(message.have)}"
+            )
+        parks = not self._may_answer(worker, message.clock)
+        self.trace.pulling(worker, message.trace, bucket.index, parked=parks)
+        if not parks:
+            return self._delta(message)
+        loop = asyncio.get_running_loop()
+        parked = Parked(message, loop.create_future())
+        self.parked.append(parked)
+        loop.call_later(HOLD_S, self._hold_over, parked)
+        return parked.answer
+
+    # -- going on ----------------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """After any change of the gate: apply the clocks that are complete, answer the pulls that may go."""
+        if self.store is None:
+            return
+        for clock in sorted(self.committed):
+            low = self.gate.low
+            if low is not None and clock >= low:
+                break
+            self._apply_clock(clock)
+        for parked in self.parked:
+            if not parked.answer.done() and self._may_answer(WorkerId(parked.pull.worker), parked.pull.clock):
+                parked.answer.set_result(self._delta(parked.pull))
+        self.parked = [parked for parked in self.parked if not parked.answer.done()]
+
+    def _apply_clock(self, clock: int) -> None:
+        """The mean of a clock's steps, summed in order of seniority: the same bits in every run."""
+        steps = self.committed.pop(clock)
+        order = self.gate.in_seniority(steps)
+        with self.counts.applying(), self.trace.applying(clock, order):
+            epoch = self.pace.together(self._store(), clock, {worker: steps[worker] for worker in order})
+        self.applied.update({worker: steps[worker].last for worker in order})
+        if not self.replaying:
+            self.pace.observe("", epoch, len(order))
+        self.steps += 1
+
+    def _may_answer(self, worker: WorkerId, clock: int) -> bool:
+        return self._store().ready and worker in self.incarnations and self.gate.may_start(worker, clock)
+
+    def _hold_over(self, parked: Parked) -> None:
+        if parked.answer.done():
+            return
+        self.parked.remove(parked)
+        if self._store().ready:
+            names = [str(worker) for worker in self.gate.waiting_for(parked.pull.clock)[:NAMED]]
+            because = f"clock {parked.pull.clock} needs them to be at most {self.gate.bound} behind"
+        else:
+            names, because = [], "nobody has brought the first parameters yet"
+        self.trace.waiting(parked.pull.worker, parked.pull.trace, names)
+        parked.answer.set_result(Wait(self.job, names, because))
+
+    def _delta(self, pull: Pull) -> Reply:
+        store, bucket = self._bucket(pull.bucket)
+        if store.to_publish(bucket.chunks):
+            self._note(Published(bucket.index))
+        versions, frames, payload = store.pull_bucket(bucket.chunks, pull.have)
+        self.counts.pulled(bucket.index, payload)
+        self.trace.pulled(pull.worker, pull.trace, bucket.index, len(payload or b""))
+        low = self.gate.low
+        staleness = max(0, pull.clock - low) if low is not None else 0
+        return Delta(bucket.index, versions, frames, staleness, len(self.gate.active)), payload or None
+
+    def _store(self) -> Store:
+        assert self.store is not None, "_admit lets nothing in before assign"
+        return self.store
+
+    def _bucket(self, index: int) -> tuple[Store, Bucket]:
+        bucket = self.buckets.get(index)
+        if bucket is None:
+            raise Refusal("placement", f"bucket {index} does not live on {self.name}")
+        return self._store(), bucket
+
+
+async def _behind(wait: Awaitable[None], reply: Reply) -> Reply:
+    await wait
+    return reply

@@ -1,0 +1,1 @@
+"""Text for people: data in, lines out. What strangers have written is made harmless first (`ansi`)."""

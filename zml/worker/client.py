@@ -1,0 +1,599 @@
+"""One worker's conversation with the coordinator and the shards; asyncio, no torch.
+
+Rules it keeps: a step is committed when every bucket of it is there, on every shard; whoever is waited for is named; a
+refusal or a silence becomes an error that says what to do. A shard that was lost is looked for until it is back, and
+what it has not acknowledged is sent again: everything a worker says to a shard may be said twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from ..agent.seat import Seat
+from ..errors import EPOCH_DIFFERS, EVALUATION, FENCED, LAYOUT_DIFFERS, LOST, REFUSED, ZmlError
+from ..layout import Bucket
+from ..lease import COORDINATOR, worth_asking_again
+from ..messages import (
+    Advance,
+    Claim,
+    Claimed,
+    Commit,
+    Contents,
+    Delta,
+    Depart,
+    Departed,
+    Drained,
+    Enter,
+    Entered,
+    EpochOpened,
+    EpochOver,
+    Evaluate,
+    Evaluating,
+    Fetch,
+    Homes,
+    Kept,
+    Load,
+    Loaded,
+    Message,
+    Moved,
+    Note,
+    OpenEpoch,
+    Piece,
+    Pull,
+    Push,
+    Register,
+    Registered,
+    Report,
+    Result,
+    Skip,
+    Take,
+    Taken,
+    Totals,
+    Wait,
+    Where,
+)
+from ..piecewise import PIECE_S
+from ..scheduler.evaluation import Key
+from ..tracing.steps import UNTRACED, Untraced
+from ..transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
+
+REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
+ASK_S = 5.0  # for the coordinator; it is asked again then
+AWAY = "the coordinator"
+RETRY_S = 0.1
+LATER = ("early", "full")  # refusals that mean: ask again
+LOOK_S = 2.0  # while an answer is waited for: is its shard still there?
+ELSEWHERE = ("identity", "moved")  # and: look for it again
+CONNECT_S = 5.0  # to a shard at an address that the coordinator has just given
+MOST_SAMPLES = 1_000  # of a bad batch that are told
+MOST_WORDS = 500  # characters, of why it is left out
+PULLS_AT_ONCE = 16
+# Per shard: a model of any size leaves within deadlines that count from each bucket's own start.
+PUSHES_AT_ONCE = 16
+
+log = structlog.get_logger()
+Deliver = Callable[[Bucket, Delta, memoryview | None], None]
+Wanted = Sequence[tuple[Bucket, list[int]]]  # buckets, each with the versions held
+Progress = tuple[
+    int, int
+]  # an epoch, and how many of the batches given to this worker in it are in its steps
+Enough = Callable[[], object]  # true once there is no sense in waiting any longer
+
+
+def never() -> bool:
+    return False
+
+
+class Leaving:
+    """A step on its way: its pushes, and whether each shard has counted it."""
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        self.pushes: dict[int, asyncio.Task[None]] = {}  # by bucket, the newest of each
+        self.twice = False  # a bucket was pushed again, and that one waits for the one before it
+        self.counted = {shard: asyncio.Event() for shard in shards}
+        self.committing = False  # what is pushed and never committed, after a rest, is waited for by nobody
+
+
+class Client:
+    """Control goes over one endpoint, bulk over the other, so that neither waits behind the other."""
+
+    def __init__(self, seat: Seat, control: Endpoint, bulk: Endpoint) -> None:
+        self.seat = seat
+        self.control = control
+        self.bulk = bulk
+        self.shards: list[str] = []
+        self.leaving: dict[int, Leaving] = {}  # by clock; two where one is pushed before the last one counts
+        self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
+        self.push_slots: dict[str, asyncio.Semaphore] = {}  # by shard; first come, first served
+        self.lives: dict[str, int] = {}  # by shard: how often it was found again
+        self.homes: dict[str, int] = {}  # by shard: the incarnation that was found, 0 before the first loss
+        self.searches: dict[str, asyncio.Task[None]] = {}  # for shards that are lost
+        self.samples = 0  # of all reports
+        self.reached = (-1, 0)  # an epoch, and how many batches of it have come
+        self.note = b""  # the senior worker's on its schedules, as it was when this worker registered
+        self.asking = 0  # requests to shards that wait for an answer
+        self.looking: asyncio.TimerHandle | None = None  # None: nobody waits
+        self.trace: Untraced = UNTRACED
+        self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
+
+    @property
+    def me(self) -> dict[str, Any]:
+        return {"job": self.seat.job, "worker": self.seat.worker, "incarnation": self.seat.incarnation}
+
+    # -- coordinator -------------------------------------------------------------------------------------
+
+    async def register(
+        self, registration: bytes, digest: str, chunks: int, enough: Enough = never
+    ) -> tuple[Registered, list[int]] | None:
+        """Show the layout; returns where each chunk lives (index of its shard) once every shard has the layout.
+
+        None if `enough` came to hold before.
+        """
+        answer = await self._settled(
+            lambda: self._ask(Register(digest=digest, chunks=chunks, **self.me), registration),
+            Registered,
+            code=LAYOUT_DIFFERS,
+            enough=enough,
+        )
+        if answer is None:
+            return None
+        registered = answer.message
+        assert isinstance(registered, Registered)
+        homes = msgspec.msgpack.decode(bytes(answer.payload or b""), type=Homes)
+        self.note = homes.note
+        # A shard that holds nothing of this model has nothing to say to its workers.
+        holding = {homes.shards[index] for index in homes.placement}
+        self.shards = [shard for shard in homes.shards if shard in holding]
+        self.push_slots = {shard: asyncio.Semaphore(PUSHES_AT_ONCE) for shard in self.shards}
+        self.lives = dict.fromkeys(self.shards, 0)
+        self.homes = dict.fromkeys(self.shards, 0)
+        for shard, addresses in zip(homes.shards, homes.addresses, strict=True):
+            if shard not in holding:
+                continue
+            try:
+                await self.bulk.connect(shard, addresses, timeout_s=CONNECT_S)
+            except PeerLost:
+                await self._find_again(shard, 0)
+        return registered, homes.placement
+
+    async def open_epoch(
+        self,
+        epoch: int,
+        batches: int,
+        state: bytes,
+        samples: int = 0,
+        batch_size: int = 0,
+        enough: Enough = never,
+    ) -> tuple[EpochOpened, bytes] | None:
+        """All workers begin the epoch; returns its first clock and the senior's generator state.
+
+        None when the job is drained, or if `enough` came to hold before.
+        """
+        message = OpenEpoch(epoch=epoch, batches=batches, samples=samples, batch_size=batch_size, **self.me)
+        answer = await self._settled(
+            lambda: self._ask(message, state), EpochOpened, Drained, code=EPOCH_DIFFERS, enough=enough
+        )
+        if answer is not None and isinstance(answer.message, EpochOpened):
+            return answer.message, bytes(answer.payload or b"")
+        return None
+
+    async def tell_note(self, epoch: int, note: bytes) -> None:
+        await self._ask(Note(epoch=epoch, **self.me), note)
+
+    async def of_checkpoint(self, message: Piece | Kept | Fetch, payload: Any = None) -> Answer:
+        return await self._ask(message, payload, PIECE_S if isinstance(message, Piece) else ASK_S)
+
+    async def take(
+        self, epoch: int, clock: int, most: int, done: Sequence[int], *, hold: bool
+    ) -> Taken | Wait | EpochOver | Drained:
+        """Ask once, standing at `clock`; `done` are the batches applied since the last call."""
+        have = self.reached[1] if self.reached[0] == epoch else 0
+        message = Take(epoch=epoch, clock=clock, most=most, have=have, hold=hold, **self.me)
+        payload = msgspec.msgpack.encode(runs(done)) if done else None
+        reply = (await self._ask(message, payload)).message
+        assert isinstance(reply, Taken | Wait | EpochOver | Drained), reply
+        if isinstance(reply, Taken):
+            self.reached = (epoch, have + len(reply.batches))
+        return reply
+
+    async def evaluate(
+        self,
+        key: Key,
+        batches: int,
+        attempt: str,
+        results: Sequence[Result],
+        holds: Sequence[int],
+        *,
+        hold: bool,
+    ) -> Evaluating | Wait | dict[str, float]:
+        """Hand in results and ask for batches; with `hold` until there are some, or the totals."""
+        until = asyncio.get_running_loop().time() + self.seat.patience_s
+        payload = msgspec.msgpack.encode(results) if results else None
+        message = Evaluate(
+            epoch=key.epoch,
+            number=key.number,
+            batches=batches,
+            attempt=attempt,
+            holds=list(holds),
+            hold=hold,
+            **self.me,
+        )
+        while True:
+            try:
+                answer = await self._ask(message, payload)
+            except Refused as refused:
+                raise ZmlError(EVALUATION, f"{refused.peer} refused: {refused.because}") from refused
+            match answer.message:
+                case Totals():
+                    return msgspec.msgpack.decode(bytes(answer.payload or b""), type=dict[str, float])
+                case Wait() if hold:
+                    self._waiting(answer.message, until)
+                    payload = None
+                case Evaluating() | Wait():
+                    self.waits.clear()
+                    return answer.message
+                case other:
+                    raise AssertionError(other)
+
+    async def tell_contents(self, epoch: int, batch: int, samples: Sequence[int]) -> None:
+        """Say what is in a batch that scripts have crashed over, before this one does."""
+        payload = msgspec.msgpack.encode(list(samples[:MOST_SAMPLES]))
+        await self._say(Contents(epoch=epoch, batch=batch, **self.me), payload)
+
+    async def skip(self, epoch: int, batch: int, because: str, samples: Sequence[int]) -> None:
+        payload = msgspec.msgpack.encode(list(samples[:MOST_SAMPLES]))
+        because = because[:MOST_WORDS]
+        await self._say(Skip(epoch=epoch, batch=batch, because=because, **self.me), payload)
+
+    async def claim(self, what: str) -> Claimed:
+        reply = (await self._ask(Claim(what=what, **self.me))).message
+        assert isinstance(reply, Claimed), reply
+        return reply
+
+    async def depart(self) -> bool:
+        """The last word of a worker that leaves; whether it is the last of them."""
+        reply = (await self._ask(Depart(**self.me))).message
+        assert isinstance(reply, Departed), reply
+        return reply.last
+
+    async def loaded(self) -> None:
+        await self._ask(Loaded(**self.me))
+
+    def report(self, *, samples: int = 0, **fields: Any) -> None:
+        """A notice, of `samples` more than in the one before. Lost when the coordinator is away, and not missed."""
+        self.samples += samples
+        self.control.notify(COORDINATOR, Report(samples=self.samples, **fields, **self.me))
+
+    # -- shards ----------------------------------------------------------------------------------------------
+
+    async def enter(self, at_least: int = 0) -> int:
+        """Be waited for by every shard. Returns the clock from which on all of them wait for this worker.
+
+        Each shard lets the worker in at its own slowest clock; the greatest of them is where it starts, and the
+        others are told that nothing comes before it. `at_least`: clocks below were used by this worker before.
+        """
+        clocks = await asyncio.gather(*(self._enter_at(shard) for shard in self.shards))
+        clock = max(*clocks, at_least)
+        await self.advance(clock)
+        return clock
+
+    async def _enter_at(self, shard: str) -> int:
+        answer = await self._settled(lambda: self._tell(shard, Enter(**self.me)), Entered)
+        assert answer is not None and isinstance(answer.message, Entered)
+        return answer.message.clock
+
+    async def advance(self, clock: int) -> None:
+        """Rest until `clock`: nobody waits for this worker below it."""
+        await asyncio.gather(*(self._tell(shard, Advance(clock=clock, **self.me)) for shard in self.shards))
+
+    async def load(self, bucket: Bucket, payload: memoryview) -> None:
+        """Bring the first parameters of one bucket."""
+        await self._tell(f"p{bucket.shard}", Load(bucket=bucket.index, **self.me), payload)
+
+    def push(
+        self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int], seen: int = -1
+    ) -> None:
+        """Let one bucket of a step leave. The payload must stay as it is until `commit` has returned."""
+        shard = f"p{bucket.shard}"
+        self.trace.pushing(clock, shard, len(payload))
+        message = Push(clock=clock, bucket=bucket.index, absent=absent, seen=seen, **self.me)
+        leaving = self.leaving.setdefault(clock, Leaving(self.shards))
+        former = leaving.pushes.get(bucket.index)
+        leaving.twice |= former is not None
+        task = asyncio.ensure_future(self._push(shard, message, payload, former))
+        # `commit` raises it, if it comes.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        leaving.pushes[bucket.index] = task
+
+    async def _push(
+        self, shard: str, message: Push, payload: memoryview, former: asyncio.Task[None] | None
+    ) -> None:
+        # The last one counts: one that has to be sent again must not overtake it.
+        if former is not None:
+            await asyncio.wait([former])
+        # A shard stages one step of a worker at a time.
+        for clock, before in list(self.leaving.items()):
+            if clock < message.clock and before.committing:
+                await before.counted[shard].wait()
+        async with self.push_slots[shard]:
+            await self._tell(shard, message, payload)
+
+    def commit(
+        self, clock: int, hyper: bytes, buckets: Sequence[Bucket], progress: Progress = (-1, 0)
+    ) -> Coroutine[Any, Any, None]:
+        """Make the step count, on all shards or, if this worker is lost meanwhile, on all or none (see `shard`).
+
+        From this call on, and not from when it is awaited first, pushes of later clocks wait for it.
+        """
+        leaving = self.leaving.setdefault(clock, Leaving(self.shards))
+        leaving.committing = True
+        epoch, done = progress
+        messages = {
+            shard: Commit(
+                clock=clock,
+                buckets=sum(f"p{bucket.shard}" == shard for bucket in buckets),
+                epoch=epoch,
+                done=done,
+                trace=self.trace.committing(clock, shard, epoch),
+                **self.me,
+            )
+            for shard in self.shards
+        }
+        return self._commit_all(leaving, messages, memoryview(hyper))
+
+    async def _commit_all(self, leaving: Leaving, messages: dict[str, Commit], hyper: memoryview) -> None:
+        clock = next(iter(messages.values())).clock
+        pushes = list(leaving.pushes.values())
+        try:
+            # One shard may be told right behind the pushes, which saves a round trip.
+            alone = len(messages) == 1 and len(pushes) <= PUSHES_AT_ONCE and not leaving.twice
+            if alone and await self._commit_behind(*next(iter(messages.items())), hyper):
+                await asyncio.gather(*pushes)
+                return
+            await asyncio.gather(*pushes)
+            await asyncio.gather(
+                *(self._commit(leaving, shard, message, hyper) for shard, message in messages.items())
+            )
+        finally:
+            for event in leaving.counted.values():
+                event.set()  # also after a failure, which ends the script: nobody waits for ever
+            self.leaving = {later: kept for later, kept in self.leaving.items() if later > clock}
+
+    async def _commit(self, leaving: Leaving, shard: str, message: Commit, hyper: memoryview) -> None:
+        await self._tell(shard, message, hyper)
+        self.trace.counted(message.clock, shard)
+        leaving.counted[shard].set()
+
+    async def _commit_behind(self, shard: str, message: Commit, hyper: memoryview) -> bool:
+        """False if one of the pushes had to be sent again."""
+        try:
+            await self._tell(shard, message, hyper)
+        except Refused as refused:
+            if refused.code != "incomplete":
+                raise
+            return False
+        self.trace.counted(message.clock, shard)
+        return True
+
+    async def pull_all(self, wanted: Wanted, clock: int, deliver: Deliver, step: int | None = None) -> None:
+        """Get buckets, new enough to start `clock`, in this order. `step`: the clock that this is part of, if any."""
+        await asyncio.gather(*(self._pull(bucket, clock, have, deliver, step) for bucket, have in wanted))
+
+    async def _pull(
+        self, bucket: Bucket, clock: int, have: list[int], deliver: Deliver, step: int | None
+    ) -> None:
+        """Waits as long as members are alive to be waited for."""
+        shard = f"p{bucket.shard}"
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.seat.patience_s
+        header = self.trace.pulling(step, shard)
+        message = Pull(clock=clock, bucket=bucket.index, have=have, trace=header, **self.me)
+        while True:
+            async with self.pull_slots:
+                answer = await self._tell(shard, message)
+            if isinstance(answer.message, Delta):
+                self.waits.clear()
+                self.trace.pulled(step, shard, len(answer.payload or b""))
+                deliver(bucket, answer.message, answer.payload)
+                return
+            assert isinstance(answer.message, Wait), answer.message
+            self.trace.waiting(step, shard, answer.message.waiting_for)
+            self._waiting(answer.message, until)
+
+    # -- how a request ends -------------------------------------------------------------------------------------
+
+    async def _ask(self, message: Message, payload: Any = None, each_s: float = ASK_S) -> Answer:
+        """Of the coordinator, which may be away: then again, for every request to it may be made twice."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.seat.patience_s
+        while True:
+            try:
+                answer = await self.control.request(COORDINATOR, message, payload, timeout_s=each_s)
+            except (Refused, PeerLost, DeadlineExceeded) as error:
+                if not worth_asking_again(error):
+                    raise self._meant(error) from error
+                because = error.because or str(error)
+            else:
+                self.waits.pop(AWAY, None)
+                self.waits.pop(f"{AWAY}: next", None)
+                return answer
+            self._waiting(Wait(self.seat.job, [AWAY], because), until)
+            await asyncio.sleep(RETRY_S)
+
+    async def _say(self, message: Message, payload: bytes) -> None:
+        """To the coordinator, where no is an error."""
+        try:
+            await self._ask(message, payload)
+        except Refused as refused:
+            what = f"{refused.peer} refused {self.seat.worker}: {refused.because}"
+            raise ZmlError(REFUSED, what) from refused
+
+    async def _tell(self, shard: str, message: Message, payload: Any = None) -> Answer:
+        """Until the shard has answered, over any number of its lives."""
+        self.asking += 1
+        if self.looking is None:
+            self.looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+        try:
+            return await self._tell_on(shard, message, payload)
+        finally:
+            self.asking -= 1
+
+    def _look(self) -> None:
+        """A notice that a shard has moved may be lost, or overtake the loss: who does not answer is looked for."""
+        self.looking = None
+        if not self.asking:
+            return
+        peers = self.bulk.peers()
+        for shard in self.shards:
+            if shard in peers and not peers[shard].connected:
+                self._search(shard)
+        self.looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
+    async def _tell_on(self, shard: str, message: Message, payload: Any) -> Answer:
+        until = asyncio.get_running_loop().time() + self.seat.patience_s
+        while True:
+            life = self.lives[shard]
+            try:
+                return await self.bulk.request(shard, message, payload, timeout_s=REPLY_S)
+            except Refused as refused:
+                if refused.code == "fenced":
+                    raise ZmlError(FENCED, f"{self.seat.worker}: {refused.because}") from refused
+                if refused.code in ELSEWHERE:  # it was started again, or lives in another process by now
+                    await self._find_again(shard, life)
+                elif refused.code in LATER:
+                    self._waiting(Wait(self.seat.job, [shard], refused.because), until)
+                    await asyncio.sleep(RETRY_S)
+                else:
+                    raise
+            except (DeadlineExceeded, PeerLost):
+                await self._find_again(shard, life)
+
+    def moved(self, message: Moved) -> None:
+        """The coordinator says that a shard has come back: what waits for its former self waits in vain."""
+        if message.shard in self.homes and self.homes[message.shard] < message.incarnation > 1:
+            self._search(message.shard)
+
+    async def _find_again(self, shard: str, life: int) -> None:
+        """Returns when the shard answers again in a later life than this one."""
+        if self.lives[shard] == life:
+            await asyncio.shield(self._search(shard))
+
+    def _search(self, shard: str) -> asyncio.Task[None]:
+        """One search for each shard, whoever needs it."""
+        search = self.searches.get(shard)
+        if search is None or search.done():
+            search = self.searches[shard] = asyncio.ensure_future(self._find(shard))
+            search.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return search
+
+    async def _find(self, shard: str) -> None:
+        """Ask the coordinator where the shard is until it answers there, and make this worker known to it."""
+        until = asyncio.get_running_loop().time() + self.seat.patience_s
+        while True:
+            answer = (await self._ask(Where(shard=shard, **self.me))).message
+            if isinstance(answer, Wait):
+                self._waiting(answer, until)
+                await asyncio.sleep(RETRY_S)
+                continue
+            assert isinstance(answer, Moved), answer
+            try:
+                self.bulk.disconnect(shard)  # a former process' connections say nothing of this one
+                await self.bulk.connect(shard, answer.addresses, timeout_s=CONNECT_S)
+                await self.bulk.request(shard, Enter(known=True, **self.me), timeout_s=CONNECT_S)
+            except (DeadlineExceeded, PeerLost, Refused) as error:
+                if isinstance(error, Refused) and error.code == "fenced":
+                    raise ZmlError(FENCED, f"{self.seat.worker}: {error.because}") from error
+                self._waiting(Wait(self.seat.job, [shard], str(error)), until)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self.homes[shard] = answer.incarnation
+            self.lives[shard] += 1
+            log.info(
+                "shard found again", worker=self.seat.worker, shard=shard, incarnation=answer.incarnation
+            )
+            return
+
+    async def _request(self, endpoint: Endpoint, peer: str, message: Message, payload: Any) -> Answer:
+        try:
+            return await endpoint.request(peer, message, payload, timeout_s=REPLY_S)
+        except (Refused, DeadlineExceeded, PeerLost) as error:
+            raise self._meant(error) from error
+
+    def _meant(self, error: Refused | DeadlineExceeded | PeerLost) -> Exception:
+        """What it means for this worker."""
+        if not isinstance(error, Refused):
+            return self._lost(str(error))
+        if error.code == "fenced":
+            return ZmlError(FENCED, f"{self.seat.worker}: {error.because}")
+        return error
+
+    async def _settled(
+        self, ask: Callable[[], Any], *kinds: type[Message], code: str = REFUSED, enough: Enough = never
+    ) -> Answer | None:
+        """Ask until the answer is one of `kinds`: `Wait` and "early" mean later, any other refusal is an error.
+
+        None if `enough` came to hold before.
+        """
+        loop = asyncio.get_running_loop()
+        until, moved = loop.time() + self.seat.patience_s, 0
+        while not enough():
+            try:
+                answer: Answer = await ask()
+            except Refused as refused:
+                if refused.code not in LATER or loop.time() > until:
+                    raise ZmlError(
+                        code, f"{refused.peer} refused {self.seat.worker}: {refused.because}"
+                    ) from refused
+                await asyncio.sleep(RETRY_S)
+                continue
+            if isinstance(answer.message, kinds):
+                self.waits.clear()
+                return answer
+            assert isinstance(answer.message, Wait), answer.message
+            if answer.message.moved != moved:
+                until, moved = loop.time() + self.seat.patience_s, answer.message.moved
+            self._waiting(answer.message, until)
+        return None
+
+    def _waiting(self, wait: Wait, until: float) -> None:
+        """Wait on, if there is time left."""
+        if asyncio.get_running_loop().time() > until:
+            whom = ", ".join(wait.waiting_for) or "the job"
+            raise self._lost(f"waited {self.seat.patience_s:g} s for {whom}: {wait.because}")
+        self.note_wait(wait)
+
+    def note_wait(self, wait: Wait) -> None:
+        """Say who is waited for: after ten seconds, and each time twice as long again."""
+        whom = ", ".join(wait.waiting_for) or "the job"
+        now = asyncio.get_running_loop().time()
+        waited_s = now - self.waits.setdefault(whom, now)
+        if waited_s >= self.waits.setdefault(f"{whom}: next", 10.0):
+            self.waits[f"{whom}: next"] = 2 * waited_s
+            log.warning(
+                "waiting",
+                worker=self.seat.worker,
+                waiting_for=whom,
+                waited_s=round(waited_s),
+                because=wait.because,
+            )
+
+    def _lost(self, what: str) -> ZmlError:
+        return ZmlError(
+            LOST, f"{self.seat.worker}: {what}", "Look into the log of that process in the run directory."
+        )
+
+
+def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Sorted [first, last] runs, both inclusive."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
