@@ -20,7 +20,7 @@ from zml.obs import grafana
 from zml.obs.machines import DASHBOARDS
 from zml.obs.panels import ALARM, Query
 from zml.obs.rules import ALERTS
-from zml.runs import rundir
+from zml.runs import finding, rundir
 
 JOB = "letters"
 OTHER = "j7"
@@ -55,7 +55,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
 
 def answers(place: Playground) -> str:
     """Where the run's coordinator does; empty before."""
-    folder = rundir.newest(place.folder / "runs")
+    folder = finding.newest(place.folder / "runs")
     here = rundir.listening(folder) if folder is not None else None
     return here.http if here is not None else ""
 

@@ -256,8 +256,8 @@ def test_a_straggler_is_who_takes_long_itself_and_not_who_waits() -> None:
     workers, _ = known(
         job(50.0, odd={"w2": {"compute": 0.15}}), job(60.0, odd={"w2": {"compute": 0.15}})
     ).paces()
-    ((name, (times, phase)),) = slow(workers).items()
-    assert (name, phase) == ("w2", "compute") and times == pytest.approx(0.162 / 0.072)
+    ((name, found),) = slow(workers).items()
+    assert (name, found.phase) == ("w2", "compute") and found.ratio == pytest.approx(0.162 / 0.072)
     assert slow({"w0": workers["w2"]}) == {}, "nobody is slow alone"
     two = known(job(60.0, 2, odd={"w1": {"data": 0.1}})).paces()[0]
     assert list(slow(two)) == ["w1"]

@@ -31,7 +31,7 @@ def take(run: str | None, given: Mapping[str, Any]) -> Aim:
     elif resolved.origins["coordinator"] != "default":
         return Aim(settings, Path(settings.run_dir) if settings.run_dir else None)
     else:
-        running = rundir.running(Path(settings.runs))
+        running = finding.running(Path(settings.runs))
         if not running:
             return Aim(settings, None)
         folder = running[0]

@@ -61,13 +61,13 @@ RUN = click.argument("run", required=False)
 def place(run: str | None) -> "Place":
     """Where RUN leads; without it, the newest run below the folder of the settings. Raises ZmlError."""
     from ..checkpoint.finding import find
-    from ..runs import finding, rundir
+    from ..runs import finding
     from .flags import settle
 
     runs = Path(settle({}).settings.runs)
     if run is not None:
         return find(Path(run) if finding.is_folder(Path(run)) else finding.find(run, runs))
-    newest = rundir.newest(runs)
+    newest = finding.newest(runs)
     if newest is None:
         raise ZmlError(USAGE, f"there is no run below {runs}", "Name a run directory or a checkpoint.")
     return find(newest)

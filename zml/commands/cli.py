@@ -24,6 +24,7 @@ from .ckpt import ckpt
 from .cluster import node
 from .completion import VARIABLE, teach
 from .dashboard import dashboard, report
+from .data import data
 from .flags import (
     BIND_FLAG,
     CHECKPOINT_FLAGS,
@@ -48,7 +49,7 @@ from .obs import obs
 from .runs import compare, runs
 from .simulate import simulate
 from .slurm import slurm
-from .timeline import data, timeline
+from .timeline import timeline
 from .top import top
 
 if TYPE_CHECKING:

@@ -89,9 +89,9 @@ def export(
 
 def going_on(runs: Path) -> str:
     """Where the newest run that goes on answers; empty where there is none."""
-    from ..runs import rundir
+    from ..runs import finding, rundir
 
-    found = (rundir.listening(folder) for folder in rundir.running(runs))
+    found = (rundir.listening(folder) for folder in finding.running(runs))
     return next((each.http for each in found if each is not None and each.http), "")
 
 

@@ -1,6 +1,5 @@
-"""`zml timeline` and `zml data`: what a run leaves behind, for people and machines. It may be going on."""
+"""`zml timeline`: where the time of each step of a run went. It may be going on."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,33 +87,3 @@ def _out() -> tuple["Console", int]:
 
     out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return out, min(out.width, 160) if out.is_terminal else 80
-
-
-@click.group()
-def data() -> None:
-    """What became of the samples."""
-
-
-@data.command("audit")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@click.argument("run", required=False)
-def audit_(run: str | None, as_json: bool) -> int:
-    """Prove that every batch counted once.
-
-    Per epoch: batches, committed samples, batches that were given out again, skipped, doubled and missing ones, from
-    the run's record of all that its ledger was asked. The exit code is 1 if a batch is doubled or missing. RUN is a
-    path, a run's name below ./runs, or the beginning or end of one; without it, the run that is going on, else the
-    newest.
-    """
-    from ..runs import audit, finding
-    from ..scheduler.audit import audit as prove
-    from .flags import settle
-
-    folder = finding.find(run, Path(settle({}).settings.runs))
-    accounts = prove(audit.read_calls(folder))
-    if as_json:
-        click.echo(json.dumps(audit.rows(accounts), indent=2))
-    else:
-        for line in audit.lines(accounts):
-            click.echo(line)
-    return 0 if all(account.sound for account in accounts) else 1

@@ -104,7 +104,7 @@ def picture(first: Any, out: Any, *, as_json: bool, unicode: bool, width: int) -
 
 def chosen(run: str | None, server: str | None, token: str | None, resolved: Resolved) -> Source:
     """What is watched. Raises ZmlError."""
-    from ..runs import finding, rundir
+    from ..runs import finding
     from ..top.source import Run
 
     settings = resolved.settings
@@ -128,7 +128,7 @@ def chosen(run: str | None, server: str | None, token: str | None, resolved: Res
         return cluster_at(server, token, resolved)
     if resolved.origins["coordinator"] != "default":
         return Run(settings, None)
-    running = rundir.running(Path(settings.runs))
+    running = finding.running(Path(settings.runs))
     if running:
         return Run(settings, running[0])
     cluster = cluster_at(server, token, resolved)
@@ -138,7 +138,7 @@ def chosen(run: str | None, server: str | None, token: str | None, resolved: Res
     except ZmlError as error:
         if error.code != UNREACHABLE:
             raise
-    newest = rundir.newest(Path(settings.runs))
+    newest = finding.newest(Path(settings.runs))
     return Run(settings, newest) if newest is not None else Run(settings, None)
 
 

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 
 from ..runs.history import Row
 from ..status import JobStatus, MemberStatus
+from ..stragglers import STARVED, STARVING, UNHEARD_S, data_share, stragglers
 from ..text.ansi import printable
 from ..text.console import counted, names, number
-from .rates import NOTHING, Lately, shares, stragglers
+from .rates import NOTHING, Lately, shares
 from .views import Finding, Level
 
 SHOWN = 5  # of one kind; the rest is counted
-STARVING, STARVED = 0.2, 0.4  # share of the time that goes into the loader
 UNEVEN = 1.5  # the fullest shard against an even share
 OVERDUE = 2.0  # checkpoint intervals
 SILENT_S = 15.0  # of a coordinator, whose status is written every two seconds while anything happens
-UNHEARD_S = 5.0  # of a member that counts as alive
 STANDING_S = 120.0  # without a step, at the least
 STANDING_STEPS = 20  # and so many steps' time
 STARTING_S = 120.0  # until the first step, and nobody worries
@@ -271,7 +270,7 @@ def restarted(e: Evidence) -> Iterator[Finding]:
 
 
 def slow_workers(e: Evidence) -> Iterator[Finding]:
-    found = stragglers(e.lately.workers)
+    found = stragglers(e.lately.phases)
     for worker, slow in sorted(found.items(), key=lambda one: -one[1].ratio):
         rate = e.lately.workers[worker]
         because = {
@@ -306,10 +305,10 @@ def starving(e: Evidence) -> Iterator[Finding]:
             page="workers",
         )
         return
-    slow = stragglers(rates)
+    slow = stragglers(e.lately.phases)
     for worker, rate in rates.items():
-        own = shares([rate]).get("data", 0.0)
-        if own >= STARVED and worker not in slow:
+        own = data_share(rate.phases)
+        if own >= STARVING and worker not in slow:
             yield Finding(
                 kind="starving",
                 level="warn",

@@ -8,8 +8,9 @@ from statistics import fmean
 
 from ..figures import PHASES, ShardFigures, WorkerFigures
 from ..status import JobStatus
+from ..stragglers import stragglers, usual_of_others
 from .findings import imbalance
-from .rates import Lately, Trim, WorkerRate, middle, shard_rate, stragglers, usual_of_others, worker_rate
+from .rates import Lately, Trim, WorkerRate, middle, shard_rate, worker_rate
 from .thinning import rounded
 from .views import ShardLine, Shards, WorkerLine, Workers, tone_of
 
@@ -21,8 +22,8 @@ NONE_YET, NO_SHARD = WorkerFigures(), ShardFigures()
 
 
 def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
-    slow = stragglers(lately.workers)
-    usual = usual_of_others(lately.workers)
+    slow = stragglers(lately.phases)
+    usual = usual_of_others({name: rate.busy_s for name, rate in lately.workers.items()})
     lines = []
     for each in status.of("worker")[:MOST_MEMBERS]:
         figures, rate = each.figures or NONE_YET, lately.workers.get(each.member)

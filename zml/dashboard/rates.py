@@ -6,7 +6,6 @@ all of each would take most of the time in which a page is to be there.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -16,8 +15,7 @@ import msgspec
 from ..figures import BESIDE, PHASES
 from ..runs.history import member_row
 from ..status import JobStatus
-
-BUSY = tuple(phase for phase in PHASES if phase != "wait")  # what a worker does itself
+from ..stragglers import busy_s
 
 
 class WorkerTrim(msgspec.Struct, frozen=True):
@@ -58,7 +56,7 @@ class WorkerRate:
 
     @property
     def busy_s(self) -> float:
-        return sum(self.phases[phase] for phase in BUSY)
+        return busy_s(self.phases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +145,11 @@ class Lately:
     shards: Mapping[str, ShardRate]
     still: Mapping[str, Still] = field(default_factory=dict)
 
+    @property
+    def phases(self) -> dict[str, Mapping[str, float]]:
+        """By worker, seconds of a step."""
+        return {name: rate.phases for name, rate in self.workers.items()}
+
 
 NOTHING = Lately(0.0, False, {}, {})
 
@@ -224,47 +227,3 @@ def shares(rates: Sequence[WorkerRate]) -> dict[str, float]:
     spent = {phase: sum(rate.phases[phase] * rate.steps for rate in rates) for phase in PHASES}
     whole = sum(spent.values())
     return {phase: seconds / whole for phase, seconds in spent.items()} if whole > 0 else {}
-
-
-@dataclass(frozen=True, slots=True)
-class Slow:
-    """A straggler: its work for a step against the median, and the phase that makes most of the difference."""
-
-    ratio: float
-    phase: str
-
-
-SLOW = 1.5  # against the median
-LEAST_S = 0.005  # of a difference that is worth a word
-
-
-def usual_of_others(rates: Mapping[str, WorkerRate]) -> dict[str, float]:
-    """The median of the work that a step is for all others, for each: what it is measured against. None where there
-    are no others."""
-    busy = {name: rate.busy_s for name, rate in rates.items()}
-    ordered, others = sorted(busy.values()), len(busy) - 1
-    if others < 1:
-        return {}
-
-    def without(own: int, place: int) -> float:
-        return ordered[place if place < own else place + 1]
-
-    owns = {name: bisect_left(ordered, each) for name, each in busy.items()}
-    return {
-        name: (without(own, (others - 1) // 2) + without(own, others // 2)) / 2 for name, own in owns.items()
-    }
-
-
-def stragglers(rates: Mapping[str, WorkerRate]) -> dict[str, Slow]:
-    """In lockstep every worker's step takes as long as the slowest one's: what they do but wait tells who that is."""
-    found = {}
-    for worker, usual in usual_of_others(rates).items():
-        rate = rates[worker]
-        if rate.busy_s - usual < LEAST_S or rate.busy_s < SLOW * usual:
-            continue
-        others = [other for name, other in rates.items() if name != worker]
-        excess = {
-            phase: rate.phases[phase] - median(other.phases[phase] for other in others) for phase in BUSY
-        }
-        found[worker] = Slow(rate.busy_s / usual if usual > 0 else 99.0, max(BUSY, key=excess.__getitem__))
-    return found

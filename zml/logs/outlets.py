@@ -2,7 +2,7 @@
 
 A line has, in this order: `time` (RFC 3339, UTC, microseconds), `level`, `message`; the process: `run`, `job`, `role`,
 `id`, `host`, `pid`; what is bound where it is written (`at_step`): `step`, `trace_id`, `span_id`; then what the message
-is about. A unit is the end of its name: `push_s`, `size_bytes`. `logreading` reads them back.
+is about. A unit is the end of its name: `push_s`, `size_bytes`. `reading` reads them back.
 
 Lines never hold local variables of frames: in a hospital or a bank that would write rows of data to disk.
 Records of the standard library's loggers (torch, zmq, the script's own) take the same way. A message that comes too

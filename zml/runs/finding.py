@@ -63,13 +63,31 @@ def find(run: str | None, runs: Path) -> Path:
 
 def default(runs: Path) -> Path:
     """The run that is going on on this machine, else the newest. Raises ZmlError."""
-    going_on = rundir.running(runs)
-    if going_on:
-        return going_on[0]
-    newest = max(all_runs(runs), default=None, key=lambda folder: (began(folder), folder.name))
-    if newest is None:
+    going_on = running(runs)
+    found = going_on[0] if going_on else newest(runs)
+    if found is None:
         raise ZmlError(USAGE, f"there is no run below {runs}", "Start one with `zml run`, or name a folder.")
-    return newest
+    return found
+
+
+def running(runs: Path) -> list[Path]:
+    """Those below `runs` whose coordinator is alive on this machine, the newest first."""
+    found = []
+    for folder in all_runs(runs):
+        here = rundir.listening(folder)
+        if here is not None and rundir.last_status(folder) is None and rundir.alive(here.pid):
+            found.append(folder)
+    return sorted(found, key=age, reverse=True)
+
+
+def newest(runs: Path) -> Path | None:
+    """The one below `runs` that began last."""
+    return max(all_runs(runs), default=None, key=age)
+
+
+def age(folder: Path) -> tuple[float, str]:
+    """What runs are sorted by: when one began; of those of one moment, by the name, which has the time too."""
+    return began(folder), folder.name
 
 
 def at(path: Path) -> Path | None:

@@ -130,23 +130,6 @@ def write(path: Path, data: bytes) -> None:
     os.replace(scratch, path)
 
 
-def running(runs: Path) -> list[Path]:
-    """Runs below `runs` whose coordinator is alive on this machine, the newest first."""
-    found = []
-    for file in sorted(runs.glob(f"*/{COORDINATOR}"), reverse=True):
-        here = listening(file.parent)
-        if here is not None and last_status(file.parent) is None and alive(here.pid):
-            found.append(file.parent)
-    return found
-
-
-def newest(runs: Path) -> Path | None:
-    """The run below `runs` that began last; names sort by time."""
-    return max(
-        (file.parent for file in runs.glob(f"*/{CONFIG}")), default=None, key=lambda folder: folder.name
-    )
-
-
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

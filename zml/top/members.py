@@ -9,6 +9,7 @@ from rich.text import Text
 
 from ..figures import APPLY_BOUNDS_S, BESIDE, PHASES, STALENESS_BOUNDS, STEP_BOUNDS_S
 from ..status import JobStatus, MemberStatus
+from ..stragglers import Slow
 from ..text import bars
 from ..text.ansi import printable
 from ..text.console import HERE, TROUBLED
@@ -67,7 +68,7 @@ def shards(known: Known) -> list[Shard]:
 
 
 def _note(
-    status: JobStatus, member: MemberStatus, pace: WorkerPace | None, straggles: dict[str, tuple[float, str]]
+    status: JobStatus, member: MemberStatus, pace: WorkerPace | None, straggles: dict[str, Slow]
 ) -> tuple[str, str]:
     return note(member, pace, straggles, running=status.state in ("RUNNING", "DRAINING"))
 

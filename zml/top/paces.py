@@ -7,7 +7,6 @@ it is the mean since the process began; where the process is another one by now,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import msgspec
@@ -183,8 +182,3 @@ def rate(first: int, last: int, seconds: float) -> float:
 def saved(sent: int, dense: int) -> float | None:
     """Share of the bytes that did not have to travel, since the process began."""
     return max(0.0, 1.0 - sent / dense) if dense > 0 else None
-
-
-def busy(paces: Mapping[str, WorkerPace]) -> dict[str, float]:
-    """By worker, the seconds of a step that are its own."""
-    return {name: pace.own_s for name, pace in paces.items() if pace.own_s is not None}

@@ -1,54 +1,27 @@
 """What a person should look at, in words: members that are gone, slow, starving or quiet, and numbers that are none.
-
-Rule: a straggler is who takes long itself. In sync all steps last equally long, and the one that is waited for is the
-one that does not wait: so workers are compared without their waiting.
-"""
+Who is slow and who starves is judged in `zml.stragglers`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import median
 
-from ..figures import PHASES
 from ..status import JobStatus, MemberStatus
+from ..stragglers import STARVING, UNHEARD_S, Slow, data_share, stragglers
 from ..text.console import HERE, TROUBLED, duration, names
-from .paces import WorkerPace, busy
+from .paces import WorkerPace
 
-SLOW = 1.5  # times what the others take
-NOTICED_S = 0.005  # by which it must be more, or nobody would notice
-STARVING = 0.3  # share of a step that waits for the loader
 QUIET_S = 15.0  # without a step, where steps are shorter than a tenth of that
-SILENT_S = 3.0  # without a sign of life
 
 
-def slow(paces: Mapping[str, WorkerPace]) -> dict[str, tuple[float, str]]:
-    """Stragglers: how many times as long as the median of the others they take, and in which phase mostly."""
-    own = busy(paces)
-    found = {}
-    for name, seconds in own.items():
-        others = [paces[other] for other in own if other != name]
-        if not others:
-            continue
-        usual = median(own[other] for other in own if other != name)
-        if seconds < SLOW * usual or seconds - usual < NOTICED_S:
-            continue
-        more = {
-            phase: paces[name].phases.get(phase, 0.0) - median(pace.phases.get(phase, 0.0) for pace in others)
-            for phase in PHASES
-            if phase != "wait"
-        }
-        found[name] = (
-            seconds / usual if usual > 0 else float("inf"),
-            max(more, key=lambda phase: more[phase]),
-        )
-    return found
+def slow(paces: Mapping[str, WorkerPace]) -> dict[str, Slow]:
+    """Stragglers among those that have made steps lately."""
+    return stragglers({name: pace.phases for name, pace in paces.items() if pace.own_s is not None})
 
 
 def starving(pace: WorkerPace) -> float | None:
     """The share of its steps that waits for the loader, where that is much."""
-    if not pace.step_s:
-        return None
-    share = pace.phases.get("data", 0.0) / pace.step_s
+    share = data_share(pace.phases)
     return share if share >= STARVING else None
 
 
@@ -60,7 +33,7 @@ def quiet(pace: WorkerPace) -> float | None:
 def note(
     member: MemberStatus,
     pace: WorkerPace | None,
-    straggles: Mapping[str, tuple[float, str]],
+    straggles: Mapping[str, Slow],
     *,
     running: bool,
 ) -> tuple[str, str]:
@@ -70,14 +43,14 @@ def note(
         return f"{member.state}{because}", "bold red"
     if member.state not in HERE:
         return member.state, "dim"
-    if member.heard_s >= SILENT_S:
+    if member.heard_s >= UNHEARD_S:
         return f"silent for {duration(member.heard_s)}", "red"
     if pace is not None and running:
         if (lasting := quiet(pace)) is not None:
             return f"no step for {duration(lasting)}", "red"
         if member.member in straggles:
-            times, phase = straggles[member.member]
-            return f"slow {times:.1f}x, {phase}", "bold yellow"
+            found = straggles[member.member]
+            return f"slow {found.ratio:.1f}x, {found.phase}", "bold yellow"
         if (share := starving(pace)) is not None:
             return f"starving, data {share:.0%}", "yellow"
     if member.figures is not None and member.figures.left_out:
@@ -105,21 +78,24 @@ def sentences(status: JobStatus, paces: Mapping[str, WorkerPace]) -> list[tuple[
         return found
     well = [member for member in status.members if member.state in HERE]
     for member in well:
-        if member.heard_s >= SILENT_S:
+        if member.heard_s >= UNHEARD_S:
             found.append((f"{member.role} {member.member} is silent for {duration(member.heard_s)}", "red"))
     active = {m.member: paces[m.member] for m in well if m.member in paces}
     for name, pace in active.items():
         if (lasting := quiet(pace)) is not None:
             found.append((f"{name} has made no step for {duration(lasting)}", "red"))
     straggles = slow(active)
-    for name, (times, phase) in straggles.items():
+    for name, how in straggles.items():
         found.append(
-            (f"{name} is slow: {times:.1f} times what the others take, most of it in {phase}", "yellow")
+            (
+                f"{name} is slow: {how.ratio:.1f} times what the others take, most of it in {how.phase}",
+                "yellow",
+            )
         )
     hungry = [
         name
         for name, pace in active.items()
-        if starving(pace) is not None and straggles.get(name, (0.0, ""))[1] != "data"
+        if starving(pace) is not None and (name not in straggles or straggles[name].phase != "data")
     ]
     if hungry:
         share = median(starving(active[name]) or 0.0 for name in hungry)

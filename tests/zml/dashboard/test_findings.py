@@ -16,17 +16,14 @@ from zml.dashboard.overview import numbers
 from zml.dashboard.rates import (
     Lately,
     Trim,
-    WorkerRate,
     WorkerTrim,
     lately,
     shares,
-    stragglers,
-    usual_of_others,
     worker_rate,
 )
-from zml.figures import PHASES
 from zml.runs.history import MemberRow, Row
 from zml.status import CheckpointStatus, JobStatus, MemberStatus
+from zml.stragglers import stragglers, usual_of_others
 
 NOW = 1_700_000_000.0
 
@@ -192,7 +189,7 @@ def test_of_two_workers_the_slow_one_is_the_straggler() -> None:
         return WorkerTrim(10, 10, 0, {"compute": compute, "wait": wait})
 
     rows = [Trim(10.0), Trim(20.0, {"w0": rate(1.0, 3.0), "w1": rate(4.0, 0.0)})]
-    found = stragglers(lately(rows, 30.0).workers)
+    found = stragglers(lately(rows, 30.0).phases)
     assert {worker: (slow.ratio, slow.phase) for worker, slow in found.items()} == {"w1": (4.0, "compute")}
     assert shares(list(lately(rows, 30.0).workers.values()))["wait"] == 3 / 8
 
@@ -203,7 +200,7 @@ def test_a_microsecond_makes_no_straggler() -> None:
             20.0, {f"w{n}": WorkerTrim(10, 10, 0, {"compute": 0.001 * (1 + 9 * (n == 1))}) for n in range(3)}
         )
     ]
-    assert stragglers(lately(rows, 30.0).workers) == {}
+    assert stragglers(lately(rows, 30.0).phases) == {}
 
 
 # -- long runs, where rows are minutes apart ----------------------------------------------------------------------
@@ -277,7 +274,7 @@ def test_a_worker_whose_step_is_longer_than_the_window_has_a_rate() -> None:
 
 def test_the_ratio_on_the_page_is_the_one_that_is_told() -> None:
     evidence = evidence_of("straggler", workers=2)
-    ratios = stragglers(evidence.lately.workers)
+    ratios = stragglers(evidence.lately.phases)
     shown = {line.member: line.ratio for line in workers(evidence.status, evidence.lately, []).workers}
     assert ratios and {name: round(slow.ratio, 2) for name, slow in ratios.items()} == {
         name: round(shown[name] or 0.0, 2) for name in ratios
@@ -286,12 +283,9 @@ def test_the_ratio_on_the_page_is_the_one_that_is_told() -> None:
 
 @given(st.lists(st.floats(0.0, 10.0), min_size=2, max_size=9))
 def test_the_usual_of_others_is_their_median(busy: list[float]) -> None:
-    rates = {
-        f"w{n}": WorkerRate(1, each, {**dict.fromkeys(PHASES, 0.0), "compute": each}, {}, 0.0, 0)
-        for n, each in enumerate(busy)
-    }
+    own = {f"w{n}": each for n, each in enumerate(busy)}
     expected = {f"w{n}": median([*busy[:n], *busy[n + 1 :]]) for n in range(len(busy))}
-    assert usual_of_others(rates) == pytest.approx(expected)
+    assert usual_of_others(own) == pytest.approx(expected)
 
 
 def test_a_value_that_the_status_lacks_is_as_in_the_newest_row() -> None:

@@ -1,0 +1,76 @@
+"""Who is slow, who starves, who is not heard: judged alike wherever it is shown. Pure.
+
+Rule: a straggler is who takes long itself. In lockstep every worker's step lasts as long as the slowest one's, and the
+one that is waited for is the one that does not wait: workers are compared by what they do but wait.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from .figures import PHASES
+
+SLOW = 1.5  # times the median of the others; the alert waits for 2
+NOTICED_S = 0.005  # by which a step must be longer, or nobody would notice
+MOST = 99.0  # times: beyond, the number says no more
+STARVING, STARVED = 0.3, 0.5  # share of a step that waits for the loader; the alert is for the second
+UNHEARD_S = 5.0  # of a member that counts as alive
+BUSY = tuple(phase for phase in PHASES if phase != "wait")  # what a worker does itself
+
+Phases = Mapping[str, float]
+"""Seconds of a step by the names of `figures.PHASES`; what is missing took none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """A straggler: its work for a step against the median of the others, and the phase that makes most of the
+    difference. `ratio` ends at 99, which is what it is where the others do nothing."""
+
+    ratio: float
+    phase: str
+
+
+def busy_s(phases: Phases) -> float:
+    return sum(phases.get(phase, 0.0) for phase in BUSY)
+
+
+def data_share(phases: Phases) -> float:
+    """Of a step, what goes into the loader."""
+    whole = sum(phases.get(phase, 0.0) for phase in PHASES)
+    return phases.get("data", 0.0) / whole if whole > 0 else 0.0
+
+
+def usual_of_others(busy: Mapping[str, float]) -> dict[str, float]:
+    """The median of the work that a step is for all others, for each: what it is measured against. None where there
+    are no others. It takes n log n for n workers."""
+    ordered, others = sorted(busy.values()), len(busy) - 1
+    if others < 1:
+        return {}
+
+    def without(own: int, place: int) -> float:
+        return ordered[place if place < own else place + 1]
+
+    owns = {name: bisect_left(ordered, each) for name, each in busy.items()}
+    return {
+        name: (without(own, (others - 1) // 2) + without(own, others // 2)) / 2 for name, own in owns.items()
+    }
+
+
+def stragglers(workers: Mapping[str, Phases]) -> dict[str, Slow]:
+    """By worker; the mean phases of its latest steps in."""
+    busy = {name: busy_s(phases) for name, phases in workers.items()}
+    found = {}
+    for worker, usual in usual_of_others(busy).items():
+        if busy[worker] - usual < NOTICED_S or busy[worker] < SLOW * usual:
+            continue
+        others = [phases for name, phases in workers.items() if name != worker]
+        excess = {
+            phase: workers[worker].get(phase, 0.0) - median(other.get(phase, 0.0) for other in others)
+            for phase in BUSY
+        }
+        ratio = busy[worker] / usual if usual > 0 else MOST
+        found[worker] = Slow(min(ratio, MOST), max(BUSY, key=excess.__getitem__))
+    return found
