@@ -1,8 +1,8 @@
 """The processes that `scale.py` starts: real shards, and light workers that compute nothing. Not for people.
 
 Started with a role and one JSON argument; each answers every line of its input with one line of JSON, and ends when
-its input does. A shard is `zml.shard.Shard` behind its own endpoint; a worker is `zml.client.Client` with an endpoint
-of its own, many in one process. What a worker pushes was encoded once, and what it pulls is counted and not decoded:
+its input does. A shard is a `Shard` behind its own endpoint; a worker is a `Client` with an endpoint of its
+own, many in one process. What a worker pushes was encoded once, and what it pulls is counted and not decoded:
 both are work of each worker's own machine. No shared memory, because workers have other machines, and no push log.
 """
 
@@ -124,7 +124,7 @@ class Worker:
         await self.pull()
 
     async def run(self, steps: int, compute_s: float) -> list[float]:
-        """When each step ended. As `zml.traffic` makes one in sync: the pull does not wait for the commit's answer."""
+        """When each step ended. In sync, the pull does not wait for the commit's answer."""
         ends: list[float] = []
         for _ in range(steps):
             await asyncio.sleep(compute_s)

@@ -61,7 +61,7 @@ for epoch in zml.epochs(2):
     training = False
     found = zml.evaluate(score, valid)
     if trouble == "nan":  # every worker holds the same parameters: it would find the same by itself
-        from zml.evaluation import alone
+        from zml.worker.evaluation import alone
         assert alone(score, valid) == found
     print("totals", epoch, json.dumps(found), flush=True)
     training = True

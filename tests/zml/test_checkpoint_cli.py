@@ -106,7 +106,8 @@ def test_list_loads_neither_torch_nor_numpy(root: Path) -> None:
     import sys
 
     program = (
-        "import sys; from zml.cli import run; run(['ckpt', 'list', sys.argv[1]]); print(sorted(sys.modules))"
+        "import sys; from zml.commands.cli import run; run(['ckpt', 'list', sys.argv[1]]);"
+        " print(sorted(sys.modules))"
     )
     here = Path(cli.__file__).resolve().parent.parent
     ended = subprocess.run(

@@ -59,7 +59,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def loaded(*args: str, cwd: Path) -> set[str]:
     """The packages that a command has imported when it ends."""
     program = (
-        "import json, sys; from zml.cli import run; sys.stdout = sys.stderr; run(sys.argv[1:]);"
+        "import json, sys; from zml.commands.cli import run; sys.stdout = sys.stderr; run(sys.argv[1:]);"
         "print(json.dumps([name for name in sys.modules if '.' not in name]), file=sys.__stdout__)"
     )
     ended = subprocess.run(

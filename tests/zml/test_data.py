@@ -304,7 +304,7 @@ class Away(Alone):
 def test_a_script_goes_on_with_what_it_has_while_the_coordinator_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("zml.data.ahead", lambda batch_s, share: 20)
+    monkeypatch.setattr("zml.worker.data.ahead", lambda batch_s, share: 20)
     ledger = Away()
     loader = DividedLoader(DataLoader(numbers(100), batch_size=1), ledger)
     seen = []
@@ -320,7 +320,7 @@ def test_a_script_goes_on_with_what_it_has_while_the_coordinator_is_away(
 
 
 def test_what_was_asked_for_when_the_loop_was_left_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zml.data.ahead", lambda batch_s, share: 20)
+    monkeypatch.setattr("zml.worker.data.ahead", lambda batch_s, share: 20)
     ledger = Away()
     loader = DividedLoader(DataLoader(numbers(100), batch_size=1), ledger)
     for _ in loader:

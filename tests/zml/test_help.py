@@ -241,7 +241,7 @@ def test_a_member_is_meant_by_its_number_too() -> None:
 PROGRAM = """
 import json, sys
 from click.shell_completion import BashComplete
-from zml import cli, completion
+from zml.commands import cli, completion
 
 completion.teach(cli.main)
 shell = BashComplete(cli.main, {}, "zml", "_ZML_COMPLETE")

@@ -599,7 +599,7 @@ def test_a_token_is_read_from_a_file_of_its_owner(tmp_path: Path, call: Call) ->
 
 def test_commands_load_no_more_than_they_need(api: Served, call: Call) -> None:
     program = (
-        "import json, sys; from zml.cli import run; run(sys.argv[1:]);"
+        "import json, sys; from zml.commands.cli import run; run(sys.argv[1:]);"
         "print(json.dumps(sorted({'torch', 'numpy', 'zmq', 'aiohttp', 'uvloop'} & set(sys.modules))), file=sys.stderr)"
     )
     for args in (["jobs"], ["submit", "train.py"], ["nodes", "--json"], ["explain", "j1"]):

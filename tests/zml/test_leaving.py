@@ -74,7 +74,7 @@ def test_without_an_agent_nothing_is_heard_and_nothing_told() -> None:
 
 CHILD = """
 import asyncio, os, signal, sys, threading, time
-from zml.leaving import ScriptEnd
+from zml.agent.leaving import ScriptEnd
 if "own" in sys.argv:
     signal.signal(signal.SIGTERM, lambda number, frame: print("mine", flush=True))
 asked = []

@@ -117,7 +117,7 @@ def test_of_two_that_write_one_rotates_and_the_other_follows(tmp_path: Path) -> 
 FORK = """
 import os, signal, threading
 from pathlib import Path
-from zml.logfile import LogFile
+from zml.logs.logfile import LogFile
 log = LogFile(Path("a"), rotate_bytes=1000, kept=1)
 held, over = threading.Event(), threading.Event()
 def hold():

@@ -327,7 +327,7 @@ def test_configured_again_the_lines_go_to_the_new_file_only(tmp_path: Path) -> N
 
 PROGRAM = """
 import structlog
-from zml import logs
+from zml.logs import outlets as logs
 logs.configure("shard", "p0", folder="logs")
 structlog.get_logger().info("hello", answer=42)
 """
@@ -360,10 +360,10 @@ def test_on_a_terminal_people_get_words_and_no_color_is_honoured(tmp_path: Path)
 
 SCRIPT = """
 import logging, sys, structlog
-from zml import logs
+from zml.logs import outlets as logs
 logs.configure_script("w0", folder="logs", job="j", level="info")
 before = logging.getLogger().handlers
-from zml import board
+from zml.coordinator import board
 import zml.launch.tether
 code = "import structlog; structlog.get_logger().{}('from zml', x=1)"
 for method in ("debug", "warning"):
@@ -394,7 +394,8 @@ def test_in_a_scripts_process_our_lines_go_to_a_file_and_the_scripts_lines_are_i
 
 FLOOD = """
 import structlog
-from zml import board, logs
+from zml.coordinator import board
+from zml.logs import outlets as logs
 at = 0
 logs.configure_script("w0", folder="runs/r/logs", step=lambda: at)
 ours = compile("import structlog; structlog.get_logger().warning('from zml', x=n)", board.__file__, "exec")

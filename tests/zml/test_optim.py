@@ -247,7 +247,7 @@ STEPS = """
 import json, sys, torch
 from zml.hyper import RULES, OptimizerSpec
 from zml.layout import Layout
-from zml.optim import UpdateRule
+from zml.shard.optim import UpdateRule
 layout = Layout.build([("a", (4,), 0), ("b", (4,), 0)], 8)
 for name, numbers in json.loads(sys.argv[1]).items():
     spec = OptimizerSpec(name, ({key: number for key, number in numbers.items() if RULES[key].fixed},))

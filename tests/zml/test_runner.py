@@ -1,4 +1,4 @@
-"""A script under `zml.runner` behaves as under plain python; what it adds is the account of a failure."""
+"""A script under `zml.worker.runner` behaves as under plain python; what it adds is the account of a failure."""
 
 import json
 import os
@@ -146,7 +146,9 @@ def test_a_syntax_error_is_a_failure_with_its_line(tmp_path: Path) -> None:
 
 
 def test_the_runtimes_clock_is_in_the_account(tmp_path: Path) -> None:
-    path = script(tmp_path, "import zml.runner\nzml.runner.current_step = lambda: 17\nraise ValueError\n")
+    path = script(
+        tmp_path, "import zml.worker.runner\nzml.worker.runner.current_step = lambda: 17\nraise ValueError\n"
+    )
     failure = tmp_path / "failure.json"
     assert run(path, cwd=tmp_path, failure=failure).returncode == 1
     assert told(failure).step == 17

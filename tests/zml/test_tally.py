@@ -11,7 +11,7 @@ def test_an_agent_reads_how_far_its_script_had_come_when_the_script_is_dead() ->
     assert (agent.read(), agent.step()) == ((0, 0), -1)
     script = """
 import os
-from zml.tally import ScriptTally
+from zml.agent.tally import ScriptTally
 tally = ScriptTally()
 for epoch, batches, steps in [(0, 1, 0), (0, 2, 1), (7, 4_000_000_000, 2**40)]:
     tally.begin(epoch, batches, steps)

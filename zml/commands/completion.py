@@ -101,17 +101,17 @@ def source(shell: str, root: click.Group) -> str:
 
 def run_names(context: click.Context) -> Iterator[tuple[str, str]]:
     """Run directories as they would be typed, the newest first."""
-    from ..runs.rundir import CONFIG, STATUS
+    from ..runs.finding import age, all_runs
+    from ..runs.rundir import STATUS
 
-    runs = _runs()
-    found = sorted((file.parent for file in runs.glob(f"*/{CONFIG}")), key=lambda each: each.name)
-    for folder in reversed(found[-MOST:]):
+    for folder in sorted(all_runs(_runs()), key=age, reverse=True)[:MOST]:
         yield str(folder), "" if (folder / STATUS).exists() else "not over"
 
 
 def member_names(context: click.Context) -> Iterator[tuple[str, str]]:
     """Of the run that is named in the line already, else of the newest: whoever has a log there."""
-    from ..runs.rundir import LOGS, newest
+    from ..runs.finding import newest
+    from ..runs.rundir import LOGS
 
     # Behind an option that has no value yet, click has not said which argument is which.
     named = context.params.get("run") or next(

@@ -1,4 +1,4 @@
-"""The child of an agent: `python -m zml.runner script.py args...` runs a script as plain python would.
+"""The child of an agent: `python -m zml.worker.runner script.py args...` runs a script as plain python would.
 
 Rule: the script cannot tell. It is `__main__`, its folder comes first on the path, its arguments are its own,
 and how it ends is how this process ends. What is added: lines leave at once, and an exception is told to the
@@ -54,7 +54,7 @@ def command(script: str, args: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """Run argv[0] with the rest as its arguments; returns the exit code or raises the script's SystemExit."""
     if not argv:
-        print("usage: python -m zml.runner script.py [args]", file=sys.stderr)
+        print("usage: python -m zml.worker.runner script.py [args]", file=sys.stderr)
         return 2
     script = argv[0]
     try:

@@ -24,9 +24,10 @@ from zml.tracing.trees import Recoveries, Tree, part
 def test_while_tracing_is_off_nothing_of_opentelemetry_is_loaded() -> None:
     code = """
 import sys
-import zml, zml.cli, zml.coordinating, zml.cluster.serving, zml.agent, zml.timeline, zml.tracing.shards
-from zml.rundir import CHECKPOINTS, CONFIG
-from zml.seat import Seat
+import zml, zml.commands.cli, zml.coordinator.coordinating, zml.cluster.serving, zml.agent.agent, zml.worker.timeline
+import zml.tracing.shards
+from zml.runs.rundir import CHECKPOINTS, CONFIG
+from zml.agent.seat import Seat
 from zml.tracing import process
 process.begin("off", "worker", "w0", "job")
 process.begin_script(Seat(job="job", worker="w0", incarnation=1, coordinator=[]))
