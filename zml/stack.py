@@ -30,7 +30,8 @@ import msgspec
 from . import own, proc
 
 SIGNAL = signal.SIGRTMAX - 4  # not among those that glibc, debuggers and schedulers use
-SPY_S = 10.0
+SPY_S = 8.0  # for py-spy to look at a process, however often
+CHILDREN_S = 3.0  # and at all that it has started
 ANSWER_S = 3.0  # for faulthandler to write
 LOOK_S = 0.02
 QUIET_S = 0.1  # that its file has not grown: it has written everything
@@ -161,14 +162,16 @@ def find_spy() -> str | None:
     return str(beside) if beside.exists() else shutil.which("py-spy")
 
 
-def by_spy(program: str, pid: int) -> tuple[list[Thread], str]:
+def by_spy(program: str, pid: int, within_s: float = SPY_S) -> tuple[list[Thread], str]:
     """The threads, or why not."""
+    end = time.monotonic() + within_s
     # It may look just while the interpreter changes what it reads: once more, then.
     because = ""
     for _ in range(3):
         command = [program, "dump", "--pid", str(pid), "--json", "--nonblocking", "--full-filenames"]
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=SPY_S)
+            left_s = max(0.0, end - time.monotonic())
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=left_s)
         except (OSError, subprocess.SubprocessError) as error:
             return [], f"py-spy: {error}"
         if answer.returncode == 0:
@@ -188,9 +191,12 @@ def by_spy(program: str, pid: int) -> tuple[list[Thread], str]:
 def of_children(program: str, pid: int) -> list[Thread]:
     """Threads of the processes that it has started, as a DataLoader's workers: what they wait for it waits for, too."""
     found = []
+    end = time.monotonic() + CHILDREN_S
     for child in proc.children(pid)[:CHILDREN]:
+        if (left_s := end - time.monotonic()) <= 0:
+            break  # whoever asks has a deadline, too, and has the main thing
         letter = proc.status_of(child).get("State", "?")[:1]
-        for each in by_spy(program, child)[0]:  # none where it is not python
+        for each in by_spy(program, child, left_s)[0]:  # none where it is not python
             name = f"process {child}, {proc.STATES.get(letter, letter)}: {each.name}"
             found.append(msgspec.structs.replace(each, name=name, main=False))
     return in_order(found)

@@ -34,9 +34,10 @@ async def onlooker(cluster: Cluster) -> MemoryEndpoint:
     return endpoint
 
 
-async def look(cluster: Cluster, wait_s: float = 5.0) -> Answers:
+async def look(cluster: Cluster, wait_s: float = 5.0, told: list[str] | None = None) -> Answers:
     endpoint = await onlooker(cluster)
-    found = await asking.examine(Asking(endpoint, JOB, wait_s), cluster.coordinator.status())
+    tell = told.append if told is not None else lambda _: None
+    found = await asking.examine(Asking(endpoint, JOB, wait_s), cluster.coordinator.status(), tell)
     await endpoint.close()
     return found
 
@@ -76,6 +77,8 @@ def test_everybody_answers_and_training_ends_with_the_same_parameters() -> None:
 
 
 def test_who_does_not_answer_is_named_within_the_deadline() -> None:
+    told: list[str] = []
+
     async def main() -> tuple[Answers, float]:
         cluster = await training(MemoryNetwork(SEED))
 
@@ -84,13 +87,14 @@ def test_who_does_not_answer_is_named_within_the_deadline() -> None:
 
         cluster.shards[1].examinee.answer = hangs  # type: ignore[method-assign, assignment]
         began = asyncio.get_running_loop().time()
-        found = await look(cluster, wait_s=2.0)
+        found = await look(cluster, wait_s=2.0, told=told)
         took = asyncio.get_running_loop().time() - began
         assert await cluster.finish() == 0
         return found, took
 
     found, took = simulate(main())
     assert found.silent == {"p1": "no answer within 2 s"}
+    assert told[:2] == ["processes: coordinator, p0, p1, w0 and 1 more", "processes: p1"]
     assert 2.0 <= took <= 4.0
     bad = [check for check in judge(found) if check.verdict == "fail"]
     assert bad == [Check("answers", "fail", "no answer within 2 s", "`zml stack p1` says where it is.", "p1")]

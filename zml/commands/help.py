@@ -120,12 +120,22 @@ def look_around(run: str | None, wait_s: float, given: dict[str, Any]) -> tuple[
         endpoint = await observe.connect(aimed.settings)
         try:
             status = await observe.status(endpoint, aimed.settings.job)
-            return await cluster.examine(cluster.Asking(endpoint, status.job, wait_s), status)
+            return await cluster.examine(cluster.Asking(endpoint, status.job, wait_s), status, passing)
         finally:
+            passing("")
             await endpoint.close()
 
     found = asyncio.run(ask())
     return found, verdicts.judge(found), aimed
+
+
+def passing(text: str) -> None:
+    """One line of a terminal that the next one takes the place of; nothing where nobody watches."""
+    from ..text.ansi import printable
+
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        line = f"waiting for {printable(text)}"[: width() - 1] if text else ""
+        click.echo(f"\r{line}\x1b[K", nl=False, err=True)
 
 
 def paint() -> Any:

@@ -8,7 +8,7 @@ such measurements at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -22,6 +22,8 @@ BULK_BYTES = 4 << 20
 AT_ONCE = 128  # questions under way
 LINKS_AT_ONCE = 8  # of those about round trips
 ANSWER_S = 3.0  # for the way of question and answer
+TELL_S = 1.0  # from one word about what is waited for to the next
+NAMED = 4  # in it
 HERE = frozenset({"joined", "active"})
 
 T = TypeVar("T")
@@ -101,15 +103,21 @@ class Asking:
             raise Silent(f"its answer cannot be read: {error}") from None
 
 
-async def examine(asking: Asking, status: JobStatus) -> Answers:
-    """All of it: processes, machines, links, each in `wait_s`; twice that for machines of which nobody answers."""
+Tell: TypeAlias = Callable[[str], None]
+
+
+async def examine(asking: Asking, status: JobStatus, tell: Tell = lambda _: None) -> Answers:
+    """All of it: processes, machines, links, each in `wait_s`; twice that for machines of which nobody answers. What
+    it is at, and whom it waits for, is told every second."""
     found = Answers(job=status.job, members=list(status.members))
     here = [each.member for each in status.members if each.state in HERE]
-    await _gather([_process(asking, found, member) for member in (COORDINATOR, *here)])
-    await _gather([_machine(asking, found, node, of) for node, of in found.by_node().items()])
+    everybody = {member: _process(asking, found, member) for member in (COORDINATOR, *here)}
+    await _together("processes", everybody, tell)
+    machines = {node: _machine(asking, found, node, of) for node, of in found.by_node().items()}
+    await _together("machines", machines, tell)
     shards = [each.member for each in status.of("shard") if each.member in found.processes]
     workers = [each.member for each in status.of("worker") if each.member in found.processes]
-    await _links(asking, found, workers, shards)
+    await _links(asking, found, workers, shards, tell)
     found.links.sort(key=lambda each: (each.to != COORDINATOR, in_order(each.source), in_order(each.to)))
     return found
 
@@ -133,7 +141,9 @@ async def _machine(asking: Asking, found: Answers, node: str, members: Sequence[
     found.silent[node] = because
 
 
-async def _links(asking: Asking, found: Answers, workers: Sequence[str], shards: Sequence[str]) -> None:
+async def _links(
+    asking: Asking, found: Answers, workers: Sequence[str], shards: Sequence[str], tell: Tell
+) -> None:
     loop = asyncio.get_running_loop()
     until = loop.time() + asking.wait_s
     few = asyncio.Semaphore(LINKS_AT_ONCE)
@@ -151,12 +161,17 @@ async def _links(asking: Asking, found: Answers, workers: Sequence[str], shards:
                 link = Link(trouble=str(silent))
             found.links.append(Measured(source, to, link))
 
-    await _gather([measure((member, COORDINATOR), 0) for member in (*shards, *workers)])
+    async def measure_all(what: str, links: Iterable[Pair], bulk_bytes: int) -> None:
+        work = {f"{source} to {to}": measure((source, to), bulk_bytes) for source, to in links}
+        await _together(what, work, tell)
+
+    await measure_all("links", [(member, COORDINATOR) for member in (*shards, *workers)], 0)
     pairs = [(worker, shard) for worker in workers for shard in shards]
     full = between_machines(pairs, found.node)
-    await _gather([measure(pair, 0) for pair in pairs if pair not in full])
+    between = set(full)
+    await measure_all("links", [pair for pair in pairs if pair not in between], 0)
     for together in rounds(full, found.node):
-        await _gather([measure(pair, BULK_BYTES) for pair in together])
+        await measure_all("rates", together, BULK_BYTES)
 
 
 def in_order(member: str) -> tuple[str, int, str]:
@@ -187,5 +202,13 @@ def rounds(pairs: Iterable[Pair], node: Callable[[str], str]) -> list[list[Pair]
     return [together for _, together in found]
 
 
-async def _gather(work: Sequence[Any]) -> None:
-    await asyncio.gather(*work)
+async def _together(what: str, work: Mapping[str, Coroutine[Any, Any, None]], tell: Tell) -> None:
+    """Does it at once, and tells what is not done yet. What raises ends the rest."""
+    async with asyncio.TaskGroup() as group:
+        tasks = {group.create_task(each): name for name, each in work.items()}
+        pending = set(tasks)
+        while pending:
+            names = [name for task, name in tasks.items() if task in pending]
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            tell(f"{what}: {', '.join(names[:NAMED])}{more}")
+            _, pending = await asyncio.wait(pending, timeout=TELL_S)
