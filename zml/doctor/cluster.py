@@ -208,7 +208,7 @@ async def _together(what: str, work: Mapping[str, Coroutine[Any, Any, None]], te
         tasks = {group.create_task(each): name for name, each in work.items()}
         pending = set(tasks)
         while pending:
-            names = [name for task, name in tasks.items() if task in pending]
+            names = sorted((name for task, name in tasks.items() if task in pending), key=in_order)
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             tell(f"{what}: {', '.join(names[:NAMED])}{more}")
             _, pending = await asyncio.wait(pending, timeout=TELL_S)
