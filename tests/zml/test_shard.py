@@ -11,7 +11,7 @@ from tests.simulation import simulate
 from zml.codec import by_name
 from zml.hyper import hyper_of, write_hyper
 from zml.layout import Bucket, Registration, buckets
-from zml.messages import Advance, Commit, Delta, Enter, Entered, Load, Ok, Pull, Push, Seat, Wait
+from zml.messages import Advance, Commit, Delta, Enter, Entered, Finished, Load, Ok, Pull, Push, Seat, Wait
 from zml.scheduler.ids import JobId
 from zml.shard.shard import Shard
 from zml.transport import Refusal
@@ -186,6 +186,24 @@ def test_a_step_without_its_commit_is_gone_with_its_worker_and_one_with_it_stays
     bench.step("w2", 0, 3.0)
     bench.shard.roster(2, [Seat("w0", 1, True)])  # w1 and w2 are lost
     assert torch.equal(bench.held(), before - 0.5 * 2.0), "the mean of w0's and w2's"
+
+
+@pytest.mark.parametrize("chunks", [1, 0])
+def test_a_step_that_counts_elsewhere_counts_here_before_its_worker_is_gone(chunks: int) -> None:
+    """Also where a shard has no chunks, and is sent nothing of a step but its commit."""
+    bench = Bench(0)
+    if chunks:
+        bench.load()
+        bench.push("w1", 0)
+    else:
+        bench.shard = Shard(JobId(JOB), "p1")
+        bench.shard.assign(bench.registration, [0], 0, "none")
+        bench.shard.roster(1, bench.seats)
+        for seat in bench.seats:
+            bench.ask(seat.worker, Enter(JOB, seat.worker, 1))
+    owed = Finished("w1", 1, 0, 0, 1, write_hyper(hyper_of(bench.optimizer)))
+    bench.shard.roster(2, bench.seats[:1], [owed])
+    assert list(bench.shard.committed[0]) == ["w1"]
 
 
 def test_an_older_roster_changes_nothing() -> None:
