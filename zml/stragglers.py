@@ -16,7 +16,7 @@ from .figures import PHASES
 SLOW = 1.5  # times the median of the others; the alert waits for 2
 NOTICED_S = 0.005  # by which a step must be longer, or nobody would notice
 MOST = 99.0  # times: beyond, the number says no more
-STARVING, STARVED = 0.3, 0.5  # share of a step that waits for the loader; the alert is for the second
+STARVING, STARVED = 0.2, 0.5  # share of a step that waits for the loader; the alert is for the second
 UNHEARD_S = 5.0  # of a member that counts as alive
 BUSY = tuple(phase for phase in PHASES if phase != "wait")  # what a worker does itself
 

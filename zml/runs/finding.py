@@ -73,7 +73,7 @@ def default(runs: Path) -> Path:
 def running(runs: Path) -> list[Path]:
     """Those below `runs` whose coordinator is alive on this machine, the newest first."""
     found = []
-    for folder in all_runs(runs):
+    for folder in all_runs(runs, rundir.COORDINATOR):
         here = rundir.listening(folder)
         if here is not None and rundir.last_status(folder) is None and rundir.alive(here.pid):
             found.append(folder)
@@ -110,9 +110,9 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def all_runs(runs: Path) -> Iterable[Path]:
-    """Below a folder, those of Slurm's jobs too."""
-    for pattern in (f"*/{rundir.CONFIG}", f"slurm-*/attempt-*/{rundir.CONFIG}"):
+def all_runs(runs: Path, having: str = rundir.CONFIG) -> Iterable[Path]:
+    """Below a folder, those of Slurm's jobs too: each has this file."""
+    for pattern in (f"*/{having}", f"slurm-*/attempt-*/{having}"):
         with suppress(OSError):
             yield from (file.parent for file in runs.glob(pattern) if file.parent.name != NOW)
 
