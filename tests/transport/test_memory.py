@@ -127,7 +127,7 @@ def test_a_quiet_network_carries_every_message_once() -> None:
     slow=st.floats(0, 1),
     ordered=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_under_loss_doubling_and_reordering_requests_are_handled_once_and_answered(
     seed: int, loss: float, duplication: float, slow: float, ordered: bool
 ) -> None:

@@ -115,14 +115,20 @@ def same(scripts: list[Script], undisturbed: list[Script]) -> bool:
     )
 
 
-@pytest.mark.parametrize("when", ["unanswered", "answered", *soak(["records"])])
+# When, and from which moment on; three records are written before anybody comes.
+MOMENTS = [("unanswered", 1), ("answered", 2)]
+MORE = [("unanswered", 2), ("answered", 1), ("records", 4), ("records", 5)]
+
+
+@pytest.mark.parametrize("dying", [*MOMENTS, *soak(MORE)], ids=lambda dying: "-".join(map(str, dying)))
 def test_whenever_the_coordinator_dies_the_job_ends_as_if_it_had_not(
-    tmp_path_factory: pytest.TempPathFactory, when: str
+    tmp_path_factory: pytest.TempPathFactory, dying: tuple[str, int]
 ) -> None:
+    """At every other moment from the first; both ways of dying take the odd and the even ones in turns."""
+    when, first = dying
     calm, undisturbed = train(tmp_path_factory.mktemp("calm"), 1, when=when)
     assert trained(undisturbed) == EVERY_BATCH and calm.count > 25
-    first = 4 if when == "records" else 1  # three records are written before anybody comes
-    for dies_at in range(first, calm.count + 1):
+    for dies_at in range(first, calm.count + 1, 2):
         print(f"dies at {dies_at} of {calm.count} {when}")
         cluster, scripts = train(tmp_path_factory.mktemp("run"), 1, dies_at, when=when)
         assert cluster.deaths == 1
