@@ -27,7 +27,7 @@ import click
 import links
 from train import CannotStart, Crowd, crowd, free_port, interrupted
 
-from zml.worker.timeline import read
+from zml.runs.timeline import read
 
 HERE = Path(__file__).parent
 CHAR_LM = re.compile(r"epoch (\d+)/\d+: validation loss ([\d.naif]+)")

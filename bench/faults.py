@@ -213,7 +213,7 @@ def victims(made: Training, role: str, member: str) -> list[int]:
     if role in OF_SHARDS:
         return made.pids(f"--shard {member[1:]} ")
     agents = made.pids("worker", f"--name {member} ")
-    scripts = [pid for pid in made.pids("zml.worker.runner") if parent(pid) in agents]
+    scripts = [pid for pid in made.pids("zml.agent.runner") if parent(pid) in agents]
     if not agents or not scripts:
         return []
     return scripts if role == "script" else agents + scripts

@@ -36,7 +36,7 @@ LOSS = re.compile(r"validation loss ([\d.]+)")
 def living(made: Training) -> dict[str, list[list[int]]]:
     """What can be killed now: the processes of each victim, by kind."""
     agents = made.pids("zml worker")
-    scripts = [pid for pid in made.pids("zml.worker.runner") if parent(pid) in agents]
+    scripts = [pid for pid in made.pids("zml.agent.runner") if parent(pid) in agents]
     return {
         # An agent before its script, which it would start again.
         "worker": [[agent, *(pid for pid in scripts if parent(pid) == agent)] for agent in agents],

@@ -3,7 +3,7 @@
     python bench/noise.py --workers 4
 
 `step` is `Store.apply` with fp32 gradients of all workers of a clock, `measured` the same with their norms; they take
-turns, on the same gradients. `share` is what measuring adds to the steps on average, at one in `pace.EVERY`. One
+turns, on the same gradients. `share` is what measuring adds to the steps on average, at one in `shard.pace.EVERY`. One
 thread, as a shard has, and its CPU time, because others may use the cores; medians of many rounds.
 """
 

@@ -58,8 +58,13 @@ COORDINATES = {
     "zml.compression",
     "zml.config",
     "zml.errors",
+    "zml.address",
     "zml.figures",
+    "zml.files",
+    "zml.gpu",
     "zml.hold",
+    "zml.intervals",
+    "zml.journal",
     "zml.lease",
     "zml.link",
     "zml.messages",
@@ -75,9 +80,8 @@ COORDINATES = {
     "zml.status",
     "zml.stragglers",
     "zml.worker",
-    "zml.worker.runner",
+    "zml.agent.runner",
     "zml.worker.script",
-    "zml.worker.timeline",
 }  # and what `coordinating` adds: whole packages
 BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 BANNED_CALLS = {"eval", "exec", "__import__"}
@@ -253,6 +257,29 @@ def test_what_coordinates_does_not_load_torch(name: str) -> None:
             if found.module in modules() and found.module not in seen:
                 seen[found.module] = f"{seen[current]} -> {found.module}"
                 waiting.append(found.module)
+
+
+@pytest.mark.parametrize(
+    ("room", "others"),
+    [
+        ("agent", ("coordinator", "worker", "shard", "commands")),
+        ("worker", ("coordinator", "shard", "commands")),
+        ("shard", ("coordinator", "worker", "agent", "commands")),
+        ("coordinator", ("worker", "agent", "commands")),
+        ("runs", ("coordinator", "worker", "agent", "shard", "commands")),
+        ("text", ("coordinator", "worker", "agent", "shard", "commands")),
+    ],
+)
+def test_a_role_knows_others_by_their_messages_only(room: str, others: tuple[str, ...]) -> None:
+    wrong = {
+        f"{where(module, found.line)} imports {found.module}"
+        for module in modules().values()
+        if within(module.name, f"zml.{room}")
+        for found in imports(module)
+        for other in others
+        if within(found.module, f"zml.{other}")
+    }
+    assert wrong == set()
 
 
 def test_nothing_can_be_made_to_run_code_from_bytes() -> None:

@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from . import compression
+from .address import host_and_port
 from .errors import CONFIG, USAGE, ZmlError
 from .plan import runs_on
 from .tracing import sampling
 from .trackers import naming
-from .web.address import host_and_port
 
 FILE = "zml.toml"
 PREFIX = "ZML_"

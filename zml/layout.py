@@ -6,7 +6,7 @@ segment is the part of one parameter that lies in one chunk. Frozen parameters h
 last, which is broadcast and never updated.
 
 The rule: everything follows from names, shapes and groups. Only these travel, so no peer can describe
-segments that overlap or leave a gap. This module does not import torch; `binding` holds a model against its
+segments that overlap or leave a gap. This module does not import torch; `worker.binding` holds a model against its
 layout.
 """
 

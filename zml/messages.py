@@ -336,7 +336,7 @@ class Assign(Message):
     noise: bool = False  # gradients come, whole, and several at once: measure their noise
 
 
-# -- coordinator -> shard: a checkpoint (see `holding`) ----------------------------------------------------
+# -- coordinator -> shard: a checkpoint (see `shard.holding`) ----------------------------------------------------
 
 
 class Hold(Message):
@@ -465,7 +465,7 @@ class EpochOpened(Message):
 
 
 class Note(Message):
-    """The state of learning rate schedules at the start of this epoch: the payload, JSON (`schedules.Told`)."""
+    """The state of learning rate schedules at the start of this epoch: the payload, JSON (`worker.schedules.Told`)."""
 
     job: str
     worker: str

@@ -2,7 +2,7 @@
 
 A file is sent as it is made, a few pieces under way; one that has overtaken the piece before it is sent once more, and
 twice is the same as once. What is fetched is held against the hash that came with it, and a file against its own.
-`depot` is the other side. `say` asks the coordinator, with a deadline.
+`coordinator.depot` is the other side. `say` asks the coordinator, with a deadline.
 """
 
 from __future__ import annotations

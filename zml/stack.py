@@ -170,7 +170,9 @@ def by_spy(program: str, pid: int, within_s: float = SPY_S) -> tuple[list[Thread
     for _ in range(3):
         command = [program, "dump", "--pid", str(pid), "--json", "--nonblocking", "--full-filenames"]
         try:
-            left_s = max(0.0, end - time.monotonic())
+            if because and end - time.monotonic() <= 0:
+                break
+            left_s = max(LOOK_S, end - time.monotonic())
             answer = subprocess.run(command, capture_output=True, text=True, timeout=left_s)
         except (OSError, subprocess.SubprocessError) as error:
             return [], f"py-spy: {error}"

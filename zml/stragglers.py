@@ -13,11 +13,11 @@ from statistics import median
 
 from .figures import PHASES
 
-SLOW = 1.5  # times the median of the others; the alert waits for 2
+SLOW, BAD = 1.5, 2.0  # times the median of the others; the alert is for the second
 NOTICED_S = 0.005  # by which a step must be longer, or nobody would notice
 MOST = 99.0  # times: beyond, the number says no more
 STARVING, STARVED = 0.2, 0.5  # share of a step that waits for the loader; the alert is for the second
-UNHEARD_S = 5.0  # of a member that counts as alive
+UNHEARD_S = 5.0  # of a member that counts as alive, as it may where leases are long
 BUSY = tuple(phase for phase in PHASES if phase != "wait")  # what a worker does itself
 
 Phases = Mapping[str, float]
@@ -41,6 +41,17 @@ def data_share(phases: Phases) -> float:
     """Of a step, what goes into the loader."""
     whole = sum(phases.get(phase, 0.0) for phase in PHASES)
     return phases.get("data", 0.0) / whole if whole > 0 else 0.0
+
+
+def starving(workers: Mapping[str, Phases], slow: Mapping[str, Slow]) -> dict[str, float]:
+    """By worker the share of its steps that waits for the loader, where that is much and not said already: of a
+    straggler by its data it is."""
+    shares = {name: data_share(phases) for name, phases in workers.items()}
+    return {
+        name: share
+        for name, share in shares.items()
+        if share >= STARVING and (name not in slow or slow[name].phase != "data")
+    }
 
 
 def usual_of_others(busy: Mapping[str, float]) -> dict[str, float]:

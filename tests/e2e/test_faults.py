@@ -47,7 +47,7 @@ def test_the_others_finish_when_a_whole_worker_is_killed(place: Playground) -> N
     run = place.start("run", *args, ZML_WORKER_RESTARTS="0")
     place.until(lambda: "epoch 0 done" in place.script_lines("w1"), "training goes on")
     (agent,) = place.pids("worker", "--name w1")
-    (script,) = [pid for pid in place.pids("zml.worker.runner") if parent(pid) == agent]
+    (script,) = [pid for pid in place.pids("zml.agent.runner") if parent(pid) == agent]
     os.kill(agent, signal.SIGKILL)
     place.until(lambda: not Path(f"/proc/{script}").exists(), "the script of a dead agent dies with it", 10)
     assert run.wait() == 0, run.text

@@ -23,7 +23,7 @@ def process(place: Playground, member: str) -> list[int]:
 
 
 def script_of(place: Playground, agent: int) -> list[int]:
-    return [pid for pid in place.pids("zml.worker.runner") if parent(pid) == agent]
+    return [pid for pid in place.pids("zml.agent.runner") if parent(pid) == agent]
 
 
 def parent(pid: int) -> int:

@@ -54,9 +54,7 @@ def script_of(worker: str, place: Playground) -> int:
     (agent,) = place.pids(" worker ", f"--name {worker} ")
     children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
     return next(
-        int(child)
-        for child in children
-        if b"zml.worker.runner" in Path(f"/proc/{child}/cmdline").read_bytes()
+        int(child) for child in children if b"zml.agent.runner" in Path(f"/proc/{child}/cmdline").read_bytes()
     )
 
 

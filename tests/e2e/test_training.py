@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.harness import Playground, same_model
 from tests.soaking import soak
-from zml.worker.timeline import read
+from zml.runs.timeline import read
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -115,7 +115,7 @@ def test_a_second_ctrl_c_stops_at_once(place: Playground) -> None:
 
 def test_nothing_is_left_when_the_launcher_itself_is_killed(place: Playground) -> None:
     run = place.start("run", "-w", "2", "-p", "1", "train.py", "--epochs", "500", "--pause", "0.05")
-    place.until(lambda: len(place.pids("zml.worker.runner")) == 2, "both scripts run")
+    place.until(lambda: len(place.pids("zml.agent.runner")) == 2, "both scripts run")
     run.send(signal.SIGKILL)
     run.wait()
     place.until(lambda: not place.pids("zml"), "every process is gone")

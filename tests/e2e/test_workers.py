@@ -53,7 +53,7 @@ class ByHand:
     def script(self, worker: int) -> int:
         """The process id of a worker's script."""
         agent = self.workers[worker].process.pid
-        pids = lambda: [p for p in self.place.pids("zml.worker.runner") if parent(p) == agent]  # noqa: E731
+        pids = lambda: [p for p in self.place.pids("zml.agent.runner") if parent(p) == agent]  # noqa: E731
         (found,) = self.place.until(pids, f"w{worker} runs its script")
         return int(found)
 

@@ -19,11 +19,11 @@ from zml.checkpoint.folder import is_seen
 from zml.codec import by_name
 from zml.config import Settings
 from zml.coordinator.coordinator import Coordinator
-from zml.coordinator.journal import Journal
 from zml.doctor.answering import Examinee
 from zml.doctor.findings import Check
 from zml.doctor.means import Means
 from zml.hyper import OptimizerSpec, hyper_of, write_hyper
+from zml.journal import Journal
 from zml.layout import Bucket, Layout, Registration, buckets
 from zml.lease import COORDINATOR, Lease, ask, join
 from zml.messages import (

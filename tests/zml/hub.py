@@ -31,7 +31,7 @@ from zml.cluster.wire import (
     Vocabulary,
 )
 from zml.config import Settings
-from zml.coordinator.journal import Journal
+from zml.journal import Journal
 from zml.lease import COORDINATOR, ask
 from zml.messages import (
     Exited,

@@ -7,7 +7,7 @@ import msgpack
 import pytest
 
 from zml.commands import cli
-from zml.coordinator.journal import Journal
+from zml.journal import Journal
 from zml.records import Records
 from zml.runs.audit import call_of, record
 from zml.runs.rundir import COORDINATOR_STATE

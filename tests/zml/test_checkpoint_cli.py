@@ -109,7 +109,7 @@ def test_list_loads_neither_torch_nor_numpy(root: Path) -> None:
         "import sys; from zml.commands.cli import run; run(['ckpt', 'list', sys.argv[1]]);"
         " print(sorted(sys.modules))"
     )
-    here = Path(cli.__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     ended = subprocess.run(
         [sys.executable, "-P", "-c", program, root],
         env={**os.environ, "PYTHONPATH": str(here)},
@@ -405,7 +405,7 @@ def test_split_keeps_neighbours_together_below_the_limit() -> None:
 
 
 def test_what_the_update_rule_says_of_itself_comes_back_from_disk(tmp_path: Path) -> None:
-    """The state of `optim.UpdateRule`, also where segments have histories of their own, goes on to the bit."""
+    """The state of `shard.optim.UpdateRule`, also where segments have histories of their own, goes on to the bit."""
     model = registration()
     rules: dict[int, Any] = {}
     chunks: Chunks = {}

@@ -16,7 +16,7 @@ from zml.commands import cli
 from zml.commands.flags import settle
 from zml.status import JobStatus, decode, encode
 
-ROOT = Path(cli.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Ended = subprocess.CompletedProcess[str]
 BARE = {key: value for key, value in os.environ.items() if not key.startswith("ZML_")}
 

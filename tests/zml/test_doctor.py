@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zml.agent import gpu
+from zml import gpu
 from zml.doctor import graphics, installed, machine, network, slurm, telling
 from zml.doctor.findings import Check, worst
 from zml.errors import NO_GPU, ZmlError

@@ -22,7 +22,7 @@ from zml.cluster.jobs import NodeView, Submission
 from zml.commands import cli, job_follow
 from zml.errors import NO_TOKEN, ZmlError
 
-ROOT = Path(cli.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Called(NamedTuple):

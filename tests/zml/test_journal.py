@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from zml.coordinator.docket import LEDGER_STATE, NEWS, Docket
 from zml.coordinator.facts import Begun, Entered, Failed, Listening, Progressed, Shown
-from zml.coordinator.journal import Journal
 from zml.errors import HELD, JOURNAL, ZmlError
+from zml.journal import Journal
 from zml.messages import Failure, JobSpec
 from zml.scheduler import calls
 from zml.scheduler.batches import Ledger

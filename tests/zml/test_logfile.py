@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from zml.logs import logfile
 from zml.logs.logfile import LogFile
 
 
@@ -138,7 +137,7 @@ assert status == 0, status
 
 
 def test_a_forked_child_writes_though_a_thread_of_its_parent_was_writing(tmp_path: Path) -> None:
-    root = str(Path(logfile.__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORK],
         cwd=tmp_path,

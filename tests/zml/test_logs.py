@@ -22,7 +22,7 @@ import structlog
 from zml.logs import outlets as logs
 from zml.logs import repeats
 
-ROOT = Path(logs.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -20,12 +20,12 @@ from zml.logs.outlets import stamp
 from zml.logs.reading.lines import parse
 from zml.runs import comparing, finding, rundir
 from zml.runs.events import EventLog
+from zml.runs.timeline import Step
 from zml.scheduler.actions import Admit, Announce, Launch
 from zml.scheduler.ids import JobId, Seat, WorkerId
 from zml.status import JobStatus, MemberStatus, encode
-from zml.worker.timeline import Step
 
-ROOT = Path(cli.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOW = 1_768_464_000.0  # 2026-01-15T08:00:00Z
 JOB = JobId("job")
 ADMITTED = Admit(JOB, "peer", WorkerId("w0"), 1, 0, "there is a place")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from tests.zml.test_data import Alone, numbers
-from zml.agent import gpu
+from zml import gpu
 from zml.agent.tally import _HEAD as HEAD
 from zml.agent.tally import _PLACE as PLACE
 from zml.agent.tally import VARIABLE, AgentTally, ScriptTally

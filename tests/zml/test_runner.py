@@ -1,4 +1,4 @@
-"""A script under `zml.worker.runner` behaves as under plain python; what it adds is the account of a failure."""
+"""A script under `zml.agent.runner` behaves as under plain python; what it adds is the account of a failure."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from zml.agent import runner
 from zml.messages import Failure
-from zml.worker import runner
 
-ROOT = Path(runner.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Ended = subprocess.CompletedProcess[str]
 
 
@@ -147,7 +147,7 @@ def test_a_syntax_error_is_a_failure_with_its_line(tmp_path: Path) -> None:
 
 def test_the_runtimes_clock_is_in_the_account(tmp_path: Path) -> None:
     path = script(
-        tmp_path, "import zml.worker.runner\nzml.worker.runner.current_step = lambda: 17\nraise ValueError\n"
+        tmp_path, "import zml.agent.runner\nzml.agent.runner.current_step = lambda: 17\nraise ValueError\n"
     )
     failure = tmp_path / "failure.json"
     assert run(path, cwd=tmp_path, failure=failure).returncode == 1

@@ -206,6 +206,16 @@ def test_a_step_that_counts_elsewhere_counts_here_before_its_worker_is_gone(chun
     assert list(bench.shard.committed[0]) == ["w1"]
 
 
+def test_a_step_of_a_worker_that_never_entered_here_is_none_of_this_shard() -> None:
+    bench = Bench(0)
+    shard = Shard(JobId(JOB), "p1")
+    shard.assign(bench.registration, [0], 0, "none")
+    shard.roster(1, [*bench.seats, Seat("w5", 1, False)])
+    owed = Finished("w5", 1, 0, 0, 1, write_hyper(hyper_of(bench.optimizer)))
+    shard.roster(2, bench.seats, [owed])
+    assert shard.generation == 2 and shard.committed == {}
+
+
 def test_an_older_roster_changes_nothing() -> None:
     bench = Bench(0)
     bench.shard.roster(5, bench.seats)

@@ -33,8 +33,8 @@ from zml.coordinator.checkpointer import WRITE_S
 from zml.coordinator.checkpoints import KEEP_S, When, begun_with
 from zml.coordinator.docket import Docket
 from zml.coordinator.facts import Begun
-from zml.coordinator.journal import Journal
 from zml.errors import BAD_CHECKPOINT, DISK_FULL, FENCED, NOT_WRITTEN, ZmlError
+from zml.journal import Journal
 from zml.lease import COORDINATOR
 from zml.messages import Fetch, Fetched, JobSpec, Piece, Write
 from zml.scheduler.ids import JobId

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zml.figures import BESIDE, PHASES
+from zml.runs.timeline import Step, read
 from zml.text.bars import phases
 from zml.text.waterfall import table
-from zml.worker.timeline import Phases, Step, Timeline, read
+from zml.worker.timeline import Phases, Timeline
 
 
 class Clock:

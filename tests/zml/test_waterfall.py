@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from zml.commands import cli
+from zml.runs.timeline import Step, read
 from zml.text.waterfall import lanes, recorded, table, waterfall
-from zml.worker.timeline import Step, Timeline, read
+from zml.worker.timeline import Timeline
 
 # Seconds; bytes. Half a second of computing, and a wait until one second is over.
 USUAL = Step(

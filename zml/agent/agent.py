@@ -34,7 +34,7 @@ from ..messages import Examine, Exited, Failure, Fenced, Launch, Ok, Pulse, Stop
 from ..metrics.endpoint import opened
 from ..metrics.roles import WorkerSource
 from ..transport import Endpoint, Refusal, Refused, TransportError
-from ..worker import runner
+from . import runner
 from .child import Child
 from .restarts import Restarts
 from .seat import Seat

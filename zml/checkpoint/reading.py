@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WEIGHTS = "w"
-PER_SEGMENT = frozenset({"step", "stepped"})  # of `optim.UpdateRule.state`; all else has a number per element
+PER_SEGMENT = frozenset(
+    {"step", "stepped"}
+)  # of `shard.optim.UpdateRule.state`; all else has a number per element
 MOST_JSON = 1 << 30  # bytes of a ledger
 
 
@@ -98,7 +100,7 @@ class Checkpoint:
     def parameter(self, index: int, part: str = WEIGHTS) -> "NDArray[np.float32] | None":
         """One part of one parameter, flat: `w`, or `exp_avg` and the like; `step` and `stepped` once per segment.
 
-        Segments whose chunk has no such state yet are zeros, as in `optim.UpdateRule.state`; None if none has.
+        Segments whose chunk has no such state yet are zeros, as in `shard.optim.UpdateRule.state`; None if none has.
         """
         import numpy as np
 

@@ -26,8 +26,8 @@ from ..checkpoint.finding import find, load_from
 from ..config import Resolved, Settings, resolve
 from ..coordinator.coordinating import SYNC_S, job_spec, keep_checkpoints, rules_of
 from ..coordinator.coordinator import Coordinator
-from ..coordinator.journal import Journal
 from ..errors import ZmlError
+from ..journal import Journal
 from ..runs import rundir
 from ..runs.events import EventLog
 from ..runs.recorder import Recorder
@@ -244,7 +244,7 @@ class Attempts:
             raise
 
     def _keep_synced(self, journal: Journal) -> None:
-        """As `coordinating.keep_synced`, of all of them together: each alone would wake twice a second."""
+        """As `coordinator.coordinating.keep_synced`, of all of them together: each alone would wake twice a second."""
         self.journals.add(journal)
         if self.syncing is None:
             self.syncing = asyncio.ensure_future(self._sync())

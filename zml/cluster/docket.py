@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ..coordinator.journal import Entry, Journal
+from ..journal import Entry, Journal
 from ..scheduler.cluster import actions, events, state
 from ..scheduler.cluster.machine import HANDLERS, Machine
 from ..scheduler.explain import counted

@@ -18,7 +18,7 @@ import structlog
 from msgspec import Struct
 
 from ..config import Settings
-from ..coordinator.journal import Journal
+from ..journal import Journal
 from ..lease import NO_ROOM
 from ..messages import Stop
 from ..scheduler.cluster import actions, events

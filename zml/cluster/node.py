@@ -24,6 +24,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from ..address import any_port
 from ..config import ANY_PORT, Settings, resolve
 from ..errors import EX_TEMPFAIL, INTERRUPTED, LOST, UNREACHABLE, ZmlError
 from ..launch.child import how_ended, spawn
@@ -35,7 +36,6 @@ from ..logs.printed import Printed
 from ..messages import Message, Ok
 from ..metrics.endpoint import http_hosts
 from ..transport import Refusal, Refused, TransportError
-from ..web.address import any_port
 from .wire import (
     Ceased,
     Goodbye,

@@ -25,9 +25,9 @@ import msgspec
 import structlog
 
 from ..coordinator.coordinating import keep_synced, where
-from ..coordinator.journal import Journal
 from ..dashboard.mounting import of_hub
 from ..errors import USAGE, ZmlError
+from ..journal import Journal
 from ..lease import COORDINATOR
 from ..link import LISTENER, control_endpoint
 from ..metrics.endpoint import reached_at

@@ -245,7 +245,7 @@ def worker(
     SIGTERM, SIGUSR1: the script finishes its step, all that it has made counts, and the worker leaves; exit code 75,
     safe to run again. Ctrl-C does the same with exit code 130. A second signal stops the script at once.
     """
-    from ..agent import gpu
+    from .. import gpu
 
     settings = settle(given).settings
     if cpu == (gpu_index is not None):

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
+from ..address import PORT
 from ..config import Resolved
 from ..errors import USAGE, ZmlError
-from ..web.address import PORT
 from .flags import CONTEXT, HTTP_FLAGS, KEY_FLAG, MEMBER_FLAGS, PLACE_FLAGS, settle
 
 MB = 1 << 20
@@ -48,7 +48,7 @@ def offer(
     cost_per_hour: float,
 ) -> int:
     """Run `zml node`."""
-    from ..agent import gpu
+    from .. import gpu
     from ..cluster.node import serve
     from ..scheduler.cluster.resources import Resources
 

@@ -1,8 +1,8 @@
 """What a shell offers when Tab is pressed: commands, flags and choices are click's own; runs, members, jobs and files
 are found here.
 
-Rules: it only looks at names of files, asks nobody but the coordinator of a cluster, which has JOB_S to answer, and
-never fails: a shell has no place for an error.
+Rules: it only looks at names and ages of files, asks nobody but the coordinator of a cluster, which has JOB_S to
+answer, and never fails: a shell has no place for an error.
 """
 
 from __future__ import annotations

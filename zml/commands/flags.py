@@ -185,7 +185,7 @@ def settle(given: Mapping[str, Any]) -> Resolved:
 
 def devices(resolved: Resolved, cpu: bool) -> list[str]:
     """One for each worker."""
-    from ..agent import gpu
+    from .. import gpu
 
     workers = resolved.settings.workers
     return ["cpu"] * workers if cpu else gpu.share_out(workers, gpu.found(), os.environ)

@@ -1,4 +1,5 @@
-"""Did you mean? What is nearest to a word that a person has mistyped: a command, a flag, a member (of runs, `finding`).
+"""Did you mean? What is nearest to a word that a person has mistyped: a command, a flag, a member. (Of the names of
+runs it is `runs.finding` that knows.)
 
 Pure functions of what was written and what there is.
 """

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import click
 
+from ..address import PORT
 from ..errors import NO_TOKEN, USAGE, ZmlError
-from ..web.address import PORT
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 COORDINATOR = f"http://127.0.0.1:{PORT}"

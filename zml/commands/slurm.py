@@ -1,5 +1,4 @@
-"""`zml slurm`: the group; its commands are in `zml.slurm.cli`, which shares flags with these and is loaded when one of
-them is asked for."""
+"""`zml slurm`: the group. Its commands are in `zml.slurm.cli`, which is loaded when one of them is asked for."""
 
 import click
 

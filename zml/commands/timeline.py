@@ -10,7 +10,7 @@ from ..errors import USAGE, ZmlError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..worker.timeline import Step
+    from ..runs.timeline import Step
 
 
 @click.command()
@@ -31,7 +31,7 @@ def timeline(run: str | None, worker: str | None, last: int, step: int | None, a
     import msgspec
 
     from ..runs import finding, rundir
-    from ..worker import timeline as times
+    from ..runs import timeline as times
     from .flags import settle
 
     folder = finding.find(run, Path(settle({}).settings.runs))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from ..address import host_of
 from ..errors import ZmlError
 from ..figures import Lives, WorkerFigures, after
 from ..messages import Exited, Failure, Gauge, JobSpec, Join, Joined, Report
@@ -22,7 +23,6 @@ from ..scheduler import explain
 from ..scheduler.batches import Ledger
 from ..scheduler.state import Job, Over
 from ..status import DataStatus, JobStatus, MemberFailure, MemberStatus, NoiseStatus, RateStatus, StepTime
-from ..web.address import host_of
 from .facts import Facts, Progressed
 
 RATE_S = 15.0  # samples per second are counted over this window

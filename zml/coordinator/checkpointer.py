@@ -4,7 +4,7 @@
     every shard: Write                                            beside the training
     ledger, settings, manifest last; old ones are dropped
 
-A shard writes its part into the folder, or sends it where it does not see that (`porter`, `depot`).
+A shard writes its part into the folder, or sends it where it does not see that (`shard.porter`, `depot`).
 
 Rules: the data ledger is taken at the same cut, from what the shards say they have applied. Whatever goes wrong
 leaves the job and the checkpoints before as they were, is logged, and is tried again at the next time.
@@ -30,10 +30,10 @@ from ..errors import ZmlError
 from ..layout import Registration
 from ..messages import Align, Front, Held, Hold, Message, Release, Snap, Snapped, Write, Written
 from ..piecewise import MOST_STATE
+from ..shard.holding import HOLD_MOST_S, alike, furthest
 from ..status import CheckpointStatus
 from ..tracing.trees import Tree
 from .depot import Intake, Kept
-from .holding import HOLD_MOST_S, alike, furthest
 from .orders import MOST_S, while_moving
 
 ALIGN_S = HOLD_MOST_S - 1.0

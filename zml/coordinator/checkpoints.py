@@ -18,6 +18,7 @@ import structlog
 from ..checkpoint import BadCheckpoint, Checkpoint
 from ..checkpoint.disk import Buffer
 from ..checkpoint.folder import ABOUT, MANIFEST, TENSORS
+from ..intervals import intervals
 from ..layout import BadLayout, Registration
 from ..messages import Front, JobSpec, Kept, Message, Ok, Piece
 from ..rates import Course
@@ -25,13 +26,12 @@ from ..scheduler import calls
 from ..scheduler.batches import MOST_BATCHES, Ledger
 from ..scheduler.epoch import COMMITTED, SKIPPED, Pass
 from ..scheduler.ids import WorkerId
+from ..shard.holding import Applied
 from ..transport import Refusal
-from ..worker.client import runs
 from .checkpointer import Answered, Checkpointer, Cut
 from .depot import Intake
 from .depot import Kept as KeptFile
 from .facts import Begun, Noted
-from .holding import Applied
 from .orders import while_moving
 
 LOOK_EVERY_S = 0.25
@@ -190,8 +190,8 @@ def describe_ledger(found: Pass | None) -> dict[str, Any]:
         "samples": found.samples,
         "batch_size": found.batch_size,
         "token": found.token.hex(),
-        "committed": runs(over[COMMITTED]),
-        "skipped": runs(over[SKIPPED]),
+        "committed": intervals(over[COMMITTED]),
+        "skipped": intervals(over[SKIPPED]),
     }
 
 

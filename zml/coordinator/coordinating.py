@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from ..address import PORT
 from ..checkpoint import Checkpoint
 from ..checkpoint.finding import find, load_from
 from ..config import COORDINATOR_ADDRESS
 from ..dashboard.mounting import of_run
 from ..errors import HELD, USAGE, ZmlError
+from ..journal import Journal
 from ..lease import COORDINATOR
 from ..link import LISTENER, control_endpoint
 from ..messages import JobSpec
@@ -34,10 +36,8 @@ from ..scheduler.rules import Rules
 from ..tracing import process as tracing
 from ..trackers import feeding, naming
 from ..transport import Endpoint, Handler
-from ..web.address import PORT
 from .checkpoints import When
 from .coordinator import Coordinator
-from .journal import Journal
 
 if TYPE_CHECKING:
     from ..config import Settings

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from ..checkpoint import Checkpoint
 from ..doctor.desk import ExamineDesk
+from ..journal import Journal
 from ..lease import NO_ROOM
 from ..link import listen
 from ..messages import (
@@ -84,7 +85,6 @@ from .docket import Docket
 from .endings import Endings
 from .facts import Begun, Entered, Listening
 from .homes import ShardHomes
-from .journal import Journal
 from .notes import Notes
 from .orders import Orders
 from .rosters import Rosters

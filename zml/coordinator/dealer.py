@@ -293,7 +293,7 @@ class Dealer:
 
 
 def spread(runs: Iterable[tuple[int, int]], most: int) -> list[int]:
-    """The numbers of [first, last] runs, `client.runs` the other way; Refusal if they are more than `most`."""
+    """The numbers of [first, last] `intervals`; Refusal if they are more than `most`."""
     numbers: list[int] = []
     for first, last in runs:
         if not 0 <= first <= last or len(numbers) + last - first >= most:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from ..journal import Entry, Journal
 from ..messages import Finished
 from ..scheduler import actions, batches, calls, epoch, events
 from ..scheduler.ids import JobId, WorkerId, as_member
@@ -25,7 +26,6 @@ from ..scheduler.state import Draining, Job, Kept, Ready, Running
 from ..tracing import on as tracing_on
 from ..tracing.trees import Recoveries
 from .facts import FACTS, Claimed, Fact, Facts, Owed, Spoke
-from .journal import Entry, Journal
 
 EVENTS: dict[str, type] = {
     kind.__name__: kind

@@ -1,7 +1,7 @@
 """What the senior worker's script says of itself at the start of an epoch, for those who come later.
 
-Its learning rate schedules live in the script's memory and nowhere else (see `schedules`). The coordinator keeps the
-newest note and understands nothing of it.
+Its learning rate schedules live in the script's memory and nowhere else (see `worker.schedules`). The coordinator keeps
+the newest note and understands nothing of it.
 """
 
 from ..messages import Note, Ok

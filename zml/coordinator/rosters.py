@@ -2,8 +2,8 @@
 
 A worker may be lost between its commits to two shards. Then the shards are asked where it stands, which also makes
 them take nothing more from it; the furthest answer counts, on all of them, because a worker commits only what every
-shard has staged (`shard`). The same answer says which of its batches are in the parameters: those are committed in the
-ledger, and the others dealt again. Only then does the new roster go out.
+shard has staged (`shard.shard`). The same answer says which of its batches are in the parameters: those are
+committed in the ledger, and the others dealt again. Only then does the new roster go out.
 
 Rule: a shard that is away is waited for, where all have to answer; its absence keeps no roster from the others.
 """

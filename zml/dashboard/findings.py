@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from ..runs.history import Row
 from ..status import JobStatus, MemberStatus
-from ..stragglers import STARVED, STARVING, UNHEARD_S, data_share, stragglers
+from ..stragglers import BAD, STARVED, STARVING, UNHEARD_S, stragglers
+from ..stragglers import starving as hungry
 from ..text.ansi import printable
 from ..text.console import counted, names, number
 from .rates import NOTHING, Lately, shares
@@ -282,7 +283,7 @@ def slow_workers(e: Evidence) -> Iterator[Finding]:
         held = " All others wait for it." if e.status.mode == "sync" else ""
         yield Finding(
             kind="straggler",
-            level="bad" if slow.ratio >= 2.0 else "warn",
+            level="bad" if slow.ratio >= BAD else "warn",
             what=f"{worker} is a straggler: {because}.{held}",
             number=f"{slow.ratio:.1f} x the median, {milliseconds(rate.busy_s)} of work a step",
             page="workers",
@@ -305,19 +306,16 @@ def starving(e: Evidence) -> Iterator[Finding]:
             page="workers",
         )
         return
-    slow = stragglers(e.lately.phases)
-    for worker, rate in rates.items():
-        own = data_share(rate.phases)
-        if own >= STARVING and worker not in slow:
-            yield Finding(
-                kind="starving",
-                level="warn",
-                what=f"{worker} starves: it waits for its data loader.",
-                number=f"{own:.0%} of its time, {milliseconds(rate.phases['data'])} a step",
-                page="workers",
-                query={"worker": worker},
-                member=worker,
-            )
+    for worker, own in hungry(e.lately.phases, stragglers(e.lately.phases)).items():
+        yield Finding(
+            kind="starving",
+            level="warn",
+            what=f"{worker} starves: it waits for its data loader.",
+            number=f"{own:.0%} of its time, {milliseconds(rates[worker].phases['data'])} a step",
+            page="workers",
+            query={"worker": worker},
+            member=worker,
+        )
 
 
 # -- numbers that are none -------------------------------------------------------------------------------------

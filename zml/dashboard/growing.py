@@ -1,7 +1,7 @@
 """A file of JSON lines that grows: each look reads only what is new, and all of it again when the file is another one.
 
-The history of a run is thinned now and then (see `history.Rows`): then its file is replaced, and read anew. Torn and
-foreign lines are passed over. Rows beyond `most` push out every other one; and of a file that has far more from the
+The history of a run is thinned now and then (see `runs.history.Rows`): then its file is replaced, and read anew. Torn
+and foreign lines are passed over. Rows beyond `most` push out every other one; and of a file that has far more from the
 start, only every so many lines are decoded: figures are cumulative, and what lies between two rows is exact anyway.
 Only regular files are read, and of one that no recorder writes so long, the newest part.
 """
@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from ..web.reading import open_regular
+from ..files import open_regular
 
 Kind = TypeVar("Kind")
 PIECE = 4 * 2**20

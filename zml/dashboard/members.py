@@ -8,7 +8,7 @@ from statistics import fmean
 
 from ..figures import PHASES, ShardFigures, WorkerFigures
 from ..status import JobStatus
-from ..stragglers import stragglers, usual_of_others
+from ..stragglers import MOST, stragglers, usual_of_others
 from .findings import imbalance
 from .rates import Lately, Trim, WorkerRate, middle, shard_rate, worker_rate
 from .thinning import rounded
@@ -19,6 +19,13 @@ MOST_POINTS = 6000  # of all of them
 FEWEST = 40
 MOST_MEMBERS = 512
 NONE_YET, NO_SHARD = WorkerFigures(), ShardFigures()
+
+
+def against(usual: Mapping[str, float], worker: str, busy_s: float) -> float | None:
+    """Its work against the usual of the others, as findings tell it; None where there is nothing to measure against."""
+    if usual.get(worker):
+        return min(busy_s / usual[worker], MOST)
+    return MOST if worker in usual and busy_s > 0 else None
 
 
 def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
@@ -43,9 +50,7 @@ def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
                 heard_s=round(each.heard_s, 1),
                 step_s=rounded(rate.step_s) if rate else None,
                 busy_s=rounded(rate.busy_s) if rate else None,
-                ratio=rounded(rate.busy_s / usual[each.member], 3)
-                if rate and usual.get(each.member)
-                else None,
+                ratio=rounded(against(usual, each.member, rate.busy_s), 3) if rate else None,
                 straggler=each.member in slow,
                 why_slow=slow[each.member].phase if each.member in slow else "",
                 phases=short(rate.phases) if rate else {},

@@ -19,6 +19,7 @@ import msgspec
 from ..checkpoint import BadCheckpoint, entries, read_manifest
 from ..checkpoint.folder import hidden
 from ..errors import ZmlError
+from ..files import read_regular
 from ..logs import reading as logreading
 from ..logs.reading import Line, Wanted
 from ..logs.reading.files import sources as log_sources
@@ -27,7 +28,6 @@ from ..runs.history import Row
 from ..scheduler.audit import audit as prove
 from ..scheduler.explain import name_samples
 from ..status import JobStatus
-from ..web.reading import read_regular
 from . import members, overview, steps, telling
 from .findings import Errors, Evidence
 from .growing import Growing, ends

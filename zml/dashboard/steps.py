@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ..figures import PHASES
-from ..worker.timeline import starts
+from ..runs.timeline import starts
 from .thinning import rounded
 from .views import Bar, Waterfall
 
@@ -28,7 +28,7 @@ MOST_FILES = 512
 
 
 class Line(msgspec.Struct, frozen=True):
-    """Of a worker's file, as `timeline.Step` writes it; what an older run does not have is 0. `at`: seconds since the
+    """Of a worker's file, as `runs.timeline.Step` writes it; what an older run does not have is 0. `at`: seconds since the
     worker's own first step."""
 
     clock: int

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ..web.reading import open_regular
+from ..files import open_regular
 from .views import Event, Events, Tone
 
 MOST = 2000  # shown
@@ -49,7 +49,8 @@ def read(path: Path) -> Events:
 
 
 def follows(kind: str) -> bool:
-    """An order that only follows from another, as `events.told` has it: people are not told. Notes are sentences."""
+    """An order that only follows from another, as `runs.events.told` has it: people are not told. Notes are
+    sentences."""
     return kind.isidentifier() and kind[:1].isupper() and kind not in TONE and kind != "Finish"
 
 

@@ -24,6 +24,7 @@ LINKS_AT_ONCE = 8  # of those about round trips
 ANSWER_S = 3.0  # for the way of question and answer
 TELL_S = 1.0  # from one word about what is waited for to the next
 NAMED = 4  # in it
+TO = " to "
 HERE = frozenset({"joined", "active"})
 
 T = TypeVar("T")
@@ -162,7 +163,7 @@ async def _links(
             found.links.append(Measured(source, to, link))
 
     async def measure_all(what: str, links: Iterable[Pair], bulk_bytes: int) -> None:
-        work = {f"{source} to {to}": measure((source, to), bulk_bytes) for source, to in links}
+        work = {f"{source}{TO}{to}": measure((source, to), bulk_bytes) for source, to in links}
         await _together(what, work, tell)
 
     await measure_all("links", [(member, COORDINATOR) for member in (*shards, *workers)], 0)
@@ -172,6 +173,11 @@ async def _links(
     await measure_all("links", [pair for pair in pairs if pair not in between], 0)
     for together in rounds(full, found.node):
         await measure_all("rates", together, BULK_BYTES)
+
+
+def by_ends(name: str) -> list[tuple[str, int, str]]:
+    """What names are sorted by: of a link both ends."""
+    return [in_order(end) for end in name.split(TO)]
 
 
 def in_order(member: str) -> tuple[str, int, str]:
@@ -204,11 +210,16 @@ def rounds(pairs: Iterable[Pair], node: Callable[[str], str]) -> list[list[Pair]
 
 async def _together(what: str, work: Mapping[str, Coroutine[Any, Any, None]], tell: Tell) -> None:
     """Does it at once, and tells what is not done yet. What raises ends the rest."""
-    async with asyncio.TaskGroup() as group:
-        tasks = {group.create_task(each): name for name, each in work.items()}
-        pending = set(tasks)
+    tasks = {asyncio.ensure_future(each): name for name, each in work.items()}
+    pending = set(tasks)
+    try:
         while pending:
-            names = sorted((name for task, name in tasks.items() if task in pending), key=in_order)
+            names = sorted((name for task, name in tasks.items() if task in pending), key=by_ends)
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             tell(f"{what}: {', '.join(names[:NAMED])}{more}")
-            _, pending = await asyncio.wait(pending, timeout=TELL_S)
+            done, pending = await asyncio.wait(pending, timeout=TELL_S, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+    finally:
+        for task in pending:
+            task.cancel()

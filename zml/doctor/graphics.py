@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from ..agent import gpu
+from .. import gpu
 from .findings import Check
 from .installed import version
 

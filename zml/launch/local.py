@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import msgspec
 from rich.console import Console
 
+from ..address import any_port
 from ..compiled import NOTICE
 from ..compression import parse
 from ..config import ANY_PORT, Resolved, Settings, as_environment
@@ -31,7 +32,6 @@ from ..metrics.endpoint import guarded
 from ..runs import rundir
 from ..status import JobStatus
 from ..text import console, report
-from ..web.address import any_port
 from . import tether
 from .child import LINE_BYTES, Child, how_ended, spawn
 from .revival import Revivals

@@ -7,7 +7,6 @@ is about. A unit is the end of its name: `push_s`, `size_bytes`. `reading` reads
 Lines never hold local variables of frames: in a hospital or a bank that would write rows of data to disk.
 Records of the standard library's loggers (torch, zmq, the script's own) take the same way. A message that comes too
 often is counted (`repeats`), files are rotated, and a full disk costs lines only (`logfile`).
-The module is not called `log`: importing it would replace the function `zml.log`.
 """
 
 import atexit

@@ -4,7 +4,7 @@
                     in the end; standard output and error in the order in which they came
     w0.out.jsonl    one object per line: its time, its stream, a level, the step; without colours
 
-The objects are the record, with all former files that `logs` keeps. Of the text there are the newest 32 to 64 MB, so
+The objects are the record, with all former files that `outlets` keeps. Of the text there are the newest 32 to 64 MB, so
 that what most scripts print is there in both, and a script that prints much does not cost the disk twice.
 
 A bar that is redrawn for an hour is no line until it ends: every 30 s what it shows is one, too. A very long line goes
@@ -126,7 +126,7 @@ class Levels:
 
 
 class Printed:
-    """The two files of one process. `constant` is what `logs.about` says of it; no file comes into being before the
+    """The two files of one process. `constant` is what `outlets.about` says of it; no file comes into being before the
     first line, and none that cannot be written is an error."""
 
     def __init__(self, path: Path, constant: Mapping[str, Any]) -> None:

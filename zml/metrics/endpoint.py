@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from ..address import host_and_port, is_anywhere, is_loopback, url
 from ..errors import ZmlError
-from ..web.address import host_and_port, is_anywhere, is_loopback, url
 from .lag import Lag
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from ..address import host_of, is_loopback
 from ..config import Settings
 from ..scheduler import explain
 from ..scheduler.cluster.state import Standing
 from ..scheduler.state import Draining, Finishing, Forming
-from ..web.address import host_of, is_loopback
 from . import catalog, sources
 from .catalog import Role
 from .lag import Lag

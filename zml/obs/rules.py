@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..metrics import catalog as c
+from ..stragglers import BAD, STARVED
 from . import machines, measures, training
 from .panels import Dashboard, Panel
 from .promql import Scope, readable, together
@@ -90,7 +91,7 @@ ALERTS = (
     Alert(
         name="ZmlStraggler",
         value=measures.to_median(measures.own_time(RULES, JW), J),
-        when="> 2",
+        when=f"> {BAD:g}",
         for_="2m",
         severity="warning",
         summary="{{ $labels.worker }} of {{ $labels.job_id }} takes {{ $value | humanize }} times as long "
@@ -103,7 +104,7 @@ ALERTS = (
     Alert(
         name="ZmlDataStarved",
         value=measures.share(RULES, "data", JW),
-        when="> 0.5",
+        when=f"> {STARVED:g}",
         for_="2m",
         severity="warning",
         summary="{{ $labels.worker }} of {{ $labels.job_id }} waits for its data {{ $value | humanizePercentage }} "

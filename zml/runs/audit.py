@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from ..coordinator.journal import history
 from ..errors import RUN_FILES, USAGE, ZmlError
+from ..journal import history
 from ..records import Damaged
 from ..scheduler import calls
 from ..scheduler.audit import EpochAccount

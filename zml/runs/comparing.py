@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..status import JobStatus
-from ..worker import timeline as times
 from . import finding, rundir
+from . import timeline as times
 
 PHASES = [
     field for field in times.Step.__struct_fields__ if field not in ("clock", "at", "bytes_up", "bytes_down")

@@ -12,13 +12,14 @@ import re
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import status
 from ..errors import USAGE, ZmlError
+from ..files import read_regular
 from ..status import JobStatus
-from ..web.reading import read_regular
 from . import rundir
 
 NOW = "now"  # of a job of Slurm: a link to its newest attempt
@@ -75,7 +76,9 @@ def running(runs: Path) -> list[Path]:
     found = []
     for folder in all_runs(runs, rundir.COORDINATOR):
         here = rundir.listening(folder)
-        if here is not None and rundir.last_status(folder) is None and rundir.alive(here.pid):
+        if here is None or rundir.last_status(folder) is not None or not rundir.alive(here.pid):
+            continue
+        if leader(folder) in ("", socket.gethostname()):  # else the pid is another machine's
             found.append(folder)
     return sorted(found, key=age, reverse=True)
 
@@ -143,7 +146,9 @@ def nearest(typed: str, known: Iterable[str]) -> str:
 
 
 def began(folder: Path) -> float:
-    """When it was made: its name says so, or its settings do."""
+    """When it was made: its name says so, which a copy of it keeps; else how old its settings are."""
+    with suppress(ValueError, OverflowError):
+        return datetime.strptime(folder.name[:19], "%Y-%m-%dT%H-%M-%S").timestamp()
     with suppress(OSError):
         return (folder / rundir.CONFIG).stat().st_mtime
     return 0.0

@@ -32,8 +32,8 @@ import msgspec
 from .. import __version__, status
 from ..config import Resolved
 from ..errors import USAGE, ZmlError
+from ..files import read_regular
 from ..status import JobStatus
-from ..web.reading import read_regular
 
 CONFIG = "config.json"
 COORDINATOR = "coordinator.json"

@@ -30,7 +30,6 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.folder import is_seen
 from ..codec import BadFrame, by_name, split
 from ..compression import parse
-from ..coordinator.holding import Holding, Waiting, front_of
 from ..hyper import BadHyper, Hyper, read_hyper
 from ..layout import Bucket, Registration, buckets
 from ..messages import (
@@ -70,6 +69,7 @@ from . import base
 from .begin import CannotBegin, Sees, begin, read_assignment
 from .counted import NOTHING, Committed, Last, Step
 from .counts import Counts
+from .holding import Holding, Waiting, front_of
 from .pace import Pace
 from .pushlog import Log, NoLog, PushLog
 from .store import Staged, Store
@@ -340,11 +340,15 @@ class Shard:
             return
         if self.last.get(worker, NOTHING).clock >= step.clock:
             return
-        staged = self.staged.get(worker, {}).get(step.clock, Step())  # a shard without chunks is sent nothing
+        staged = self.staged.get(worker, {}).get(
+            step.clock, Step()
+        )  # where nothing is trained nothing is sent
         if staged.pushes.keys() != self.pushed:
             # Every push was acknowledged before the first commit left: only a log that lost its end gets here.
             log.error("a counted step is not here", shard=self.name, worker=worker, clock=step.clock)
             return
+        if worker not in self.gate.active:
+            return  # it never entered here, and nobody waits for it
         last = Last(step.clock, step.epoch, step.done, step.hyper, step.incarnation)
         self._count(worker, staged, read_hyper(step.hyper, self.store.spec), last)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from ..figures import PHASES
-from ..worker.timeline import Step, span, starts
+from ..runs.timeline import Step, span, starts
 from . import bars
 
 EXCHANGED = PHASES.index("wait")  # what stands before it is over when the exchange begins

@@ -24,7 +24,7 @@ class WorkerPace(msgspec.Struct, frozen=True, kw_only=True):
 
     steps: int = 0  # that it was taken over
     step_s: float | None = None
-    own_s: float | None = None  # of it, without waiting for others: what makes a straggler
+    own_s: float | None = None  # of it, without waiting for others
     samples_per_s: float | None = None
     phases: dict[str, float] = {}  # seconds per step, by the names of figures.PHASES and BESIDE
     staleness: float | None = None  # mean

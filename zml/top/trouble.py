@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from statistics import median
 
 from ..status import JobStatus, MemberStatus
-from ..stragglers import STARVING, UNHEARD_S, Slow, data_share, stragglers
+from ..stragglers import STARVING, UNHEARD_S, Slow, data_share, starving, stragglers
 from ..text.console import HERE, TROUBLED, duration, names
 from .paces import WorkerPace
 
@@ -17,12 +17,6 @@ QUIET_S = 15.0  # without a step, where steps are shorter than a tenth of that
 def slow(paces: Mapping[str, WorkerPace]) -> dict[str, Slow]:
     """Stragglers among those that have made steps lately."""
     return stragglers({name: pace.phases for name, pace in paces.items() if pace.own_s is not None})
-
-
-def starving(pace: WorkerPace) -> float | None:
-    """The share of its steps that waits for the loader, where that is much."""
-    share = data_share(pace.phases)
-    return share if share >= STARVING else None
 
 
 def quiet(pace: WorkerPace) -> float | None:
@@ -51,7 +45,7 @@ def note(
         if member.member in straggles:
             found = straggles[member.member]
             return f"slow {found.ratio:.1f}x, {found.phase}", "bold yellow"
-        if (share := starving(pace)) is not None:
+        if (share := data_share(pace.phases)) >= STARVING:
             return f"starving, data {share:.0%}", "yellow"
     if member.figures is not None and member.figures.left_out:
         return f"left out {member.figures.left_out:,} steps", "yellow"
@@ -92,16 +86,15 @@ def sentences(status: JobStatus, paces: Mapping[str, WorkerPace]) -> list[tuple[
                 "yellow",
             )
         )
-    hungry = [
-        name
-        for name, pace in active.items()
-        if starving(pace) is not None and (name not in straggles or straggles[name].phase != "data")
-    ]
+    hungry = starving({name: pace.phases for name, pace in active.items()}, straggles)
     if hungry:
-        share = median(starving(active[name]) or 0.0 for name in hungry)
+        share = median(hungry.values())
         verb = "waits" if len(hungry) == 1 else "wait"
         found.append(
-            (f"{names(hungry)} {verb} for data {share:.0%} of the time: more loader workers help", "yellow")
+            (
+                f"{names(list(hungry))} {verb} for data {share:.0%} of the time: more loader workers help",
+                "yellow",
+            )
         )
     if status.checkpoint.because:
         found.append((f"the last checkpoint failed: {status.checkpoint.because}", "red"))

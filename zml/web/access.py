@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ..address import is_loopback
 from ..cluster.jobs import NAME, JobView, Problem
 from ..errors import NO_TOKEN, NOT_ALLOWED, ZmlError
-from .address import is_loopback
 from .bodies import USER_HEADER
 
 SHORTEST = 16  # characters of a token

@@ -6,8 +6,8 @@ from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
+from ..address import PORT as PORT
 from ..cluster.jobs import JobView, NodeView, Text, Workers
-from .address import PORT as PORT
 
 Live: TypeAlias = Literal["QUEUED", "STARTING", "RUNNING", "DRAINING", "PAUSED"]
 End: TypeAlias = Literal["SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"]

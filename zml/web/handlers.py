@@ -16,6 +16,7 @@ from .. import __version__
 from ..cluster.jobfile import sound
 from ..cluster.jobs import Desk, JobView, Problem, Submission
 from ..errors import ARCHIVE, BOOK
+from ..files import PIECE, Reader, size_of
 from . import openapi
 from .access import Visitor
 from .asking import JSON, Asked, body
@@ -34,7 +35,6 @@ from .bodies import (
     Nodes,
     Reason,
 )
-from .reading import PIECE, Reader, size_of
 
 if TYPE_CHECKING:
     from .server import Limits

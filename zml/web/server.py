@@ -26,11 +26,11 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from ..address import host_and_port
+from ..address import url as url_of
 from ..cluster.jobs import Desk, Problem
 from ..errors import BOOK, PORT_IN_USE, ZmlError
 from .access import Door, read_tokens
-from .address import host_and_port
-from .address import url as url_of
 from .asking import Asked, asked
 from .bodies import PORT, PREFIX, ProblemDetails
 from .handlers import PLAIN, VISITOR, Handlers

@@ -16,6 +16,7 @@ import structlog
 
 from ..agent.seat import Seat
 from ..errors import EPOCH_DIFFERS, EVALUATION, FENCED, LAYOUT_DIFFERS, LOST, REFUSED, ZmlError
+from ..intervals import intervals
 from ..layout import Bucket
 from ..lease import COORDINATOR, worth_asking_again
 from ..messages import (
@@ -194,7 +195,7 @@ class Client:
         """Ask once, standing at `clock`; `done` are the batches applied since the last call."""
         have = self.reached[1] if self.reached[0] == epoch else 0
         message = Take(epoch=epoch, clock=clock, most=most, have=have, hold=hold, **self.me)
-        payload = msgspec.msgpack.encode(runs(done)) if done else None
+        payload = msgspec.msgpack.encode(intervals(done)) if done else None
         reply = (await self._ask(message, payload)).message
         assert isinstance(reply, Taken | Wait | EpochOver | Drained), reply
         if isinstance(reply, Taken):
@@ -326,7 +327,7 @@ class Client:
     def commit(
         self, clock: int, hyper: bytes, buckets: Sequence[Bucket], progress: Progress = (-1, 0)
     ) -> Coroutine[Any, Any, None]:
-        """Make the step count, on all shards or, if this worker is lost meanwhile, on all or none (see `shard`).
+        """Make the step count, on all shards or, if this worker is lost meanwhile, on all or none (see `shard.shard`).
 
         From this call on, and not from when it is awaited first, pushes of later clocks wait for it.
         """
@@ -586,14 +587,3 @@ class Client:
         return ZmlError(
             LOST, f"{self.seat.worker}: {what}", "Look into the log of that process in the run directory."
         )
-
-
-def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Sorted [first, last] runs, both inclusive."""
-    found: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if found and number == found[-1][1] + 1:
-            found[-1] = (found[-1][0], number)
-        else:
-            found.append((number, number))
-    return found

@@ -22,6 +22,7 @@ import structlog
 import torch
 from msgspec import Struct
 
+from ..agent import runner
 from ..agent.leaving import ScriptEnd
 from ..agent.seat import Seat
 from ..agent.tally import ScriptTally
@@ -37,7 +38,6 @@ from ..runs.rundir import TIMELINE
 from ..scheduler.evaluation import Key
 from ..scheduler.explain import name_samples
 from ..tracing import process as tracing
-from . import runner
 from .binding import Binding
 from .client import Client, Progress
 from .data import DividedLoader

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from ..agent import gpu
+from .. import gpu
 from ..agent.tally import ScriptTally
 from ..figures import STALENESS_BOUNDS, STEP_BOUNDS_S, WorkerFigures, count, none_yet
 from ..iothread import IoThread

@@ -10,7 +10,7 @@ prints it. What a step costs for it is some calls of `perf_counter`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,9 +18,9 @@ from typing import TypeVar
 import msgspec
 
 from ..figures import BESIDE, PHASES
+from ..runs.timeline import Step
 from ..tracing.steps import UNTRACED, Untraced
 
-TOO_FAR = 5.0  # steps; where workers began a step further apart, one axis would show nothing else
 KEPT = 20_000  # steps in a file; of a longer run each further power of two of them is thinned out
 T = TypeVar("T")
 
@@ -31,33 +31,6 @@ class Phases:
 
     send_s: float = 0.0  # from the end of the step until every shard has counted it
     pull_s: float = 0.0  # from then on until the last parameters are here
-
-
-class Step(msgspec.Struct, frozen=True):
-    """One line of the file. Seconds and bytes; `at` is seconds since the worker's first step, and `began` the same
-    moment since the Unix epoch, by the clock of the worker's machine; 0 in files that do not have it."""
-
-    clock: int
-    at: float
-    compute: float
-    encode: float
-    wait: float
-    apply: float
-    send: float
-    pull: float
-    bytes_up: int
-    bytes_down: int
-    data: float = 0.0  # older files have it in `compute`
-
-    began: float = 0.0  # seconds since the Unix epoch; older files do not say
-
-    @property
-    def whole(self) -> float:
-        return sum(self.thread().values())
-
-    def thread(self) -> dict[str, float]:
-        """Seconds of the training thread, by phase."""
-        return {phase: getattr(self, phase) for phase in PHASES}
 
 
 class During:
@@ -203,31 +176,3 @@ class Timeline:
                 file.write(b"".join(msgspec.json.encode(step) + b"\n" for step in steps))
         except OSError:
             self.path = None  # a full disk costs the picture of the run, never the run
-
-
-def starts(began: Mapping[str, float], longest: float) -> tuple[dict[str, float], str]:
-    """Where each worker's step lies on one axis, in seconds from the first, and why they are on none, if so. `began` is
-    in seconds since the Unix epoch, by worker; `longest` is the longest of these steps."""
-    first = min(began.values(), default=0.0)
-    apart = max(began.values(), default=0.0) - first
-    if first <= 0:
-        return dict.fromkeys(began, 0.0), "these files do not say when steps began"
-    if apart > TOO_FAR * longest:
-        return dict.fromkeys(began, 0.0), f"they began up to {span(apart)} apart"
-    return {worker: at - first for worker, at in began.items()}, ""
-
-
-def span(seconds: float) -> str:
-    """12.3 ms, 1.23 s"""
-    return f"{1e3 * seconds:,.1f} ms" if seconds < 0.99995 else f"{seconds:,.2f} s"
-
-
-def read(path: Path) -> list[Step]:
-    """The steps of a file; a torn last line is passed over."""
-    steps = []
-    for line in path.read_bytes().splitlines():
-        try:
-            steps.append(msgspec.json.decode(line, type=Step))
-        except msgspec.MsgspecError:
-            continue
-    return steps

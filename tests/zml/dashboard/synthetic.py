@@ -28,6 +28,7 @@ from zml.figures import (
 from zml.messages import Failure
 from zml.runs import history, rundir
 from zml.runs.history import MemberRow, Row
+from zml.runs.timeline import Step
 from zml.status import (
     CheckpointStatus,
     DataStatus,
@@ -36,7 +37,6 @@ from zml.status import (
     MemberFailure,
     MemberStatus,
 )
-from zml.worker.timeline import Step
 
 CHUNK_BYTES = 65_536 * 4
 BATCH = 64

@@ -24,8 +24,8 @@ from zml.dashboard.telling import event
 from zml.logs.reading import Wanted
 from zml.runs import history, rundir
 from zml.runs.history import Row
+from zml.runs.timeline import Step
 from zml.status import JobStatus
-from zml.worker.timeline import Step
 
 SMALL = Shape(workers=4, shards=2, steps=400, rows=60, member_rows=20, timeline_steps=50, log_lines=20)
 

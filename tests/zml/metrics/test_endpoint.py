@@ -17,6 +17,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
+from zml.address import PORT, any_port, host_and_port
 from zml.cluster.node import NodeAgent, Place
 from zml.cluster.wire import Work
 from zml.config import Settings, resolve
@@ -29,7 +30,6 @@ from zml.metrics.lag import Lag
 from zml.metrics.points import Point, Target
 from zml.metrics.process import disk, of_process
 from zml.scheduler.cluster.resources import Resources
-from zml.web.address import PORT, any_port, host_and_port
 
 HERE = Settings(http="127.0.0.1:0")
 TOKEN = "0123456789abcdef"

@@ -13,6 +13,7 @@ import structlog
 from tests.simulation import simulate
 from tests.zml import cluster as clusters
 from tests.zml.cluster import Cluster
+from zml.address import host_of
 from zml.cluster.nodes import NOWHERE, Reached
 from zml.coordinator.board import Board
 from zml.figures import WorkerFigures
@@ -24,7 +25,6 @@ from zml.metrics.roles import CoordinatorSource, ShardSource, Unseen, WorkerSour
 from zml.scheduler import events
 from zml.shard import ps as processes
 from zml.transport.memory import MemoryNetwork
-from zml.web.address import host_of
 
 Checks = dict[str, str]
 

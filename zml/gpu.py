@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import NO_GPU, ZmlError
-from ..figures import GpuFigures
+from .errors import NO_GPU, ZmlError
+from .figures import GpuFigures
 
 QUERY = ("nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits")
 TIMEOUT_S = 20.0  # a driver that wakes up takes seconds

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from ..errors import HELD, JOURNAL, ZmlError
-from ..hold import hold
-from ..records import Damaged, Records, read
-from ..scheduler.plain import NotPlain
+from .errors import HELD, JOURNAL, ZmlError
+from .hold import hold
+from .records import Damaged, Records, read
+from .scheduler.plain import NotPlain
 
 SNAPSHOT_BYTES = 2 << 20  # of records, about a second of reading: then the next snapshot is due
 MAGIC = b"zml-snap"

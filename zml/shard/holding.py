@@ -25,7 +25,7 @@ from ..messages import Advance, Commit, Enter, Front
 from ..transport import Refusal
 
 if TYPE_CHECKING:
-    from ..shard.shard import Reply, Shard
+    from .shard import Reply, Shard
 
 HOLD_MOST_S = 5.0
 

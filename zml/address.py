@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from ..errors import USAGE, ZmlError
+from .errors import USAGE, ZmlError
 
 HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 PORT = 7078  # of a coordinator, unless it is told another, or that one is taken

@@ -1,4 +1,4 @@
-"""The child of an agent: `python -m zml.worker.runner script.py args...` runs a script as plain python would.
+"""The child of an agent: `python -m zml.agent.runner script.py args...` runs a script as plain python would.
 
 Rule: the script cannot tell. It is `__main__`, its folder comes first on the path, its arguments are its own,
 and how it ends is how this process ends. What is added: lines leave at once, and an exception is told to the
@@ -24,12 +24,12 @@ from types import ModuleType, TracebackType
 import msgspec
 
 from .. import own, stack
-from ..agent.seat import Seat
 from ..errors import NO_SCRIPT, ZmlError
 from ..launch import tether
 from ..logs import outlets as logs
 from ..messages import Failure
 from ..runs import rundir
+from .seat import Seat
 
 FAILURE_FILE = "ZML_FAILURE"
 # A failure travels in a header of 4 KB: each text has a share of it, in bytes.
@@ -48,13 +48,13 @@ failed: Callable[[BaseException], None] = lambda error: None  # noqa: E731
 
 def command(script: str, args: Sequence[str]) -> list[str]:
     """How an agent starts a script. -P keeps modules of the working folder from shadowing ours meanwhile."""
-    return [sys.executable, "-P", "-m", "zml.worker.runner", script, *args]
+    return [sys.executable, "-P", "-m", "zml.agent.runner", script, *args]
 
 
 def main(argv: Sequence[str]) -> int:
     """Run argv[0] with the rest as its arguments; returns the exit code or raises the script's SystemExit."""
     if not argv:
-        print("usage: python -m zml.worker.runner script.py [args]", file=sys.stderr)
+        print("usage: python -m zml.agent.runner script.py [args]", file=sys.stderr)
         return 2
     script = argv[0]
     try:
@@ -235,7 +235,7 @@ def tell(failure: Failure) -> None:
 
 if __name__ == "__main__":
     tether.hold()
-    # The runtime finds `zml.worker.runner` by name to set its clock: be that module and not a second copy of it.
-    from zml.worker.runner import main as run
+    # The runtime finds `zml.agent.runner` by name to set its clock: be that module and not a second copy of it.
+    from zml.agent.runner import main as run
 
     sys.exit(run(sys.argv[1:]))
