@@ -28,8 +28,8 @@ MOST_FILES = 512
 
 
 class Line(msgspec.Struct, frozen=True):
-    """Of a worker's file, as `runs.timeline.Step` writes it; what an older run does not have is 0. `at`: seconds since the
-    worker's own first step."""
+    """Of a worker's file, as `runs.timeline.Step` writes it; what an older run does not have is 0. `at`: seconds
+    since the worker's own first step."""
 
     clock: int
     at: float = 0.0

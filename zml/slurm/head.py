@@ -1,8 +1,9 @@
 """`zml slurm head`: the batch step. It starts every member as a step of the allocation, and sees the job to its end.
 
 Rules: whose death the coordinator knows of, and who has not left in order, is started again, a few times
-(`launch.revival`): where it was; a shard elsewhere, if its node is gone or silent. A worker whose node is gone stays away: its GPU is
-too, and the others take over its batches. The first SIGTERM drains the job, the second ends it. No step is left.
+(`launch.revival`): where it was; a shard elsewhere, if its node is gone or silent. A worker whose node is gone stays
+away: its GPU is too, and the others take over its batches. The first SIGTERM drains the job, the second ends it. No
+step is left.
 """
 
 from __future__ import annotations
