@@ -336,7 +336,7 @@ class Assign(Message):
     noise: bool = False  # gradients come, whole, and several at once: measure their noise
 
 
-# -- coordinator -> shard: a checkpoint (see `shard.holding`) ----------------------------------------------------
+# -- coordinator -> shard: a checkpoint (see `shard.holding`) ----------------------------------------------
 
 
 class Hold(Message):

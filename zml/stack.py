@@ -168,11 +168,10 @@ def by_spy(program: str, pid: int, within_s: float = SPY_S) -> tuple[list[Thread
     # It may look just while the interpreter changes what it reads: once more, then.
     because = ""
     for _ in range(3):
+        if (left_s := end - time.monotonic()) <= 0:
+            break
         command = [program, "dump", "--pid", str(pid), "--json", "--nonblocking", "--full-filenames"]
         try:
-            if because and end - time.monotonic() <= 0:
-                break
-            left_s = max(LOOK_S, end - time.monotonic())
             answer = subprocess.run(command, capture_output=True, text=True, timeout=left_s)
         except (OSError, subprocess.SubprocessError) as error:
             return [], f"py-spy: {error}"

@@ -37,6 +37,11 @@ def busy_s(phases: Phases) -> float:
     return sum(phases.get(phase, 0.0) for phase in BUSY)
 
 
+def ratio(busy_s: float, usual: float) -> float:
+    """How many times the usual of the others; at most `MOST`, and that where they do nothing."""
+    return min(busy_s / usual, MOST) if usual > 0 else MOST
+
+
 def data_share(phases: Phases) -> float:
     """Of a step, what goes into the loader."""
     whole = sum(phases.get(phase, 0.0) for phase in PHASES)
@@ -82,6 +87,5 @@ def stragglers(workers: Mapping[str, Phases]) -> dict[str, Slow]:
             phase: workers[worker].get(phase, 0.0) - median(other.get(phase, 0.0) for other in others)
             for phase in BUSY
         }
-        ratio = busy[worker] / usual if usual > 0 else MOST
-        found[worker] = Slow(min(ratio, MOST), max(BUSY, key=excess.__getitem__))
+        found[worker] = Slow(ratio(busy[worker], usual), max(BUSY, key=excess.__getitem__))
     return found

@@ -44,6 +44,13 @@ class Bench:
         view = None if payload is None else memoryview(payload)
         return self.shard.handle(peer or f"{worker}.1", message, view)
 
+    def without_chunks(self, seats: list[Seat]) -> Shard:
+        """Another shard of the job, which holds nothing."""
+        shard = Shard(JobId(JOB), "p1")
+        shard.assign(self.registration, [0], 0, "none")
+        shard.roster(1, seats)
+        return shard
+
     def load(self) -> None:
         values = torch.empty(self.registration.layout.chunks[0].size)
         self.binding.read(0, values)
@@ -196,9 +203,7 @@ def test_a_step_that_counts_elsewhere_counts_here_before_its_worker_is_gone(chun
         bench.load()
         bench.push("w1", 0)
     else:
-        bench.shard = Shard(JobId(JOB), "p1")
-        bench.shard.assign(bench.registration, [0], 0, "none")
-        bench.shard.roster(1, bench.seats)
+        bench.shard = bench.without_chunks(bench.seats)
         for seat in bench.seats:
             bench.ask(seat.worker, Enter(JOB, seat.worker, 1))
     owed = Finished("w1", 1, 0, 0, 1, write_hyper(hyper_of(bench.optimizer)))
@@ -208,9 +213,7 @@ def test_a_step_that_counts_elsewhere_counts_here_before_its_worker_is_gone(chun
 
 def test_a_step_of_a_worker_that_never_entered_here_is_none_of_this_shard() -> None:
     bench = Bench(0)
-    shard = Shard(JobId(JOB), "p1")
-    shard.assign(bench.registration, [0], 0, "none")
-    shard.roster(1, [*bench.seats, Seat("w5", 1, False)])
+    shard = bench.without_chunks([*bench.seats, Seat("w5", 1, False)])
     owed = Finished("w5", 1, 0, 0, 1, write_hyper(hyper_of(bench.optimizer)))
     shard.roster(2, bench.seats, [owed])
     assert shard.generation == 2 and shard.committed == {}

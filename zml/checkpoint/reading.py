@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WEIGHTS = "w"
-PER_SEGMENT = frozenset(
-    {"step", "stepped"}
-)  # of `shard.optim.UpdateRule.state`; all else has a number per element
+# Of `shard.optim.UpdateRule.state`; all else has a number per element.
+PER_SEGMENT = frozenset({"step", "stepped"})
 MOST_JSON = 1 << 30  # bytes of a ledger
 
 

@@ -99,9 +99,8 @@ class Attempts:
         self.syncing: asyncio.Task[None] | None = None
         # Of their own: with thousands of attempts to be read, others who need a thread would wait behind them.
         self.threads = ThreadPoolExecutor(READING, "zml-attempts")
-        self.history = ThreadPoolExecutor(
-            1, "zml-history"
-        )  # a disk that is slow costs rows and holds nobody up
+        # A disk that is slow costs rows and holds nobody up.
+        self.history = ThreadPoolExecutor(1, "zml-history")
 
     def run_dir(self, job: str, number: int) -> Path:
         return self.folder / "jobs" / job / str(number)

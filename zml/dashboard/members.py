@@ -8,7 +8,7 @@ from statistics import fmean
 
 from ..figures import PHASES, ShardFigures, WorkerFigures
 from ..status import JobStatus
-from ..stragglers import MOST, stragglers, usual_of_others
+from ..stragglers import ratio, stragglers, usual_of_others
 from .findings import imbalance
 from .rates import Lately, Trim, WorkerRate, middle, shard_rate, worker_rate
 from .thinning import rounded
@@ -23,9 +23,9 @@ NONE_YET, NO_SHARD = WorkerFigures(), ShardFigures()
 
 def against(usual: Mapping[str, float], worker: str, busy_s: float) -> float | None:
     """Its work against the usual of the others, as findings tell it; None where there is nothing to measure against."""
-    if usual.get(worker):
-        return min(busy_s / usual[worker], MOST)
-    return MOST if worker in usual and busy_s > 0 else None
+    if worker not in usual or not (usual[worker] or busy_s):
+        return None
+    return ratio(busy_s, usual[worker])
 
 
 def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:

@@ -15,6 +15,7 @@ import msgspec
 
 from ..messages import Examine
 from ..status import JobStatus, MemberStatus
+from ..text.console import names
 from ..transport import Endpoint, Refused, TransportError
 from .findings import COORDINATOR, Link, Machine, Process
 
@@ -23,7 +24,6 @@ AT_ONCE = 128  # questions under way
 LINKS_AT_ONCE = 8  # of those about round trips
 ANSWER_S = 3.0  # for the way of question and answer
 TELL_S = 1.0  # from one word about what is waited for to the next
-NAMED = 4  # in it
 TO = " to "
 HERE = frozenset({"joined", "active"})
 
@@ -214,9 +214,8 @@ async def _together(what: str, work: Mapping[str, Coroutine[Any, Any, None]], te
     pending = set(tasks)
     try:
         while pending:
-            names = sorted((name for task, name in tasks.items() if task in pending), key=by_ends)
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            tell(f"{what}: {', '.join(names[:NAMED])}{more}")
+            whom = sorted((name for task, name in tasks.items() if task in pending), key=by_ends)
+            tell(f"{what}: {names(whom)}")
             done, pending = await asyncio.wait(pending, timeout=TELL_S, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()

@@ -16,9 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import status
 from ..errors import USAGE, ZmlError
-from ..files import read_regular
 from ..status import JobStatus
 from . import rundir
 
@@ -170,9 +168,7 @@ def look(folder: Path, now: float) -> Found:
     ended = rundir.last_status(folder)
     if ended is not None:
         return Found(False, ended.state.lower(), ended)
-    current = None
-    with suppress(OSError, ValueError):
-        current = status.decode(read_regular(folder / rundir.NOW))
+    current = rundir.current_status(folder)
     listening = rundir.listening(folder)
     if listening is None:
         quiet = now - max(began(folder), touched(folder)) > QUIET_S

@@ -74,9 +74,8 @@ class Recorder:
             self.own.shutdown(wait=False)
 
     async def _run(self) -> None:
-        await asyncio.sleep(
-            self.every_s * random.random()
-        )  # not all of a coordinator's jobs at the same moment
+        # Not all of a coordinator's jobs at the same moment.
+        await asyncio.sleep(self.every_s * random.random())
         while True:
             self._begin()
             await asyncio.sleep(self.every_s)

@@ -106,20 +106,23 @@ def listening(folder: Path) -> Listening | None:
 
 def last_status(folder: Path) -> JobStatus | None:
     """How the run ended; None if it has not."""
-    try:
-        return status.decode(read_regular(folder / STATUS))
-    except (OSError, ValueError, RecursionError):
-        return None
+    return _status(folder / STATUS)
+
+
+def current_status(folder: Path) -> JobStatus | None:
+    """What it was doing a moment ago; None if it has not begun."""
+    return _status(folder / NOW)
 
 
 def newest_status(folder: Path) -> JobStatus | None:
     """How the run ended, or else what it was doing a moment ago; None if it has not begun."""
-    found = last_status(folder)
-    if found is not None:
-        return found
+    return last_status(folder) or current_status(folder)
+
+
+def _status(path: Path) -> JobStatus | None:
     try:
-        return status.decode(read_regular(folder / NOW))
-    except (OSError, ValueError, RecursionError):
+        return status.decode(read_regular(path))
+    except (OSError, ValueError, RecursionError):  # not there, or none of ours
         return None
 
 

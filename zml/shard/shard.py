@@ -340,9 +340,8 @@ class Shard:
             return
         if self.last.get(worker, NOTHING).clock >= step.clock:
             return
-        staged = self.staged.get(worker, {}).get(
-            step.clock, Step()
-        )  # where nothing is trained nothing is sent
+        # A shard on which nothing is trained is sent nothing.
+        staged = self.staged.get(worker, {}).get(step.clock, Step())
         if staged.pushes.keys() != self.pushed:
             # Every push was acknowledged before the first commit left: only a log that lost its end gets here.
             log.error("a counted step is not here", shard=self.name, worker=worker, clock=step.clock)

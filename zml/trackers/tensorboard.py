@@ -56,9 +56,8 @@ class TensorBoard(Tracker):
         self.end_at = 0  # of the whole records
         self.failing = False  # the newest values could not be written
         self.cadence = Cadence()
-        self.left: tuple[int, Mapping[str, float]] | None = (
-            None  # the newest values, where they are not written
-        )
+        # The newest values, where they are not written.
+        self.left: tuple[int, Mapping[str, float]] | None = None
 
     def begin(self, run: RunInfo) -> None:
         folder = run.folder / FOLDER
