@@ -1,6 +1,6 @@
 """What does it cost to look? `examples/char_lm.py` with everything on beside the same with everything off.
 
-    python bench/observing.py            40 pairs of slices of 3 s, about five minutes on two cores
+    python bench/observing.py            400 pairs of turns of five steps, about a quarter of an hour on two cores
     python bench/observing.py --json     the same as JSON
     python bench/observing.py -w 1 -- --batch-size 48
 
@@ -9,12 +9,12 @@ log lines of level info; TensorBoard's files; and traces of 1 % of the steps, se
 Off: no HTTP, no log lines but errors, no trackers, no traces. What each process counts is counted either way: what that
 takes of a step is measured by itself, in the last line.
 
-Two whole clusters train and take turns: at the end of each step a script waits until it is its cluster's turn, so that
-both live through the same minutes of a machine that others may use, too. A pair is a slice of time for each, in random
-order; its ratio is (on / off) of the mean time of a step, of the steps that lie inside the slice, and of the CPU time
-that all processes of a cluster took for one. Told are the median over the pairs, and the interval in which the ratio of
-the means lies with 95 % (bootstrap over the pairs). The target is a cost of at most 1 %; on a machine that others keep
-busy it takes many pairs, or steps that are short, to decide it.
+Two whole clusters train and take turns of a few steps, so that both live through the same seconds of a machine that
+others may use, too; who has no turn is stopped (SIGSTOP), so that nothing of it goes on in the other's. All that a
+cluster does by the second is therefore in its own turns, and rather too often: what became due meanwhile is done at
+once when it goes on. A pair is a turn for each, in random order. Told are the mean time of a step and the CPU time that
+all processes of a cluster took for one, the ratio of the means (on / off), where it lies with 95 % (bootstrap over the
+pairs), and the median of the ratios of the pairs. The target is a cost of at most 1 %.
 
 At the end both wait for a while, side by side, and only what comes by the second goes on: heartbeats, figures, history,
 scrapes. What processes take then is hardly disturbed by what others compute; it is told as a share of one processor.
@@ -25,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
-import itertools
 import json
 import math
 import os
@@ -51,7 +50,9 @@ HERE = Path(__file__).resolve().parent
 EXAMPLE = HERE.parent / "examples" / "char_lm.py"
 TARGET = 1.01
 BEGIN_S = 180.0
-SETTLE_S = 1.0  # of a slice, before it counts
+SETTLE_S = 5.0
+TURN_S = 60.0
+ALONE_S = 5.0  # for the other workers to make as many steps
 FIND_S = 60.0
 IDLE_S = 30.0  # in which nobody trains
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -61,30 +62,33 @@ ON = {"http": "127.0.0.1:0", "log_level": "info", "trackers": "tensorboard", "tr
 SCRIPT = """
 import mmap, os, runpy, struct, sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
-folder, me = sys.argv[1], int(sys.argv[2])
+folder = sys.argv[1]
 worker = os.environ["ZML_SEAT"].split('"worker":"')[1].split('"')[0]
-ends = open(os.path.join(folder, worker), "wb", buffering=0)
-with open(os.path.join(os.path.dirname(os.path.dirname(folder)), "turn"), "rb") as file:
-    turn = mmap.mmap(file.fileno(), 1, prot=mmap.PROT_READ)
+steps = open(os.path.join(folder, worker), "wb", buffering=0)
+with open(os.path.join(os.path.dirname(folder), "allowed", worker), "rb") as file:
+    allowed = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)
+made, began = 0, time.monotonic()
 def step_ended(*_):
-    ends.write(struct.pack("=d", time.monotonic()))
-    while turn[0] != me:
-        time.sleep(0.002)
+    global made, began
+    steps.write(struct.pack("=dd", began, time.monotonic()))
+    made += 1
+    while int.from_bytes(allowed[:], "little") <= made:
+        time.sleep(0.001)
+    began = time.monotonic()
 register_optimizer_step_post_hook(step_ended)
-del sys.argv[:3]
+del sys.argv[:2]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-TURNS = {"on": 1, "off": 2}
 
 
 @dataclass
-class Slice:
-    """A while in which one cluster had the machine."""
+class Turn:
+    """A few steps of each worker, in which their cluster had the machine."""
 
-    since: float
-    until: float
-    cpu_s: float
+    steps: dict[str, range]
+    cpu_s: float = 0.0
+    whole: bool = True  # every worker made as many; at the end of an epoch one may have none left
 
 
 @dataclass
@@ -94,7 +98,31 @@ class Cluster:
     name: str
     folder: Path
     process: subprocess.Popen[bytes]
-    slices: list[Slice] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    ran_s: float = 0.0
+    since: float | None = field(default_factory=time.monotonic)  # None: it is stopped
+
+    def made(self) -> dict[str, int]:
+        """Steps that each worker has made."""
+        return {file.name: file.stat().st_size // 16 for file in (self.folder / "steps").iterdir()}
+
+    def allow(self, until: dict[str, int]) -> None:
+        for worker, steps in until.items():
+            with (self.folder / "allowed" / worker).open("r+b") as file:
+                file.write(steps.to_bytes(8, "little"))
+
+    def go_on(self) -> None:
+        self.send(signal.SIGCONT)
+        self.since = time.monotonic()
+
+    def stop(self) -> None:
+        self.ran_s = self.running_s()
+        self.since = None
+        self.send(signal.SIGSTOP)
+
+    def running_s(self) -> float:
+        since = self.since
+        return self.ran_s + (time.monotonic() - since if since is not None else 0.0)
 
     def pids(self) -> list[int]:
         """The launcher and everybody below it."""
@@ -122,12 +150,13 @@ class Cluster:
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / TICKS
 
-    def ends(self) -> dict[str, list[float]]:
-        """When each worker's steps were over."""
-        found = {}
-        for file in sorted((self.folder / "steps").iterdir()):
-            data = file.read_bytes()
-            found[file.name] = list(memoryview(data[: len(data) // 8 * 8]).cast("d"))
+    def seconds(self, turn: Turn) -> list[float]:
+        """Of each step of a turn, of all workers."""
+        found = []
+        for worker, steps in turn.steps.items():
+            data = (self.folder / "steps" / worker).read_bytes()[16 * steps.start : 16 * steps.stop]
+            times = list(memoryview(data).cast("d"))
+            found += [end - began for began, end in zip(times[::2], times[1::2], strict=True)]
         return found
 
     def must_run(self) -> None:
@@ -145,6 +174,9 @@ def begin(
 ) -> Cluster:
     (folder / "steps").mkdir(parents=True)
     (folder / "script.py").write_text(SCRIPT)
+    (folder / "allowed").mkdir()
+    for worker in range(workers):
+        (folder / "allowed" / f"w{worker}").write_bytes((1).to_bytes(8, "little"))
     settings = ON if name == "on" else OFF
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("ZML_", "OTEL_"))}
     environment |= {f"ZML_{key.upper()}": value for key, value in settings.items() if key in KINDS}
@@ -152,7 +184,7 @@ def begin(
     # Two threads that wait for each other while others have the processors would be all that is measured.
     environment["OMP_NUM_THREADS"] = "1"
     flags = ["-w", str(workers), "-p", str(shards), "--keep-output", "none", "--run-dir", str(folder / "run")]
-    script = [str(folder / "script.py"), str(folder / "steps"), str(TURNS[name]), str(EXAMPLE), *arguments]
+    script = [str(folder / "script.py"), str(folder / "steps"), str(EXAMPLE), *arguments]
     with (folder / "out.txt").open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "zml", "run", *flags, *script],
@@ -166,35 +198,42 @@ def begin(
 
 
 class Scraper(threading.Thread):
-    """Asks every process again and again while it may, as Prometheus does: over connections that stay open, and only
-    once in a minute who there is."""
+    """Asks every process again and again as long as the cluster runs, as Prometheus does: over connections that stay
+    open, and only once in a minute who there is. Who stops the cluster holds `asking`."""
 
-    def __init__(self, url: str, every_s: float) -> None:
+    def __init__(self, cluster: Cluster, every_s: float) -> None:
         super().__init__(daemon=True)
+        self.cluster = cluster
         self.every_s = every_s
-        self.url = url
-        self.go = threading.Event()
+        self.url = cluster.url()
+        self.asking = threading.Lock()
         self.open: dict[str, http.client.HTTPConnection] = {}
         self.targets: list[str] = []
         self.found_at = -math.inf
         self.pages = self.bytes = self.failed = 0
 
     def run(self) -> None:
+        due = self.cluster.running_s()
         while True:
-            self.go.wait()
-            due = time.monotonic() + self.every_s
-            try:
-                if time.monotonic() - self.found_at > FIND_S:
-                    groups = json.loads(self._get(self.url, "/api/sd"))
-                    self.targets = [target for group in groups for target in group["targets"]]
-                    self.found_at = time.monotonic()
-                for target in self.targets:
-                    self.bytes += len(self._get(target, "/metrics"))
-                    self.pages += 1
-            except (OSError, http.client.HTTPException):
-                self.failed += 1
-                self.open.clear()
-            time.sleep(max(0.0, due - time.monotonic()))
+            time.sleep(0.005)
+            with self.asking:
+                if self.cluster.since is None or (now := self.cluster.running_s()) < due:
+                    continue
+                due = now + self.every_s
+                self._ask_all(now)
+
+    def _ask_all(self, now: float) -> None:
+        try:
+            if now - self.found_at > FIND_S:
+                groups = json.loads(self._get(self.url, "/api/sd"))
+                self.targets = [target for group in groups for target in group["targets"]]
+                self.found_at = now
+            for target in self.targets:
+                self.bytes += len(self._get(target, "/metrics"))
+                self.pages += 1
+        except (OSError, http.client.HTTPException):
+            self.failed += 1
+            self.open.clear()
 
     def _get(self, target: str, path: str) -> bytes:
         if target not in self.open:
@@ -225,34 +264,34 @@ def receiver() -> Iterator[str]:
         server.shutdown()
 
 
-def steps_of(cluster: Cluster, part: Slice) -> list[float]:
-    """Seconds of the steps that lie inside."""
-    return [
-        later - before
-        for ends in cluster.ends().values()
-        for before, later in itertools.pairwise(ends)
-        if part.since <= before and later <= part.until
-    ]
+def take_turn(cluster: Cluster, steps: int, scraper: Scraper) -> None:
+    """Both are stopped before and afterwards; the CPU time is read when nothing moves."""
+    made = cluster.made()
+    turn = Turn({worker: range(begin, begin + steps) for worker, begin in made.items()})
+    before_s, moved = cluster.cpu_s(), time.monotonic()
+    cluster.go_on()
+    cluster.allow({worker: each.stop for worker, each in turn.steps.items()})
+    end = time.monotonic() + TURN_S
+    while turn.whole and any(made[worker] < each.stop for worker, each in turn.steps.items()):
+        time.sleep(0.002)
+        now, last, made = time.monotonic(), made, cluster.made()
+        if made != last:
+            moved = now
+        if any(made[worker] == each.stop for worker, each in turn.steps.items()) and now > moved + ALONE_S:
+            turn.whole = False
+        if now > end:
+            cluster.must_run()
+            raise click.ClickException(f"{cluster.name}: no {steps} steps within {TURN_S:g} s")
+    with scraper.asking:
+        cluster.stop()
+    turn.cpu_s = cluster.cpu_s() - before_s
+    cluster.turns.append(turn)
 
 
-def take_turn(cluster: Cluster, turn: Path, seconds: float, scraper: Scraper) -> None:
-    with turn.open("r+b") as file:
-        file.write(bytes([TURNS[cluster.name]]))
-    if cluster.name == "on":
-        scraper.go.set()
-    time.sleep(SETTLE_S)
-    since, cpu_s = time.monotonic(), cluster.cpu_s()
-    time.sleep(seconds)
-    cluster.slices.append(Slice(since, time.monotonic(), cluster.cpu_s() - cpu_s))
-    scraper.go.clear()
-    cluster.must_run()
-
-
-def idle(on: Cluster, off: Cluster, turn: Path, scraper: Scraper) -> dict[str, float]:
+def idle(on: Cluster, off: Cluster) -> dict[str, float]:
     """What each takes of a processor while nobody trains, and the first is scraped."""
-    with turn.open("r+b") as file:
-        file.write(b"\0")
-    scraper.go.set()
+    on.go_on()
+    off.go_on()
     time.sleep(SETTLE_S)
     began = {each.name: (time.monotonic(), each.cpu_s()) for each in (on, off)}
     time.sleep(IDLE_S)
@@ -261,7 +300,6 @@ def idle(on: Cluster, off: Cluster, turn: Path, scraper: Scraper) -> dict[str, f
         since, cpu_s = began[each.name]
         shares[each.name] = (each.cpu_s() - cpu_s) / (time.monotonic() - since)
         each.must_run()
-    scraper.go.clear()
     return shares
 
 
@@ -327,8 +365,8 @@ def measuring_us() -> dict[str, float]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
-@click.option("--pairs", type=click.IntRange(2), default=40, show_default=True)
-@click.option("--seconds", type=click.FloatRange(1.0), default=3.0, show_default=True, help="Of a slice.")
+@click.option("--pairs", type=click.IntRange(2), default=400, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=5, show_default=True, help="Of a turn.")
 @click.option(
     "--scrape",
     type=click.FloatRange(0.1),
@@ -343,7 +381,7 @@ def measuring_us() -> dict[str, float]:
 @click.argument("arguments", nargs=-1)
 def main(
     pairs: int,
-    seconds: float,
+    steps: int,
     scrape: float,
     workers: int,
     shards: int,
@@ -352,14 +390,12 @@ def main(
     arguments: tuple[str, ...],
 ) -> None:
     dice = random.Random(seed)
-    example = ["--epochs", "1000", "--samples", "20000", "--batch-size", "16", *arguments]
+    example = ["--epochs", "1000", "--samples", "60000", "--batch-size", "16", *arguments]
     load = os.getloadavg()[0]
     clusters: dict[str, Cluster] = {}
     with tempfile.TemporaryDirectory() as scratch, receiver() as traces:
         more = {"OTEL_EXPORTER_OTLP_ENDPOINT": traces}
         try:
-            turn = Path(scratch, "turn")
-            turn.write_bytes(b"\0")
             for name in ("on", "off"):
                 clusters[name] = begin(name, Path(scratch, name), workers, shards, example, more)
             on, off = clusters["on"], clusters["off"]
@@ -370,22 +406,23 @@ def main(
                 if time.monotonic() > end:
                     raise click.ClickException(f"no steps within {BEGIN_S:g} s")
                 time.sleep(0.5)
-            time.sleep(5 * SETTLE_S)  # each waits at the end of its first step
-            scraper = Scraper(on.url(), scrape)
+            time.sleep(SETTLE_S)  # each waits at the end of its first step
+            scraper = Scraper(on, scrape)
+            for each in (on, off):
+                each.stop()
             scraper.start()
             for number in range(pairs):
                 for name in dice.sample(["on", "off"], 2):
-                    take_turn(clusters[name], turn, seconds, scraper)
-                if not as_json and (number + 1) % 10 == 0:
+                    take_turn(clusters[name], steps, scraper)
+                if not as_json and (number + 1) % 50 == 0:
                     click.echo(f"{number + 1}/{pairs} pairs", err=True)
-            waiting = idle(on, off, turn, scraper)
-            walls, cpus, steps = [], [], 0
-            for one, other in zip(on.slices, off.slices, strict=True):
-                a, b = steps_of(on, one), steps_of(off, other)
-                if a and b:
-                    steps += len(a) + len(b)
-                    walls.append((1e3 * statistics.mean(a), 1e3 * statistics.mean(b)))
-                    cpus.append((1e3 * one.cpu_s / len(a), 1e3 * other.cpu_s / len(b)))
+            waiting = idle(on, off)
+            turns = [(a, b) for a, b in zip(on.turns, off.turns, strict=True) if a.whole and b.whole]
+            walls = [
+                (1e3 * statistics.mean(on.seconds(a)), 1e3 * statistics.mean(off.seconds(b)))
+                for a, b in turns
+            ]
+            cpus = [(1e3 * a.cpu_s / steps, 1e3 * b.cpu_s / steps) for a, b in turns]
         finally:
             for each in clusters.values():
                 each.send(signal.SIGKILL)
@@ -395,7 +432,7 @@ def main(
     switched = sorted(key for key in ON if key in KINDS)
     about = {
         "pairs": len(walls),
-        "steps": steps,
+        "steps": 2 * steps * len(walls),
         "load_before": load,
         "switched": switched,
         "arguments": example,
@@ -410,7 +447,8 @@ def main(
         click.echo(json.dumps({**about, **figures}))
         return
     click.echo(
-        f"{len(walls)} pairs, {steps} steps, {scraper.pages} pages of {about['page_bytes']:,} bytes; load {load:.1f}"
+        f"{len(walls)} pairs, {about['steps']} steps, {scraper.pages} pages of {about['page_bytes']:,} bytes; "
+        f"load {load:.1f}"
     )
     click.echo(f"switched: {', '.join(switched)}")
     click.echo("        off ms     on ms    median     ratio  (95 %)")
