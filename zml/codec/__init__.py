@@ -8,18 +8,22 @@ frames and publishes, chunk by chunk. Every worker and every shard has a codec o
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..compression import parse as parse_spec
 from ..layout import Chunk
 from .dense import Bf16, Exact, NonFinite, read_parameters
 from .frame import UNKNOWN, BadFrame, Buffer, Header, Kind, cut, parse, split
+from .runs import Run
 
 __all__ = [
     "UNKNOWN",
     "BadFrame",
     "Buffer",
     "Codec",
+    "Differing",
     "Header",
     "Kind",
     "NonFinite",
@@ -67,6 +71,42 @@ class Packer(Protocol):
     def sent(self, chunk: int) -> Tensor | None:
         """Positions (int64, sorted) inside a chunk of the elements that the last pack chose; None where it did not
         choose, and sent all of them."""
+        ...
+
+    def differing(self) -> "Differing | None":
+        """Itself, where it packs differences."""
+        ...
+
+
+class Differing(Packer, Protocol):
+    """A packer for the difference between two states of a bucket: what did not leave is in the next difference again.
+
+    Its memory lies side by side, so that whole parameters are copied at once: slabs of one layout, in which `runs` says
+    what is where. All of them are live.
+    """
+
+    @property
+    def runs(self) -> Sequence[Run]: ...
+
+    def slabs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What is subtracted from (the base), the values, the residual."""
+        ...
+
+    def base(self) -> Mapping[int, Tensor]:
+        """The first of the slabs, chunk by chunk."""
+        ...
+
+    def pack_difference(self, density: float | None = None) -> memoryview:
+        """As `pack`, of base - values. The residual becomes what was not sent of it, whatever it was before. Raises
+        NonFinite, and then it means nothing."""
+        ...
+
+    def give(self, slab: Tensor) -> None:
+        """Add what the last pack has sent."""
+        ...
+
+    def places(self) -> NDArray[np.int64]:
+        """Where in a slab the elements are that the last pack chose, in ascending order."""
         ...
 
 

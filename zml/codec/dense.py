@@ -153,6 +153,9 @@ class DensePacker:
     def sent(self, chunk: int) -> Tensor | None:
         return None
 
+    def differing(self) -> None:
+        return None
+
 
 class Exact:
     """`none`: the elements themselves. What is received is what was sent, to the last bit."""

@@ -134,6 +134,9 @@ class DevicePacker:
     def sent(self, chunk: int) -> Tensor | None:
         return self.codec.positions(self.chunks, self._out[: self._bytes], chunk)
 
+    def differing(self) -> None:
+        return None
+
     def _keep_silent(self, total: Tensor) -> None:
         """Absent parameters are what they were."""
         if self._absent.any():

@@ -24,6 +24,7 @@ from .dense import NonFinite, part, write_parameters
 from .frame import HEADER, BadFrame, Buffer, Kind, expect
 from .kernels import ON_DEVICES, prepare
 from .kernels.reasons import SENTENCES
+from .runs import Run, joined
 
 if TYPE_CHECKING:
     from .device import DevicePacker
@@ -101,6 +102,7 @@ class TopKPacker:
         self.chunks = tuple(chunks)
         self._starts: list[int] = []
         rows: list[tuple[int, int, int, int]] = []
+        runs: list[Run] = []
         table: list[tuple[int, int, int, int, int, int]] = []
         slices: dict[int, list[int]] = {}  # parameter -> its segments, by row
         at = 0
@@ -111,7 +113,9 @@ class TopKPacker:
                 if segment.ndim > 1:
                     slices.setdefault(segment.parameter, []).append(len(rows))
                 rows.append((at + segment.offset, segment.size, -1, segment.parameter))
+                runs.append(Run(segment.parameter, segment.start, at + segment.offset, segment.size))
             at += -(-chunk.size // LINE) * LINE
+        self.runs = joined(runs)
         self._segments = np.array(rows, np.int64).reshape(-1, 4)
         for index, members in enumerate(slices.values()):
             self._segments[members, 2] = index
@@ -124,19 +128,37 @@ class TopKPacker:
         self._absent = np.zeros(1 + max((row[3] for row in rows), default=0), np.bool_)
         self._values = torch.zeros(at)
         self._residual = torch.zeros(at)
-        self.values: Mapping[int, Tensor] = {
-            chunk.index: self._values[start : start + chunk.size]
-            for chunk, start in zip(self.chunks, self._starts, strict=True)
-        }
+        self._base = torch.empty(0)  # what differences are of, if any are asked for
+        self._places = np.empty(0, np.int64)
+        self.values = self._by_chunk(self._values)
         # Pages are touched when they are first written, and no density writes all of them.
         self._out = np.empty(sum(frame_bound(chunk.size) for chunk in self.chunks), np.uint8)
         self._view = self._out.data
         self._size = 0  # bytes of the last pack; 0: there is nothing to take back
+        self._differs = False  # it was a difference, and there is nothing to restore
         self._decay = np.float32(1)
         self._phase = 0
         self._floors = np.zeros(len(self._sizes), np.float32)  # thresholds
         self._gain = np.zeros(6, np.int64)
         self._squeeze = 0  # what the gain said before the last pack
+
+    def _by_chunk(self, slab: Tensor) -> Mapping[int, Tensor]:
+        return {
+            chunk.index: slab[start : start + chunk.size]
+            for chunk, start in zip(self.chunks, self._starts, strict=True)
+        }
+
+    def differing(self) -> "TopKPacker":
+        return self
+
+    def slabs(self) -> tuple[Tensor, Tensor, Tensor]:
+        if not len(self._base):
+            self._base = torch.zeros_like(self._values)
+            self._places = np.empty(len(self._base), np.int64)
+        return self._base, self._values, self._residual
+
+    def base(self) -> Mapping[int, Tensor]:
+        return self._by_chunk(self.slabs()[0])
 
     def residual(self, chunk: int) -> Tensor:
         """What of a chunk has not left yet; live."""
@@ -149,21 +171,31 @@ class TopKPacker:
         self, absent: Collection[int] = (), density: float | None = None, decay: float = 1.0
     ) -> memoryview:
         check_decay(decay)
+        self._decay, self._differs = np.float32(decay), False
+        return self._pack(self._residual, self._values, absent, density)
+
+    def pack_difference(self, density: float | None = None) -> memoryview:
+        self._decay, self._differs = np.float32(-1), True
+        return self._pack(self._values, self._base, (), density)
+
+    def _pack(
+        self, residual: Tensor, values: Tensor, absent: Collection[int], density: float | None
+    ) -> memoryview:
+        """decay * residual + values: the frames, and into the residual of this bucket what they leave."""
         density = self.codec.spec.density if density is None else min(max(density, 0.0), 1.0)
         wanted = np.minimum(np.maximum(np.rint(self._sizes * density), 1), self._sizes).astype(np.int64)
         self._absent[:] = False
         for parameter in absent:
             if parameter < len(self._absent):
                 self._absent[parameter] = True
-        self._decay = np.float32(decay)
         self._squeeze = int(self._gain[4])
         self._gain[:4] = 0
-        residual, scratch = self._residual.numpy(), self.codec.scratch
+        scratch = self.codec.scratch
         self._size = 0
         size = self.codec.kernels.pack(
-            residual,
-            residual,
-            self._values.numpy(),
+            self._residual.numpy(),
+            residual.numpy(),
+            values.numpy(),
             self._table,
             self._segments,
             self._slices,
@@ -188,7 +220,8 @@ class TopKPacker:
             self._gain,
         )
         if size < 0:
-            self._restore(self.chunks[: self._gain[5]])
+            if not self._differs:
+                self._restore(self.chunks[: self._gain[5]])
             raise NonFinite(-1 - size)
         self._size = size
         self._phase += 1
@@ -197,7 +230,8 @@ class TopKPacker:
 
     def take_back(self) -> None:
         if self._size:
-            self._restore(self.chunks)
+            if not self._differs:
+                self._restore(self.chunks)
             self._size = 0
             self._phase -= 1
 
@@ -216,6 +250,28 @@ class TopKPacker:
 
     def sent(self, chunk: int) -> Tensor | None:
         return self.codec.positions(self.chunks, self._out[: self._size], chunk)
+
+    def give(self, slab: Tensor) -> None:
+        self._spread(slab, self._places[:0])
+
+    def places(self) -> Ints:
+        return self._places[: self._spread(self._values[:0], self._places)]
+
+    def _spread(self, slab: Tensor, places: Ints) -> int:
+        """The frames of the last pack into a slab, and where it chose elements into `places`; each may be empty."""
+        scratch = self.codec.scratch
+        found: int = self.codec.kernels.spread(
+            self._out[: self._size],
+            self._table,
+            self._segments,
+            slab.numpy(),
+            places,
+            scratch.pos,
+            scratch.val,
+            scratch.bytes,
+        )
+        assert found >= 0, SENTENCES[-found]  # nobody else has written these frames
+        return found
 
 
 class TopK:

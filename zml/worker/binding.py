@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codec.runs import Run
 from ..errors import EMPTY_MODEL, FOREIGN, NOT_HELD, OPTIMIZER, STEPPED, TENSOR, WRAPPED, ZmlError
 from ..hyper import OPTIMIZERS
 from ..layout import Layout
@@ -141,28 +142,50 @@ class Binding:
         segments = (segment for chunk in chunks for segment in self.layout.chunks[chunk].segments)
         return sum(each.size * self.parameters[each.parameter].element_size() for each in segments)
 
+    def exact(self, parameters: Iterable[int]) -> bool:
+        """Does the model hold these as chunks do, in float32 on the CPU?"""
+        tensors = map(self.parameters.__getitem__, parameters)
+        return all(each.dtype == torch.float32 and each.device.type == "cpu" for each in tensors)
+
     def read(self, chunk: int, into: Tensor) -> None:
         """Copy the parameters of one chunk into `into`, float32 of the chunk's size."""
         for segment in self.layout.chunks[chunk].segments:
             flat = into[segment.offset : segment.offset + segment.size]
-            for part, at in pieces(self.parameters[segment.parameter].detach(), segment.start, segment.size):
-                flat[at : at + part.numel()].view(part.shape).copy_(part)
+            self._read(segment.parameter, segment.start, flat)
+
+    def read_runs(self, runs: Iterable[Run], into: Tensor) -> None:
+        """The same for a whole bucket, into its memory."""
+        for run in runs:
+            self._read(run.parameter, run.start, into[run.at : run.at + run.size])
+
+    def _read(self, parameter: int, start: int, into: Tensor) -> None:
+        for part, at in pieces(self.parameters[parameter].detach(), start, len(into)):
+            into[at : at + part.numel()].view(part.shape).copy_(part)
 
     def write(self, chunk: int, values: Tensor, less: Tensor | None = None) -> None:
         """Set the parameters that one chunk holds to `values - less`, float32, rounding to their dtype."""
         for segment in self.layout.chunks[chunk].segments:
             place = slice(segment.offset, segment.offset + segment.size)
-            flat, rest = values[place], None if less is None else less[place]
-            for part, at in pieces(self.parameters[segment.parameter].detach(), segment.start, segment.size):
-                whole = flat[at : at + part.numel()].view(part.shape)
-                if rest is None:
-                    part.copy_(whole)
-                    continue
-                lacks = rest[at : at + part.numel()].view(part.shape)
-                if part.dtype == torch.float32 and part.device == lacks.device == whole.device:
-                    torch.sub(whole, lacks, out=part)
-                else:
-                    part.copy_(whole.to(lacks.device) - lacks)
+            rest = None if less is None else less[place]
+            self._write(segment.parameter, segment.start, values[place], rest)
+
+    def write_runs(self, runs: Iterable[Run], values: Tensor, less: Tensor) -> None:
+        """The same for a whole bucket, from its memory."""
+        for run in runs:
+            place = slice(run.at, run.at + run.size)
+            self._write(run.parameter, run.start, values[place], less[place])
+
+    def _write(self, parameter: int, start: int, values: Tensor, less: Tensor | None) -> None:
+        for part, at in pieces(self.parameters[parameter].detach(), start, len(values)):
+            whole = values[at : at + part.numel()].view(part.shape)
+            if less is None:
+                part.copy_(whole)
+                continue
+            lacks = less[at : at + part.numel()].view(part.shape)
+            if part.dtype == torch.float32 and part.device == lacks.device == whole.device:
+                torch.sub(whole, lacks, out=part)
+            else:
+                part.copy_(whole.to(lacks.device) - lacks)
 
     def difference(self, chunk: int, before: Tensor, into: Tensor) -> None:
         """Set `into` to what was in the parameters before, less what is in them now.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..codec import Codec
+from ..codec import Codec, Differing
 from ..layout import Bucket, Layout
 
 
@@ -19,6 +19,7 @@ class Outbox:
         self.bucket = bucket
         chunks = [layout.chunks[chunk] for chunk in bucket.chunks]
         self.packer = codec.packer(chunks) if device == "cpu" else codec.device_packer(chunks, device)
+        self.differing: Differing | None = None  # it packs differences, if so
         self.missing = set(bucket.parameters)
         self.absent: set[int] = set()
         self.sent = False
@@ -36,7 +37,10 @@ class Outbox:
 
     def pack(self, density: float | None = None, decay: float = 1.0) -> memoryview:
         """Encode what was gathered; the payload of its push. Raises NonFinite, and then nothing was packed."""
-        payload = self.packer.pack(self.absent, density, decay)
+        if self.differing is not None:
+            payload = self.differing.pack_difference(density)
+        else:
+            payload = self.packer.pack(self.absent, density, decay)
         self.sent = True
         return payload
 

@@ -5,7 +5,7 @@ order. What the script does to its parameters between two steps never flows back
 the frames are the parameters, and the replica has no memory of its own unless it is asked to keep them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -70,15 +70,25 @@ class Replica:
         """The published parameters of a chunk, fp32; kept only if asked for, or where the codec has deltas."""
         return self._p[chunk]
 
-    def restore(self, less: Mapping[int, Tensor] | None = None, *, frozen: bool = False) -> None:
+    def keep_in(self, chunk: int, memory: Tensor) -> None:
+        """Hold the published parameters of a chunk there from now on."""
+        self._p[chunk] = memory.copy_(self._p[chunk])
+
+    def restore(
+        self,
+        less: Mapping[int, Tensor] | None = None,
+        *,
+        frozen: bool = False,
+        but: Container[int] = (),
+    ) -> None:
         """Bring the model back to the published parameters, where the script steps on it; `less` is subtracted.
 
-        Frozen ones are the script's own once it has them.
+        Frozen ones are the script's own once it has them. The chunks `but` these stay as they are.
         """
         if not self._keep:
             return
         for chunk, values in enumerate(self._p):
-            if self.layout.frozen(chunk) and not frozen:
+            if chunk in but or (self.layout.frozen(chunk) and not frozen):
                 continue
             self._binding.write(chunk, values, less.get(chunk) if less else None)
 

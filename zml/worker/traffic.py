@@ -59,6 +59,12 @@ class Watch(Protocol):
 PROBE_BYTES = 16 << 20
 
 log = structlog.get_logger()
+
+
+def _nothing(_: int) -> None:
+    pass
+
+
 Arrived = tuple[Bucket, Delta, memoryview | None]
 
 
@@ -113,6 +119,7 @@ class Traffic:
             self.auto = Auto(layout.size, plan.workers, hidden=plan.overlap)
         self.staleness = 0
         self.due = 0
+        self.landed: Callable[[int], None] = _nothing  # is told which bucket's parameters have been taken
         self.arrived: queue.SimpleQueue[Arrived | BaseException] = queue.SimpleQueue()
 
     @property
@@ -274,6 +281,7 @@ class Traffic:
         self.staleness = max(self.staleness, delta.staleness)
         self.workers = max(1, delta.workers)
         self.due -= 1
+        self.landed(bucket.index)
 
     # -- outside of steps --------------------------------------------------------------------------------
 

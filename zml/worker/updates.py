@@ -4,6 +4,10 @@
     worker:  residual += u;  C(residual) leaves and is subtracted;  model = published parameters p - residual
     shard:   w -= outer rule(mean of what came)
 
+So residual + u is p - theta_after, and is measured, chosen from and divided into what leaves and what stays in one pass
+over the two of them (`codec.Differing`: models in float32 on the CPU). Where the residual decays, or a GPU keeps it,
+u is measured by itself and added.
+
 So everything that leaves is in units of the update: what waits in the residual keeps the learning rate at which it was
 made, and any torch optimizer will do. The model that the worker goes on with is p less its own residual: what has not
 left yet acts at home ("Step-Ahead Error Feedback", Xu et al., 2020). Saved and evaluated is p.
@@ -28,7 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..codec import NonFinite
+from ..codec import Differing, NonFinite
 from ..hyper import Hyper, OptimizerSpec, write_hyper
 from ..layout import MATRICES, VECTORS
 from ..plan import Plan
@@ -85,12 +89,37 @@ class Updates:
                     self.residual[chunk] = residual
         # What the model lacks of p. With an exchange in flight, what that one carries acts at home, too.
         self.less = self.residual
+        # Buckets that pack differences: the packer, and all that the model lacks of p, as one piece of memory.
+        self.differing: dict[int, tuple[Differing, torch.Tensor]] = {}
+        self.apart: set[int] = set()  # their chunks
+        self.due: set[int] = (
+            set()
+        )  # of these buckets, those whose part of the model is to be written in this exchange
+        traffic.landed = self._restore
+        for outbox in traffic.outboxes.values():
+            if traffic.plan.decay == 1 and self.binding.exact(outbox.bucket.parameters):
+                self._let_differ(outbox)
         if traffic.plan.overlap:
-            self.less = {chunk: residual.clone() for chunk, residual in self.residual.items()}
+            self.less = {
+                chunk: residual.clone()
+                for chunk, residual in self.residual.items()
+                if chunk not in self.apart
+            }
         self.gone = False  # the worker has left the job: what the script still computes is no step of it
         self.at_home = False  # the model is p less `less`, and not p
         frozen = {p for bucket in traffic.all_buckets if bucket.frozen for p in bucket.parameters}
         self.frozen = sorted(frozen)
+
+    def _let_differ(self, outbox: Outbox) -> None:
+        packer = outbox.differing = outbox.packer.differing()
+        if packer is None:
+            return
+        for chunk, memory in packer.base().items():
+            self.traffic.replica.keep_in(chunk, memory)
+        residual = packer.slabs()[2]
+        less = residual.clone() if self.traffic.plan.overlap else residual
+        self.differing[outbox.bucket.index] = packer, less
+        self.apart.update(outbox.bucket.chunks)
 
     def install(self) -> None:
         """From now on every optimizer step of the script goes through here."""
@@ -136,8 +165,11 @@ class Updates:
         traffic = self.traffic
         for outbox in reversed(traffic.outboxes.values()):  # as they are pulled: the first layers first
             with traffic.timeline.measure("encode"):
-                for chunk, values in outbox.values.items():
-                    self._measure(chunk, values)
+                if outbox.differing is not None:
+                    self._prepare(outbox.differing)
+                else:
+                    for chunk, values in outbox.values.items():
+                        self._measure(chunk, values)
             try:
                 traffic.leave(outbox)
             except NonFinite as bad:
@@ -148,16 +180,46 @@ class Updates:
         # Who parts sends all, and is merged with what the others send as usual.
         density = traffic.usual_density if parting else traffic.density
         hyper = write_hyper(outer_hyper(traffic.plan, density, traffic.workers, *kept))
-        if parting:
+        if parting:  # drains what is in flight, and the model is p afterwards
             traffic.part(hyper)
         else:
+            self.due = set(self.differing)
             traffic.begin(hyper)
-            traffic.end(lambda: traffic.replica.restore(self.less))
+            traffic.end(self._restore_rest)
         self.inner, self.at_home = 0, True
 
     def _keeps(self, names: Sequence[str]) -> bool:
         """Has the optimizer one of these for some parameter?"""
         return any(state.get(name) is not None for state in self.optimizer.state.values() for name in names)
+
+    def _prepare(self, packer: Differing) -> None:
+        """Let base - values be the residual and what was computed since the last exchange."""
+        _, values, residual = packer.slabs()
+        self.binding.read_runs(packer.runs, values)
+        if not self.at_home:
+            values.sub_(residual)
+        elif self.traffic.plan.overlap:
+            packer.give(
+                values
+            )  # the last exchange's frames have left, and act at home until the next restores
+
+    def _restore(self, bucket: int) -> None:
+        """A part of the model becomes what the next step is computed with, p less what has not left or is in flight:
+        as soon as this p is here, while others are waited for."""
+        if bucket not in self.due:
+            return
+        self.due.discard(bucket)
+        packer, less = self.differing[bucket]
+        base, _, residual = packer.slabs()
+        if less is not residual:
+            less.copy_(residual)
+            packer.give(less)
+        self.binding.write_runs(packer.runs, base, less)
+
+    def _restore_rest(self) -> None:
+        for bucket in list(self.due):
+            self._restore(bucket)
+        self.traffic.replica.restore(self.less, but=self.apart)
 
     def _measure(self, chunk: int, values: torch.Tensor) -> None:
         """Set `values` to what the steps since the last exchange have taken from the model."""
@@ -172,6 +234,9 @@ class Updates:
         """Momentum factor masking: what has left takes its momentum along."""
         if not self.traffic.plan.masks(self.traffic.density):
             return
+        if outbox.differing is not None:
+            self._mask_runs(outbox.differing)
+            return
         for chunk in outbox.bucket.chunks:
             sent = outbox.packer.sent(chunk)
             if sent is None or not len(sent):
@@ -185,6 +250,17 @@ class Updates:
                     continue
                 state = self.optimizer.state[self.binding.parameters[segment.parameter]]
                 inside = positions[first:last] - (segment.offset - segment.start)
+                for name in MOMENTUM:
+                    if state.get(name) is not None:
+                        _clear(state[name], inside)
+
+    def _mask_runs(self, packer: Differing) -> None:
+        places = packer.places()
+        ends = np.searchsorted(places, [run.at + run.size for run in packer.runs]).tolist()
+        for run, first, last in zip(packer.runs, [0, *ends], ends, strict=False):
+            if first < last:
+                state = self.optimizer.state[self.binding.parameters[run.parameter]]
+                inside = places[first:last] - (run.at - run.start)
                 for name in MOMENTUM:
                     if state.get(name) is not None:
                         _clear(state[name], inside)

@@ -1,6 +1,7 @@
-"""The two kernels that Python calls, compiled for one signature each, without the interpreter lock.
+"""The kernels that Python calls, compiled for one signature each, without the interpreter lock.
 
 pack     a bucket's values and residual -> frames
+spread   these frames -> added to a bucket, and where their entries are
 apply    a frame -> its entries, all checked; and added to a chunk
 """
 
@@ -238,6 +239,35 @@ def pack(
         if probe and gain[2] > tried:
             gain[4] = 1 if gain[3] - squeezed < gain[2] - tried else 0
     return at
+
+
+@njit(
+    types.int64(_BYTES, _TABLE, _TABLE, _F32, _INTS, _POSITIONS, _F32, _BYTES),
+    nogil=True,
+    cache=True,
+)  # fmt: skip
+def spread(
+    data: Any, chunks: Any, segments: Any, out: Any, places: Any, pos: Any, val: Any, scratch: Any
+) -> int:
+    """Add what `pack` has written of a bucket to `out`, and say in `places` where its entries are; each may be empty,
+    and is left out then. Returns how many entries there are, or the negative of a reason."""
+    at, entries = 0, 0
+    for c in range(len(chunks) if len(data) else 0):
+        base, size, first, stop = chunks[c, 2], chunks[c, 3], chunks[c, 4], chunks[c, 5]
+        end = at + HEADER
+        for i in range(4):
+            end += np.int64(data[at + 12 + i]) << (8 * i)
+        n = read_body(data, at + HEADER, end, size, segments, first, stop, base, pos, val, scratch)
+        if n < 0:
+            return n
+        if len(out):
+            add_body(data, at + HEADER, segments, first, stop, base, pos, val, n, out)
+        if len(places):
+            for i in range(n):
+                places[entries + i] = base + np.int64(pos[i])
+        entries += n
+        at = end
+    return entries
 
 
 @njit(
