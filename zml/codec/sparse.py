@@ -259,7 +259,7 @@ class TopKPacker:
 
     def _spread(self, slab: Tensor, places: Ints) -> int:
         """The frames of the last pack into a slab, and where it chose elements into `places`; each may be empty."""
-        scratch = self.codec.scratch
+        scratch = self.codec.spreading
         found: int = self.codec.kernels.spread(
             self._out[: self._size],
             self._table,
@@ -287,6 +287,7 @@ class TopK:
         self.index_coding = INDICES.index(spec.indices) if spec.indices else AUTO
         self.kernels: Any = prepare(log.warning)
         self.scratch = _Scratch()
+        self.spreading = _Scratch()  # of the thread that looks at what was packed, while another packs
         self.index_bytes = IndexBytes()
         self._tables: dict[int, Table] = {}
         self._published = 0

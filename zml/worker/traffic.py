@@ -141,17 +141,25 @@ class Traffic:
     def leave(self, outbox: Outbox) -> None:
         """Pack what was gathered in one bucket and send it, as part of this clock. Raises NonFinite."""
         self.timeline.trace.at(self.clock)
-        outbox.take_back()
-        sparse = self.plan.compression.sparse
         with self.packing, self.timeline.measure("encode"):  # one thread at a time, as both need it
-            payload = outbox.pack(self.density, self.plan.decay)
-            # It may be packed again while it leaves: for the next step, or once the script has changed the gradients,
-            # and then a sparse one has another size.
-            if self.plan.overlap or sparse:
-                copy = self.pages.lend(len(payload))
-                copy[:] = payload
-                payload = copy
-            self.timeline.sent(len(payload), self.dense[outbox.bucket.index])
+            payload = self.packed(outbox)
+        self.send(outbox, payload)
+
+    def packed(self, outbox: Outbox) -> memoryview:
+        """What was gathered in one bucket, good until this clock counts. Raises NonFinite."""
+        outbox.take_back()
+        payload = outbox.pack(self.density, self.plan.decay)
+        # It may be packed again while it leaves: for the next step, or once the script has changed the gradients,
+        # and then a sparse one has another size.
+        if self.plan.overlap or self.plan.compression.sparse:
+            copy = self.pages.lend(len(payload))
+            copy[:] = payload
+            payload = copy
+        return payload
+
+    def send(self, outbox: Outbox, payload: memoryview) -> None:
+        """Let a packed bucket leave, as part of this clock."""
+        self.timeline.sent(len(payload), self.dense[outbox.bucket.index])
         outbox.clock = self.clock
         # What is in flight is not written into the model yet: with these versions the gradient was computed.
         seen = (

@@ -26,6 +26,7 @@ that, 3.6 % is each worker's own second moment: as much is lost without any spar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,7 @@ class Updates:
             set()
         )  # of these buckets, those whose part of the model is to be written in this exchange
         traffic.landed = self._restore
+        self.packing = ThreadPoolExecutor(1, "zml-pack")
         for outbox in traffic.outboxes.values():
             if traffic.plan.decay == 1 and self.binding.exact(outbox.bucket.parameters):
                 self._let_differ(outbox)
@@ -163,19 +165,25 @@ class Updates:
 
     def _exchange(self, *, parting: bool = False) -> None:
         traffic = self.traffic
-        for outbox in reversed(traffic.outboxes.values()):  # as they are pulled: the first layers first
-            with traffic.timeline.measure("encode"):
+        traffic.timeline.trace.at(traffic.clock)
+        with traffic.timeline.measure("encode"):
+            former: tuple[Outbox, Future[memoryview]] | None = None
+            for outbox in reversed(traffic.outboxes.values()):  # as they are pulled: the first layers first
                 if outbox.differing is not None:
                     self._prepare(outbox.differing)
                 else:
                     for chunk, values in outbox.values.items():
                         self._measure(chunk, values)
-            try:
-                traffic.leave(outbox)
-            except NonFinite as bad:
-                raise not_finite(traffic, bad, "update") from None
-            with traffic.timeline.measure("encode"):
-                self._mask(outbox)
+                # While one is packed, the next is measured: both are bound by memory, and seldom by the same.
+                packing = self.packing.submit(traffic.packed, outbox)
+                if former is not None:
+                    self._leave(*former)
+                former = outbox, packing
+                if outbox.differing is None:  # to look at what it sent takes what packing needs, too
+                    self._leave(*former)
+                    former = None
+            if former is not None:
+                self._leave(*former)
         kept = [self._keeps(MOMENTUM), self._keeps(NORMALISED)]
         # Who parts sends all, and is merged with what the others send as usual.
         density = traffic.usual_density if parting else traffic.density
@@ -187,6 +195,13 @@ class Updates:
             traffic.begin(hyper)
             traffic.end(self._restore_rest)
         self.inner, self.at_home = 0, True
+
+    def _leave(self, outbox: Outbox, packing: Future[memoryview]) -> None:
+        try:
+            self.traffic.send(outbox, packing.result())
+        except NonFinite as bad:
+            raise not_finite(self.traffic, bad, "update") from None
+        self._mask(outbox)
 
     def _keeps(self, names: Sequence[str]) -> bool:
         """Has the optimizer one of these for some parameter?"""
