@@ -58,10 +58,10 @@ def test_what_is_sent_and_what_stays_add_up_to_the_difference(
     sent = opened(packer.codec, packer, packer.pack_difference())
     given_ = torch.zeros_like(before)
     packer.give(given_)
-    wanted = packer._by_chunk(difference)
-    for index, after in packer._by_chunk(packer.slabs()[2]).items():
+    wanted = packer.by_chunk(difference)
+    for index, after in packer.by_chunk(packer.slabs()[2]).items():
         assert_adds_up(sent[index], after, torch.zeros_like(after), wanted[index])
-        assert torch.equal(packer._by_chunk(given_)[index], sent[index])
+        assert torch.equal(packer.by_chunk(given_)[index], sent[index])
     assert torch.equal(packer.slabs()[1], before)
     places = packer.places()
     assert (np.diff(places) > 0).all()

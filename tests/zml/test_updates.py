@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.zml.test_hooks import JOB, ME, Direct, nothing
-from zml.codec import by_name
+from zml.codec import UNKNOWN, by_name
 from zml.errors import ZmlError
 from zml.iothread import IoThread
 from zml.layout import VECTORS, Layout, Registration, buckets
@@ -179,8 +179,15 @@ def test_outer_momentum_is_nesterov_on_the_shards(io: IoThread) -> None:
     assert twin.off_by() < 1e-6
 
 
-def test_a_parameter_of_half_width_does_not_send_what_rounding_took_from_it(io: IoThread) -> None:
-    twin = Twin(io)
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"compress": "topk:5%:fp32"}, {"compress": "topk:5%:fp32", "staleness": 1}],
+    ids=str,
+)
+def test_a_parameter_of_half_width_does_not_send_what_rounding_took_from_it(
+    io: IoThread, asked: dict[str, Any]
+) -> None:
+    twin = Twin(io, **asked)
     twin.model.to(torch.bfloat16)
     twin.traffic.replica.restore()
     for group in twin.optimizer.param_groups:
@@ -188,8 +195,26 @@ def test_a_parameter_of_half_width_does_not_send_what_rounding_took_from_it(io: 
     before = [twin.traffic.replica.held(chunk).clone() for chunk in range(len(twin.traffic.layout.chunks))]
     twin.x = twin.x.to(torch.bfloat16)
     twin.train(2)
+    twin.updates.flush()
     for chunk, held in enumerate(before):
         assert torch.equal(twin.traffic.replica.held(chunk), held)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_model_that_is_converted_in_mid_training_goes_on(io: IoThread, staleness: int) -> None:
+    twin = Twin(io, compress="topk:100%:fp32", staleness=staleness)
+    twin.train(4)
+    assert twin.updates.differences
+    twin.model.to(torch.float64)
+    twin.x = twin.x.double()
+    for state in twin.optimizer.state.values():
+        state["momentum_buffer"] = state["momentum_buffer"].double()
+    twin.train(4)
+    assert not twin.updates.differences
+    twin.updates.finish()
+    twin.plain.to(torch.float64)
+    twin.train_plain(8)
+    assert twin.off_by() < 2e-2
 
 
 def test_an_update_that_is_not_finite_counts_nowhere_and_is_named(io: IoThread) -> None:
@@ -199,6 +224,21 @@ def test_an_update_that_is_not_finite_counts_nowhere_and_is_named(io: IoThread) 
         twin.train(1)
     io.call(nothing())
     assert not [told for told in twin.direct.told if told.startswith("commit")]
+
+
+def test_an_exchange_that_failed_is_not_made_by_whoever_saves_in_spite_of_it(io: IoThread) -> None:
+    twin = Twin(io, compress="topk:5%", staleness=1)
+    twin.train(3)
+    twin.updates.traffic.drain()
+    committed = [told for told in twin.direct.told if told.startswith("commit")]
+    with torch.no_grad():
+        list(twin.model.parameters())[2][0, 0] = float("nan")
+    for _ in range(2):
+        with pytest.raises(ZmlError, match=r"the update of [02]\.weight is not finite"):
+            twin.train(1)
+    with pytest.raises(ZmlError, match="is not finite"):
+        twin.updates.flush()
+    assert [told for told in twin.direct.told if told.startswith("commit")] == committed
 
 
 def test_a_thawed_parameter_is_refused(io: IoThread) -> None:
@@ -256,6 +296,93 @@ def test_the_momentum_of_just_what_has_left_begins_anew(io: IoThread) -> None:
         moving = parameter.grad.view(-1) != 0
         assert torch.equal((momentum == 0) & moving, left[index] & moving)
         assert left[index].any() == (parameter.ndim > 1), "vectors go whole, and keep theirs"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"staleness": 1}, {"staleness": 1, "local_steps": 3}, {"local_steps": 2}, {"residual_decay": 1.0}],
+    ids=str,
+)
+@pytest.mark.parametrize("pulled", [False, True])
+def test_every_update_arrives_once_however_often_the_model_is_looked_at(
+    io: IoThread, asked: dict[str, Any], pulled: bool
+) -> None:
+    twin = Twin(io, momentum=0.0, **{"compress": "topk:5%:fp32", "warm_up_steps": 0, **asked})
+    assert twin.updates.differences
+    began = [parameter.detach().clone() for parameter in twin.model.parameters()]
+    moved = [torch.zeros_like(parameter) for parameter in began]
+    for step in range(11):
+        if step in (3, 4, 8):
+            twin.updates.flush()
+            if pulled:
+                twin.traffic.pull(twin.traffic.clock)
+            for chunk, values in enumerate(held(twin)):
+                assert torch.equal(values, twin.traffic.replica.held(chunk))
+        twin.train(1)
+        for total, parameter in zip(moved, twin.model.parameters(), strict=True):
+            assert parameter.grad is not None
+            total += 0.1 * parameter.grad
+    twin.updates.finish()
+    for before, total, parameter in zip(began, moved, twin.model.parameters(), strict=True):
+        off = (parameter.detach() - before + total).abs().max()
+        assert off < (1e-5 if parameter.ndim > 1 else 1e-2 * total.abs().max())
+
+
+def held(twin: Twin) -> list[torch.Tensor]:
+    """The model, chunk by chunk."""
+    found = [torch.empty(chunk.size) for chunk in twin.traffic.layout.chunks]
+    for chunk, values in enumerate(found):
+        twin.traffic.binding.read(chunk, values)
+    return found
+
+
+def test_a_part_of_the_model_is_written_as_soon_as_its_parameters_are_here(
+    io: IoThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = Twin(io, compress="topk:5%:fp32", warm_up_steps=0)
+    twin.train(1)
+    order: list[str] = []
+    whole, one = twin.traffic.replica.take, twin.traffic.landed
+
+    def take(*args: Any) -> None:
+        order.append("taken")
+        whole(*args)
+
+    def landed(bucket: int) -> None:
+        one(bucket)
+        order.append("written" if bucket not in twin.updates.unwritten else "left")
+
+    monkeypatch.setattr(twin.traffic.replica, "take", take)
+    monkeypatch.setattr(twin.traffic, "landed", landed)
+    twin.train(1)
+    assert order == ["taken", "written"] * len(twin.traffic.buckets) and len(twin.traffic.buckets) > 2
+
+
+def test_parameters_that_come_whole_are_written_as_well(
+    io: IoThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = Twin(io, compress="topk:5%:fp32", warm_up_steps=0)
+    twin.train(3)
+    wanted = twin.traffic._wanted
+    from_nothing = lambda some: [(bucket, [UNKNOWN] * len(have)) for bucket, have in wanted(some)]  # noqa: E731
+    monkeypatch.setattr(twin.traffic, "_wanted", from_nothing)
+    twin.train(1)
+    for chunk, values in enumerate(held(twin)):
+        lacks = twin.updates.residual[chunk]
+        assert torch.allclose(values, twin.traffic.replica.held(chunk) - lacks, atol=1e-7)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_buckets_that_measure_in_different_ways_share_a_model(io: IoThread, staleness: int) -> None:
+    twin = Twin(io, compress="topk:100%:fp32", staleness=staleness)
+    twin.train(2)
+    index = next(iter(twin.updates.differences))
+    difference = twin.updates.differences.pop(index)
+    twin.updates.less.update(difference.end())
+    twin.train(4)
+    twin.updates.finish()
+    twin.train_plain(6)
+    assert twin.off_by() < 2e-2
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ __all__ = [
     "Kind",
     "NonFinite",
     "Packer",
+    "Run",
     "by_name",
     "cut",
     "parse",
@@ -58,7 +59,8 @@ class Packer(Protocol):
         ...
 
     def take_back(self) -> None:
-        """What was packed last does not count: the residual is as before, up to rounding.
+        """What was packed last does not count: the residual is as before, up to rounding. Of a difference it is not:
+        it waits in the next one.
 
         The values must still be what they were.
         """
@@ -92,8 +94,8 @@ class Differing(Packer, Protocol):
         """What is subtracted from (the base), the values, the residual."""
         ...
 
-    def base(self) -> Mapping[int, Tensor]:
-        """The first of the slabs, chunk by chunk."""
+    def by_chunk(self, slab: Tensor) -> Mapping[int, Tensor]:
+        """Views of a slab."""
         ...
 
     def pack_difference(self, density: float | None = None) -> memoryview:

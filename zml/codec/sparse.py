@@ -5,7 +5,8 @@ ICLR 2018) keeps what quantisation took as well. A threshold per tensor and buck
 (biases, norms) go whole, in 16 bits. On the way down the same codes carry what w has and p has not yet.
 
 The rules: what a frame says is subtracted from the residual exactly as a reader will add it; a frame is checked
-whole before any of it is used; a pack that is refused changes nothing, up to rounding.
+whole before any of it is used; a pack that is refused changes nothing, up to rounding (of a difference: neither of the
+two states that it is of).
 """
 
 import logging
@@ -38,6 +39,7 @@ LEAST_DECAY = 1e-6
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+NOWHERE: Ints = np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class _Scratch:
         self.places = np.zeros(4096, np.int32)
         self.total = np.zeros(CHUNK, np.float32)
         self.frame = np.zeros(frame_bound(CHUNK), np.uint8)
+        self.places_in_all = np.zeros(0, np.int64)  # as long as the largest bucket that was asked for
         self.host = np.zeros(0, np.float32)  # of the largest bucket whose gradients live on a device
 
 
@@ -129,8 +132,7 @@ class TopKPacker:
         self._values = torch.zeros(at)
         self._residual = torch.zeros(at)
         self._base = torch.empty(0)  # what differences are of, if any are asked for
-        self._places = np.empty(0, np.int64)
-        self.values = self._by_chunk(self._values)
+        self.values = self.by_chunk(self._values)
         # Pages are touched when they are first written, and no density writes all of them.
         self._out = np.empty(sum(frame_bound(chunk.size) for chunk in self.chunks), np.uint8)
         self._view = self._out.data
@@ -142,7 +144,7 @@ class TopKPacker:
         self._gain = np.zeros(6, np.int64)
         self._squeeze = 0  # what the gain said before the last pack
 
-    def _by_chunk(self, slab: Tensor) -> Mapping[int, Tensor]:
+    def by_chunk(self, slab: Tensor) -> Mapping[int, Tensor]:
         return {
             chunk.index: slab[start : start + chunk.size]
             for chunk, start in zip(self.chunks, self._starts, strict=True)
@@ -154,11 +156,7 @@ class TopKPacker:
     def slabs(self) -> tuple[Tensor, Tensor, Tensor]:
         if not len(self._base):
             self._base = torch.zeros_like(self._values)
-            self._places = np.empty(len(self._base), np.int64)
         return self._base, self._values, self._residual
-
-    def base(self) -> Mapping[int, Tensor]:
-        return self._by_chunk(self.slabs()[0])
 
     def residual(self, chunk: int) -> Tensor:
         """What of a chunk has not left yet; live."""
@@ -234,6 +232,7 @@ class TopKPacker:
                 self._restore(self.chunks)
             self._size = 0
             self._phase -= 1
+            self._gain[4] = self._squeeze
 
     def _restore(self, chunks: Sequence[Chunk]) -> None:
         """e = (e' + C(g + decay * e) - g) / decay, for the first chunks that were packed."""
@@ -252,10 +251,13 @@ class TopKPacker:
         return self.codec.positions(self.chunks, self._out[: self._size], chunk)
 
     def give(self, slab: Tensor) -> None:
-        self._spread(slab, self._places[:0])
+        self._spread(slab, NOWHERE)
 
     def places(self) -> Ints:
-        return self._places[: self._spread(self._values[:0], self._places)]
+        scratch = self.codec.spreading
+        if len(scratch.places_in_all) < len(self._values):
+            scratch.places_in_all = np.empty(len(self._values), np.int64)
+        return scratch.places_in_all[: self._spread(self._values[:0], scratch.places_in_all)]
 
     def _spread(self, slab: Tensor, places: Ints) -> int:
         """The frames of the last pack into a slab, and where it chose elements into `places`; each may be empty."""

@@ -178,6 +178,9 @@ class Hooks:
         """Is there something that has not left yet, though its step was made?"""
         return False
 
+    def close(self) -> None:
+        """At the end of the process."""
+
     def flush(self) -> None:
         """Every step that the script has made counts, and the model holds what followed from it."""
         self.traffic.drain()

@@ -533,6 +533,8 @@ class Member:
             self._report()
         if self.keeping is not None:
             self.keeping.close()
+        if self.hooks is not None:
+            self.hooks.close()
         self.io.close(self._disconnect())
         self.timeline.trace.end()
         tracing.end()

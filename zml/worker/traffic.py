@@ -1,8 +1,8 @@
 """One model's traffic with the shards: buckets leave, a step is counted, parameters arrive.
 
-The training thread packs and applies; the I/O thread waits for others. With a staleness bound of at least 1 one
-exchange stays in flight while the next step is computed: what it brings is applied after that step, and it asks for
-parameters one clock newer, so that nobody ever computes beyond the bound.
+The training thread packs, or has a helper do it, and applies; the I/O thread waits for others. With a staleness bound
+of at least 1 one exchange stays in flight while the next step is computed: what it brings is applied after that step,
+and it asks for parameters one clock newer, so that nobody ever computes beyond the bound.
 """
 
 from __future__ import annotations
@@ -59,13 +59,11 @@ class Watch(Protocol):
 PROBE_BYTES = 16 << 20
 
 log = structlog.get_logger()
+Arrived = tuple[Bucket, Delta, memoryview | None]
 
 
 def _nothing(_: int) -> None:
     pass
-
-
-Arrived = tuple[Bucket, Delta, memoryview | None]
 
 
 class Traffic:
@@ -104,7 +102,8 @@ class Traffic:
         self.values = {
             chunk: values for outbox in self.outboxes.values() for chunk, values in outbox.values.items()
         }
-        # Autograd has a thread for each device, and the codec serves one at a time.
+        # Autograd has a thread for each device, and the codec serves one at a time. Where the optimizer is the
+        # script's, nothing leaves during the backward pass, and one thread alone packs.
         self.packing = threading.Lock()
         # What is in flight must stay as it is while the same buckets are packed again.
         self.pages = Pages(8 * sum(len(values) for values in self.values.values()))
@@ -142,8 +141,7 @@ class Traffic:
         """Pack what was gathered in one bucket and send it, as part of this clock. Raises NonFinite."""
         self.timeline.trace.at(self.clock)
         with self.packing, self.timeline.measure("encode"):  # one thread at a time, as both need it
-            payload = self.packed(outbox)
-        self.send(outbox, payload)
+            self.send(outbox, self.packed(outbox))
 
     def packed(self, outbox: Outbox) -> memoryview:
         """What was gathered in one bucket, good until this clock counts. Raises NonFinite."""

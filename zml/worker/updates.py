@@ -4,11 +4,10 @@
     worker:  residual += u;  C(residual) leaves and is subtracted;  model = published parameters p - residual
     shard:   w -= outer rule(mean of what came)
 
-So residual + u is p - theta_after, and is measured, chosen from and divided into what leaves and what stays in one pass
-over the two of them (`codec.Differing`: models in float32 on the CPU). Where the residual decays, or a GPU keeps it,
-u is measured by itself and added.
+Where it can, a bucket measures residual + u as one difference (`difference`), and is packed by a thread of its own
+while the next is measured. Parts of the model are written as soon as their p is here.
 
-So everything that leaves is in units of the update: what waits in the residual keeps the learning rate at which it was
+Everything that leaves is in units of the update: what waits in the residual keeps the learning rate at which it was
 made, and any torch optimizer will do. The model that the worker goes on with is p less its own residual: what has not
 left yet acts at home ("Step-Ahead Error Feedback", Xu et al., 2020). Saved and evaluated is p.
 
@@ -25,18 +24,22 @@ that, 3.6 % is each worker's own second moment: as much is lost without any spar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..codec import Differing, NonFinite
+from ..codec import NonFinite
+from ..errors import ZmlError
 from ..hyper import Hyper, OptimizerSpec, write_hyper
 from ..layout import MATRICES, VECTORS
 from ..plan import Plan
+from .difference import Difference
+from .helper import Helper
 from .hooks import not_finite, thawed
 from .outbox import Outbox
 from .traffic import Traffic
@@ -88,40 +91,25 @@ class Updates:
             for chunk in outbox.bucket.chunks:
                 if (residual := outbox.packer.residual(chunk)) is not None:
                     self.residual[chunk] = residual
-        # What the model lacks of p. With an exchange in flight, what that one carries acts at home, too.
-        self.less = self.residual
-        # Buckets that pack differences: the packer, and all that the model lacks of p, as one piece of memory.
-        self.differing: dict[int, tuple[Differing, torch.Tensor]] = {}
-        self.apart: set[int] = set()  # their chunks
-        self.due: set[int] = (
-            set()
-        )  # of these buckets, those whose part of the model is to be written in this exchange
-        traffic.landed = self._restore
-        self.packing = ThreadPoolExecutor(1, "zml-pack")
-        for outbox in traffic.outboxes.values():
-            if traffic.plan.decay == 1 and self.binding.exact(outbox.bucket.parameters):
-                self._let_differ(outbox)
+        self.differences: dict[int, Difference] = {}  # by bucket
+        self.unwritten: set[int] = set()  # of these, in this exchange
+        if traffic.plan.decay == 1:
+            for index, outbox in traffic.outboxes.items():
+                found = Difference.of(outbox, self.binding, traffic.replica, overlap=traffic.plan.overlap)
+                if found is not None:
+                    self.differences[index] = found
+        apart = self._apart()
+        # What the model lacks of p elsewhere. With an exchange in flight, what that one carries acts at home, too.
+        self.less = {chunk: values for chunk, values in self.residual.items() if chunk not in apart}
         if traffic.plan.overlap:
-            self.less = {
-                chunk: residual.clone()
-                for chunk, residual in self.residual.items()
-                if chunk not in self.apart
-            }
+            self.less = {chunk: values.clone() for chunk, values in self.less.items()}
+        traffic.landed = self._restore
+        self.helper: Helper[memoryview] = Helper("zml-pack")
+        self.failed: ZmlError | None = None  # an exchange that cannot be made, nor made again
         self.gone = False  # the worker has left the job: what the script still computes is no step of it
         self.at_home = False  # the model is p less `less`, and not p
         frozen = {p for bucket in traffic.all_buckets if bucket.frozen for p in bucket.parameters}
         self.frozen = sorted(frozen)
-
-    def _let_differ(self, outbox: Outbox) -> None:
-        packer = outbox.differing = outbox.packer.differing()
-        if packer is None:
-            return
-        for chunk, memory in packer.base().items():
-            self.traffic.replica.keep_in(chunk, memory)
-        residual = packer.slabs()[2]
-        less = residual.clone() if self.traffic.plan.overlap else residual
-        self.differing[outbox.bucket.index] = packer, less
-        self.apart.update(outbox.bucket.chunks)
 
     def install(self) -> None:
         """From now on every optimizer step of the script goes through here."""
@@ -165,76 +153,80 @@ class Updates:
 
     def _exchange(self, *, parting: bool = False) -> None:
         traffic = self.traffic
+        if self.failed is not None:
+            raise self.failed
         traffic.timeline.trace.at(traffic.clock)
         with traffic.timeline.measure("encode"):
-            former: tuple[Outbox, Future[memoryview]] | None = None
-            for outbox in reversed(traffic.outboxes.values()):  # as they are pulled: the first layers first
-                if outbox.differing is not None:
-                    self._prepare(outbox.differing)
-                else:
-                    for chunk, values in outbox.values.items():
-                        self._measure(chunk, values)
-                # While one is packed, the next is measured: both are bound by memory, and seldom by the same.
-                packing = self.packing.submit(traffic.packed, outbox)
-                if former is not None:
-                    self._leave(*former)
-                former = outbox, packing
-                if outbox.differing is None:  # to look at what it sent takes what packing needs, too
-                    self._leave(*former)
-                    former = None
-            if former is not None:
-                self._leave(*former)
+            try:
+                self._leave_all()
+            except NonFinite as bad:
+                self.failed = not_finite(traffic, bad, "update")
+                raise self.failed from None
         kept = [self._keeps(MOMENTUM), self._keeps(NORMALISED)]
         # Who parts sends all, and is merged with what the others send as usual.
         density = traffic.usual_density if parting else traffic.density
         hyper = write_hyper(outer_hyper(traffic.plan, density, traffic.workers, *kept))
-        if parting:  # drains what is in flight, and the model is p afterwards
+        if parting:
             traffic.part(hyper)
         else:
-            self.due = set(self.differing)
+            self.unwritten = set(self.differences)
             traffic.begin(hyper)
             traffic.end(self._restore_rest)
         self.inner, self.at_home = 0, True
 
-    def _leave(self, outbox: Outbox, packing: Future[memoryview]) -> None:
-        try:
-            self.traffic.send(outbox, packing.result())
-        except NonFinite as bad:
-            raise not_finite(self.traffic, bad, "update") from None
-        self._mask(outbox)
+    def _leave_all(self) -> None:
+        """Measure, pack and send every bucket. Raises NonFinite."""
+        former: tuple[Outbox, Future[memoryview]] | None = None
+        for outbox in reversed(self.traffic.outboxes.values()):  # as they are pulled: the first layers first
+            difference = self._difference(outbox)
+            if difference is not None:
+                difference.prepare(at_home=self.at_home)
+                # While one is packed, the next is measured.
+                packing = self.helper.call(partial(self.traffic.packed, outbox))
+                if former is not None:
+                    self._leave(former[0], former[1].result())
+                former = outbox, packing
+                continue
+            if former is not None:
+                self._leave(former[0], former[1].result())
+                former = None
+            for chunk, values in outbox.values.items():
+                self._measure(chunk, values)
+            self._leave(outbox, self.traffic.packed(outbox))
+        if former is not None:
+            self._leave(former[0], former[1].result())
+
+    def _leave(self, outbox: Outbox, payload: memoryview) -> None:
+        self.traffic.send(outbox, payload)
+        if self.traffic.plan.masks(self.traffic.density):
+            for parameter, positions in self._sent(outbox):
+                self._mask(parameter, positions)
+
+    def _difference(self, outbox: Outbox) -> Difference | None:
+        found = self.differences.get(outbox.bucket.index)
+        if found is not None and not found.holds:
+            del self.differences[outbox.bucket.index]
+            self.less.update(found.end())
+            return None
+        return found
+
+    def _apart(self) -> set[int]:
+        """The chunks that differences write."""
+        return {chunk for each in self.differences.values() for chunk in each.outbox.bucket.chunks}
 
     def _keeps(self, names: Sequence[str]) -> bool:
         """Has the optimizer one of these for some parameter?"""
         return any(state.get(name) is not None for state in self.optimizer.state.values() for name in names)
 
-    def _prepare(self, packer: Differing) -> None:
-        """Let base - values be the residual and what was computed since the last exchange."""
-        _, values, residual = packer.slabs()
-        self.binding.read_runs(packer.runs, values)
-        if not self.at_home:
-            values.sub_(residual)
-        elif self.traffic.plan.overlap:
-            packer.give(
-                values
-            )  # the last exchange's frames have left, and act at home until the next restores
-
     def _restore(self, bucket: int) -> None:
-        """A part of the model becomes what the next step is computed with, p less what has not left or is in flight:
-        as soon as this p is here, while others are waited for."""
-        if bucket not in self.due:
-            return
-        self.due.discard(bucket)
-        packer, less = self.differing[bucket]
-        base, _, residual = packer.slabs()
-        if less is not residual:
-            less.copy_(residual)
-            packer.give(less)
-        self.binding.write_runs(packer.runs, base, less)
+        if bucket in self.unwritten:
+            self.unwritten.discard(bucket)
+            self.differences[bucket].restore()
 
     def _restore_rest(self) -> None:
-        for bucket in list(self.due):
+        for bucket in list(self.unwritten):  # with nothing in flight before, none has come
             self._restore(bucket)
-        self.traffic.replica.restore(self.less, but=self.apart)
+        self.traffic.replica.restore(self.less, but=self._apart())
 
     def _measure(self, chunk: int, values: torch.Tensor) -> None:
         """Set `values` to what the steps since the last exchange have taken from the model."""
@@ -244,13 +236,11 @@ class Updates:
         if less is not None and self.traffic.plan.overlap:
             torch.add(values, self.residual[chunk], alpha=self.traffic.plan.decay, out=less)
 
-    @torch.no_grad()
-    def _mask(self, outbox: Outbox) -> None:
-        """Momentum factor masking: what has left takes its momentum along."""
-        if not self.traffic.plan.masks(self.traffic.density):
-            return
-        if outbox.differing is not None:
-            self._mask_runs(outbox.differing)
+    def _sent(self, outbox: Outbox) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """What of each parameter has left just now, as positions in it."""
+        difference = self.differences.get(outbox.bucket.index)
+        if difference is not None:
+            yield from difference.sent()
             return
         for chunk in outbox.bucket.chunks:
             sent = outbox.packer.sent(chunk)
@@ -261,24 +251,16 @@ class Updates:
                 positions, [segment.offset + segment.size for segment in segments]
             ).tolist()
             for segment, first, last in zip(segments, [0, *ends], ends, strict=False):
-                if first == last:
-                    continue
-                state = self.optimizer.state[self.binding.parameters[segment.parameter]]
-                inside = positions[first:last] - (segment.offset - segment.start)
-                for name in MOMENTUM:
-                    if state.get(name) is not None:
-                        _clear(state[name], inside)
+                yield segment.parameter, positions[first:last] - (segment.offset - segment.start)
 
-    def _mask_runs(self, packer: Differing) -> None:
-        places = packer.places()
-        ends = np.searchsorted(places, [run.at + run.size for run in packer.runs]).tolist()
-        for run, first, last in zip(packer.runs, [0, *ends], ends, strict=False):
-            if first < last:
-                state = self.optimizer.state[self.binding.parameters[run.parameter]]
-                inside = places[first:last] - (run.at - run.start)
-                for name in MOMENTUM:
-                    if state.get(name) is not None:
-                        _clear(state[name], inside)
+    @torch.no_grad()
+    def _mask(self, parameter: int, positions: NDArray[np.int64]) -> None:
+        """Momentum factor masking: what has left takes its momentum along."""
+        if len(positions):
+            state = self.optimizer.state[self.binding.parameters[parameter]]
+            for name in MOMENTUM:
+                if state.get(name) is not None:
+                    _clear(state[name], positions)
 
     def finish(self) -> None:
         """The script has made its last step: what still waits in the residual leaves, all of it."""
@@ -301,6 +283,10 @@ class Updates:
     def owes(self) -> bool:
         """Is there something that has not left yet, though its step was made?"""
         return bool(self.inner or (self.residual and self.waiting))
+
+    def close(self) -> None:
+        """At the end of the process."""
+        self.helper.close()
 
     def flush(self) -> None:
         """Every step that the script has made counts, and the model holds what followed from it."""

@@ -168,7 +168,7 @@ def pack(
 ) -> int:
     """Frames of all chunks into `out`; returns their bytes, or -1 - parameter where an element is not finite.
 
-    total     becomes decay * residual + values - what was sent; it is `residual` itself, but where
+    total     becomes decay * residual + values - what was sent; it is `residual` itself, but for differences and where
     exact     there is one chunk and at most one slice, of which the largest are found exactly; `residual` stays
     chunks    a row (index, version, base, size, first segment, last) each
     slices    where the segments of slice i begin in `members`; one more than there are slices
@@ -178,8 +178,8 @@ def pack(
     gain      see `put_frame`; [4]: whether LZ4 is worth trying on more than one chunk;
               [5]: the chunk that is not finite
 
-    Where one is not finite its chunk is as before; the frames of chunks before it are in `out`, and their residual
-    has what they left.
+    Where one is not finite its chunk is as before, where `total` is the residual; the frames of chunks before it are in
+    `out`, and their residual has what they left.
     """
     slice_count = len(slices) - 1
     room, least = np.empty(slice_count, np.int64), np.zeros(slice_count + 1, np.int64)
