@@ -78,6 +78,7 @@ class Coordinator:
         """Returns when it listens: seconds from the start of the process."""
         begin = time.monotonic()
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # who starts it again has compiled it before
         self.process = subprocess.Popen(
             self.command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )

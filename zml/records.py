@@ -188,7 +188,16 @@ def read(*folders: Path) -> Iterator[tuple[int, memoryview]]:
 
 
 def _segments(folder: Path) -> list[tuple[int, Path]]:
-    return sorted((int(path.stem), path) for path in folder.glob(f"*{SUFFIX}") if path.stem.isdecimal())
+    try:
+        names = os.listdir(folder)  # a tenth of the time of glob(): thousands are opened at once
+    except FileNotFoundError:
+        return []
+    numbers = sorted(
+        (int(stem), name)
+        for name in names
+        if (stem := name.removesuffix(SUFFIX)) != name and stem.isdecimal()
+    )
+    return [(number, folder / name) for number, name in numbers]
 
 
 def _scan(path: Path, number: int, *, last: bool) -> Iterator[tuple[int, memoryview, int]]:

@@ -16,6 +16,7 @@ import gc
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 HERE = "cluster.json"
 STATE = "state"
+# Threads that read thousands of journals make many short system calls: after each, a thread waits for Python's lock, by
+# default 5 ms.
+SWITCH_S = 0.0005
 MOST_PEERS = 50_000  # nodes and members of all jobs, if the system lets this process have as many files
 # A thousand attempts are 300,000 objects, and to look through all of them for garbage takes up to half a second, in
 # which nobody is heard: that is done when some two million have been made that are still there.
@@ -91,6 +95,7 @@ def serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[str], Non
     import uvloop
 
     tracing.begin(settings.trace, "coordinator", COORDINATOR)
+    sys.setswitchinterval(SWITCH_S)
     try:
         return uvloop.run(_serve(settings, folder, plan, say))
     finally:
