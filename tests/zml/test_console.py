@@ -192,6 +192,13 @@ def test_whatever_the_status_the_block_fits_its_width_and_moves_no_cursor(
         assert not re.search(r"[\x00-\x1f\x7f]", line.plain)
 
 
+@pytest.mark.parametrize(("eta_s", "ends"), [(60.0, "  9 %  eta 1:00"), (3.6e8, "  9 %")])
+def test_an_end_too_far_away_to_fit_is_not_told(eta_s: float, ends: str) -> None:
+    far = JobStatus(job="job", state="RUNNING", mode="sync", epoch=9, epochs=100, eta_s=eta_s)
+    line = list(console.block_lines(far, 40))[1]
+    assert line.plain.endswith(ends) and line.cell_len == 40
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(statuses, max_size=5))
 def test_off_a_terminal_there_is_never_a_carriage_return(several: list[JobStatus]) -> None:

@@ -199,7 +199,7 @@ class WorkerLine(msgspec.Struct, frozen=True, kw_only=True):
 
     member: str
     state: str
-    tone: Tone
+    tone: Tone  # a straggler's is that of how far behind it is
     because: str
     node: str
     device: str

@@ -27,6 +27,7 @@ PATIENCE_S = (
     5.0  # who is waited for is worth a line after this long: in sync mode somebody always is, for a moment
 )
 WIDEST = 100
+LEAST_BAR = 4
 
 STATE_STYLES = {"RUNNING": "green", "SUCCEEDED": "green", "FAILED": "bold red", "CANCELLED": "yellow"}
 HERE = frozenset({"active", "joined"})
@@ -168,8 +169,12 @@ def block_lines(status: JobStatus, width: int, *, unicode: bool = True, full: bo
     if progress is not None:
         left = f"epoch {min(status.epoch + 1, status.epochs)}/{status.epochs} "
         eta = f"  eta {duration(status.eta_s)}" if status.eta_s is not None and not status.over else ""
-        share = f" {100 * progress:3.0f} %{eta}"
-        yield Text.assemble(left, bar(progress, width - len(left) - len(share), unicode=unicode), share)
+        share = f" {100 * progress:3.0f} %"
+        if len(left) + LEAST_BAR + len(share) + len(eta) <= width:  # one of years may not fit
+            share += eta
+        line = Text.assemble(left, bar(progress, width - len(left) - len(share), unicode=unicode), share)
+        line.truncate(width)
+        yield line
     parts = figures(status)
     if parts:
         yield cropped("   ".join(parts), width)
@@ -216,7 +221,7 @@ def row(member: MemberStatus, width: int) -> Text:
 
 def bar(share: float, width: int, *, unicode: bool) -> Text:
     full, empty = ("━", "─") if unicode else ("=", "-")  # to be told apart without colour too
-    width = max(width, 4)
+    width = max(width, LEAST_BAR)
     done = round(share * width)
     return Text.assemble((full * done, "green"), (empty * (width - done), "bright_black" if unicode else ""))
 

@@ -281,6 +281,13 @@ def test_the_ratio_on_the_page_is_the_one_that_is_told() -> None:
     }
 
 
+def test_a_straggler_has_the_tone_on_its_page_that_the_finding_has() -> None:
+    evidence = evidence_of("straggler")
+    found = findings(evidence)[0]
+    tones = {line.member: line.tone for line in workers(evidence.status, evidence.lately, []).workers}
+    assert (tones["w4"], set(tones.values())) == (found.level, {found.level, "good"})
+
+
 @given(st.lists(st.floats(0.0, 10.0), min_size=2, max_size=9))
 def test_the_usual_of_others_is_their_median(busy: list[float]) -> None:
     own = {f"w{n}": each for n, each in enumerate(busy)}

@@ -28,7 +28,7 @@ export async function open(ctx) {
 
   const columns = [
     { title: "worker", of: (w) => w.member, cell: (w) => h("a", { href: ctx.href("workers", { worker: w.member }) }, w.member) },
-    { title: "state", of: (w) => w.state, cell: (w) => h("span", { title: w.because || null }, pill(w.straggler ? (w.ratio >= 2 ? "bad" : "warn") : w.tone, w.straggler ? `straggler: ${w.why_slow}` : w.state), w.tone === "bad" && w.because ? h("span", { class: "hint" }, ` ${w.because}`) : "") },
+    { title: "state", of: (w) => w.state, cell: (w) => h("span", { title: w.because || null }, pill(w.tone, w.straggler ? `straggler: ${w.why_slow}` : w.state), w.tone === "bad" && w.because ? h("span", { class: "hint" }, ` ${w.because}`) : "") },
     { title: "step", n: true, of: (w) => (w.steps < 0 ? null : w.steps) },
     { title: "step time", n: true, of: (w) => w.step_s, cell: (w) => seconds(w.step_s), about: "mean" },
     { title: "work", n: true, of: (w) => w.busy_s, cell: (w) => seconds(w.busy_s), about: "of a step, all but waiting" },
@@ -99,7 +99,7 @@ export async function open(ctx) {
     if (scale === "seconds" && view.median_busy_s !== null) rows.style.setProperty("--median", `${(100 * view.median_busy_s) / longest}%`);
     for (const w of shown) {
       const whole = scale === "share" ? w.step_s : longest;
-      const tone = w.straggler ? (w.ratio >= 2 ? "bad" : "warn") : w.tone === "bad" ? "bad" : "";
+      const tone = w.straggler || w.tone === "bad" ? w.tone : "";
       rows.append(
         h("a", { class: `name${tone ? ` t-${tone}` : ""}${w.member === chosen ? " chosen" : ""}`, href: ctx.href("workers", { worker: w.member }), title: w.straggler ? `straggler: ${w.why_slow}` : null }, w.straggler ? `▲ ${w.member}` : w.member),
         h("div", { class: "track" }, bar(phaseParts(w.phases), whole)),
