@@ -47,7 +47,7 @@ def test_a_difference_leaves_as_if_it_had_waited() -> None:
         assert torch.equal(packer.slabs()[2][place], plain.slabs()[2][place])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(shapes_of, st.integers(0, 1000), st.sampled_from(["1%", "20%", "100%"]))
 def test_what_is_sent_and_what_stays_add_up_to_the_difference(
     shapes: list[tuple[int, ...]], seed: int, density: str
