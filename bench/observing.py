@@ -47,6 +47,7 @@ import checkout  # noqa: F401
 import click
 
 from zml.config import KINDS
+from zml.proc import children
 
 HERE = Path(__file__).resolve().parent
 EXAMPLE = HERE.parent / "examples" / "char_lm.py"
@@ -136,16 +137,7 @@ class Cluster:
 
     def pids(self) -> list[int]:
         """The launcher and everybody below it."""
-        children: dict[int, list[int]] = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                    children.setdefault(parent, []).append(int(entry.name))
-        found = [self.process.pid]
-        for pid in found:
-            found += children.get(pid, [])
-        return found
+        return [self.process.pid, *children(self.process.pid)]
 
     def send(self, number: int) -> None:
         for pid in self.pids():
@@ -295,8 +287,7 @@ def take_turn(cluster: Cluster, steps: int, scraper: Scraper) -> None:
             moved = now
         elif now > moved + ALONE_S:
             cluster.must_run()
-        if any(made[worker] == each.stop for worker, each in turn.steps.items()) and now > moved + ALONE_S:
-            turn.whole = False
+            turn.whole = not any(made[worker] == each.stop for worker, each in turn.steps.items())
         if now > end:
             cluster.must_run()
             raise click.ClickException(f"{cluster.name}: no {steps} steps within {TURN_S:g} s")
@@ -323,7 +314,6 @@ def idle(on: Cluster, off: Cluster) -> dict[str, float]:
 
 def summary(pairs: list[tuple[float, float]], dice: random.Random) -> dict[str, float]:
     """Of (on, off): the median of the ratios, the ratio of the means, and where that lies with 95 %."""
-    ratios = sorted(on / off for on, off in pairs)
 
     def of_means(some: list[tuple[float, float]]) -> float:
         return sum(on for on, _ in some) / sum(off for _, off in some)
@@ -332,7 +322,7 @@ def summary(pairs: list[tuple[float, float]], dice: random.Random) -> dict[str, 
     return {
         "on": statistics.mean(on for on, _ in pairs),
         "off": statistics.mean(off for _, off in pairs),
-        "median": statistics.median(ratios),
+        "median": statistics.median(on / off for on, off in pairs),
         "ratio": of_means(pairs),
         "low": again[50],
         "high": again[-51],

@@ -27,14 +27,13 @@ import structlog
 
 from .errors import HELD, JOURNAL, ZmlError
 from .hold import hold
-from .records import Damaged, Records, read
+from .records import Damaged, Records, numbered, read
 from .scheduler.plain import NotPlain
 
 SNAPSHOT_BYTES = 2 << 20  # of records, about a second of reading: then the next snapshot is due
 MAGIC = b"zml-snap"
 HEAD = struct.Struct("<8sQI")  # magic, bytes of the body, CRC-32 of the body
 SUFFIX = ".snapshot"
-NUMBERED = re.compile(r"[0-9]{20}\.snapshot")
 KEPT = 2  # snapshots
 RULE = "one coordinator at a time goes on with a job"
 LET_GO = "Wait for it, end it, or give this one another --run-dir."
@@ -228,8 +227,9 @@ def history(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _snapshots(folder: Path) -> list[tuple[int, Path]]:
     """Numbers and files, the oldest first."""
-    stems = [name.removesuffix(SUFFIX) for name in os.listdir(folder) if NUMBERED.fullmatch(name)]
-    return [(int(stem), folder / f"{stem}{SUFFIX}") for stem in sorted(stems)]
+    return [
+        (number, path) for number, path in numbered(folder, SUFFIX) if re.fullmatch(r"[0-9]{20}", path.stem)
+    ]
 
 
 def _read(path: Path) -> Any:

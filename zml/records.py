@@ -61,7 +61,7 @@ class Records:
         self.torn_bytes = 0
         self._lock = threading.Lock()  # over `_file` being exchanged
         folder.mkdir(parents=True, exist_ok=True)
-        segments = _segments(folder)
+        segments = numbered(folder, SUFFIX)
         self.first = segments[0][0] if segments else 0
         if segments:
             number, path = segments[-1]
@@ -79,11 +79,11 @@ class Records:
     @property
     def bytes(self) -> int:
         """Of all segments."""
-        return sum(path.stat().st_size for _, path in _segments(self.folder))
+        return sum(path.stat().st_size for _, path in numbered(self.folder, SUFFIX))
 
     def replay(self, start: int = 0) -> Iterator[tuple[int, memoryview]]:
         """All records from `start` on with their numbers, each checked. Raises Damaged."""
-        segments = _segments(self.folder)
+        segments = numbered(self.folder, SUFFIX)
         expected = segments[0][0]
         for place, (number, path) in enumerate(segments):
             if number != expected:
@@ -134,7 +134,7 @@ class Records:
 
     def drop_before(self, number: int, into: Path | None = None) -> None:
         """Delete the segments that hold only records before `number`; or move them into a folder, for `read`."""
-        segments = _segments(self.folder)
+        segments = numbered(self.folder, SUFFIX)
         if into is not None:
             into.mkdir(exist_ok=True)
         for (_, path), (after, _) in pairwise(segments):
@@ -177,7 +177,7 @@ class Records:
 
 def read(*folders: Path) -> Iterator[tuple[int, memoryview]]:
     """All records of the segments in these folders, while another process may write to the last. Raises Damaged."""
-    segments = sorted(segment for folder in folders for segment in _segments(folder))
+    segments = sorted(segment for folder in folders for segment in numbered(folder, SUFFIX))
     expected = segments[0][0] if segments else 0
     for place, (number, path) in enumerate(segments):
         if number != expected:
@@ -187,17 +187,14 @@ def read(*folders: Path) -> Iterator[tuple[int, memoryview]]:
             yield found, body
 
 
-def _segments(folder: Path) -> list[tuple[int, Path]]:
+def numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
+    """The files there whose name is a number and this suffix, by number; none where there is no folder."""
     try:
         names = os.listdir(folder)  # a tenth of the time of glob(): thousands are opened at once
     except FileNotFoundError:
         return []
-    numbers = sorted(
-        (int(stem), name)
-        for name in names
-        if (stem := name.removesuffix(SUFFIX)) != name and stem.isdecimal()
-    )
-    return [(number, folder / name) for number, name in numbers]
+    stems = (name.removesuffix(suffix) for name in names if name.endswith(suffix))
+    return sorted((int(stem), folder / f"{stem}{suffix}") for stem in stems if stem.isdecimal())
 
 
 def _scan(path: Path, number: int, *, last: bool) -> Iterator[tuple[int, memoryview, int]]:

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 from .figures import PHASES
 
@@ -31,6 +32,10 @@ class Slow:
 
     ratio: float
     phase: str
+
+    @property
+    def level(self) -> Literal["bad", "warn"]:
+        return "bad" if self.ratio >= BAD else "warn"
 
 
 def busy_s(phases: Phases) -> float:

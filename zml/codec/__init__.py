@@ -8,15 +8,13 @@ frames and publishes, chunk by chunk. Every worker and every shard has a codec o
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..compression import parse as parse_spec
 from ..layout import Chunk
 from .dense import Bf16, Exact, NonFinite, read_parameters
 from .frame import UNKNOWN, BadFrame, Buffer, Header, Kind, cut, parse, split
-from .runs import Run
+from .runs import Places, Run
 
 __all__ = [
     "UNKNOWN",
@@ -107,7 +105,7 @@ class Differing(Packer, Protocol):
         """Add what the last pack has sent."""
         ...
 
-    def places(self) -> NDArray[np.int64]:
+    def places(self) -> Places:
         """Where in a slab the elements are that the last pack chose, in ascending order."""
         ...
 

@@ -1,7 +1,12 @@
 """Which elements of a parameter lie side by side in a bucket's memory: so much is copied at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Places = NDArray[np.int64]
 
 
 class Run(NamedTuple):
@@ -23,3 +28,11 @@ def joined(pieces: Iterable[Run]) -> tuple[Run, ...]:
                 continue
         runs.append(piece)
     return tuple(runs)
+
+
+def within(runs: Sequence[Run], places: Places) -> Iterator[tuple[int, Places]]:
+    """Of places in memory, ascending: each run's parameter, and the positions in it that they are."""
+    ends = np.searchsorted(places, [run.at + run.size for run in runs]).tolist()
+    for run, first, last in zip(runs, [0, *ends], ends, strict=False):
+        if first < last:
+            yield run.parameter, places[first:last] - (run.at - run.start)

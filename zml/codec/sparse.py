@@ -12,6 +12,7 @@ two states that it is of).
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,7 @@ LEAST_DECAY = 1e-6
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 NOWHERE: Ints = np.empty(0, np.int64)
+DIFFERENCE = np.float32(-1)  # in place of a decay: values - residual
 
 
 @dataclass(slots=True)
@@ -133,12 +135,12 @@ class TopKPacker:
         self._residual = torch.zeros(at)
         self._base = torch.empty(0)  # what differences are of, if any are asked for
         self.values = self.by_chunk(self._values)
+        self._residuals = self.by_chunk(self._residual)
         # Pages are touched when they are first written, and no density writes all of them.
         self._out = np.empty(sum(frame_bound(chunk.size) for chunk in self.chunks), np.uint8)
         self._view = self._out.data
         self._size = 0  # bytes of the last pack; 0: there is nothing to take back
-        self._differs = False  # it was a difference, and there is nothing to restore
-        self._decay = np.float32(1)
+        self._decay = np.float32(1)  # of the last pack; DIFFERENCE: there is nothing to restore
         self._phase = 0
         self._floors = np.zeros(len(self._sizes), np.float32)  # thresholds
         self._gain = np.zeros(6, np.int64)
@@ -160,20 +162,17 @@ class TopKPacker:
 
     def residual(self, chunk: int) -> Tensor:
         """What of a chunk has not left yet; live."""
-        for held, start in zip(self.chunks, self._starts, strict=True):
-            if held.index == chunk:
-                return self._residual[start : start + held.size]
-        raise KeyError(chunk)
+        return self._residuals[chunk]
 
     def pack(
         self, absent: Collection[int] = (), density: float | None = None, decay: float = 1.0
     ) -> memoryview:
         check_decay(decay)
-        self._decay, self._differs = np.float32(decay), False
+        self._decay = np.float32(decay)
         return self._pack(self._residual, self._values, absent, density)
 
     def pack_difference(self, density: float | None = None) -> memoryview:
-        self._decay, self._differs = np.float32(-1), True
+        self._decay = DIFFERENCE
         return self._pack(self._values, self._base, (), density)
 
     def _pack(
@@ -218,8 +217,7 @@ class TopKPacker:
             self._gain,
         )
         if size < 0:
-            if not self._differs:
-                self._restore(self.chunks[: self._gain[5]])
+            self._restore(self.chunks[: self._gain[5]])
             raise NonFinite(-1 - size)
         self._size = size
         self._phase += 1
@@ -228,14 +226,15 @@ class TopKPacker:
 
     def take_back(self) -> None:
         if self._size:
-            if not self._differs:
-                self._restore(self.chunks)
+            self._restore(self.chunks)
             self._size = 0
             self._phase -= 1
-            self._gain[4] = self._squeeze
 
     def _restore(self, chunks: Sequence[Chunk]) -> None:
         """e = (e' + C(g + decay * e) - g) / decay, for the first chunks that were packed."""
+        self._gain[4] = self._squeeze
+        if self._decay == DIFFERENCE:
+            return
         at = 0
         for chunk in chunks:
             end = at + HEADER.size + HEADER.unpack_from(self._view, at)[5]
@@ -245,7 +244,6 @@ class TopKPacker:
                 if not self._absent[segment.parameter]:
                     part(residual, segment).sub_(part(values, segment)).div_(float(self._decay))
             at = end
-        self._gain[4] = self._squeeze
 
     def sent(self, chunk: int) -> Tensor | None:
         return self.codec.positions(self.chunks, self._out[: self._size], chunk)
@@ -289,11 +287,15 @@ class TopK:
         self.index_coding = INDICES.index(spec.indices) if spec.indices else AUTO
         self.kernels: Any = prepare(log.warning)
         self.scratch = _Scratch()
-        self.spreading = _Scratch()  # of the thread that looks at what was packed, while another packs
         self.index_bytes = IndexBytes()
         self._tables: dict[int, Table] = {}
         self._published = 0
         self._gain = np.zeros(6, np.int64)
+
+    @cached_property
+    def spreading(self) -> _Scratch:
+        """Of the thread that looks at what was packed, while another packs; only workers have two."""
+        return _Scratch()
 
     def write_as(self, values: str) -> None:
         """From now on; one of VALUES."""
@@ -375,7 +377,7 @@ class TopK:
             table.wanted,
             table.floors,
             table.present,
-            np.float32(-1),  # w - p
+            DIFFERENCE,  # w - p
             self._published,
             int(Kind.DELTA),
             self.index_coding,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..runs.history import Row
 from ..status import JobStatus, MemberStatus
-from ..stragglers import BAD, STARVED, STARVING, UNHEARD_S, stragglers
+from ..stragglers import STARVED, STARVING, UNHEARD_S, stragglers
 from ..stragglers import starving as hungry
 from ..text.ansi import printable
 from ..text.console import counted, names, number
@@ -283,7 +283,7 @@ def slow_workers(e: Evidence) -> Iterator[Finding]:
         held = " All others wait for it." if e.status.mode == "sync" else ""
         yield Finding(
             kind="straggler",
-            level="bad" if slow.ratio >= BAD else "warn",
+            level=slow.level,
             what=f"{worker} is a straggler: {because}.{held}",
             number=f"{slow.ratio:.1f} x the median, {milliseconds(rate.busy_s)} of work a step",
             page="workers",

@@ -8,11 +8,11 @@ from statistics import fmean
 
 from ..figures import PHASES, ShardFigures, WorkerFigures
 from ..status import JobStatus
-from ..stragglers import BAD, Slow, ratio, stragglers, usual_of_others
+from ..stragglers import ratio, stragglers, usual_of_others
 from .findings import imbalance
 from .rates import Lately, Trim, WorkerRate, middle, shard_rate, worker_rate
 from .thinning import rounded
-from .views import ShardLine, Shards, Tone, WorkerLine, Workers, tone_of
+from .views import ShardLine, Shards, WorkerLine, Workers, tone_of
 
 POINTS = 120  # of a curve here; there is one for each worker
 MOST_POINTS = 6000  # of all of them
@@ -28,10 +28,6 @@ def against(usual: Mapping[str, float], worker: str, busy_s: float) -> float | N
     return ratio(busy_s, usual[worker])
 
 
-def tone_of_slow(slow: Slow) -> Tone:
-    return "bad" if slow.ratio >= BAD else "warn"
-
-
 def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
     slow = stragglers(lately.phases)
     usual = usual_of_others({name: rate.busy_s for name, rate in lately.workers.items()})
@@ -43,7 +39,7 @@ def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
             WorkerLine(
                 member=each.member,
                 state=each.state,
-                tone=tone_of(each.state) if each.member not in slow else tone_of_slow(slow[each.member]),
+                tone=tone_of(each.state) if each.member not in slow else slow[each.member].level,
                 because=each.because,
                 node=each.node,
                 device=each.device,

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..codec import Differing
+from ..codec.runs import Places, within
 from .binding import Binding
 from .outbox import Outbox
 from .replica import Replica
@@ -72,9 +71,6 @@ class Difference:
             self.packer.give(self.less)
         self.binding.write_runs(self.packer.runs, self.base, self.less)
 
-    def sent(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    def sent(self) -> Iterator[tuple[int, Places]]:
         """What of each parameter was chosen last, as positions in it."""
-        places, runs = self.packer.places(), self.packer.runs
-        ends = np.searchsorted(places, [run.at + run.size for run in runs]).tolist()
-        for run, first, last in zip(runs, [0, *ends], ends, strict=False):
-            yield run.parameter, places[first:last] - (run.at - run.start)
+        return within(self.packer.runs, self.packer.places())

@@ -24,16 +24,16 @@ that, 3.6 % is each worker's own second moment: as much is lost without any spar
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..codec import NonFinite
+from ..codec.runs import Places, Run, within
 from ..errors import ZmlError
 from ..hyper import Hyper, OptimizerSpec, write_hyper
 from ..layout import MATRICES, VECTORS
@@ -176,25 +176,25 @@ class Updates:
 
     def _leave_all(self) -> None:
         """Measure, pack and send every bucket. Raises NonFinite."""
-        former: tuple[Outbox, Future[memoryview]] | None = None
+        packing: deque[tuple[Outbox, Future[memoryview]]] = deque()
         for outbox in reversed(self.traffic.outboxes.values()):  # as they are pulled: the first layers first
             difference = self._difference(outbox)
             if difference is not None:
                 difference.prepare(at_home=self.at_home)
-                # While one is packed, the next is measured.
-                packing = self.helper.call(partial(self.traffic.packed, outbox))
-                if former is not None:
-                    self._leave(former[0], former[1].result())
-                former = outbox, packing
-                continue
-            if former is not None:
-                self._leave(former[0], former[1].result())
-                former = None
-            for chunk, values in outbox.values.items():
-                self._measure(chunk, values)
-            self._leave(outbox, self.traffic.packed(outbox))
-        if former is not None:
-            self._leave(former[0], former[1].result())
+                packing.append((outbox, self.helper.call(partial(self.traffic.packed, outbox))))
+                self._leave_behind(packing, but=1)  # while one is packed, the next is measured
+            else:
+                for chunk, values in outbox.values.items():
+                    self._measure(chunk, values)
+                self._leave_behind(packing)
+                self._leave(outbox, self.traffic.packed(outbox))
+        self._leave_behind(packing)
+
+    def _leave_behind(self, packing: deque[tuple[Outbox, Future[memoryview]]], but: int = 0) -> None:
+        """What is being packed leaves, all but so many."""
+        while len(packing) > but:
+            outbox, payload = packing.popleft()
+            self._leave(outbox, payload.result())
 
     def _leave(self, outbox: Outbox, payload: memoryview) -> None:
         self.traffic.send(outbox, payload)
@@ -236,7 +236,7 @@ class Updates:
         if less is not None and self.traffic.plan.overlap:
             torch.add(values, self.residual[chunk], alpha=self.traffic.plan.decay, out=less)
 
-    def _sent(self, outbox: Outbox) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    def _sent(self, outbox: Outbox) -> Iterator[tuple[int, Places]]:
         """What of each parameter has left just now, as positions in it."""
         difference = self.differences.get(outbox.bucket.index)
         if difference is not None:
@@ -246,21 +246,16 @@ class Updates:
             sent = outbox.packer.sent(chunk)
             if sent is None or not len(sent):
                 continue
-            positions, segments = sent.numpy(), self.traffic.layout.chunks[chunk].segments
-            ends = np.searchsorted(
-                positions, [segment.offset + segment.size for segment in segments]
-            ).tolist()
-            for segment, first, last in zip(segments, [0, *ends], ends, strict=False):
-                yield segment.parameter, positions[first:last] - (segment.offset - segment.start)
+            segments = self.traffic.layout.chunks[chunk].segments
+            yield from within([Run(s.parameter, s.start, s.offset, s.size) for s in segments], sent.numpy())
 
     @torch.no_grad()
-    def _mask(self, parameter: int, positions: NDArray[np.int64]) -> None:
+    def _mask(self, parameter: int, positions: Places) -> None:
         """Momentum factor masking: what has left takes its momentum along."""
-        if len(positions):
-            state = self.optimizer.state[self.binding.parameters[parameter]]
-            for name in MOMENTUM:
-                if state.get(name) is not None:
-                    _clear(state[name], positions)
+        state = self.optimizer.state[self.binding.parameters[parameter]]
+        for name in MOMENTUM:
+            if state.get(name) is not None:
+                _clear(state[name], positions)
 
     def finish(self) -> None:
         """The script has made its last step: what still waits in the residual leaves, all of it."""
@@ -298,7 +293,7 @@ class Updates:
             self.at_home = False
 
 
-def _clear(momentum: torch.Tensor, positions: NDArray[np.int64]) -> None:
+def _clear(momentum: torch.Tensor, positions: Places) -> None:
     """Zero some elements, counted in row-major order."""
     if momentum.device.type == "cpu" and momentum.is_contiguous() and momentum.dtype == torch.float32:
         momentum.view(-1).numpy()[positions] = 0  # a sixth of torch's time for some hundred elements
