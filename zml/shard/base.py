@@ -12,7 +12,7 @@ parameters themselves).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,6 +30,7 @@ from ..records import Damaged, Records, sync_folder
 from ..scheduler.ids import WorkerId
 from ..scheduler.staleness import Account as GateAccount
 from .counted import Committed, Last, Step
+from .doubt import Doubt
 from .store import Staged
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 PREFIX = "base-"
 END = b"end"
+STAGED = ("staged/", "committed/")  # so the names begin of tensors that are payloads
 
 
 class Push(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +70,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     versions: dict[int, tuple[int, int, int]]
     course: Course = Course()
+    doubt: tuple[int, list[int], bool] | None = None  # `doubt.Doubt`
 
 
 @dataclass(slots=True)
@@ -82,14 +85,18 @@ class State:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def state_of(shard: Shard) -> State:
-    """Copy a shard. In its own thread; takes about as long as copying its slabs."""
+def state_of(shard: Shard, buckets: Collection[int] | None = None) -> State:
+    """Copy a shard, or only what it has of these buckets. In its own thread; takes about as long as copying its slabs."""
     store = shard.store
-    versions, tensors = store.state() if store is not None else ({}, {})
+    wanted = shard.buckets.keys() if buckets is None else buckets
+    chunks = [chunk for bucket in sorted(wanted) for chunk in shard.buckets[bucket].chunks]
+    versions, tensors = store.state(chunks) if store is not None else ({}, {})
 
     def kept(pushes: Mapping[int, Staged], where: str) -> list[Push]:
         found = []
         for bucket, staged in sorted(pushes.items()):
+            if bucket not in wanted:
+                continue
             name = f"{where}/{bucket}"
             payload = b"".join(bytes(frame) for frame in staged.frames.values())
             tensors[name] = torch.frombuffer(bytearray(payload or b"\0"), dtype=torch.uint8)[: len(payload)]
@@ -97,14 +104,16 @@ def state_of(shard: Shard) -> State:
         return found
 
     staged = {
-        str(worker): {clock: kept(step.pushes, f"staged/{worker}/{clock}") for clock, step in steps.items()}
+        str(worker): {
+            clock: kept(step.pushes, f"{STAGED[0]}{worker}/{clock}") for clock, step in steps.items()
+        }
         for worker, steps in shard.staged.items()
     }
     committed: dict[int, dict[str, tuple[list[Push], Counted]]] = {
         clock: {
             str(worker): (
                 kept(
-                    dict(zip(sorted(shard.pushed), step.pushes, strict=True)), f"committed/{worker}/{clock}"
+                    dict(zip(sorted(shard.pushed), step.pushes, strict=True)), f"{STAGED[1]}{worker}/{clock}"
                 ),
                 step.last,
             )
@@ -127,50 +136,73 @@ def state_of(shard: Shard) -> State:
         steps=shard.steps,
         versions=versions,
         course=shard.pace.course,
+        doubt=_told(shard.doubt) if buckets is None else None,
     )
     return State(account, tensors)
 
 
+def _told(doubt: Doubt | None) -> tuple[int, list[int], bool] | None:
+    return None if doubt is None else (doubt.edition, sorted(doubt.buckets), doubt.gives)
+
+
 def become(shard: Shard, state: State) -> None:
     """Make a new shard the one that was copied."""
-    account = state.account
-    tensors = dict(state.tensors)
-
-    def pushes(kept: list[Push]) -> dict[int, Staged]:
-        found = {}
-        for push in kept:
-            payload = tensors.pop(push.payload).numpy().data
-            frames = split(payload, shard.buckets[push.bucket].chunks)
-            found[push.bucket] = Staged(frames, frozenset(push.absent), push.seen)
-        return found
-
+    account, tensors = state.account, dict(state.tensors)
     if account.assign is not None:
         # Whatever checkpoint it began with is in the tensors.
         shard.replay(msgspec.structs.replace(account.assign, checkpoint=""), memoryview(account.assignment))
+    if account.doubt is not None and shard.store is not None:
+        edition, buckets, gives = account.doubt
+        shard.doubt = Doubt(edition, frozenset(buckets), gives)
+        if not gives:
+            come = [shard.cut[index] for index in buckets]
+            shard.store.make_room([chunk for bucket in come for chunk in bucket.chunks])
+            shard.hold_buckets(sorted([*shard.buckets.values(), *come], key=lambda bucket: bucket.index))
+    stand_as(shard, account)
+    if shard.store is None:
+        return
+    shard.staged = {
+        WorkerId(worker): {clock: Step(_staged(shard, kept, tensors)) for clock, kept in steps.items()}
+        for worker, steps in account.staged.items()
+    }
+    shard.committed = {
+        clock: {
+            WorkerId(worker): committed_of(shard, list(_staged(shard, kept, tensors).values()), last)
+            for worker, (kept, last) in steps.items()
+        }
+        for clock, steps in account.committed.items()
+    }
+    mine = {name: tensor for name, tensor in tensors.items() if not name.startswith(STAGED)}
+    shard.store.load_state(account.versions, mine)
+
+
+def stand_as(shard: Shard, account: Account) -> None:
+    """Know of the workers what that one knew, and have nothing of their steps."""
     shard.gate.restore(msgspec.convert(account.gate, GateAccount))
     shard.generation, shard.seats, shard.steps = account.generation, account.seats, account.steps
     shard.incarnations = {WorkerId(seat.worker): seat.incarnation for seat in account.seats}
     shard.fenced = {WorkerId(worker): n for worker, n in account.fenced.items()}
     shard.last = {WorkerId(worker): Last(*last) for worker, last in account.last.items()}
     shard.applied = {WorkerId(worker): Last(*last) for worker, last in account.applied.items()}
-    if shard.store is None:
-        return
-    spec = shard.store.spec
-    if account.hyper:
-        shard.hyper, shard.hyper_bytes = read_hyper(account.hyper, spec), account.hyper
-    shard.staged = {
-        WorkerId(worker): {clock: Step(pushes(kept)) for clock, kept in steps.items()}
-        for worker, steps in account.staged.items()
-    }
-    shard.committed = {
-        clock: {
-            WorkerId(worker): Committed(list(pushes(kept).values()), read_hyper(last[3], spec), Last(*last))
-            for worker, (kept, last) in steps.items()
-        }
-        for clock, steps in account.committed.items()
-    }
+    shard.staged, shard.committed = {}, {}
     shard.pace.course = account.course
-    shard.store.load_state(account.versions, tensors)
+    if account.hyper and shard.store is not None:
+        shard.hyper, shard.hyper_bytes = read_hyper(account.hyper, shard.store.spec), account.hyper
+
+
+def staged_of(push: Push, chunks: Sequence[int], tensors: Mapping[str, Tensor]) -> Staged:
+    """Raises KeyError, or BadFrame, which is a ValueError."""
+    frames = split(tensors[push.payload].numpy().data, chunks)
+    return Staged(frames, frozenset(push.absent), push.seen)
+
+
+def committed_of(shard: Shard, pushes: Sequence[Staged], last: Counted) -> Committed:
+    assert shard.store is not None
+    return Committed(pushes, read_hyper(last[3], shard.store.spec), Last(*last))
+
+
+def _staged(shard: Shard, kept: Sequence[Push], tensors: Mapping[str, Tensor]) -> dict[int, Staged]:
+    return {push.bucket: staged_of(push, shard.buckets[push.bucket].chunks, tensors) for push in kept}
 
 
 # -- on disk --------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ class Counts:
     dense: dict[int, int] = field(default_factory=dict)  # bytes of each bucket, whole
 
     def begin(self, layout: Layout, buckets: dict[int, Bucket]) -> None:
+        self.dense.clear()
         for index, bucket in buckets.items():
             self.dense[index] = FP32 * sum(layout.chunks[chunk].size for chunk in bucket.chunks)
 

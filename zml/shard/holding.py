@@ -86,6 +86,10 @@ class Holding:
         for waiting in queue:
             self._go(waiting)
 
+    def stay(self) -> None:
+        """From now on it is for others to let go, whatever that takes."""
+        self._timer.cancel()
+
     def _go(self, waiting: Waiting) -> None:
         if waiting.answer.done():  # nobody waits for it any more
             return

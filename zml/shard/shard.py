@@ -16,7 +16,7 @@ Everything here runs in one thread, the bulk thread; `ps` puts a process around 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from inspect import isawaitable
 from typing import TYPE_CHECKING
@@ -36,12 +36,15 @@ from ..messages import (
     Advance,
     Align,
     Assign,
+    Assignment,
+    Cede,
     Commit,
     Delta,
     Enter,
     Entered,
     Finished,
     Front,
+    Graft,
     Held,
     Hold,
     Load,
@@ -65,10 +68,11 @@ from ..scheduler.ids import JobId, WorkerId
 from ..scheduler.staleness import Gate
 from ..tracing.shards import UNTRACED, Untraced
 from ..transport import Refusal
-from . import base
+from . import base, ceding
 from .begin import CannotBegin, Sees, begin, read_assignment
 from .counted import NOTHING, Committed, Last, Step
 from .counts import Counts
+from .doubt import Doubt
 from .holding import Holding, Waiting, front_of
 from .pace import Pace
 from .pushlog import Log, NoLog, PushLog
@@ -103,6 +107,9 @@ class Shard:
         self.replaying = False  # what comes is what came before: nobody is answered, nothing is written
         self.store: Store | None = None
         self.layout_digest = ""
+        self.edition = 0  # of the placement
+        self.doubt: Doubt | None = None
+        self.cut: tuple[Bucket, ...] = ()  # all buckets
         self.buckets: dict[int, Bucket] = {}  # only those that live here
         self.pushed: frozenset[int] = (
             frozenset()
@@ -138,25 +145,33 @@ class Shard:
         """One order. Raises Refusal, and then nothing has changed. Twice is the same as once."""
         match message:
             case Assign():
-                registration, placement = read_assignment(payload)
-                if self.store is None:
-                    self._note(message, payload)
+                registration, assignment = read_assignment(payload)
+                if self.store is not None and assignment.edition > self.edition:
+                    ceding.settle(self, message, payload, assignment)
                 fresh = self.store is None
-                self.assign(registration, placement, message.staleness, message.compress)
                 if fresh:
-                    holders = len(set(placement))
+                    self.note(message, payload)
+                whose = (assignment.placement, message.staleness, message.compress)
+                self.assign(registration, *whose, assignment.holders, assignment.edition)
+                if fresh:
+                    holders = len(set(assignment.holders or assignment.placement))
                     self.pace.begin(message.rates, message.course, noise=message.noise, holders=holders)
                 if fresh and message.checkpoint:
                     self._begin_with(message, payload)
-                self.assigned, self.assignment = message, bytes(payload)
+                if assignment.edition == self.edition:
+                    self.assigned, self.assignment = message, bytes(payload)
                 return Ok()
+            case Cede():
+                return ceding.cede(self, message, payload)
+            case Graft():
+                return ceding.graft(self, message, payload)
             case Roster():
                 try:
                     muster = msgspec.msgpack.decode(payload, type=Muster)
                 except msgspec.MsgspecError as bad:
                     raise Refusal("roster", f"the roster cannot be read: {bad}") from None
                 if message.generation >= self.generation:
-                    self._note(message, payload)
+                    self.note(message, payload)
                     self.roster(message.generation, muster.seats, muster.finished)
                 return Ok()
             case Settle():
@@ -164,16 +179,18 @@ class Shard:
             case Hold():
                 if self.store is None or not self.store.ready:
                     raise Refusal("checkpoint", f"{self.name} has no parameters yet")
+                if self.doubt is not None:
+                    raise Refusal("checkpoint", f"{self.name} waits for edition {self.doubt.edition}")
                 if self.holding is None or self.holding.checkpoint != message.checkpoint:
                     self._release()
                     self.holding = Holding(self, message.checkpoint, self._go)
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Align():
                 counted, stands = msgspec.msgpack.decode(payload, type=tuple[dict[str, int], dict[str, int]])
-                self._held(message.checkpoint).align(counted, stands)
+                self.held(message.checkpoint).align(counted, stands)
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Snap():
-                self._held(message.checkpoint)
+                self.held(message.checkpoint)
                 agreed = msgspec.msgpack.decode(payload, type=Front)
                 if agreed != front_of(self):  # a roster has come since: it may have let a step count
                     raise Refusal("checkpoint", f"{self.name} stands elsewhere than all had agreed")
@@ -205,7 +222,7 @@ class Shard:
         self.replaying, counts, self.counts = True, self.counts, Counts(dense=self.counts.dense)
         try:
             match message:
-                case Assign() | Roster() | Settle():
+                case Assign() | Roster() | Settle() | Cede() | Graft():
                     self.order(message, payload)
                 case Published():
                     store, bucket = self._bucket(message.bucket)
@@ -217,13 +234,15 @@ class Shard:
         finally:
             self.replaying, self.counts = False, counts
 
-    def _held(self, checkpoint: int) -> Holding:
+    def held(self, checkpoint: int) -> Holding:
         holding = self.holding
         if holding is None or holding.over or holding.checkpoint != checkpoint:
             raise Refusal("checkpoint", f"{self.name} goes on already: checkpoint {checkpoint} came too late")
         return holding
 
     def _release(self) -> None:
+        if self.doubt is not None:
+            return  # what waits, waits for its end
         holding, self.holding = self.holding, None
         if holding is not None:
             holding.release()
@@ -242,7 +261,7 @@ class Shard:
             self.store, self.layout_digest = None, ""
             raise
 
-    def _note(self, message: Message, payload: bytes | memoryview | None = None) -> None:
+    def note(self, message: Message, payload: bytes | memoryview | None = None) -> None:
         """To the log, before it is done. Refusal where there is no room: then it is not done."""
         if self.replaying:
             return
@@ -271,7 +290,13 @@ class Shard:
         return answer
 
     def assign(
-        self, registration: Registration, placement: Sequence[int], staleness: int | None, compress: str
+        self,
+        registration: Registration,
+        placement: Sequence[int],
+        staleness: int | None,
+        compress: str,
+        holders: Sequence[int] = (),
+        edition: int = 0,
     ) -> None:
         """Take on a job's chunks. Twice is the same as once; another layout is refused."""
         if self.store is not None:
@@ -279,10 +304,10 @@ class Shard:
                 raise Refusal("layout", f"{self.name} already holds another layout")
             return
         me = int(self.name[1:])
-        cut = buckets(registration.layout, placement, registration.bucket_chunks)
-        mine = [bucket for bucket in cut if bucket.shard == me]
-        self.buckets = {bucket.index: bucket for bucket in mine}
-        self.pushed = frozenset(bucket.index for bucket in mine if not bucket.frozen)
+        self.cut = buckets(registration.layout, placement, registration.bucket_chunks)
+        holders = holders or [bucket.shard for bucket in self.cut]
+        mine = [bucket for bucket in self.cut if holders[bucket.index] == me]
+        self.edition = edition
         chunks = [chunk for bucket in mine for chunk in bucket.chunks]
         asked = parse(compress)
         self.store = Store(
@@ -293,9 +318,29 @@ class Shard:
             follow=asked.kind == "auto",
         )
         self.layout_digest = registration.digest
-        self.counts.begin(registration.layout, self.buckets)
+        self.hold_buckets(mine)
         self.gate = Gate(staleness)
         self.gate.roster(self.seats)
+
+    def hold_buckets(self, held: Iterable[Bucket]) -> None:
+        """These live here now."""
+        self.buckets = {bucket.index: bucket for bucket in held}
+        self.pushed = frozenset(index for index, bucket in self.buckets.items() if not bucket.frozen)
+        self.counts.begin(self._store().layout, self.buckets)
+
+    def meet_again(self, because: Refusal) -> None:
+        """Nobody is known here before entering again: whoever waits is told."""
+        self.peers.clear()
+        parked, self.parked = self.parked, []
+        for each in parked:
+            if not each.answer.done():
+                each.answer.set_exception(because)
+        self._release()
+
+    def ceded(self, bucket: int) -> Doubt | None:
+        """Is nothing to be done with this bucket, until a doubt is over?"""
+        doubt = self.doubt
+        return doubt if doubt is not None and doubt.gives and bucket in doubt.buckets else None
 
     def roster(self, generation: int, seats: Sequence[Seat], finished: Sequence[Finished] = ()) -> None:
         """The workers of a generation. An older generation than the one known is ignored."""
@@ -328,7 +373,7 @@ class Shard:
         if self.incarnations.get(worker) != message.incarnation:
             return Stands(-1), b""  # it never came so far
         if self.fenced.get(worker) != message.incarnation:
-            self._note(message)
+            self.note(message)
             self.fenced[worker] = message.incarnation
         last = self.last.get(worker, NOTHING)
         return Stands(last.clock, last.epoch, last.done), last.hyper
@@ -363,14 +408,24 @@ class Shard:
 
     def _handle(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
         match message:
+            case Push() | Pull() if (doubt := self.ceded(message.bucket)) is not None:
+                self._admit(peer, message)
+                return doubt.wait(self.name)
             case Pull():
                 return self.covered(self._pull(self._admit(peer, message), message))
-            case Enter() | Commit() | Advance() if self.holding is not None and not self.holding.over:
+            case Enter() | Commit() | Advance() if (holding := self._holding_up()) is not None:
                 self._admit(peer, message)
-                return self.covered(self.holding.wait(peer, message, payload))
+                return self.covered(holding.wait(peer, message, payload))
             case Enter() | Push() | Commit() | Advance() | Load():
                 return self.covered(self._take(self._admit(peer, message), message, payload))
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
+
+    def _holding_up(self) -> Holding | None:
+        """Where what would count is to wait."""
+        if self.doubt is not None and self.holding is None:  # the doubt is a former process'
+            self.holding = Holding(self, 0, self._go)
+            self.holding.stay()
+        return self.holding if self.holding is not None and not self.holding.over else None
 
     def _take(
         self, worker: WorkerId, message: Enter | Push | Commit | Advance | Load, payload: memoryview | None
@@ -409,6 +464,9 @@ class Shard:
         if not isinstance(message, Enter):
             if self.peers.get(worker) != peer:
                 raise Refusal("identity", f"{peer} has not entered as {worker}")
+        elif message.edition != self.edition:
+            code = "moved" if message.edition < self.edition else "early"
+            raise Refusal(code, f"{self.name} has edition {self.edition} of the placement")
         elif self.peers.setdefault(worker, peer) != peer:
             raise Refusal("identity", f"another process already speaks as {worker}#{message.incarnation}")
         return worker
@@ -416,7 +474,7 @@ class Shard:
     def _enter(self, worker: WorkerId, message: Enter) -> Reply:
         if message.known and worker in self.gate.active:
             return Entered(self.gate.frontier(worker))
-        self._note(message)
+        self.note(message)
         return Entered(self.gate.enter(worker))
 
     def _load(self, worker: WorkerId, message: Load, payload: memoryview | None) -> Reply:
@@ -424,7 +482,7 @@ class Shard:
         if not store.ready:
             try:
                 store.check_load(bucket.chunks, payload or b"")
-                self._note(message, payload)
+                self.note(message, payload)
                 store.load_bucket(bucket.chunks, payload or b"")
             except BadFrame as bad:
                 raise Refusal("frame", str(bad)) from None
@@ -447,7 +505,7 @@ class Shard:
             store.check(staged)
         except BadFrame as bad:
             raise Refusal("frame", str(bad)) from None
-        self._note(message, payload)
+        self.note(message, payload)
         self.counts.pushed(bucket.index, payload)
         step = self.staged.setdefault(worker, {}).setdefault(message.clock, Step())
         step.pushes[bucket.index] = staged  # the last one before the commit counts
@@ -474,7 +532,7 @@ class Shard:
         except BadFrame as bad:
             raise Refusal("frame", str(bad)) from None
         # Up to here nothing has changed; from here on the step counts.
-        self._note(message, payload)
+        self.note(message, payload)
         self.counts.taken += 1
         last = Last(clock, message.epoch, message.done, bytes(payload or b""), message.incarnation)
         with self.trace.counting(worker, clock, message.trace, len(self.pushed)):
@@ -508,7 +566,7 @@ class Shard:
 
     def _advance(self, worker: WorkerId, message: Advance) -> Reply:
         if message.clock > self.gate.frontier(worker):
-            self._note(message)
+            self.note(message)
             self.gate.advance(worker, message.clock)
             self._go_on()
         return Ok()
@@ -541,7 +599,8 @@ class Shard:
                 break
             self._apply_clock(clock)
         for parked in self.parked:
-            if not parked.answer.done() and self._may_answer(WorkerId(parked.pull.worker), parked.pull.clock):
+            may = self._may_answer(WorkerId(parked.pull.worker), parked.pull.clock)
+            if may and not parked.answer.done() and self.ceded(parked.pull.bucket) is None:
                 parked.answer.set_result(self._delta(parked.pull))
         self.parked = [parked for parked in self.parked if not parked.answer.done()]
 
@@ -574,7 +633,7 @@ class Shard:
     def _delta(self, pull: Pull) -> Reply:
         store, bucket = self._bucket(pull.bucket)
         if store.to_publish(bucket.chunks):
-            self._note(Published(bucket.index))
+            self.note(Published(bucket.index))
         versions, frames, payload = store.pull_bucket(bucket.chunks, pull.have)
         self.counts.pulled(bucket.index, payload)
         self.trace.pulled(pull.worker, pull.trace, bucket.index, len(payload or b""))
