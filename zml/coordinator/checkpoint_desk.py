@@ -41,7 +41,7 @@ class CheckpointDesk:
             self.hall.job,
             root,
             when,
-            ask=self.hall.shard_desk.ask,
+            cutting=self.hall.cutting,
             shards=self.hall.shard_desk.holding,
             host=self.hall.homes.host,
             facts=self.at_cut,

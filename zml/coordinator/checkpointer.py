@@ -21,23 +21,20 @@ from typing import Any, NamedTuple
 
 import msgspec
 import structlog
-from msgspec import Struct
 
 from ..checkpoint import BadCheckpoint, Refused, entries, entry, prune, read_manifest, shard_file
 from ..checkpoint.folder import TENSORS
 from ..checkpoint.tensors import MOST_HEADER
 from ..errors import ZmlError
 from ..layout import Registration
-from ..messages import Align, Front, Held, Hold, Message, Release, Snap, Snapped, Write, Written
+from ..messages import Front, Snap, Snapped, Write, Written
 from ..piecewise import MOST_STATE
-from ..shard.holding import HOLD_MOST_S, alike, furthest
 from ..status import CheckpointStatus
 from ..tracing.trees import Tree
+from .cutting import AGAIN_S, ALIGN_S, Cutting, NotTaken
 from .depot import Intake, Kept
 from .orders import MOST_S, while_moving
 
-ALIGN_S = HOLD_MOST_S - 1.0
-AGAIN_S = 0.003
 WRITE_S = 600.0  # for a shard to write its part, or to send the next piece of it
 
 log = structlog.get_logger()
@@ -53,12 +50,6 @@ class Cut(NamedTuple):
     files: Mapping[str, bytes]  # further files, if there are any
 
 
-class Answered(NamedTuple):
-    message: Struct
-    payload: bytes
-
-
-Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
 Keep = Callable[[Intake], Awaitable[Sequence[Kept]]]  # bring further files; those that can be done without
 At = Callable[[Front], Cut | None]  # None: who belongs to the job is just changing, and the ledger with it
 
@@ -89,10 +80,6 @@ def on_disk(root: Path) -> CheckpointStatus:
     return CheckpointStatus()
 
 
-class NotTaken(Exception):
-    """Why there is no checkpoint this time, as a sentence."""
-
-
 class Checkpointer:
     """One job's checkpoints. `take` runs once at a time."""
 
@@ -101,7 +88,7 @@ class Checkpointer:
         job: str,
         root: Path,
         *,
-        ask: Ask,
+        cutting: Cutting,
         shards: Callable[[], Sequence[str]],
         host: Callable[[str], str],
         at: At,
@@ -114,7 +101,7 @@ class Checkpointer:
         process a shard lives. `at` takes the ledger."""
         self.job = job
         self.root = root
-        self.ask = ask
+        self.cutting = cutting
         self.shards = shards
         self.host = host
         self.at = at
@@ -122,22 +109,19 @@ class Checkpointer:
         self.steps_before = steps_before
         self.keep_last = keep_last
         self.keep_every_steps = keep_every_steps
-        self.number = 0
         self.newest: Path | None = None
         self.told = on_disk(root)
         self.intake: Intake | None = None  # of the checkpoint that is being written
         self.lock = asyncio.Lock()
         self.tree = Tree("zml.checkpoint")  # of the newest
-        self.releases: set[asyncio.Future[Answered | None]] = set()
 
     async def take(self, because: str) -> Path | None:
         """Take one; its folder, or None where that was not possible, which is logged."""
         async with self.lock:
-            self.number += 1
             began = time.monotonic()
             self.tree = Tree("zml.checkpoint", job=self.job, because=because)
             try:
-                taken = await self._take(self.number, because)
+                taken = await self._take(because)
             except (NotTaken, Refused, ZmlError) as error:
                 self.tree.end(str(error))
                 log.warning("no checkpoint", because=str(error), wanted=because)
@@ -178,20 +162,17 @@ class Checkpointer:
             )
             return taken.path
 
-    async def _take(self, number: int, because: str) -> Taken:
-        shards = self.shards()
-        if not shards:
-            raise NotTaken("a shard is away, or there are no parameters yet")
-        began = time.monotonic()
-        try:
-            with self.tree.within("zml.checkpoint.hold"):
-                front, cut, sizes = await self._copies(number, shards)
-        finally:
-            for shard in shards:  # also where some have let go already
-                task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))
-                self.releases.add(task)
-                task.add_done_callback(self.releases.discard)
-        held_s = time.monotonic() - began
+    async def _take(self, because: str) -> Taken:
+        async with self.cutting.lock:
+            if not (shards := self.shards()):
+                raise NotTaken("a shard is away, or there are no parameters yet")
+            number, began = self.cutting.next(), time.monotonic()
+            try:
+                with self.tree.within("zml.checkpoint.hold"):
+                    front, cut, sizes = await self._copies(number, shards)
+            finally:
+                self.cutting.release(number, shards)
+            held_s = time.monotonic() - began
         step = self.steps_before + front.updates
         with self.tree.within("zml.checkpoint.write"):
             path = await self._write(number, step, sizes, cut, because)
@@ -202,10 +183,12 @@ class Checkpointer:
         loop = asyncio.get_running_loop()
         until = loop.time() + ALIGN_S
         while True:
-            front = await self._stand_alike(number, shards)
+            front = await self.cutting.stand_alike(number, shards)
             if (cut := self.at(front)) is not None:
                 agreed, snap = msgspec.msgpack.encode(front), Snap(self.job, number)
-                answers = await asyncio.gather(*(self.ask(shard, snap, agreed, ALIGN_S) for shard in shards))
+                answers = await asyncio.gather(
+                    *(self.cutting.ask(shard, snap, agreed, ALIGN_S) for shard in shards)
+                )
                 copied = [answer.message for answer in answers if answer is not None]
                 sizes = [message.bytes for message in copied if isinstance(message, Snapped)]
                 if len(sizes) == len(shards):
@@ -213,23 +196,6 @@ class Checkpointer:
             if loop.time() > until:
                 raise NotTaken("workers came and went all the time")
             await asyncio.sleep(AGAIN_S)
-
-    async def _stand_alike(self, number: int, shards: Sequence[str]) -> Front:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + ALIGN_S
-        fronts = await self._fronts(shards, Hold(self.job, number), None)
-        while not alike(fronts):
-            if loop.time() > until:
-                apart = [shard for shard, front in zip(shards, fronts, strict=True) if front != fronts[0]]
-                raise NotTaken(f"{', '.join(apart) or shards[0]} did not come to where the others stand")
-            await asyncio.sleep(AGAIN_S)
-            target = msgspec.msgpack.encode(furthest(fronts))
-            fronts = await self._fronts(shards, Align(self.job, number), target)
-        return fronts[0]
-
-    async def _fronts(self, shards: Sequence[str], message: Message, payload: bytes | None) -> list[Front]:
-        answers = await self._all(shards, message, payload, ALIGN_S, Held)
-        return [msgspec.msgpack.decode(answer.payload, type=Front) for answer in answers]
 
     async def _write(self, number: int, step: int, sizes: Mapping[str, int], cut: Cut, because: str) -> Path:
         shards = list(sizes)
@@ -259,7 +225,7 @@ class Checkpointer:
         name = shard_file(int(shard[1:]))
         intake.senders[name] = self.host(shard)
         order = Write(self.job, number, str(intake.writer.folder), name, trace=self.tree.header())
-        asked = asyncio.ensure_future(self.ask(shard, order, None, MOST_S))
+        asked = asyncio.ensure_future(self.cutting.ask(shard, order, None, MOST_S))
         try:
             done = await while_moving(asked, lambda: intake.received[name], lambda: WRITE_S)
             answer = asked.result() if done else None
@@ -288,19 +254,3 @@ class Checkpointer:
         for name in dropped:
             log.info("checkpoint dropped", name=name)
         return path
-
-    async def _all(
-        self,
-        shards: Sequence[str],
-        message: Message,
-        payload: bytes | None,
-        within_s: float,
-        kind: type[Message],
-    ) -> list[Answered]:
-        answers = await asyncio.gather(*(self.ask(shard, message, payload, within_s) for shard in shards))
-        found = []
-        for shard, answer in zip(shards, answers, strict=True):
-            if answer is None or not isinstance(answer.message, kind):
-                raise NotTaken(f"{shard} did not answer {type(message).__name__}")
-            found.append(answer)
-        return found

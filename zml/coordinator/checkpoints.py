@@ -28,7 +28,8 @@ from ..scheduler.epoch import COMMITTED, SKIPPED, Pass
 from ..scheduler.ids import WorkerId
 from ..shard.holding import Applied
 from ..transport import Refusal
-from .checkpointer import Answered, Checkpointer, Cut
+from .checkpointer import Checkpointer, Cut
+from .cutting import Cutting
 from .depot import Intake
 from .depot import Kept as KeptFile
 from .facts import Begun, Noted
@@ -77,7 +78,7 @@ class Checkpoints:
         root: Path,
         when: When,
         *,
-        ask: Callable[[str, Message, bytes | None, float], Any],
+        cutting: Cutting,
         shards: Callable[[], list[str]],
         host: Callable[[str], str],
         facts: Callable[[Front], Cut | None],
@@ -96,16 +97,10 @@ class Checkpoints:
             None  # what is kept, who is asked, and has not answered
         )
 
-        async def answered(
-            shard: str, message: Message, payload: bytes | None, within_s: float
-        ) -> Answered | None:
-            answer = await ask(shard, message, payload, within_s)
-            return None if answer is None else Answered(answer.message, bytes(answer.payload or b""))
-
         self.checkpointer = Checkpointer(
             job,
             root,
-            ask=answered,
+            cutting=cutting,
             shards=shards,
             host=host,
             at=facts,

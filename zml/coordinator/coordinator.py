@@ -80,6 +80,7 @@ from ..transport import Endpoint, Handler, Refusal
 from .board import Board
 from .checkpoint_desk import CheckpointDesk
 from .checkpoints import begun_with, resumed_ledger, resumed_note
+from .cutting import Cutting
 from .dealer import HOLD_S, Dealer
 from .docket import Docket
 from .endings import Endings
@@ -89,6 +90,7 @@ from .notes import Notes
 from .orders import Orders
 from .rosters import Rosters
 from .shard_desk import ShardDesk, digest_of
+from .spreading import Spreading
 
 GRACE_S = (
     8.0  # for everybody to find a coordinator that was started again: they dial every second at the latest
@@ -168,6 +170,8 @@ class Coordinator:
             docket,
         )
         self.rosters.changed, self.rosters.written = self.wake, docket.settled
+        self.cutting = Cutting(self.job, self.shard_desk.answered)
+        self.spreading = Spreading(self)
         self.checkpoint_desk = CheckpointDesk(self)
         self.endings = Endings(self)
         self.examine_desk = ExamineDesk(self)
@@ -247,6 +251,7 @@ class Coordinator:
                 self.perform(actions.Announce(self.job, job.generation, seats, because))
                 for seat in seats:
                     self.perform(actions.Launch(self.job, seat.worker, seat.incarnation, because))
+                self.spreading.resume()
                 if self.facts.placement:
                     self.perform(actions.Place(self.job, self.facts.placement, because))
                 self.homes.again(because)
@@ -285,7 +290,12 @@ class Coordinator:
             task.cancel()
 
     def under_way(self) -> list[asyncio.Task[Any]]:
-        return [*self.rosters.tasks(), *self.homes.tasks, *self.checkpoint_desk.tasks()]
+        return [
+            *self.rosters.tasks(),
+            *self.homes.tasks,
+            *self.spreading.tasks(),
+            *self.checkpoint_desk.tasks(),
+        ]
 
     # -- deciding and acting ---------------------------------------------------------------------------
 
@@ -360,6 +370,9 @@ class Coordinator:
                 log.warning("waiting for a shard", shard=action.shard, because=action.because)
             case actions.Rehome():
                 self.shard_desk.rehome(action.shard, action.incarnation)
+            case actions.Grow():
+                self.shard_desk.grow(action.shard)
+                self.spreading.start()
             case actions.Promote() | actions.Adopt() | actions.Pair() | actions.Unpair():
                 self.homes.perform(action)
             case actions.Fence():
@@ -531,7 +544,8 @@ class Coordinator:
             case Where():
                 self.admit(message.worker, message.incarnation)
                 because = "it is gone, and its chunks are only there"
-                return self.homes.where(message.shard) or self.dealer.wait([message.shard], because)
+                found = self.shard_desk.where(message.shard, message.edition)
+                return found or self.dealer.wait([message.shard], because)
             case TakeCheckpoint():
                 return self.checkpoint_desk.take(message)
             case Piece() | Kept() | Fetch():

@@ -86,7 +86,7 @@ class State:
 
 
 def state_of(shard: Shard, buckets: Collection[int] | None = None) -> State:
-    """Copy a shard, or only what it has of these buckets. In its own thread; takes about as long as copying its slabs."""
+    """Copy a shard, or only what it has of these buckets. In its own thread; takes as long as copying its slabs."""
     store = shard.store
     wanted = shard.buckets.keys() if buckets is None else buckets
     chunks = [chunk for bucket in sorted(wanted) for chunk in shard.buckets[bucket].chunks]

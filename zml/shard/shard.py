@@ -36,7 +36,6 @@ from ..messages import (
     Advance,
     Align,
     Assign,
-    Assignment,
     Cede,
     Commit,
     Delta,
