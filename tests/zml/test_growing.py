@@ -9,11 +9,17 @@ import pytest
 
 from tests.simulation import simulate
 from tests.soaking import soak
+from tests.zml.test_checkpointing import go_on
+from tests.zml.test_cluster import same
 from tests.zml.test_recovery import MODES, replayed, same_bits
 from tests.zml.test_replicas import Case
-from zml.messages import Assign, Cede, Commit, Graft, Push
+from zml.checkpoint import read
+from zml.coordinator.checkpoints import When
+from zml.coordinator.facts import Deciding, Spread
+from zml.messages import Assign, Cede, Commit, Enter, Graft, JobSpec, Push
 from zml.shard.ps import Ps
 from zml.shard.shard import Shard
+from zml.transport import Refusal
 
 
 def holders(case: Case) -> list[int]:
@@ -76,3 +82,239 @@ def test_a_shard_that_joins_gets_its_share_and_nobody_misses_anything(
     held_once(case)
     for shard, core in case.cores.items():
         same_bits(replayed(tmp_path / shard), core)
+
+
+# -- whoever dies while buckets move -------------------------------------------------------------------------
+
+STEPS: dict[str, tuple[type, int]] = {  # what a process is about to do, or has just done, when it dies
+    "cede": (Cede, 0),
+    "graft": (Graft, 2),
+    "source's edition": (Assign, 0),
+    "target's edition": (Assign, 2),
+    "another's edition": (Assign, 1),
+}
+
+
+def killing(case: Case, monkeypatch: pytest.MonkeyPatch, step: str, *, before: bool) -> list[str]:
+    """Kill the process of a shard at this order, once; who that was is in the list then. It is started again."""
+    killed: list[str] = []
+    kind, index = STEPS[step]
+    order, spread = Shard.order, case.cluster.coordinator.spreading
+
+    def mine(core: Shard, message: Any) -> bool:
+        if killed or core.replaying or not isinstance(message, kind) or not spread.task:
+            return False
+        if isinstance(message, Assign) and case.cluster.coordinator.facts.edition == 0:
+            return False
+        source = (
+            case.cluster.coordinator.facts.placement.count(0) < 2
+        )  # which of the two has a bucket to give
+        names = {0: "p1" if source else "p0", 1: "p0" if source else "p1", 2: "p2"}
+        return core.name == names[index]
+
+    def die(core: Shard) -> None:
+        killed.append(core.name)
+        case.cluster.kill_shard(int(core.name[1:]))
+        case.bring_back(int(core.name[1:]))
+
+    def ordered(core: Shard, message: Any, payload: Any) -> Any:
+        if not mine(core, message):
+            return order(core, message, payload)
+        if before:
+            die(core)
+            raise Refusal("dead", "nobody hears this")
+        answer = order(core, message, payload)
+        die(core)
+        return answer
+
+    monkeypatch.setattr(Shard, "order", ordered)
+    return killed
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("staleness", [0, *soak([2, None])])
+@pytest.mark.parametrize("compress", ["none", *soak(["topk:10%"])])
+def test_a_shard_that_dies_while_buckets_move_goes_on_where_its_log_says(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    staleness: int | None,
+    compress: str,
+    step: str,
+    before: bool,
+) -> None:
+    async def main() -> tuple[Case, list[str]]:
+        case = Case(
+            1,
+            replicas=0,
+            staleness=staleness,
+            compress=compress,
+            folder=tmp_path,
+            compute_s=0.3,
+        )
+        await case.start()
+        await case.until_trained(3)
+        killed = killing(case, monkeypatch, step, before=before)
+        case.cluster.start_shard(2)
+        await case.cluster.until(lambda: killed and has_its_share(case))
+        await case.finish()
+        return case, killed
+
+    case, killed = simulate(main())
+    assert len(killed) == 1
+    case.audit()
+    alike(case)
+    held_once(case)
+    for shard, core in case.cores.items():
+        same_bits(replayed(tmp_path / shard), core)
+
+
+@pytest.mark.parametrize("fact", [Deciding, Spread])
+@pytest.mark.parametrize("staleness", [0, *soak([2, None])])
+def test_a_coordinator_that_dies_while_buckets_move_leaves_nobody_in_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fact: type, staleness: int | None
+) -> None:
+    """Right after it has written that it decides, with a portion ceded meanwhile, or what it has decided."""
+
+    async def main() -> Case:
+        case = Case(
+            1, replicas=0, staleness=staleness, folder=tmp_path, state=tmp_path / "state", compute_s=0.3
+        )
+        await case.start()
+        await case.until_trained(3)
+        dead = asyncio.Event()
+        spreading = case.cluster.coordinator.spreading
+
+        async def decide(edition: Spread, portion: Any) -> None:
+            if fact is Spread:
+                case.cluster.coordinator.docket.fact(edition)
+            case.cluster.kill_coordinator()
+            dead.set()
+            await asyncio.get_running_loop().create_future()
+
+        spreading._decide = decide  # type: ignore[method-assign]
+        case.cluster.start_shard(2)
+        await dead.wait()
+        doubts = [ps.cores[name].doubt for ps in case.cluster.shards.values() for name in ps.cores]
+        assert len([doubt for doubt in doubts if doubt is not None]) == 2, "who gave and who got"
+        await asyncio.sleep(2)
+        before = len(case.trained())
+        await case.cluster.restart_coordinator()
+        await case.cluster.until(lambda: has_its_share(case) and len(case.trained()) > before)
+        await case.finish()
+        return case
+
+    case = simulate(main())
+    case.audit()
+    alike(case)
+    held_once(case)
+
+
+@pytest.mark.parametrize("staleness", [0, *soak([2, None])])
+@pytest.mark.parametrize("kind", [Push, Commit, Enter])
+def test_a_worker_that_dies_while_buckets_move_counts_everywhere_or_nowhere(
+    tmp_path: Path, kind: type, staleness: int | None
+) -> None:
+    """With the first message that the newcomer has from it."""
+
+    async def main() -> Case:
+        case = Case(1, replicas=0, staleness=staleness, folder=tmp_path, compute_s=0.3)
+        killed: list[str] = []
+
+        def deliver(ps: Ps, peer: str, message: Any, payload: memoryview | None, handler: Any) -> Any:
+            reply = handler(peer, message, payload)
+            if ps.name == "p2" and isinstance(message, kind) and message.worker == "w1" and not killed:
+                killed.append(message.worker)
+                case.cluster.kill("w1")
+            return reply
+
+        case.cluster.deliver = deliver
+        await case.start()
+        await case.until_trained(3)
+        case.cluster.start_shard(2)
+        await case.cluster.until(lambda: killed and has_its_share(case))
+        await case.finish()
+        return case
+
+    case = simulate(main())
+    alike(case)
+    held_once(case)
+    done = case.cluster.coordinator.ledger
+    assert done.reissued >= 0
+    for shard, core in case.cores.items():
+        same_bits(replayed(tmp_path / shard), core)
+
+
+# -- what comes beside ---------------------------------------------------------------------------------------
+
+
+def test_two_shards_join_and_one_that_has_joined_leaves_again(tmp_path: Path) -> None:
+    async def main() -> Case:
+        case = Case(1, shards=1, replicas=0, folder=tmp_path, compute_s=0.3)
+        await case.start()
+        await case.until_trained(2)
+        case.cluster.start_shard(1)
+        await case.cluster.until(partial(has_its_share, case, 1))
+        case.cluster.start_shard(2)
+        await case.cluster.until(partial(has_its_share, case, 2))
+        case.leave(1)
+        assert await case.has_left(1) == 75
+        await case.finish()
+        return case
+
+    case = simulate(main())
+    case.audit()
+    alike(case)
+    held_once(case)
+    assert case.hosts["p1"] == "p2", "the next on the ring, which is there"
+
+
+def test_a_portion_that_cannot_be_taken_stays_where_it_is_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newcomer's disk is full for a while."""
+    refused: list[int] = []
+
+    async def main() -> Case:
+        case = Case(1, replicas=0, folder=tmp_path, compute_s=0.3)
+        await case.start()
+        await case.until_trained(3)
+        order = Shard.order
+
+        def ordered(core: Shard, message: Any, payload: Any) -> Any:
+            if isinstance(message, Graft) and len(refused) < 2 and not core.replaying:
+                refused.append(message.edition)
+                raise Refusal("full", "there is no room")
+            return order(core, message, payload)
+
+        monkeypatch.setattr(Shard, "order", ordered)
+        case.cluster.start_shard(2)
+        await case.cluster.until(partial(has_its_share, case))
+        await case.finish()
+        return case
+
+    case = simulate(main())
+    assert refused == [1, 2], "each time it was decided that all stays as it was"
+    case.audit()
+    alike(case)
+    held_once(case)
+
+
+def test_a_checkpoint_after_a_move_has_every_chunk_once_and_is_gone_on_from(tmp_path: Path) -> None:
+    async def main() -> Path:
+        case = Case(1, replicas=0, folder=tmp_path / "logs", compute_s=0.3)
+        await case.start()
+        desk = case.cluster.coordinator.checkpoint_desk
+        desk.keep(tmp_path / "checkpoints", When())
+        await case.until_trained(3)
+        case.cluster.start_shard(2)
+        await case.cluster.until(partial(has_its_share, case))
+        assert desk.checkpoints is not None
+        path = await desk.checkpoints.take("asked")
+        assert path is not None
+        await case.finish()
+        held_once(case)
+        return path
+
+    path = simulate(main())
+    same(go_on(tmp_path / "next", read(path), JobSpec(workers=2, shards=2)))
