@@ -98,19 +98,18 @@ STEPS: dict[str, tuple[type, int]] = {  # what a process is about to do, or has 
 def killing(case: Case, monkeypatch: pytest.MonkeyPatch, step: str, *, before: bool) -> list[str]:
     """Kill the process of a shard at this order, once; who that was is in the list then. It is started again."""
     killed: list[str] = []
+    ceding: list[str] = []  # who was asked to first
     kind, index = STEPS[step]
-    order, spread = Shard.order, case.cluster.coordinator.spreading
+    order = Shard.order
 
     def mine(core: Shard, message: Any) -> bool:
-        if killed or core.replaying or not isinstance(message, kind) or not spread.task:
+        if core.replaying:
             return False
-        if isinstance(message, Assign) and case.cluster.coordinator.facts.edition == 0:
+        if isinstance(message, Cede) and not ceding:
+            ceding.append(core.name)
+        if killed or not ceding or not isinstance(message, kind):
             return False
-        source = (
-            case.cluster.coordinator.facts.placement.count(0) < 2
-        )  # which of the two has a bucket to give
-        names = {0: "p1" if source else "p0", 1: "p0" if source else "p1", 2: "p2"}
-        return core.name == names[index]
+        return core.name == [ceding[0], {"p0": "p1", "p1": "p0"}[ceding[0]], "p2"][index]
 
     def die(core: Shard) -> None:
         killed.append(core.name)

@@ -109,6 +109,11 @@ class Rosters:
         """Does a shard of this generation know whatever is settled?"""
         return generation == self.settled[0] == self.wanted[0]
 
+    @property
+    def at_rest(self) -> bool:
+        """Have all shards that are there taken the newest?"""
+        return self.settled[0] == self.wanted[0] and all(task.done() for task in self.couriers.values())
+
     def again(self, shard: str) -> None:
         """This shard has come back: it may have missed the newest roster."""
         self.woken.set()

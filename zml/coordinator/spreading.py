@@ -123,6 +123,7 @@ class Spreading:
             and self.hall.docket.loaded
             and not job.promoting
             and bool(job.members.workers())
+            and self.hall.rosters.at_rest
             and all(desk.serves(shard) and shard in desk.assigned for shard in desk.all)
             and all(desk.editions.get(shard, 0) == facts.edition for shard in desk.all)
         )
