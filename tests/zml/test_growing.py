@@ -222,8 +222,8 @@ def test_a_worker_that_dies_while_buckets_move_counts_everywhere_or_nowhere(
 
         def deliver(ps: Ps, peer: str, message: Any, payload: memoryview | None, handler: Any) -> Any:
             reply = handler(peer, message, payload)
-            if ps.name == "p2" and isinstance(message, kind) and message.worker == "w1" and not killed:
-                killed.append(message.worker)
+            if ps.name == "p2" and isinstance(message, kind) and peer.startswith("w1.") and not killed:
+                killed.append(peer)
                 case.cluster.kill("w1")
             return reply
 
