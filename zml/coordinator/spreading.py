@@ -98,7 +98,7 @@ class Spreading:
                 continue
             began = time.monotonic()
             try:
-                await self._move(portion)
+                alike_s, given_s = await self._move(portion)
             except NotTaken as error:
                 log.warning("not moved", buckets=portion.buckets, because=str(error))
                 await asyncio.sleep(AGAIN_S)
@@ -106,7 +106,12 @@ class Spreading:
             held_s = time.monotonic() - began
             source, target = shard_id(portion.source), shard_id(portion.target)
             self.moved += len(portion.buckets)
-            log.info("moved", source=source, target=target, buckets=portion.buckets, held_s=round(held_s, 4))
+            took = {
+                "alike_s": round(alike_s, 4),
+                "given_s": round(given_s, 4),
+                "held_s": round(held_s, 4),
+            }
+            log.info("moved", source=source, target=target, buckets=portion.buckets, **took)
             await asyncio.sleep(REST * held_s)
             if self._may_move() and self._next() is None:
                 hall.events.note(
@@ -154,8 +159,11 @@ class Spreading:
 
     # -- a move --------------------------------------------------------------------------------------------
 
-    async def _move(self, portion: Portion) -> None:
-        """Raises NotTaken: then all is as it was, by an edition that says so."""
+    async def _move(self, portion: Portion) -> tuple[float, float]:
+        """How long it took until all stood alike, and then until the newcomer had it, in seconds.
+
+        Raises NotTaken: then all is as it was, by an edition that says so.
+        """
         hall, holders = self.hall, self._holders()
         edition = hall.facts.edition + 1
         hall.docket.fact(Deciding(edition))
@@ -163,7 +171,7 @@ class Spreading:
         async with hall.cutting.lock:
             number, shards = hall.cutting.next(), hall.shard_desk.holding()
             try:
-                await self._cede(portion, edition, number, shards)
+                took = await self._cede(portion, edition, number, shards)
             except NotTaken:
                 await self._decide(Spread(edition, holders), portion)
                 raise
@@ -171,19 +179,25 @@ class Spreading:
                 await self._decide(Spread(edition, portion.applied_to(holders)), portion)
             finally:
                 hall.cutting.release(number, shards)
+        return took
 
-    async def _cede(self, portion: Portion, edition: int, number: int, shards: Sequence[str]) -> None:
+    async def _cede(
+        self, portion: Portion, edition: int, number: int, shards: Sequence[str]
+    ) -> tuple[float, float]:
         hall, source, target = self.hall, shard_id(portion.source), shard_id(portion.target)
         if not shards:
             raise NotTaken("a shard is away")
+        began = time.monotonic()
         front = await hall.cutting.stand_alike(number, shards)
         if not hall.rosters.known_at(front.generation):
             raise NotTaken("workers come or go")
+        alike_s = time.monotonic() - began
         where = hall.homes.addresses(target)
         order = Cede(hall.job, number, edition, list(portion.buckets), target, where)
         answer = await hall.cutting.ask(source, order, msgspec.msgpack.encode(front), CEDE_S)
         if answer is None or not isinstance(answer.message, Ok):
             raise NotTaken(f"{source} could not give them to {target}; their logs say why")
+        return alike_s, time.monotonic() - began - alike_s
 
     async def _decide(self, edition: Spread, portion: Portion) -> None:
         """It holds as soon as it is written. Workers look who has what when the source refuses them, so the newcomer is
