@@ -43,7 +43,6 @@ from ..messages import (
     Load,
     Loaded,
     Message,
-    Moved,
     Note,
     OpenEpoch,
     Piece,
@@ -58,22 +57,18 @@ from ..messages import (
     Taken,
     Totals,
     Wait,
-    Where,
 )
 from ..piecewise import PIECE_S
 from ..scheduler.evaluation import Key
 from ..tracing.steps import UNTRACED, Untraced
 from ..transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
+from .whereabouts import RETRY_S, UNMET, Whereabouts
 
 REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
 ASK_S = 5.0  # for the coordinator; it is asked again then
 AWAY = "the coordinator"
-RETRY_S = 0.1
 LATER = ("early", "full")  # refusals that mean: ask again
-UNMET = -1
-LOOK_S = 2.0  # while an answer is waited for: is its shard still there?
 ELSEWHERE = ("identity", "moved")  # and: look for it again
-CONNECT_S = 5.0  # to a shard at an address that the coordinator has just given
 MOST_SAMPLES = 1_000  # of a bad batch that are told
 MOST_WORDS = 500  # characters, of why it is left out
 PULLS_AT_ONCE = 16
@@ -115,22 +110,16 @@ class Client:
         self.seat = seat
         self.control = control
         self.bulk = bulk
-        self.shards: list[str] = []  # those that hold something
-        self.edition = 0  # of the placement
-        self.holders: list[int] = []  # by bucket, a shard's number; empty: as they were cut
+        self.where = Whereabouts(seat, bulk, self._ask, self._waiting)
         self.leaving: dict[int, Leaving] = {}  # by clock; two where one is pushed before the last one counts
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
-        self.push_slots: dict[str, asyncio.Semaphore] = {}  # by shard; first come, first served
-        self.lives: dict[
-            str, int
-        ] = {}  # by shard: how often it was found again; UNMET before it was found at all
-        self.homes: dict[str, int] = {}  # by shard: the incarnation that was found, 0 before the first loss
-        self.searches: dict[str, asyncio.Task[None]] = {}  # for shards that are lost
+        # By shard; first come, first served.
+        self.push_slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(PUSHES_AT_ONCE)
+        )
         self.samples = 0  # of all reports
         self.reached = (-1, 0)  # an epoch, and how many batches of it have come
         self.note = b""  # the senior worker's on its schedules, as it was when this worker registered
-        self.asking = 0  # requests to shards that wait for an answer
-        self.looking: asyncio.TimerHandle | None = None  # None: nobody waits
         self.trace: Untraced = UNTRACED
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
@@ -159,31 +148,8 @@ class Client:
         assert isinstance(registered, Registered)
         homes = msgspec.msgpack.decode(bytes(answer.payload or b""), type=Homes)
         self.note = homes.note
-        self._know(homes)
-        for shard, addresses in zip(homes.shards, homes.addresses, strict=True):
-            if shard not in self.shards:
-                continue
-            self.lives[shard] = 0
-            try:
-                await self.bulk.connect(shard, addresses, timeout_s=CONNECT_S)
-            except PeerLost:
-                await self._find_again(shard, 0)
+        await self.where.meet_all(homes)
         return registered, homes.placement
-
-    def _know(self, homes: Homes) -> None:
-        """Who holds what from now on."""
-        self.edition, self.holders = homes.edition, homes.holders
-        # A shard that holds nothing of this model has nothing to say to its workers.
-        holding = {homes.shards[index] for index in homes.holders or homes.placement}
-        self.shards = [shard for shard in homes.shards if shard in holding]
-        for shard in self.shards:
-            self.push_slots.setdefault(shard, asyncio.Semaphore(PUSHES_AT_ONCE))
-            self.lives.setdefault(shard, UNMET)
-            self.homes.setdefault(shard, 0)
-
-    def holder(self, bucket: Bucket) -> str:
-        """The shard that holds it, as far as is known."""
-        return f"p{self.holders[bucket.index] if self.holders else bucket.shard}"
 
     async def open_epoch(
         self,
@@ -313,7 +279,7 @@ class Client:
 
     async def _enter_at(self, shard: str) -> int:
         def enter(shard: str) -> Message:
-            return Enter(edition=self.edition, **self.me)
+            return Enter(edition=self.where.edition, **self.me)
 
         answer = await self._settled(lambda: self._tell(lambda: shard, enter), Entered)
         assert answer is not None and isinstance(answer.message, Entered)
@@ -329,20 +295,20 @@ class Client:
     ) -> None:
         """On every shard, but those that have been `told`, and also on one that comes to hold something meanwhile."""
         done = set(told)
-        while left := [shard for shard in self.shards if shard not in done]:
+        while left := [shard for shard in self.where.shards if shard not in done]:
             await asyncio.gather(*(tell(shard) for shard in left))
             done.update(left)
 
     async def load(self, bucket: Bucket, payload: memoryview) -> None:
         """Bring the first parameters of one bucket."""
         message = Load(bucket=bucket.index, **self.me)
-        await self._tell(lambda: self.holder(bucket), lambda _: message, payload)
+        await self._tell(lambda: self.where.holder(bucket), lambda _: message, payload)
 
     def push(
         self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int], seen: int = -1
     ) -> None:
         """Let one bucket of a step leave. The payload must stay as it is until `commit` has returned."""
-        self.trace.pushing(clock, self.holder(bucket), len(payload))
+        self.trace.pushing(clock, self.where.holder(bucket), len(payload))
         message = Push(clock=clock, bucket=bucket.index, absent=absent, seen=seen, **self.me)
         leaving = self.leaving.setdefault(clock, Leaving())
         former = leaving.pushes.get(bucket.index)
@@ -359,15 +325,15 @@ class Client:
         if former is not None:
             await asyncio.wait([former])
         while True:
-            shard = self.holder(bucket)
+            shard = self.where.holder(bucket)
             # A shard stages one step of a worker at a time.
             for clock, before in list(self.leaving.items()):
                 if clock < message.clock and before.committing and not before.over:
                     await before.counted[shard].wait()
-            if self.holder(bucket) == shard:
+            if self.where.holder(bucket) == shard:
                 break
         async with self.push_slots[shard]:
-            await self._tell(lambda: self.holder(bucket), lambda _: message, payload)
+            await self._tell(lambda: self.where.holder(bucket), lambda _: message, payload)
 
     def commit(
         self, clock: int, hyper: bytes, buckets: Sequence[Bucket], progress: Progress = (-1, 0)
@@ -383,7 +349,7 @@ class Client:
         def commit(shard: str) -> Message:
             return Commit(
                 clock=clock,
-                buckets=sum(self.holder(bucket) == shard for bucket in buckets),
+                buckets=sum(self.where.holder(bucket) == shard for bucket in buckets),
                 epoch=epoch,
                 done=done,
                 trace=self.trace.committing(clock, shard, epoch),
@@ -405,8 +371,8 @@ class Client:
 
         try:
             # One shard may be told right behind the pushes, which saves a round trip.
-            if len(self.shards) == 1 and len(pushes) <= PUSHES_AT_ONCE and not leaving.twice:
-                told = await self._commit_behind(self.shards[0], clock, commit, hyper)
+            if len(self.where.shards) == 1 and len(pushes) <= PUSHES_AT_ONCE and not leaving.twice:
+                told = await self._commit_behind(self.where.shards[0], clock, commit, hyper)
             await asyncio.gather(*pushes)
             await self._everywhere(tell, told)
         finally:
@@ -419,10 +385,10 @@ class Client:
         self, shard: str, clock: int, commit: Callable[[str], Message], hyper: memoryview
     ) -> list[str]:
         """Who was told: nobody, if one of the pushes had to be sent again or has gone elsewhere."""
-        edition = self.edition
+        edition = self.where.edition
 
         def unless_overtaken(shard: str) -> Message:
-            if self.edition != edition:  # not all of the pushes may be there yet
+            if self.where.edition != edition:  # not all of the pushes may be there yet
                 raise Overtaken
             return commit(shard)
 
@@ -447,18 +413,18 @@ class Client:
         """Waits as long as members are alive to be waited for."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self.seat.patience_s
-        header = self.trace.pulling(step, self.holder(bucket))
+        header = self.trace.pulling(step, self.where.holder(bucket))
         message = Pull(clock=clock, bucket=bucket.index, have=have, trace=header, **self.me)
         while True:
             async with self.pull_slots:
-                answer = await self._tell(lambda: self.holder(bucket), lambda _: message)
+                answer = await self._tell(lambda: self.where.holder(bucket), lambda _: message)
             if isinstance(answer.message, Delta):
                 self.waits.clear()
-                self.trace.pulled(step, self.holder(bucket), len(answer.payload or b""))
+                self.trace.pulled(step, self.where.holder(bucket), len(answer.payload or b""))
                 deliver(bucket, answer.message, answer.payload)
                 return
             assert isinstance(answer.message, Wait), answer.message
-            self.trace.waiting(step, self.holder(bucket), answer.message.waiting_for)
+            self.trace.waiting(step, self.where.holder(bucket), answer.message.waiting_for)
             self._waiting(answer.message, until)
 
     # -- how a request ends -------------------------------------------------------------------------------------
@@ -493,105 +459,27 @@ class Client:
         self, whom: Callable[[], str], what: Callable[[str], Message], payload: Any = None
     ) -> Answer:
         """Until the shard has answered, over any number of its lives; who that is and what it is told may change."""
-        self.asking += 1
-        if self.looking is None:
-            self.looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
-        try:
-            return await self._tell_on(whom, what, payload)
-        finally:
-            self.asking -= 1
-
-    def _look(self) -> None:
-        """A notice that a shard has moved may be lost, or overtake the loss: who does not answer is looked for."""
-        self.looking = None
-        if not self.asking:
-            return
-        peers = self.bulk.peers()
-        for shard in self.shards:
-            if shard in peers and not peers[shard].connected:
-                self._search(shard)
-        self.looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
-
-    async def _tell_on(self, whom: Callable[[], str], what: Callable[[str], Message], payload: Any) -> Answer:
         until = asyncio.get_running_loop().time() + self.seat.patience_s
         while True:
             shard = whom()
-            life = self.lives[shard]
+            life = self.where.lives[shard]
             if life == UNMET:
-                await self._find_again(shard, life)
+                await self.where.find_again(shard, life)
                 continue
             try:
-                return await self.bulk.request(shard, what(shard), payload, timeout_s=REPLY_S)
+                return await self.where.request(shard, what(shard), payload, REPLY_S)
             except Refused as refused:
                 if refused.code == "fenced":
                     raise ZmlError(FENCED, f"{self.seat.worker}: {refused.because}") from refused
                 if refused.code in ELSEWHERE:  # it was started again, or lives in another process by now
-                    await self._find_again(shard, life)
+                    await self.where.find_again(shard, life)
                 elif refused.code in LATER:
                     self._waiting(Wait(self.seat.job, [shard], refused.because), until)
                     await asyncio.sleep(RETRY_S)
                 else:
                     raise
             except (DeadlineExceeded, PeerLost):
-                await self._find_again(shard, life)
-
-    def moved(self, message: Moved) -> None:
-        """The coordinator says that a shard has come back: what waits for its former self waits in vain."""
-        if message.shard in self.homes and self.homes[message.shard] < message.incarnation > 1:
-            self._search(message.shard)
-
-    async def _find_again(self, shard: str, life: int) -> None:
-        """Returns when the shard answers again in a later life than this one."""
-        if self.lives[shard] == life:
-            await asyncio.shield(self._search(shard))
-
-    def _search(self, shard: str) -> asyncio.Task[None]:
-        """One search for each shard, whoever needs it."""
-        search = self.searches.get(shard)
-        if search is None or search.done():
-            search = self.searches[shard] = asyncio.ensure_future(self._find(shard))
-            search.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return search
-
-    async def _find(self, shard: str) -> None:
-        """Ask the coordinator where the shard is until it answers there, and make this worker known to it."""
-        until = asyncio.get_running_loop().time() + self.seat.patience_s
-        while True:
-            told = await self._ask(Where(shard=shard, edition=self.edition, **self.me))
-            answer = told.message
-            if isinstance(answer, Wait):
-                self._waiting(answer, until)
-                await asyncio.sleep(RETRY_S)
-                continue
-            assert isinstance(answer, Moved), answer
-            if told.payload is not None:
-                homes = msgspec.msgpack.decode(bytes(told.payload), type=Homes)
-                if homes.edition > self.edition:  # another search may have heard more
-                    self._know(homes)
-            try:
-                self.bulk.disconnect(shard)  # a former process' connections say nothing of this one
-                await self.bulk.connect(shard, answer.addresses, timeout_s=CONNECT_S)
-                await self.bulk.request(
-                    shard, Enter(known=True, edition=self.edition, **self.me), timeout_s=CONNECT_S
-                )
-            except (DeadlineExceeded, PeerLost, Refused) as error:
-                if isinstance(error, Refused) and error.code == "fenced":
-                    raise ZmlError(FENCED, f"{self.seat.worker}: {error.because}") from error
-                self._waiting(Wait(self.seat.job, [shard], str(error)), until)
-                await asyncio.sleep(RETRY_S)
-                continue
-            self.homes[shard] = answer.incarnation
-            self.lives[shard] += 1
-            log.info(
-                "shard found again", worker=self.seat.worker, shard=shard, incarnation=answer.incarnation
-            )
-            return
-
-    async def _request(self, endpoint: Endpoint, peer: str, message: Message, payload: Any) -> Answer:
-        try:
-            return await endpoint.request(peer, message, payload, timeout_s=REPLY_S)
-        except (Refused, DeadlineExceeded, PeerLost) as error:
-            raise self._meant(error) from error
+                await self.where.find_again(shard, life)
 
     def _meant(self, error: Refused | DeadlineExceeded | PeerLost) -> Exception:
         """What it means for this worker."""
