@@ -240,12 +240,16 @@ class Promote(Message):
 
 
 class Adopt(Message):
-    """To a process that may see the log of one that is gone: read it, and be the shard from now on."""
+    """To a process that may see the log of one that is gone: read it, and be the shard from now on.
+
+    `empty`: it holds nothing, and is as good without its log.
+    """
 
     job: str
     shard: str
     incarnation: int
     log: str
+    empty: bool = False
 
 
 class Retire(Message):

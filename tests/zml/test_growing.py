@@ -10,12 +10,13 @@ import pytest
 from tests.simulation import simulate
 from tests.soaking import soak
 from tests.zml.test_checkpointing import go_on
-from tests.zml.test_cluster import same
-from tests.zml.test_recovery import MODES, replayed, same_bits
+from tests.zml.test_cluster import same, trained
+from tests.zml.test_recovery import ALL, MODES, replayed, same_bits
 from tests.zml.test_replicas import Case
 from zml.checkpoint import read
 from zml.coordinator.checkpoints import When
 from zml.coordinator.facts import Deciding, Spread
+from zml.coordinator.spreading import Spreading
 from zml.messages import Assign, Cede, Commit, Enter, Graft, JobSpec, Push
 from zml.shard.ps import Ps
 from zml.shard.shard import Shard
@@ -242,6 +243,28 @@ def test_a_worker_that_dies_while_buckets_move_counts_everywhere_or_nowhere(
     assert done.reissued >= 0
     for shard, core in case.cores.items():
         same_bits(replayed(tmp_path / shard), core)
+
+
+def test_a_newcomer_that_dies_for_good_before_it_has_anything_is_no_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody else sees its disk, and nothing on it is missed: its empty place lives elsewhere, and moves to the next
+    process of its name."""
+    monkeypatch.setattr(Spreading, "start", lambda self: None)
+
+    async def main() -> Case:
+        case = Case(1, replicas=0, compute_s=1.0, return_s=3.0)
+        await case.start()
+        await case.until_trained(2)
+        case.cluster.start_shard(2)
+        await case.cluster.until(lambda: "p2" in case.cluster.coordinator.shard_desk.assigned)
+        case.kill(2)
+        await case.cluster.until(lambda: case.cluster.coordinator.homes.host("p2") != "p2")
+        await case.finish()
+        return case
+
+    case = simulate(main())
+    assert trained(case.scripts) == ALL and case.hosts["p2"] in ("p0", "p1")
 
 
 # -- what comes beside ---------------------------------------------------------------------------------------

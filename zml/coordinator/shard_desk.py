@@ -63,8 +63,9 @@ class ShardDesk:
         return shards if ready and all(map(self.serves, shards)) else []
 
     def had_nothing(self, shard: str) -> bool:
-        """Nobody has brought it any parameters: it never had a layout."""
-        return shard not in self.hall.docket.facts.took
+        """There is nothing that it could lack: it never had a layout, or has joined and got no chunks so far."""
+        facts = self.hall.docket.facts
+        return shard not in facts.took or int(shard[1:]) not in set(facts.holders or facts.placement)
 
     async def register(
         self, peer: str, message: Register, registration: bytes
@@ -157,7 +158,7 @@ class ShardDesk:
             if order.result():
                 self.assigned.add(shard)
                 self.editions[shard] = max(edition, self.editions.get(shard, 0))
-                if self.had_nothing(shard):
+                if shard not in facts.took:
                     hall.docket.fact(Took(shard))
                 hall.wake()
             elif self.serves(shard) and not self._ending():

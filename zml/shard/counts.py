@@ -80,7 +80,7 @@ def figures(shard: Shard, memory_bytes: int) -> ShardFigures:
         duplicates=counts.duplicates,
         refused=counts.refused,
         pulls=counts.pulls,
-        parked=len(shard.parked),
+        parked=len(shard.pulls),
         staged=sum(map(len, staged)) + sum(map(len, waiting)),
         received_bytes=counts.received_bytes,
         sent_bytes=counts.sent_bytes,

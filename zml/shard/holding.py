@@ -25,7 +25,8 @@ from ..messages import Advance, Commit, Enter, Front
 from ..transport import Refusal
 
 if TYPE_CHECKING:
-    from .shard import Reply, Shard
+    from .pulling import Reply
+    from .shard import Shard
 
 HOLD_MOST_S = 5.0
 

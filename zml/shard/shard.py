@@ -15,9 +15,7 @@ Everything here runs in one thread, the bulk thread; `ps` puts a process around 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
-from dataclasses import dataclass
 from inspect import isawaitable
 from typing import TYPE_CHECKING
 
@@ -38,7 +36,6 @@ from ..messages import (
     Assign,
     Cede,
     Commit,
-    Delta,
     Enter,
     Entered,
     Finished,
@@ -60,7 +57,6 @@ from ..messages import (
     Snap,
     Snapped,
     Stands,
-    Wait,
 )
 from ..records import NoRoom
 from ..scheduler.ids import JobId, WorkerId
@@ -74,25 +70,14 @@ from .counts import Counts
 from .doubt import Doubt
 from .holding import Holding, Waiting, front_of
 from .pace import Pace
+from .pulling import Pulls, Reply
 from .pushlog import Log, NoLog, PushLog
 from .store import Staged, Store
 
 if TYPE_CHECKING:
     from .mirror import Mirror
 
-NAMED = 32  # of those who are waited for, in one answer
-HOLD_S = 1.0  # a pull that must wait is answered after this long, with the names of who is waited for
-
 log = structlog.get_logger()
-Reply = Message | tuple[Message, bytes | memoryview | None]
-
-
-@dataclass(slots=True)
-class Parked:
-    """A pull that came too early; `answer` is resolved when the gate opens or after HOLD_S."""
-
-    pull: Pull
-    answer: asyncio.Future[Reply]
 
 
 class Shard:
@@ -123,7 +108,7 @@ class Shard:
         self.fenced: dict[WorkerId, int] = {}  # incarnations in the roster that nothing is taken from
         self.last: dict[WorkerId, Last] = {}  # of the roster's workers
         self.applied: dict[WorkerId, Last] = {}  # in the parameters; also of former workers
-        self.parked: list[Parked] = []
+        self.pulls = Pulls(self)
         self.hyper: list[Hyper] = []  # of the senior worker's last step
         self.hyper_bytes = b""  # the same, as they came
         self.assigned: Assign | None = None  # the order that brought the chunks
@@ -224,7 +209,7 @@ class Shard:
                 case Assign() | Roster() | Settle() | Cede() | Graft():
                     self.order(message, payload)
                 case Published():
-                    store, bucket = self._bucket(message.bucket)
+                    store, bucket = self.bucket(message.bucket)
                     store.publish_bucket(bucket.chunks)
                 case Enter() | Push() | Commit() | Advance() | Load():
                     self._take(WorkerId(message.worker), message, payload)
@@ -330,10 +315,7 @@ class Shard:
     def meet_again(self, because: Refusal) -> None:
         """Nobody is known here before entering again: whoever waits is told."""
         self.peers.clear()
-        parked, self.parked = self.parked, []
-        for each in parked:
-            if not each.answer.done():
-                each.answer.set_exception(because)
+        self.pulls.refuse(because)
         self._release()
 
     def ceded(self, bucket: int) -> Doubt | None:
@@ -411,7 +393,7 @@ class Shard:
                 self._admit(peer, message)
                 return doubt.wait(self.name)
             case Pull():
-                return self.covered(self._pull(self._admit(peer, message), message))
+                return self.covered(self.pulls.pull(self._admit(peer, message), message))
             case Enter() | Commit() | Advance() if (holding := self._holding_up()) is not None:
                 self._admit(peer, message)
                 return self.covered(holding.wait(peer, message, payload))
@@ -477,7 +459,7 @@ class Shard:
         return Entered(self.gate.enter(worker))
 
     def _load(self, worker: WorkerId, message: Load, payload: memoryview | None) -> Reply:
-        store, bucket = self._bucket(message.bucket)
+        store, bucket = self.bucket(message.bucket)
         if not store.ready:
             try:
                 store.check_load(bucket.chunks, payload or b"")
@@ -491,7 +473,7 @@ class Shard:
         return Ok()
 
     def _push(self, worker: WorkerId, message: Push, payload: memoryview | None) -> Reply:
-        store, bucket = self._bucket(message.bucket)
+        store, bucket = self.bucket(message.bucket)
         if message.clock < self.gate.frontier(worker):
             self.counts.duplicates += 1
             return Ok()  # resent after its step was committed
@@ -570,22 +552,6 @@ class Shard:
             self._go_on()
         return Ok()
 
-    def _pull(self, worker: WorkerId, message: Pull) -> Reply | Awaitable[Reply]:
-        _, bucket = self._bucket(message.bucket)
-        if len(message.have) != len(bucket.chunks):
-            raise Refusal(
-                "frame", f"bucket {bucket.index} has {len(bucket.chunks)} chunks, not {len(message.have)}"
-            )
-        parks = not self._may_answer(worker, message.clock)
-        self.trace.pulling(worker, message.trace, bucket.index, parked=parks)
-        if not parks:
-            return self._delta(message)
-        loop = asyncio.get_running_loop()
-        parked = Parked(message, loop.create_future())
-        self.parked.append(parked)
-        loop.call_later(HOLD_S, self._hold_over, parked)
-        return parked.answer
-
     # -- going on ----------------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
@@ -597,11 +563,7 @@ class Shard:
             if low is not None and clock >= low:
                 break
             self._apply_clock(clock)
-        for parked in self.parked:
-            may = self._may_answer(WorkerId(parked.pull.worker), parked.pull.clock)
-            if may and not parked.answer.done() and self.ceded(parked.pull.bucket) is None:
-                parked.answer.set_result(self._delta(parked.pull))
-        self.parked = [parked for parked in self.parked if not parked.answer.done()]
+        self.pulls.go_on()
 
     def _apply_clock(self, clock: int) -> None:
         """The mean of a clock's steps, summed in order of seniority: the same bits in every run."""
@@ -614,37 +576,11 @@ class Shard:
             self.pace.observe("", epoch, len(order))
         self.steps += 1
 
-    def _may_answer(self, worker: WorkerId, clock: int) -> bool:
-        return self._store().ready and worker in self.incarnations and self.gate.may_start(worker, clock)
-
-    def _hold_over(self, parked: Parked) -> None:
-        if parked.answer.done():
-            return
-        self.parked.remove(parked)
-        if self._store().ready:
-            names = [str(worker) for worker in self.gate.waiting_for(parked.pull.clock)[:NAMED]]
-            because = f"clock {parked.pull.clock} needs them to be at most {self.gate.bound} behind"
-        else:
-            names, because = [], "nobody has brought the first parameters yet"
-        self.trace.waiting(parked.pull.worker, parked.pull.trace, names)
-        parked.answer.set_result(Wait(self.job, names, because))
-
-    def _delta(self, pull: Pull) -> Reply:
-        store, bucket = self._bucket(pull.bucket)
-        if store.to_publish(bucket.chunks):
-            self.note(Published(bucket.index))
-        versions, frames, payload = store.pull_bucket(bucket.chunks, pull.have)
-        self.counts.pulled(bucket.index, payload)
-        self.trace.pulled(pull.worker, pull.trace, bucket.index, len(payload or b""))
-        low = self.gate.low
-        staleness = max(0, pull.clock - low) if low is not None else 0
-        return Delta(bucket.index, versions, frames, staleness, len(self.gate.active)), payload or None
-
     def _store(self) -> Store:
         assert self.store is not None, "_admit lets nothing in before assign"
         return self.store
 
-    def _bucket(self, index: int) -> tuple[Store, Bucket]:
+    def bucket(self, index: int) -> tuple[Store, Bucket]:
         bucket = self.buckets.get(index)
         if bucket is None:
             raise Refusal("placement", f"bucket {index} does not live on {self.name}")

@@ -48,8 +48,9 @@ from .begin import CannotBegin
 from .ceding import MOST_PARCEL
 from .mirror import Mirror, pieces
 from .porter import Porter
+from .pulling import Reply
 from .pushlog import NoLog, PushLog
-from .shard import Reply, Shard
+from .shard import Shard
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -381,14 +382,15 @@ class Tenancy:
 
     async def _read_for(self, lease: Lease, message: Adopt) -> Shard:
         shard, folder = message.shard, self._log_folder(lease, message.log)
-        if folder is None or not folder.is_dir() or shard in self.homes:
+        unread = not message.empty and (folder is None or not folder.is_dir())
+        if unread or shard in self.homes:
             log.error("cannot be taken over", shard=shard, folder=str(folder))
             raise Refusal("placement", f"{self.name} cannot read the log of {shard}")
         self.homes[shard] = message.incarnation
         core: Shard | None = None
         try:
             core = await self._read(folder, lease.joined.job, shard)
-            if not core.layout_digest:
+            if not core.layout_digest and not message.empty:
                 raise Refusal("placement", f"there are no parameters in {folder}")
             await self._live_here(core)
         except (Refusal, ZmlError) as error:
