@@ -39,18 +39,26 @@ def found_in(root: Path) -> list[Checkpoint]:
     return checkpoints
 
 
-def replay(name: str, history: Sequence[Record], moments: set[int]) -> tuple[Shard, dict[int, dict[str, Tensor]]]:
+def replay(
+    name: str, history: Sequence[Record], moments: set[int]
+) -> tuple[Shard, dict[int, dict[str, Tensor]]]:
     """The shard of this history; and what a checkpoint should have of it after so many updates."""
     shard = Shard(JobId("job"), name)
     seen: dict[int, dict[str, Tensor]] = {}
     for message, payload in pairs(history):
         shard.replay(message, payload)
-        if shard.steps in moments and shard.store is not None and (shard.steps == 0 or shard.steps not in seen):
+        if (
+            shard.steps in moments
+            and shard.store is not None
+            and (shard.steps == 0 or shard.steps not in seen)
+        ):
             seen[shard.steps] = shard.store.state(published=False)[1]
     return shard, seen
 
 
-def is_what_shards_had(checkpoint: Checkpoint, seen: Mapping[str, Mapping[int, Mapping[str, Tensor]]]) -> None:
+def is_what_shards_had(
+    checkpoint: Checkpoint, seen: Mapping[str, Mapping[int, Mapping[str, Tensor]]]
+) -> None:
     """`seen`: by shard and updates."""
     step = checkpoint.manifest.step
     for shard, moments in seen.items():

@@ -1,4 +1,4 @@
-"""What shards have written, kept by somebody who is none of them: every record of every log, and whose copy each log is.
+"""What shards have written, kept by somebody who is none of them: every record of every log, and whose copy it is.
 
 A shard has many logs in its life: whenever its copy takes its place, that one's log goes on where the copy was made,
 and the former is deleted. Here they are all kept, so that the whole history of a shard can be read at the end of a run,

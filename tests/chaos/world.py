@@ -8,6 +8,7 @@ import logging
 import random
 import sys
 import tempfile
+import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -155,7 +156,7 @@ class World(Cluster):
     def after_message(self) -> None:
         """The coordinator has decided something."""
         if (job := self.coordinator.machine.jobs.get(self.coordinator.job)) is not None:
-            self.homes.update(job.homes)
+            self.homes |= {str(shard): home for shard, home in job.homes.items()}
 
     # -- members ----------------------------------------------------------------------------------------------
 
@@ -542,7 +543,10 @@ def run(seed: int) -> Outcome:
             code = live(main(), processes, limit_s=LONGEST_S)
             check(worlds[0], code)
         except AssertionError as error:
-            broken = f"{type(error).__name__}: {error}"
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            broken = (
+                f"{type(error).__name__}: {str(error) or f'{where.line} ({where.filename}:{where.lineno})'}"
+            )
         return Outcome(seed, plan, broken, worlds[0].lasted_s, worlds[0].network.history)
 
 
