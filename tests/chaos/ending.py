@@ -14,6 +14,9 @@ from zml.shard.shard import Shard
 from . import cuts, invariants
 from .witness import pairs
 
+TAKE_S = 30.0
+QUIET_S = 5.0
+
 if TYPE_CHECKING:
     from .world import World
 
@@ -64,6 +67,7 @@ def check(world: World, code: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(ends[0], other, strict=True)), "replicas differ"
     if checkpoints:
         go_on(world, checkpoints)
+    checkpoints_are_taken_in_time(world, checkpoints)
 
 
 def shard_is_what_its_history_makes(world: World, shard: str, whole: Shard) -> None:
@@ -91,6 +95,16 @@ def backups_are_what_their_histories_make(world: World) -> None:
                 assert ours.keys() == theirs.keys()
                 differ = [name for name in ours if not torch.equal(ours[name], theirs[name])]
                 assert not differ, f"{backup.name} has another {differ}"
+
+
+def checkpoints_are_taken_in_time(world: World, checkpoints: list[Checkpoint]) -> None:
+    """None hangs; and where nothing has gone wrong for a while, the last one has all batches."""
+    plan = world.plan
+    assert max(world.took_s, default=0.0) < TAKE_S, f"a checkpoint took {max(world.took_s):.1f} s"
+    loses = plan.weather.loss or plan.weather.duplication
+    if plan.checkpoint_s and not loses and world.over_at > world.troubled_until + QUIET_S:
+        most = max((len(cuts.held(found, plan.batches)) for found in checkpoints), default=0)
+        assert most == plan.epochs * plan.batches, f"the last checkpoint has {most} batches"
 
 
 def go_on(world: World, checkpoints: list[Checkpoint]) -> None:

@@ -139,6 +139,8 @@ class World(Cluster):
         ] = []  # that wait for their message, and how many are to pass before
         self.ended = False
         self.took_s: list[float] = []  # each checkpoint that was ordered
+        self.troubled_until = 0.0
+        self.over_at = 0.0
         self.lasted_s = 0.0
 
     def process(self, name: str) -> Process:
@@ -423,6 +425,7 @@ class World(Cluster):
         try:
             async with asyncio.timeout(PEACE_S):
                 code = await ending
+            self.over_at = loop.time()
         except TimeoutError:
             raise AssertionError(f"{PEACE_S:g} s after the last fault it goes on:\n{self.stuck()}") from None
         finally:
@@ -443,6 +446,7 @@ class World(Cluster):
     async def _at(self, when: float, fault: Fault) -> None:
         await asyncio.sleep(when - asyncio.get_running_loop().time())
         await self.befall(fault)
+        self.troubled_until = asyncio.get_running_loop().time()
 
     def stuck(self) -> str:
         """Where everybody waits."""
