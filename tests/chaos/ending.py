@@ -36,8 +36,9 @@ def check(world: World, code: int) -> None:
     }
     invariants.a_step_counts_on_all_or_none(accounts)
     invariants.what_was_acknowledged_is_in_the_logs(accounts, recorder)
-    invariants.every_batch_counts_once(accounts, recorder, plan.epochs, plan.batches)
-    invariants.the_ledger_heard_of_every_batch_from_one_worker(recorder, plan.epochs, plan.batches)
+    to_do = world.batches - world.before
+    invariants.every_batch_counts_once(accounts, recorder, to_do)
+    invariants.the_ledger_heard_of_every_batch_from_one_worker(recorder, to_do)
     agreed = {(shard, let.log) for let in recorder.let if (shard := let.shard)}
     counts = {(shard, log): witness.agree(log, logs[shard]) for shard, log in agreed}
     invariants.nobody_is_let_beyond_the_bound(
@@ -45,28 +46,28 @@ def check(world: World, code: int) -> None:
     )
     invariants.versions_never_go_back(recorder)
     checkpoints = cuts.found_in(world.checkpoints)
-    moments = {checkpoint.manifest.step for checkpoint in checkpoints}
+    steps = [checkpoint.manifest.step - world.steps_before for checkpoint in checkpoints]
     seen = {}
     for shard, history in histories.items():
-        whole, seen[shard] = cuts.replay(shard, history, moments)
+        whole, seen[shard] = cuts.replay(shard, history, set(steps))
         shard_is_what_its_history_makes(world, shard, whole)
         assert whole.store is not None
         versions = [held.version for held in whole.store._trained]
         invariants.applied_as_often_as_counted(accounts[shard], versions, plan.staleness)
     backups_are_what_their_histories_make(world)
-    for checkpoint in checkpoints:
-        cuts.is_what_shards_had(checkpoint, {shard: seen[shard] for shard in seen if accounts[shard].mine})
+    for checkpoint, step in zip(checkpoints, steps, strict=True):
+        cuts.is_what_shards_had(
+            checkpoint, step, {shard: seen[shard] for shard in seen if accounts[shard].mine}
+        )
         for account in accounts.values():
             if account.trains:
                 cuts.ledger_is_what_is_in_the_parameters(
-                    checkpoint, account, recorder, plan.staleness, plan.batches
+                    checkpoint, step, account, recorder, plan, world.before
                 )
     ends = [worker.end for worker in world.lives_of_workers if worker.end is not None]
     assert ends, "nobody has finished"
     for other in ends[1:]:
         assert all(torch.equal(a, b) for a, b in zip(ends[0], other, strict=True)), "replicas differ"
-    if checkpoints:
-        go_on(world, checkpoints)
     checkpoints_are_taken_in_time(world, checkpoints)
 
 
@@ -104,16 +105,14 @@ def checkpoints_are_taken_in_time(world: World, checkpoints: list[Checkpoint]) -
     loses = plan.weather.loss or plan.weather.duplication
     if plan.checkpoint_s and not loses and world.over_at > world.troubled_until + QUIET_S:
         most = max((len(cuts.held(found, plan.batches)) for found in checkpoints), default=0)
-        assert most == plan.epochs * plan.batches, f"the last checkpoint has {most} batches"
+        assert most == len(world.batches), f"the last checkpoint has {most} batches"
 
 
-def go_on(world: World, checkpoints: list[Checkpoint]) -> None:
-    """From one that was taken in the midst of it all, if there is one."""
-    plan = world.plan
-    every = plan.epochs * plan.batches
-    midst = [found for found in checkpoints if len(cuts.held(found, plan.batches)) < every]
-    chosen = world.dice.choice(midst or checkpoints)
-    cuts.can_be_gone_on_from(chosen, plan, world.dice.randrange(1 << 30), folder_of(world, "later"))
+def chosen(world: World) -> Checkpoint | None:
+    """What to go on from: one that was taken in the midst of it all, if there is one."""
+    checkpoints = cuts.found_in(world.checkpoints)
+    midst = [found for found in checkpoints if cuts.held(found, world.plan.batches) < world.batches]
+    return world.dice.choice(midst or checkpoints) if checkpoints else None
 
 
 def folder_of(world: World, name: str) -> Path:

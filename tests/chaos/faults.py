@@ -123,11 +123,26 @@ def draw(seed: int, *, coordinator_dies: bool) -> Plan:
     if kind_of(seed) == "housed":
         _house(dice, plan)
         length_s = max(2.0, length_s)
+    _befall(dice, plan, length_s, coordinator_dies=coordinator_dies)
+    return plan
+
+
+def _befall(dice: random.Random, plan: Plan, length_s: float, *, coordinator_dies: bool) -> None:
     for _ in range(dice.randint(0, 6)):
         fault = draw_fault(dice, plan, coordinator_dies=coordinator_dies)
         plan.faults.append((dice.uniform(0.05, length_s), fault))
     plan.faults.sort(key=lambda pair: pair[0])
-    return plan
+
+
+def draw_after(seed: int, plan: Plan, *, coordinator_dies: bool) -> Plan:
+    """Of a run that goes on where this one was, with other numbers and other faults."""
+    dice = random.Random(f"after {seed}")
+    after, pace_s = _cluster(dice)
+    _house(dice, after)
+    after.epochs, after.batches = plan.epochs, plan.batches
+    after.compress, after.optimizer_on = plan.compress, plan.optimizer_on
+    _befall(dice, after, max(1.0, plan.epochs * plan.batches * pace_s), coordinator_dies=coordinator_dies)
+    return after
 
 
 def _house(dice: random.Random, plan: Plan) -> None:

@@ -21,6 +21,7 @@ import structlog
 import torch
 
 from tests.zml.cluster import Cluster, Script, parameters
+from zml.checkpoint import Checkpoint
 from zml.coordinator.checkpoints import When
 from zml.errors import EX_TEMPFAIL
 from zml.lease import COORDINATOR, Lease
@@ -32,8 +33,10 @@ from zml.shard.pushlog import LOG, NoLog
 from zml.transport import Refusal, TransportError
 from zml.transport.frames import Kind
 
-from .ending import check
-from .faults import Boundary, Crash, Fault, Freeze, Leave, Order, Partition, Plan, Weather, draw
+from .cuts import held
+from .ending import check, chosen
+from .faults import Boundary, Crash, Fault, Freeze, Leave, Order, Partition, Plan, Weather, draw, draw_after
+from .invariants import Batch
 from .processes import NOBODY, WHOSE, Network, Process, live
 from .recorder import Recorder
 from .witness import Witness, watching
@@ -107,8 +110,18 @@ class World(Cluster):
 
     network: Network
 
-    def __init__(self, seed: int, plan: Plan, folder: Path, processes: list[Process]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        plan: Plan,
+        folder: Path,
+        processes: list[Process],
+        resumed: Checkpoint | None = None,
+    ) -> None:
         self.plan = plan
+        self.batches = {(epoch, batch) for epoch in range(plan.epochs) for batch in range(plan.batches)}
+        self.before = frozenset(held(resumed, plan.batches)) if resumed is not None else frozenset[Batch]()
+        self.steps_before = resumed.manifest.step if resumed is not None else 0
         self.witness = Witness()
         self.checkpoints = folder / "checkpoints"
         self.homes: dict[str, Home] = {}  # where each shard lives, or lived at the end
@@ -128,7 +141,14 @@ class World(Cluster):
             optimizer_on=plan.optimizer_on,
         )
         journal: dict[str, Any] = {"state": folder / COORDINATOR} if CAN_RESTART_COORDINATOR else {}
-        super().__init__(network, spec, compute_s=lambda name: plan.compute_s[name], folder=folder, **journal)
+        super().__init__(
+            network,
+            spec,
+            compute_s=lambda name: plan.compute_s[name],
+            folder=folder,
+            resumed=resumed,
+            **journal,
+        )
         self.coordinator_is_back = asyncio.Event()
         self.coordinator_process = self.process(COORDINATOR)
         self.shard_processes: dict[int, Process] = {}
@@ -531,27 +551,35 @@ def again(seed: int) -> str:
 
 
 def run(seed: int) -> Outcome:
-    """The run of this seed."""
+    """The run of this seed, and where it has taken checkpoints, one that goes on from one of them."""
     plan = draw(seed, coordinator_dies=CAN_RESTART_COORDINATOR)
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="zml-chaos-") as folder:
+        outcome, world = _run(seed, plan, Path(folder))
+        if outcome.broken is None and (checkpoint := chosen(world)) is not None:
+            after = draw_after(seed, plan, coordinator_dies=CAN_RESTART_COORDINATOR)
+            return _run(seed, after, Path(folder, "after"), checkpoint)[0]
+        return outcome
+
+
+def _run(seed: int, plan: Plan, folder: Path, resumed: Checkpoint | None = None) -> tuple[Outcome, World]:
     processes: list[Process] = []
     worlds: list[World] = []
 
     async def main() -> int:
-        worlds.append(World(seed, plan, Path(folder), processes))
+        worlds.append(World(seed, plan, folder, processes, resumed))
         with watching(worlds[0].witness, plan.long_log):
             return await worlds[0].live()
 
-    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="zml-chaos-") as folder:
-        broken: str | None = None
-        try:
-            code = live(main(), processes, limit_s=LONGEST_S)
-            check(worlds[0], code)
-        except AssertionError as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            broken = (
-                f"{type(error).__name__}: {str(error) or f'{where.line} ({where.filename}:{where.lineno})'}"
-            )
-        return Outcome(seed, plan, broken, worlds[0].lasted_s, worlds[0].network.history)
+    broken: str | None = None
+    try:
+        code = live(main(), processes, limit_s=LONGEST_S)
+        check(worlds[0], code)
+    except AssertionError as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        broken = f"{type(error).__name__}: {str(error) or f'{where.line} ({where.filename}:{where.lineno})'}"
+        if resumed is not None:
+            broken = f"gone on from {resumed.path.name}: {broken}"
+    return Outcome(seed, plan, broken, worlds[0].lasted_s, worlds[0].network.history), worlds[0]
 
 
 def main(seeds: list[str]) -> int:
