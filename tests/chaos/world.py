@@ -84,6 +84,7 @@ class Worker(Script):
     async def _epochs(self) -> None:
         await super()._epochs()
         self.end = parameters(self)
+        self.world.trained_at = asyncio.get_running_loop().time()
 
     def kill(self) -> None:
         """Agent and script, as when their machine goes."""
@@ -160,7 +161,7 @@ class World(Cluster):
         self.ended = False
         self.took_s: list[float] = []  # each checkpoint that was ordered
         self.troubled_until = 0.0
-        self.over_at = 0.0
+        self.trained_at = 0.0  # by the newest worker to come to its end
         self.lasted_s = 0.0
 
     def process(self, name: str) -> Process:
@@ -408,7 +409,10 @@ class World(Cluster):
             await asyncio.sleep(0.01)
         if process.dead:
             return  # who killed it starts another
-        handed_over = not task.cancelled() and task.exception() is None and task.result() == EX_TEMPFAIL
+        ended_well = not task.cancelled() and task.exception() is None
+        # Of a job that has not begun it has handed over nothing, and that cannot begin without it.
+        begun = self.coordinator.machine.generation(self.coordinator.job) > 0
+        handed_over = begun and ended_well and task.result() == EX_TEMPFAIL
         back_s = (None if handed_over else 1.0) if leave.back_s is None else leave.back_s
         if back_s is not None:
             await asyncio.sleep(back_s)
@@ -445,7 +449,6 @@ class World(Cluster):
         try:
             async with asyncio.timeout(PEACE_S):
                 code = await ending
-            self.over_at = loop.time()
         except TimeoutError:
             raise AssertionError(f"{PEACE_S:g} s after the last fault it goes on:\n{self.stuck()}") from None
         finally:
