@@ -160,6 +160,7 @@ class World(Cluster):
         ] = []  # that wait for their message, and how many are to pass before
         self.ended = False
         self.took_s: list[float] = []  # each checkpoint that was ordered
+        self.troubles = len(plan.faults)  # that are still to come, or not over
         self.troubled_until = 0.0
         self.trained_at = 0.0  # by the newest worker to come to its end
         self.lasted_s = 0.0
@@ -469,6 +470,7 @@ class World(Cluster):
     async def _at(self, when: float, fault: Fault) -> None:
         await asyncio.sleep(when - asyncio.get_running_loop().time())
         await self.befall(fault)
+        self.troubles -= 1
         self.troubled_until = asyncio.get_running_loop().time()
 
     def stuck(self) -> str:
