@@ -111,8 +111,13 @@ class Plan:
 
 
 def kind_of(seed: int) -> Kind:
-    """Every third world is a housed one: it costs more."""
-    return "housed" if seed % 3 == 2 else "fixed"
+    """Every sixth world is a housed one: it takes three times as long."""
+    return "housed" if seed % 6 == 2 else "fixed"
+
+
+def goes_on(seed: int) -> bool:
+    """Is what the run of this seed has left gone on from?"""
+    return seed % 12 == 2
 
 
 def draw(seed: int, *, coordinator_dies: bool) -> Plan:

@@ -35,7 +35,20 @@ from zml.transport.frames import Kind
 
 from .cuts import held
 from .ending import check, chosen
-from .faults import Boundary, Crash, Fault, Freeze, Leave, Order, Partition, Plan, Weather, draw, draw_after
+from .faults import (
+    Boundary,
+    Crash,
+    Fault,
+    Freeze,
+    Leave,
+    Order,
+    Partition,
+    Plan,
+    Weather,
+    draw,
+    draw_after,
+    goes_on,
+)
 from .invariants import Batch
 from .processes import NOBODY, WHOSE, Network, Process, live
 from .recorder import Recorder
@@ -556,11 +569,11 @@ def again(seed: int) -> str:
 
 
 def run(seed: int) -> Outcome:
-    """The run of this seed, and where it has taken checkpoints, one that goes on from one of them."""
+    """The run of this seed, and of some one that goes on from one of its checkpoints."""
     plan = draw(seed, coordinator_dies=CAN_RESTART_COORDINATOR)
     with tempfile.TemporaryDirectory(dir=FOLDER, prefix="zml-chaos-") as folder:
         outcome, world = _run(seed, plan, Path(folder))
-        if outcome.broken is None and (checkpoint := chosen(world)) is not None:
+        if outcome.broken is None and goes_on(seed) and (checkpoint := chosen(world)) is not None:
             after = draw_after(seed, plan, coordinator_dies=CAN_RESTART_COORDINATOR)
             return _run(seed, after, Path(folder, "after"), checkpoint)[0]
         return outcome
