@@ -48,6 +48,7 @@ class CheckpointDesk:
             steps=self.steps,
             steps_before=self.hall.begun.steps_before,
             ask_to_keep=self.ask_to_keep,
+            until_gone=self.until_gone,
             keep_last=keep_last,
             keep_every_steps=keep_every_steps,
         )
@@ -70,6 +71,13 @@ class CheckpointDesk:
             return ""
         asked = self.hall.endpoint.notify(scripts[workers[0]], Keep(self.hall.job, checkpoint, folder))
         return str(workers[0]) if asked else ""
+
+    async def until_gone(self, member: str) -> None:
+        """Until the script that is this member's now is not there any more."""
+        hall = self.hall
+        script = hall.facts.scripts.get(member)
+        while member in hall.machine.workers(hall.job) and hall.facts.scripts.get(member) == script:
+            await hall.changed.wait()
 
     def at_cut(self, front: Front) -> Cut | None:
         """What a checkpoint holds beside the shards' parts, where they hold these steps. None while the shards do not

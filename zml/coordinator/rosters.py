@@ -151,6 +151,8 @@ class Rosters:
         if not shards:
             return  # the job is over
         accounts = await asyncio.gather(*(self._account(shard, message) for shard in shards))
+        if place not in self.settled[1]:
+            return  # it was settled meanwhile: a shard that has heard of that since has forgotten this worker
         last = last_step(place.worker, place.incarnation, accounts)
         if last is None:
             return

@@ -31,6 +31,7 @@ ASSIGN_S = (
     300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
 )
 READ_S = 3600.0  # and to read what its chunks begin with; one that dies meanwhile is noticed before
+AGAIN_S = 0.25  # one whose connection is lost is given it again after this, as long as it is a member
 FETCH_S = 600.0  # or to ask for the next piece of it, where it does not see the folder
 
 
@@ -162,11 +163,17 @@ class ShardDesk:
                     hall.docket.fact(Took(shard))
                 hall.wake()
             elif self.serves(shard) and not self._ending():
-                if edition or joined_later:
-                    hall.spreading.late(shard)
+                # Its lease shows whether it is gone, or will be heard again; or its disk is full for now.
+                if edition or joined_later or peer not in hall.endpoint.peers():
+                    asyncio.get_running_loop().call_later(AGAIN_S, again)
                     return
                 because = f"{shard} did not take the layout; its log says why"
                 hall.dispatch(events.Cancelled(hall.job, because))
+
+        def again() -> None:
+            in_place = hall.orders.peers[hall.homes.host(shard)] == peer
+            if in_place and self.serves(shard) and not self._ending() and not hall.abandoned:
+                self.assign(shard)
 
         def quiet_s() -> float:
             return FETCH_S if hall.checkpoint_desk.offer.given[host] else READ_S

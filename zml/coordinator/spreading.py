@@ -48,7 +48,6 @@ class Spreading:
     def __init__(self, hall: Coordinator) -> None:
         self.hall = hall
         self.task: asyncio.Task[None] | None = None
-        self.late_ones: set[asyncio.Task[None]] = set()
         self._cut: tuple[Bucket, ...] = ()
         self._weights: list[int] = []
         self.moved = 0  # buckets
@@ -57,7 +56,7 @@ class Spreading:
         )
 
     def tasks(self) -> list[asyncio.Task[None]]:
-        return [*self.late_ones, *([self.task] if self.task is not None else [])]
+        return [self.task] if self.task is not None else []
 
     def start(self) -> None:
         """There is a newcomer. Twice is the same as once."""
@@ -72,19 +71,6 @@ class Spreading:
             self.hall.docket.fact(Spread(facts.deciding, self._holders()))
         if len(self.hall.shard_desk.all) > self.hall.spec.shards:
             self.start()
-
-    def late(self, shard: str) -> None:
-        """It has not taken the newest edition, though it is there: its disk may be full."""
-        log.warning("the placement was not taken", shard=shard)
-
-        async def again() -> None:
-            await asyncio.sleep(AGAIN_S)
-            if self.hall.shard_desk.serves(shard):
-                self.hall.shard_desk.assign(shard)
-
-        task = asyncio.ensure_future(again())
-        self.late_ones.add(task)
-        task.add_done_callback(self.late_ones.discard)
 
     # -- what, and when ----------------------------------------------------------------------------------
 

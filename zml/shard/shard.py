@@ -120,6 +120,7 @@ class Shard:
         self.pace = Pace(name)
         self.trace: Untraced = UNTRACED
         self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest
+        self.over = False  # it serves elsewhere: nothing counts or is answered here any more
         self.steps = 0
         self.counts = Counts()
 
@@ -127,6 +128,7 @@ class Shard:
 
     def order(self, message: Struct, payload: bytes | memoryview) -> Message | tuple[Message, bytes]:
         """One order. Raises Refusal, and then nothing has changed. Twice is the same as once."""
+        self._must_live_here()
         match message:
             case Assign():
                 registration, assignment = read_assignment(payload)
@@ -217,6 +219,23 @@ class Shard:
                     raise AssertionError(f"{type(message).__name__} changes nothing, and is in the log")
         finally:
             self.replaying, self.counts = False, counts
+
+    def end(self) -> None:
+        """It serves elsewhere, with all that it ever said here: who waits or comes is told so. What is
+        held back for a checkpoint must not count here now, and be acknowledged: nobody would have it."""
+        self.over = True
+        if (doubt := self.doubt) is not None:
+            self.doubt = None
+            doubt.end()
+        self._release()
+        self.pulls.refuse(self._moved())
+
+    def _must_live_here(self) -> None:
+        if self.over:
+            raise self._moved()
+
+    def _moved(self) -> Refusal:
+        return Refusal("moved", f"{self.name} lives in another process")
 
     def held(self, checkpoint: int) -> Holding:
         holding = self.holding
@@ -426,6 +445,7 @@ class Shard:
 
     def _admit(self, peer: str, message: Enter | Push | Commit | Pull | Advance | Load) -> WorkerId:
         """The worker this message speaks for, if the roster names it with this incarnation."""
+        self._must_live_here()
         worker = WorkerId(message.worker)
         if message.job != self.job:
             raise Refusal("job", f"{self.name} serves job {self.job}, not {message.job}")

@@ -433,6 +433,7 @@ class Tenancy:
 
         def close() -> None:
             if core is not None:
+                core.end()
                 let_go(core)
                 core.log = NoLog()
             if pushes is not None:
