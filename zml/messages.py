@@ -372,7 +372,7 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snap(Message):
-    """Copy what you have, and go on, if you still stand as agreed (the payload: a `Front`). Answered by `Snapped`."""
+    """Mark what you have, and go on, if you still stand as agreed (the payload: a `Front`). Answered by `Snapped`."""
 
     job: str
     checkpoint: int
@@ -384,8 +384,8 @@ class Snapped(Message):
 
 
 class Write(Message, omit_defaults=True):
-    """Write the copy into this folder, under this name, or send it in `Piece`s where the folder is not there. Answered
-    by `Written` when it is safe on disk, or all pieces have been taken."""
+    """Write what was marked into this folder, under this name, or send it in `Piece`s where the folder is not there.
+    Answered by `Written` when it is safe on disk, or all pieces have been taken."""
 
     job: str
     checkpoint: int

@@ -1,9 +1,9 @@
 """How a checkpoint is cut through shards that do not stop: nothing counts for a moment, all come to stand alike, and
-each copies what it has.
+each marks what it has.
 
     Hold    what would count from now on waits
     Align   what counts on some shard counts here too; repeated until all stand alike
-    Snap    parameters and optimizer state are copied, and everything goes on; the copy is written beside it
+    Snap    parameters and optimizer state are marked (`snapshot`), and everything goes on; they are written beside it
 
 A worker commits when all shards have staged its step, so to stand alike takes no more than the time in which a message
 is on its way. In BSP a step may count and wait for the others' of its clock: it is not in the parameters, and
@@ -121,7 +121,7 @@ def front_of(shard: Shard) -> Front:
 
 
 def alike(fronts: list[Front]) -> bool:
-    """May the shards be copied now? A step of a worker that is gone must be in the parameters, for its batches are
+    """May the cut be made now? A step of a worker that is gone must be in the parameters, for its batches are
     counted as done."""
     return all(front == fronts[0] for front in fronts) and not fronts[0].orphans
 

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 from msgspec import Struct
-from torch import Tensor
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.folder import is_seen
@@ -72,6 +71,7 @@ from .counts import Counts
 from .holding import Holding, Waiting, front_of
 from .pace import Pace
 from .pushlog import Log, NoLog, PushLog
+from .snapshot import Snapshot
 from .store import Staged, Store
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Shard:
         self.holding: Holding | None = None  # while a checkpoint is cut
         self.pace = Pace(name)
         self.trace: Untraced = UNTRACED
-        self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest
+        self.copy: tuple[int, Snapshot] | None = None  # for the newest checkpoint, until it is written
         self.steps = 0
         self.counts = Counts()
 
@@ -177,11 +177,10 @@ class Shard:
                 agreed = msgspec.msgpack.decode(payload, type=Front)
                 if agreed != front_of(self):  # a roster has come since: it may have let a step count
                     raise Refusal("checkpoint", f"{self.name} stands elsewhere than all had agreed")
-                self.copy = None  # two are enough
-                versions, tensors = self._store().state(published=False)
-                self.copy = (message.checkpoint, versions, tensors)
+                snapshot = self._store().snapshot(published=False)
+                self.copy = (message.checkpoint, snapshot)
                 self._release()
-                return Snapped(sum(tensor.nbytes for tensor in tensors.values()))
+                return Snapped(snapshot.bytes)
             case Release():
                 if self.holding is not None and self.holding.checkpoint == message.checkpoint:
                     self._release()

@@ -7,7 +7,7 @@ The rules: a step is checked whole before any of it is applied; gradients are su
 delta is made once per chunk and version, when the first worker asks; the log of a chunk is never larger than
 its parameters. With a lossless codec p is w, there is no log, and a step is torch's to the bit; with `topk` it is one
 pass of `fused` over a few chunks, right after their gradients were summed in memory that stays in the cache.
-One thread owns a store.
+One thread owns a store. Whatever changes a chunk tells the door before: others may be reading what was (`snapshot`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ..layout import CHUNK, Chunk, Layout
 from ..noise import Norms
 from ..pages import SIZE, Pages
 from .optim import UpdateRule, adds, fused_state
+from .snapshot import Door, Snapshot
 
 if TYPE_CHECKING:
     from ..codec.sums import Sums
@@ -126,6 +127,7 @@ class Store:
         self._exact = self._slab if codec.lossless else _aligned(len(self._slab))  # w, at the places of p
         self._pages = Pages(2 * len(self._slab) + 2 * SIZE * len(cut))
         self._held: dict[int, _Held] = {}
+        self._door = Door(self)
         at = 0
         for chunk in cut:
             self._held[chunk.index] = self._hold(chunk, at)
@@ -167,7 +169,9 @@ class Store:
     def load_bucket(self, chunks: Sequence[int], values: Buffer) -> None:
         """Version 0 of several chunks, one after another. Raises BadFrame, and then has changed nothing."""
         rest = memoryview(values)
-        for held in self.check_load(chunks, values):
+        bucket = self.check_load(chunks, values)
+        self._door.changes(chunks)
+        for held in bucket:
             size = 4 * held.chunk.size
             held.w.view(torch.uint8).numpy().data[:] = rest[:size]
             if held.p is not held.w:
@@ -275,6 +279,7 @@ class Store:
         absent: frozenset[int] = frozenset(),
     ) -> None:
         """One chunk's step, given the sum of the workers' gradients, which may be used up."""
+        self._door.changes((held.chunk.index,))
         moved = 0 if self.codec.lossless else int(torch.count_nonzero(total))
         spans = None if update is None else _rule(held).spans(hyper, absent)
         if update is not None and spans is not None:
@@ -307,6 +312,7 @@ class Store:
             hyper, fused = hypers[group], updates[group]
             entries = sums.take(place, last, frames, total)
             if fused is not None and not apart:
+                self._door.changes([held.chunk.index for held in batch])
                 parts = [_rule(held).spans(hyper) for held in batch]
                 if (table := self._table(place, parts)) is not None:
                     fused(table, total, entries)
@@ -413,25 +419,33 @@ class Store:
                 )
         self.load_state(dict.fromkeys(self._held, (0, 0, 0)), tensors)
 
-    def state(self, *, published: bool = True) -> tuple[dict[int, tuple[int, int, int]], dict[str, Tensor]]:
-        """(version, published, budget) of each chunk, and its tensors, "CHUNK/w" and so on; copies.
+    def snapshot(self, *, published: bool) -> Snapshot:
+        """All chunks as they are at this moment, to be read in any thread while steps are made.
 
-        "CHUNK/p" is there where it may differ from w, if `published` is wanted. The logs of deltas are not in it:
-        whoever is behind gets p.
+        "CHUNK/p" is in it where it may differ from w, if `published` is wanted. The logs of deltas are not: whoever is
+        behind gets p.
         """
-        versions: dict[int, tuple[int, int, int]] = {}
-        tensors: dict[str, Tensor] = {}
-        for index, held in self._held.items():
-            versions[index] = (held.version, held.published, held.budget)
-            tensors[f"{index}/w"] = held.w.clone()
-            if published and held.p is not held.w:
-                tensors[f"{index}/p"] = held.p.clone()
-            if held.rule is not None:
-                tensors |= {f"{index}/{name}": value.clone() for name, value in held.rule.state().items()}
-        return versions, tensors
+        versions = {index: (held.version, held.published, held.budget) for index, held in self._held.items()}
+        return self._door.mark(versions, published=published)
+
+    def sizes(self, chunk: int, *, published: bool) -> dict[str, int]:
+        """Of `parts`, in their order."""
+        held = self._held[chunk]
+        own = {"w": held.chunk.size}
+        if published and held.p is not held.w:
+            own["p"] = held.chunk.size
+        return own | held.rule.sizes() if held.rule is not None else own
+
+    def parts(self, chunk: int, *, published: bool) -> dict[str, Tensor]:
+        """A chunk's parameters and optimizer state, live. For the door; `sizes` may be asked in any thread, too."""
+        held = self._held[chunk]
+        own = {"w": held.w}
+        if published and held.p is not held.w:
+            own["p"] = held.p
+        return own | held.rule.state() if held.rule is not None else own
 
     def load_state(self, versions: Mapping[int, tuple[int, int, int]], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state()` said, to the bit. ValueError if it does not fit these chunks."""
+        """Go on from what a snapshot has, to the bit. ValueError if it does not fit these chunks."""
         if versions.keys() != self._held.keys():
             raise ValueError(
                 f"a state of {len(versions)} chunks, which are not the {len(self._held)} held here"
@@ -440,6 +454,7 @@ class Store:
         for name, tensor in tensors.items():
             chunk, _, what = name.partition("/")
             parts[int(chunk)][what] = tensor
+        self._door.changes(self.chunks)
         for index, held in self._held.items():
             part = parts[index]
             w = part.pop("w")
@@ -529,6 +544,7 @@ class Store:
 
     def _publish(self, held: _Held) -> None:
         if not self.codec.lossless:
+            self._door.publishes(held.chunk.index)
             budget = min(held.budget, held.chunk.size)
             frame = self.codec.publish(held.chunk, held.w, held.p, held.published, held.version, budget)
             held.budget = 0
