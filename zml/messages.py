@@ -339,6 +339,24 @@ class Assign(Message):
 # -- coordinator -> shard: a checkpoint (see `shard.holding`) ----------------------------------------------
 
 
+class Mark(Message):
+    """In BSP: mark what you have once you have made the updates of all clocks up to this one, and none of a later one.
+    Answered by `Marked` then, or at once where a later one is made."""
+
+    job: str
+    checkpoint: int
+    clock: int
+    shard: str = ""
+
+
+class Marked(Message):
+    """The payload is a `Front`: of the cut, or of now where it was not made."""
+
+    cut: bool
+    bytes: int = 0
+    held_s: float = 0.0  # that it took
+
+
 class Hold(Message):
     """Let nothing more count for now. Answered by `Held`."""
 
@@ -398,6 +416,7 @@ class Write(Message, omit_defaults=True):
 class Written(Message):
     bytes: int
     xxh3: str
+    stalled_s: float = 0.0  # that updates waited for copies of what they change
 
 
 class Release(Message):
@@ -946,6 +965,8 @@ AnyMessage = (
     | Stands
     | Roster
     | Assign
+    | Mark
+    | Marked
     | Hold
     | Align
     | Held

@@ -17,7 +17,7 @@ class Told(Checkpointer):
 
     ends: list[Taken | Exception]
 
-    async def _take(self, number: int, because: str) -> Taken:
+    async def _take(self, number: int, because: str, moves: bool) -> Taken:
         end = self.ends.pop(0)
         if isinstance(end, Exception):
             raise end

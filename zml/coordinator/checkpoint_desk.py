@@ -48,6 +48,7 @@ class CheckpointDesk:
             steps=self.steps,
             steps_before=self.hall.begun.steps_before,
             ask_to_keep=self.ask_to_keep,
+            in_sync=self.hall.spec.staleness == 0,
             keep_last=keep_last,
             keep_every_steps=keep_every_steps,
         )
@@ -71,18 +72,21 @@ class CheckpointDesk:
         asked = self.hall.endpoint.notify(scripts[workers[0]], Keep(self.hall.job, checkpoint, folder))
         return str(workers[0]) if asked else ""
 
-    def at_cut(self, front: Front) -> Cut | None:
+    def at_cut(self, front: Front, gone_on: bool) -> Cut | None:
         """What a checkpoint holds beside the shards' parts, where they hold these steps. None while the shards do not
-        know all that the ledger knows of workers that are gone: a step of theirs may be done here and not there."""
+        know all that the ledger knows of workers that are gone: a step of theirs may be done here and not there.
+        `gone_on`: training went on after the cut. It is None then, too, where the ledger cannot tell any more what came
+        after: another epoch is open than the one that the cut lies in."""
         if not self.hall.rosters.known_at(front.generation):
             return None
-        applied = front.applied
-        ledger = describe_ledger(
-            self.hall.ledger.at_cut(applied_batches(applied, self.hall.ledger.incarnations))
-        )
+        found, ledger = applied_batches(front.applied, self.hall.ledger.incarnations), self.hall.ledger
+        if gone_on and ledger.current is not None:
+            if not any(epoch == ledger.current.epoch for epoch, _ in found.values()):
+                return None
+        described = describe_ledger(ledger.at_cut(found, gone_on=gone_on))
         steps = self.hall.board.steps(self.hall.machine.workers(self.hall.job))
         job = describe_job(self.hall.spec, steps, self.hall.ledger, self.hall.facts.noted, front.course)
-        return Cut(self.hall.facts.registration, self.hall.ledger.epoch, ledger, job, {})
+        return Cut(self.hall.facts.registration, self.hall.ledger.epoch, described, job, {})
 
     def stop(self, member: str, because: str) -> None:
         """End this member; a shard when the last checkpoint has what it holds."""

@@ -1,6 +1,7 @@
 """A checkpoint of a running job: when, from whom, and in which order. `checkpoint` says what lies on disk.
 
-    every shard: Hold -> Align until all stand alike -> Snap     training stands still for this long
+    every shard: Mark at one clock to come                        in BSP; training does not stand still
+    else every shard: Hold -> Align until all stand alike -> Snap     training stands still for this long
     every shard: Write                                            beside the training
     ledger, settings, manifest last; old ones are dropped
 
@@ -28,9 +29,22 @@ from ..checkpoint.folder import TENSORS
 from ..checkpoint.tensors import MOST_HEADER
 from ..errors import ZmlError
 from ..layout import Registration
-from ..messages import Align, Front, Held, Hold, Message, Release, Snap, Snapped, Write, Written
+from ..messages import (
+    Align,
+    Front,
+    Held,
+    Hold,
+    Mark,
+    Marked,
+    Message,
+    Release,
+    Snap,
+    Snapped,
+    Write,
+    Written,
+)
 from ..piecewise import MOST_STATE
-from ..shard.holding import HOLD_MOST_S, alike, furthest
+from ..shard.holding import HOLD_MOST_S, alike, cut_alike, furthest
 from ..status import CheckpointStatus
 from ..tracing.trees import Tree
 from .depot import Intake, Kept
@@ -38,6 +52,8 @@ from .orders import MOST_S, while_moving
 
 ALIGN_S = HOLD_MOST_S - 1.0
 AGAIN_S = 0.003
+MARK_S = 5.0  # for the clock that was named to come; a step that takes longer can as well be held up
+MARKS = 7  # clocks that are named, the last 32 ahead
 WRITE_S = 600.0  # for a shard to write its part, or to send the next piece of it
 
 log = structlog.get_logger()
@@ -60,14 +76,24 @@ class Answered(NamedTuple):
 
 Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
 Keep = Callable[[Intake], Awaitable[Sequence[Kept]]]  # bring further files; those that can be done without
-At = Callable[[Front], Cut | None]  # None: who belongs to the job is just changing, and the ledger with it
+# None: who belongs to the job is just changing, and the ledger with it. True: the shards have gone on since.
+At = Callable[[Front, bool], Cut | None]
+
+
+class Agreed(NamedTuple):
+    """All shards have marked the same steps."""
+
+    front: Front
+    cut: Cut
+    sizes: dict[str, int]  # bytes of each
+    held_s: float
 
 
 class Taken(NamedTuple):
     path: Path
     step: int
     bytes: int  # of what the shards hold
-    held_s: float  # that training stood still
+    held_s: float  # that training stood still, or an update waited for copies of what it changes
 
 
 def on_disk(root: Path) -> CheckpointStatus:
@@ -106,6 +132,7 @@ class Checkpointer:
         host: Callable[[str], str],
         at: At,
         keep: Keep,
+        in_sync: bool = False,
         steps_before: int = 0,
         keep_last: int = 3,
         keep_every_steps: int = 0,
@@ -119,6 +146,7 @@ class Checkpointer:
         self.host = host
         self.at = at
         self.keep = keep
+        self.in_sync = in_sync  # is it BSP?
         self.steps_before = steps_before
         self.keep_last = keep_last
         self.keep_every_steps = keep_every_steps
@@ -130,14 +158,14 @@ class Checkpointer:
         self.tree = Tree("zml.checkpoint")  # of the newest
         self.releases: set[asyncio.Future[Answered | None]] = set()
 
-    async def take(self, because: str) -> Path | None:
-        """Take one; its folder, or None where that was not possible, which is logged."""
+    async def take(self, because: str, *, moves: bool = True) -> Path | None:
+        """Take one; its folder, or None where that was not possible, which is logged. `moves`: are steps made?"""
         async with self.lock:
             self.number += 1
             began = time.monotonic()
             self.tree = Tree("zml.checkpoint", job=self.job, because=because)
             try:
-                taken = await self._take(self.number, because)
+                taken = await self._take(self.number, because, moves)
             except (NotTaken, Refused, ZmlError) as error:
                 self.tree.end(str(error))
                 log.warning("no checkpoint", because=str(error), wanted=because)
@@ -178,38 +206,65 @@ class Checkpointer:
             )
             return taken.path
 
-    async def _take(self, number: int, because: str) -> Taken:
+    async def _take(self, number: int, because: str, moves: bool) -> Taken:
         shards = self.shards()
         if not shards:
             raise NotTaken("a shard is away, or there are no parameters yet")
-        began = time.monotonic()
         try:
-            with self.tree.within("zml.checkpoint.hold"):
-                front, cut, sizes = await self._copies(number, shards)
+            agreed = await self._marks(number, shards) if self.in_sync and moves else None
+            if agreed is None:
+                with self.tree.within("zml.checkpoint.hold"):
+                    agreed = await self._copies(number, shards)
         finally:
             for shard in shards:  # also where some have let go already
                 task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))
                 self.releases.add(task)
                 task.add_done_callback(self.releases.discard)
-        held_s = time.monotonic() - began
-        step = self.steps_before + front.updates
+        step = self.steps_before + agreed.front.updates
         with self.tree.within("zml.checkpoint.write"):
-            path = await self._write(number, step, sizes, cut, because)
-        return Taken(path, step, sum(sizes.values()), held_s)
+            path, stalled_s = await self._write(number, step, agreed.sizes, agreed.cut, because)
+        return Taken(path, step, sum(agreed.sizes.values()), agreed.held_s + stalled_s)
 
-    async def _copies(self, number: int, shards: Sequence[str]) -> tuple[Front, Cut, dict[str, int]]:
-        """All shards have copied the same steps, so many bytes each, and the ledger says which."""
+    async def _marks(self, number: int, shards: Sequence[str]) -> Agreed | None:
+        """All shards have marked what they had after one clock. None where that does not come about."""
         loop = asyncio.get_running_loop()
+        until = loop.time() + MARK_S
+        clock, ahead = -1, 1  # before the first: mostly they say that they are further, and where
+        with self.tree.within("zml.checkpoint.mark"):
+            for _ in range(MARKS):
+                mark, left_s = Mark(self.job, number, clock), until - loop.time()
+                if left_s <= 0:
+                    return None
+                answers = await asyncio.gather(*(self.ask(shard, mark, None, left_s) for shard in shards))
+                marked = [
+                    (answer.message, msgspec.msgpack.decode(answer.payload, type=Front))
+                    for answer in answers
+                    if answer is not None and isinstance(answer.message, Marked)
+                ]
+                if len(marked) < len(shards):
+                    return None
+                front = marked[0][1]
+                if all(one.cut and cut_alike(each, front) for one, each in marked):
+                    if (cut := self.at(front, True)) is not None:
+                        sizes = {shard: one.bytes for shard, (one, _) in zip(shards, marked, strict=True)}
+                        return Agreed(front, cut, sizes, max(one.held_s for one, _ in marked))
+                clock = max(last[0] for _, each in marked for last in each.applied.values()) + ahead
+                ahead *= 2
+        return None
+
+    async def _copies(self, number: int, shards: Sequence[str]) -> Agreed:
+        """The same, while nothing counts."""
+        loop, began = asyncio.get_running_loop(), time.monotonic()
         until = loop.time() + ALIGN_S
         while True:
             front = await self._stand_alike(number, shards)
-            if (cut := self.at(front)) is not None:
+            if (cut := self.at(front, False)) is not None:
                 agreed, snap = msgspec.msgpack.encode(front), Snap(self.job, number)
                 answers = await asyncio.gather(*(self.ask(shard, snap, agreed, ALIGN_S) for shard in shards))
                 copied = [answer.message for answer in answers if answer is not None]
                 sizes = [message.bytes for message in copied if isinstance(message, Snapped)]
                 if len(sizes) == len(shards):
-                    return front, cut, dict(zip(shards, sizes, strict=True))
+                    return Agreed(front, cut, dict(zip(shards, sizes, strict=True)), time.monotonic() - began)
             if loop.time() > until:
                 raise NotTaken("workers came and went all the time")
             await asyncio.sleep(AGAIN_S)
@@ -231,7 +286,10 @@ class Checkpointer:
         answers = await self._all(shards, message, payload, ALIGN_S, Held)
         return [msgspec.msgpack.decode(answer.payload, type=Front) for answer in answers]
 
-    async def _write(self, number: int, step: int, sizes: Mapping[str, int], cut: Cut, because: str) -> Path:
+    async def _write(
+        self, number: int, step: int, sizes: Mapping[str, int], cut: Cut, because: str
+    ) -> tuple[Path, float]:
+        """Its folder, and how long updates waited for what was to be written."""
         shards = list(sizes)
         self.intake = intake = await Intake.begin(self.root, step)
         try:
@@ -249,7 +307,8 @@ class Checkpointer:
             await intake.adopt_what_fits(kept)
             for name, data in cut.files.items():
                 await intake.run(intake.writer.write, name, data)
-            return await intake.run(self._seal, intake, registration, cut, because)
+            path = await intake.run(self._seal, intake, registration, cut, because)
+            return path, max(part.stalled_s for part in written if part is not None)
         finally:
             self.intake = None
             await intake.end()

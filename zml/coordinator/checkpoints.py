@@ -80,9 +80,10 @@ class Checkpoints:
         ask: Callable[[str, Message, bytes | None, float], Any],
         shards: Callable[[], list[str]],
         host: Callable[[str], str],
-        facts: Callable[[Front], Cut | None],
+        facts: Callable[[Front, bool], Cut | None],
         steps: Callable[[], int],
         ask_to_keep: Callable[[str, str], str] = lambda checkpoint, folder: "",
+        in_sync: bool = False,
         steps_before: int = 0,
         keep_last: int = 3,
         keep_every_steps: int = 0,
@@ -110,6 +111,7 @@ class Checkpoints:
             host=host,
             at=facts,
             keep=self._keep,
+            in_sync=in_sync,
             steps_before=steps_before,
             keep_last=keep_last,
             keep_every_steps=keep_every_steps,
@@ -127,9 +129,9 @@ class Checkpoints:
             if because := self.when.due(self.steps(), loop.time()):
                 await self.take(because)
 
-    async def take(self, because: str) -> Path | None:
+    async def take(self, because: str, *, moves: bool = True) -> Path | None:
         steps = self.steps()
-        path = await self.checkpointer.take(because)
+        path = await self.checkpointer.take(because, moves=moves)
         self.when.taken(steps, asyncio.get_running_loop().time())  # also where it failed: not at once again
         return path
 
@@ -170,7 +172,7 @@ class Checkpoints:
         if self.last is None:
             if self.looking is not None:
                 self.looking.cancel()
-            self.last = asyncio.ensure_future(self.take(because))
+            self.last = asyncio.ensure_future(self.take(because, moves=False))
         await asyncio.shield(self.last)
 
     def tasks(self) -> list[asyncio.Task[Any]]:

@@ -126,6 +126,15 @@ def alike(fronts: list[Front]) -> bool:
     return all(front == fronts[0] for front in fronts) and not fronts[0].orphans
 
 
+def cut_alike(one: Front, other: Front) -> bool:
+    """Do two cuts hold the same steps, of the same workers? Where these stand, and what of theirs has come since, is of
+    no account."""
+    return not (one.orphans or other.orphans) and (
+        (one.generation, one.applied, one.updates, one.course)
+        == (other.generation, other.applied, other.updates, other.course)
+    )
+
+
 def furthest(fronts: list[Front]) -> tuple[dict[str, int], dict[str, int]]:
     """What all are to come up to: the newest step that counts of each worker, and where each stands."""
     counted: dict[str, int] = {}

@@ -95,14 +95,15 @@ class Porter:
                     written = await asyncio.to_thread(
                         write_tensors, folder / message.name, described, snapshot.data(), metadata
                     )
-                    return Written(*written)
+                    return Written(*written, snapshot.stalled_s)
                 except ZmlError as error:
                     if error.code == DISK_FULL or snapshot.begun:
                         raise
                     because = error.what
             log.info("a checkpoint is sent", shard=core.name, because=because)
             first, _ = header(described, metadata)
-            return await self._send(folder.name, message.name, chain([memoryview(first)], snapshot.data()))
+            sent = await self._send(folder.name, message.name, chain([memoryview(first)], snapshot.data()))
+            return Written(*sent, snapshot.stalled_s)
         except (ZmlError, TransportError) as error:
             log.warning("a part of a checkpoint is missing", shard=core.name, because=str(error))
             raise Refusal("checkpoint", str(error)) from None
@@ -111,7 +112,7 @@ class Porter:
             if core.copy is copy:  # and not the next one's
                 core.copy = None
 
-    async def _send(self, checkpoint: str, name: str, data: Iterable[memoryview]) -> Message:
+    async def _send(self, checkpoint: str, name: str, data: Iterable[memoryview]) -> tuple[int, str]:
         def piece(offset: int) -> Piece:
             return Piece(**self._me(), checkpoint=checkpoint, name=name, offset=offset)
 
@@ -120,7 +121,7 @@ class Porter:
             async def say(message: Message, payload: Any) -> Answer:
                 return await endpoint.request(COORDINATOR, message, payload, timeout_s=PIECE_S)
 
-            return Written(*await send(say, piece, data))
+            return await send(say, piece, data)
 
     # -- a job goes on from one ------------------------------------------------------------------------------
 

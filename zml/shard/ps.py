@@ -41,6 +41,7 @@ from ..messages import (
     Fenced,
     Gauge,
     Hold,
+    Mark,
     Message,
     Ok,
     Pair,
@@ -288,7 +289,7 @@ class Ps(Tenancy):
                 if self.lease is not None:
                     self.lease.heard()
                 return None
-            case Assign() | Roster() | Settle() | Hold() | Align() | Snap() | Release():
+            case Assign() | Roster() | Settle() | Mark() | Hold() | Align() | Snap() | Release():
                 return self._order(message, bytes(payload or b""))
             case Write():
                 return self.porter.write(self._core(message.shard), message)
@@ -313,7 +314,7 @@ class Ps(Tenancy):
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
 
     async def _order(
-        self, message: Assign | Roster | Settle | Hold | Align | Snap | Release, payload: bytes
+        self, message: Assign | Roster | Settle | Mark | Hold | Align | Snap | Release, payload: bytes
     ) -> Any:
         core = self._core(message.shard)
         if isinstance(message, Assign):

@@ -44,6 +44,7 @@ from ..messages import (
     Held,
     Hold,
     Load,
+    Mark,
     Message,
     Muster,
     Ok,
@@ -69,6 +70,7 @@ from .begin import CannotBegin, Sees, begin, read_assignment
 from .counted import NOTHING, Committed, Last, Step
 from .counts import Counts
 from .holding import Holding, Waiting, front_of
+from .marking import Marking, forget, mark
 from .pace import Pace
 from .pushlog import Log, NoLog, PushLog
 from .snapshot import Snapshot
@@ -126,6 +128,7 @@ class Shard:
         self.brought: Checkpoint | None = None
         self.sees: Sees = is_seen
         self.holding: Holding | None = None  # while a checkpoint is cut
+        self.marking: Marking | None = None  # where it is cut without
         self.pace = Pace(name)
         self.trace: Untraced = UNTRACED
         self.copy: tuple[int, Snapshot] | None = None  # for the newest checkpoint, until it is written
@@ -134,7 +137,7 @@ class Shard:
 
     # -- orders from the coordinator -----------------------------------------------------------------
 
-    def order(self, message: Struct, payload: bytes | memoryview) -> Message | tuple[Message, bytes]:
+    def order(self, message: Struct, payload: bytes | memoryview) -> Reply | Awaitable[Reply]:
         """One order. Raises Refusal, and then nothing has changed. Twice is the same as once."""
         match message:
             case Assign():
@@ -161,7 +164,10 @@ class Shard:
                 return Ok()
             case Settle():
                 return self._settle(message)
+            case Mark():
+                return mark(self, message)
             case Hold():
+                forget(self)
                 if self.store is None or not self.store.ready:
                     raise Refusal("checkpoint", f"{self.name} has no parameters yet")
                 if self.holding is None or self.holding.checkpoint != message.checkpoint:
@@ -182,6 +188,8 @@ class Shard:
                 self._release()
                 return Snapped(snapshot.bytes)
             case Release():
+                if self.marking is not None and self.marking.order.checkpoint == message.checkpoint:
+                    forget(self)
                 if self.holding is not None and self.holding.checkpoint == message.checkpoint:
                     self._release()
                 return Ok()
@@ -538,7 +546,11 @@ class Shard:
             low = self.gate.low
             if low is not None and clock >= low:
                 break
+            if self.marking is not None:
+                self.marking.look(clock, made=False)
             self._apply_clock(clock)
+            if self.marking is not None:
+                self.marking.look(clock, made=True)
         for parked in self.parked:
             if not parked.answer.done() and self._may_answer(WorkerId(parked.pull.worker), parked.pull.clock):
                 parked.answer.set_result(self._delta(parked.pull))
