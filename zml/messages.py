@@ -399,6 +399,7 @@ class Snap(Message):
 
 class Snapped(Message):
     bytes: int
+    held_s: float  # how long nothing counted
 
 
 class Write(Message, omit_defaults=True):

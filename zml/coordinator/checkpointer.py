@@ -254,17 +254,21 @@ class Checkpointer:
 
     async def _copies(self, number: int, shards: Sequence[str]) -> Agreed:
         """The same, while nothing counts."""
-        loop, began = asyncio.get_running_loop(), time.monotonic()
+        loop = asyncio.get_running_loop()
         until = loop.time() + ALIGN_S
         while True:
             front = await self._stand_alike(number, shards)
             if (cut := self.at(front, False)) is not None:
                 agreed, snap = msgspec.msgpack.encode(front), Snap(self.job, number)
                 answers = await asyncio.gather(*(self.ask(shard, snap, agreed, ALIGN_S) for shard in shards))
-                copied = [answer.message for answer in answers if answer is not None]
-                sizes = [message.bytes for message in copied if isinstance(message, Snapped)]
-                if len(sizes) == len(shards):
-                    return Agreed(front, cut, dict(zip(shards, sizes, strict=True)), time.monotonic() - began)
+                copied = [
+                    answer.message
+                    for answer in answers
+                    if answer is not None and isinstance(answer.message, Snapped)
+                ]
+                if len(copied) == len(shards):
+                    sizes = {shard: one.bytes for shard, one in zip(shards, copied, strict=True)}
+                    return Agreed(front, cut, sizes, max(one.held_s for one in copied))
             if loop.time() > until:
                 raise NotTaken("workers came and went all the time")
             await asyncio.sleep(AGAIN_S)
@@ -273,11 +277,13 @@ class Checkpointer:
         loop = asyncio.get_running_loop()
         until = loop.time() + ALIGN_S
         fronts = await self._fronts(shards, Hold(self.job, number), None)
+        pause_s = 0.0  # what is on its way is mostly there by the time the first order is
         while not alike(fronts):
             if loop.time() > until:
                 apart = [shard for shard, front in zip(shards, fronts, strict=True) if front != fronts[0]]
                 raise NotTaken(f"{', '.join(apart) or shards[0]} did not come to where the others stand")
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(pause_s)
+            pause_s = AGAIN_S
             target = msgspec.msgpack.encode(furthest(fronts))
             fronts = await self._fronts(shards, Align(self.job, number), target)
         return fronts[0]

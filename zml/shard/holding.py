@@ -15,6 +15,7 @@ Rule: whoever holds lets go by itself after HOLD_MOST_S, whatever became of the 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -51,6 +52,7 @@ class Holding:
         self.shard = shard
         self.checkpoint = checkpoint
         self.queue: list[Waiting] = []
+        self.began = time.perf_counter()
         self._handle = handle
         self._timer = asyncio.get_running_loop().call_later(HOLD_MOST_S, self._too_long)
         self.over = False

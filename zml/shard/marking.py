@@ -41,18 +41,23 @@ class Marking:
 
     def begin(self) -> None:
         """The order has come."""
-        stands, clock = newest(self.shard), self.order.clock
-        low = self.shard.gate.low
-        if stands > clock:
+        if newest(self.shard) > self.order.clock:
             self.over = True
             self.answer.set_result((Marked(cut=False), msgspec.msgpack.encode(front_of(self.shard))))
-        elif stands == clock or (low is not None and low > clock):
+        else:
+            self.look()
+
+    def before(self, clock: int) -> None:
+        """The updates of this clock are made next."""
+        if not self.over and clock > self.order.clock:
             self._cut()
 
-    def look(self, clock: int, *, made: bool) -> None:
-        """The updates of this clock were made, or are made next."""
-        if not self.over and (clock >= self.order.clock if made else clock > self.order.clock):
-            self._cut()
+    def look(self) -> None:
+        """Updates were made, or no others can come: nobody stands at such a clock any more."""
+        if not self.over:
+            clock, low = self.order.clock, self.shard.gate.low
+            if newest(self.shard) >= clock or (low is not None and low > clock):
+                self._cut()
 
     def forget(self) -> None:
         """It is not wanted any more."""

@@ -16,6 +16,7 @@ Everything here runs in one thread, the bulk thread; `ps` puts a process around 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from inspect import isawaitable
@@ -179,14 +180,15 @@ class Shard:
                 self._held(message.checkpoint).align(counted, stands)
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Snap():
-                self._held(message.checkpoint)
+                holding = self._held(message.checkpoint)
                 agreed = msgspec.msgpack.decode(payload, type=Front)
                 if agreed != front_of(self):  # a roster has come since: it may have let a step count
                     raise Refusal("checkpoint", f"{self.name} stands elsewhere than all had agreed")
                 snapshot = self._store().snapshot(published=False)
                 self.copy = (message.checkpoint, snapshot)
+                held_s = time.perf_counter() - holding.began
                 self._release()
-                return Snapped(snapshot.bytes)
+                return Snapped(snapshot.bytes, held_s)
             case Release():
                 if self.marking is not None and self.marking.order.checkpoint == message.checkpoint:
                     forget(self)
@@ -547,10 +549,10 @@ class Shard:
             if low is not None and clock >= low:
                 break
             if self.marking is not None:
-                self.marking.look(clock, made=False)
+                self.marking.before(clock)
             self._apply_clock(clock)
-            if self.marking is not None:
-                self.marking.look(clock, made=True)
+        if self.marking is not None:
+            self.marking.look()
         for parked in self.parked:
             if not parked.answer.done() and self._may_answer(WorkerId(parked.pull.worker), parked.pull.clock):
                 parked.answer.set_result(self._delta(parked.pull))
