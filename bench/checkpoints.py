@@ -4,9 +4,9 @@
     python bench/checkpoints.py --every 5 --json checkpoints.json
     python bench/checkpoints.py -- --width 384
 
-`zml run -w 1 -p 2 --sync` (or `--mode async`) trains `examples/char_lm.py`; what follows `--` goes to it. Each repetition
-makes both runs, in random order, and compares the mean step; on a machine that others use, most of what that shows is
-the others. So the run with checkpoints is also compared with itself:
+`zml run -w 1 -p 2 --sync` (or `--mode async`) trains `examples/char_lm.py`; what follows `--` goes to it. Each
+repetition makes both runs, in random order, and compares the mean step; on a machine that others use, most of what that
+shows is the others. So the run with checkpoints is also compared with itself:
 
 cost     how much longer the steps took together for those that ran while a checkpoint was taken or written: of each
          step beside a checkpoint its time less the median of the steps before and after that checkpoint. In percent of

@@ -8,7 +8,8 @@ import pytest
 
 from tests.zml import checkpoints
 from zml.checkpoint.folder import MANIFEST
-from zml.coordinator.checkpointer import Checkpointer, NotTaken, Taken, on_disk
+from zml.coordinator.checkpointer import Checkpointer, Taken, on_disk
+from zml.coordinator.cutting import NotTaken
 from zml.status import CheckpointStatus
 
 

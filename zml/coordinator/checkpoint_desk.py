@@ -15,8 +15,8 @@ from ..plan import Plan
 from ..scheduler.state import Cause, Finishing
 from ..status import CheckpointStatus
 from ..transport import Refusal
-from .checkpointer import Cut
 from .checkpoints import Checkpoints, When, applied_batches, describe_job, describe_ledger
+from .cutting import Cut
 from .depot import Offer
 
 if TYPE_CHECKING:

@@ -1,14 +1,13 @@
 """A checkpoint of a running job: when, from whom, and in which order. `checkpoint` says what lies on disk.
 
-    every shard: Mark at one clock to come                        in BSP; training does not stand still
-    else every shard: Hold -> Align until all stand alike -> Snap     training stands still for this long
+    every shard has marked what it has at one cut (`cutting`)
     every shard: Write                                            beside the training
     ledger, settings, manifest last; old ones are dropped
 
 A shard writes its part into the folder, or sends it where it does not see that (`shard.porter`, `depot`).
 
-Rules: the data ledger is taken at the same cut, from what the shards say they have applied. Whatever goes wrong
-leaves the job and the checkpoints before as they were, is logged, and is tried again at the next time.
+Rule: whatever goes wrong leaves the job and the checkpoints before as they were, is logged, and is tried again at the
+next time.
 """
 
 from __future__ import annotations
@@ -18,75 +17,30 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import structlog
-from msgspec import Struct
 
 from ..checkpoint import BadCheckpoint, Refused, entries, entry, prune, read_manifest, shard_file
 from ..checkpoint.folder import TENSORS
 from ..checkpoint.tensors import MOST_HEADER
 from ..errors import ZmlError
 from ..layout import Registration
-from ..messages import (
-    Align,
-    Front,
-    Held,
-    Hold,
-    Mark,
-    Marked,
-    Message,
-    Release,
-    Snap,
-    Snapped,
-    Write,
-    Written,
-)
+from ..messages import Write, Written
 from ..piecewise import MOST_STATE
-from ..shard.holding import HOLD_MOST_S, alike, cut_alike, furthest
 from ..status import CheckpointStatus
 from ..tracing.trees import Tree
+from .cutting import Ask, At, Cut, Cutter, NotTaken
 from .depot import Intake, Kept
 from .orders import MOST_S, while_moving
 
-ALIGN_S = HOLD_MOST_S - 1.0
-AGAIN_S = 0.003
-MARK_S = 5.0  # for the clock that was named to come; a step that takes longer can as well be held up
-MARKS = 7  # clocks that are named, the last 32 ahead
 WRITE_S = 600.0  # for a shard to write its part, or to send the next piece of it
 
 log = structlog.get_logger()
 
 
-class Cut(NamedTuple):
-    """What the coordinator adds, as it is when the shards stand alike."""
-
-    registration: bytes
-    epoch: int
-    ledger: dict[str, Any]
-    job: dict[str, Any]
-    files: Mapping[str, bytes]  # further files, if there are any
-
-
-class Answered(NamedTuple):
-    message: Struct
-    payload: bytes
-
-
-Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
 Keep = Callable[[Intake], Awaitable[Sequence[Kept]]]  # bring further files; those that can be done without
-# None: who belongs to the job is just changing, and the ledger with it. True: the shards have gone on since.
-At = Callable[[Front, bool], Cut | None]
-
-
-class Agreed(NamedTuple):
-    """All shards have marked the same steps."""
-
-    front: Front
-    cut: Cut
-    sizes: dict[str, int]  # bytes of each
-    held_s: float
 
 
 class Taken(NamedTuple):
@@ -115,10 +69,6 @@ def on_disk(root: Path) -> CheckpointStatus:
     return CheckpointStatus()
 
 
-class NotTaken(Exception):
-    """Why there is no checkpoint this time, as a sentence."""
-
-
 class Checkpointer:
     """One job's checkpoints. `take` runs once at a time."""
 
@@ -144,9 +94,8 @@ class Checkpointer:
         self.ask = ask
         self.shards = shards
         self.host = host
-        self.at = at
+        self.cutter = Cutter(job, ask, at, in_sync=in_sync)
         self.keep = keep
-        self.in_sync = in_sync  # is it BSP?
         self.steps_before = steps_before
         self.keep_last = keep_last
         self.keep_every_steps = keep_every_steps
@@ -156,7 +105,6 @@ class Checkpointer:
         self.intake: Intake | None = None  # of the checkpoint that is being written
         self.lock = asyncio.Lock()
         self.tree = Tree("zml.checkpoint")  # of the newest
-        self.releases: set[asyncio.Future[Answered | None]] = set()
 
     async def take(self, because: str, *, moves: bool = True) -> Path | None:
         """Take one; its folder, or None where that was not possible, which is logged. `moves`: are steps made?"""
@@ -210,87 +158,11 @@ class Checkpointer:
         shards = self.shards()
         if not shards:
             raise NotTaken("a shard is away, or there are no parameters yet")
-        try:
-            agreed = await self._marks(number, shards) if self.in_sync and moves else None
-            if agreed is None:
-                with self.tree.within("zml.checkpoint.hold"):
-                    agreed = await self._copies(number, shards)
-        finally:
-            for shard in shards:  # also where some have let go already
-                task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))
-                self.releases.add(task)
-                task.add_done_callback(self.releases.discard)
+        agreed = await self.cutter.cut(number, shards, self.tree, moves=moves)
         step = self.steps_before + agreed.front.updates
         with self.tree.within("zml.checkpoint.write"):
             path, stalled_s = await self._write(number, step, agreed.sizes, agreed.cut, because)
         return Taken(path, step, sum(agreed.sizes.values()), agreed.held_s + stalled_s)
-
-    async def _marks(self, number: int, shards: Sequence[str]) -> Agreed | None:
-        """All shards have marked what they had after one clock. None where that does not come about."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + MARK_S
-        clock, ahead = -1, 1  # before the first: mostly they say that they are further, and where
-        with self.tree.within("zml.checkpoint.mark"):
-            for _ in range(MARKS):
-                mark, left_s = Mark(self.job, number, clock), until - loop.time()
-                if left_s <= 0:
-                    return None
-                answers = await asyncio.gather(*(self.ask(shard, mark, None, left_s) for shard in shards))
-                marked = [
-                    (answer.message, msgspec.msgpack.decode(answer.payload, type=Front))
-                    for answer in answers
-                    if answer is not None and isinstance(answer.message, Marked)
-                ]
-                if len(marked) < len(shards):
-                    return None
-                front = marked[0][1]
-                if all(one.cut and cut_alike(each, front) for one, each in marked):
-                    if (cut := self.at(front, True)) is not None:
-                        sizes = {shard: one.bytes for shard, (one, _) in zip(shards, marked, strict=True)}
-                        return Agreed(front, cut, sizes, max(one.held_s for one, _ in marked))
-                clock = max(last[0] for _, each in marked for last in each.applied.values()) + ahead
-                ahead *= 2
-        return None
-
-    async def _copies(self, number: int, shards: Sequence[str]) -> Agreed:
-        """The same, while nothing counts."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + ALIGN_S
-        while True:
-            front = await self._stand_alike(number, shards)
-            if (cut := self.at(front, False)) is not None:
-                agreed, snap = msgspec.msgpack.encode(front), Snap(self.job, number)
-                answers = await asyncio.gather(*(self.ask(shard, snap, agreed, ALIGN_S) for shard in shards))
-                copied = [
-                    answer.message
-                    for answer in answers
-                    if answer is not None and isinstance(answer.message, Snapped)
-                ]
-                if len(copied) == len(shards):
-                    sizes = {shard: one.bytes for shard, one in zip(shards, copied, strict=True)}
-                    return Agreed(front, cut, sizes, max(one.held_s for one in copied))
-            if loop.time() > until:
-                raise NotTaken("workers came and went all the time")
-            await asyncio.sleep(AGAIN_S)
-
-    async def _stand_alike(self, number: int, shards: Sequence[str]) -> Front:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + ALIGN_S
-        fronts = await self._fronts(shards, Hold(self.job, number), None)
-        pause_s = 0.0  # what is on its way is mostly there by the time the first order is
-        while not alike(fronts):
-            if loop.time() > until:
-                apart = [shard for shard, front in zip(shards, fronts, strict=True) if front != fronts[0]]
-                raise NotTaken(f"{', '.join(apart) or shards[0]} did not come to where the others stand")
-            await asyncio.sleep(pause_s)
-            pause_s = AGAIN_S
-            target = msgspec.msgpack.encode(furthest(fronts))
-            fronts = await self._fronts(shards, Align(self.job, number), target)
-        return fronts[0]
-
-    async def _fronts(self, shards: Sequence[str], message: Message, payload: bytes | None) -> list[Front]:
-        answers = await self._all(shards, message, payload, ALIGN_S, Held)
-        return [msgspec.msgpack.decode(answer.payload, type=Front) for answer in answers]
 
     async def _write(
         self, number: int, step: int, sizes: Mapping[str, int], cut: Cut, because: str
@@ -353,19 +225,3 @@ class Checkpointer:
         for name in dropped:
             log.info("checkpoint dropped", name=name)
         return path
-
-    async def _all(
-        self,
-        shards: Sequence[str],
-        message: Message,
-        payload: bytes | None,
-        within_s: float,
-        kind: type[Message],
-    ) -> list[Answered]:
-        answers = await asyncio.gather(*(self.ask(shard, message, payload, within_s) for shard in shards))
-        found = []
-        for shard, answer in zip(shards, answers, strict=True):
-            if answer is None or not isinstance(answer.message, kind):
-                raise NotTaken(f"{shard} did not answer {type(message).__name__}")
-            found.append(answer)
-        return found

@@ -28,7 +28,8 @@ from ..scheduler.epoch import COMMITTED, SKIPPED, Pass
 from ..scheduler.ids import WorkerId
 from ..shard.holding import Applied
 from ..transport import Refusal
-from .checkpointer import Answered, Checkpointer, Cut
+from .checkpointer import Checkpointer
+from .cutting import Answered, Cut
 from .depot import Intake
 from .depot import Kept as KeptFile
 from .facts import Begun, Noted

@@ -93,6 +93,7 @@ def mark(shard: Shard, order: Mark) -> Awaitable[Reply]:
         raise Refusal("checkpoint", f"{shard.name} is not in sync: its clocks are not those of others")
     if shard.marking is None or shard.marking.order != order:
         forget(shard)
+        shard.copy = None  # of a cut that the others did not make
         shard.marking = Marking(shard, order)
         shard.marking.begin()
     return shard.marking.reply()

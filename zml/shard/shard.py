@@ -173,6 +173,7 @@ class Shard:
                     raise Refusal("checkpoint", f"{self.name} has no parameters yet")
                 if self.holding is None or self.holding.checkpoint != message.checkpoint:
                     self._release()
+                    self.copy = None
                     self.holding = Holding(self, message.checkpoint, self._go)
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Align():
