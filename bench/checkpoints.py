@@ -4,16 +4,16 @@
     python bench/checkpoints.py --every 5 --json checkpoints.json
     python bench/checkpoints.py -- --width 384
 
-`zml run -w 1 -p 2 --sync` trains `examples/char_lm.py`; what follows `--` goes to it. Each repetition makes both runs,
-in random order, and compares the mean step; on a machine that others use, most of what that shows is the others.
-So the run with checkpoints is also compared with itself:
+`zml run -w 1 -p 2 --sync` (or `--mode async`) trains `examples/char_lm.py`; what follows `--` goes to it. Each
+repetition makes both runs, in random order, and compares the mean step; on a machine that others use, most of what that
+shows is the others. So the run with checkpoints is also compared with itself:
 
 cost     how much longer the steps took together for those that ran while a checkpoint was taken or written: of each
          step beside a checkpoint its time less the median of the steps before and after that checkpoint. In percent of
          the training, from the first step to the last; the target is 2 % with one every 10 s
-held     how long steps that would count had to wait while the shards were brought to the same place and copied
-copy     the time of a plain copy of as many bytes in this process, into new memory, as a shard copies meanwhile: what
-         cannot be avoided
+held     how long training stood still, as the shards measured it: while they were brought to the same place (in sync
+         nothing is held for that) and marked what they had, and while updates waited for copies of what they change
+copy     the time of a plain copy of as many bytes in this process, into new memory, as a shard holds
 """
 
 import itertools
@@ -86,7 +86,7 @@ def extra_s(ends: list[float], taken: list[Taken]) -> float:
     return extra
 
 
-def measure(every: float, arguments: list[str], environment: dict[str, str]) -> Run:
+def measure(every: float, mode: str, arguments: list[str], environment: dict[str, str]) -> Run:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         script = [str(HERE / "stopwatch.py"), str(folder / "steps.json"), str(EXAMPLE), *arguments]
@@ -95,7 +95,7 @@ def measure(every: float, arguments: list[str], environment: dict[str, str]) -> 
             "1",
             "-p",
             str(SHARDS),
-            "--sync",
+            f"--{mode}",
             "--keep-output",
             "none",
             "--run-dir",
@@ -138,11 +138,18 @@ def copy_ms(size: int) -> float:
 @click.option("--repetitions", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--every", type=float, default=10.0, show_default=True, help="Seconds between two checkpoints.")
 @click.option("--steps", type=click.IntRange(WARM_UP + 2), default=500, show_default=True)
+@click.option("--mode", type=click.Choice(["sync", "async"]), default="sync", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides who goes first in each pair.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE")
 @click.argument("arguments", nargs=-1)
 def main(
-    repetitions: int, every: float, steps: int, seed: int, json_file: Path | None, arguments: tuple[str, ...]
+    repetitions: int,
+    every: float,
+    steps: int,
+    mode: str,
+    seed: int,
+    json_file: Path | None,
+    arguments: tuple[str, ...],
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ZML_")}
     environment["PYTHONPATH"] = os.pathsep.join(
@@ -163,7 +170,7 @@ def main(
     order, pairs, load = random.Random(seed), [], os.getloadavg()[0]
     for number in range(repetitions):
         seconds = order.sample([0.0, every], 2)
-        pairs.append({each: measure(each, example, environment) for each in seconds})
+        pairs.append({each: measure(each, mode, example, environment) for each in seconds})
         none, some = pairs[-1][0.0], pairs[-1][every]
         click.echo(
             f"{number + 1}/{repetitions}  none {none.step_ms:.1f} ms  some {some.step_ms:.1f} ms", err=True
@@ -186,7 +193,13 @@ def main(
         f"held: {statistics.median(held):.1f} ms, at most {most:.1f} ms; copy of a shard: {plain:.1f} ms"
     )
     if json_file:
-        how = {"machine": platform.platform(), "cores": os.cpu_count(), "load_before": load, "every_s": every}
+        how = {
+            "machine": platform.platform(),
+            "cores": os.cpu_count(),
+            "load_before": load,
+            "every_s": every,
+            "mode": mode,
+        }
         found = {
             "arguments": example,
             "copy_ms": plain,

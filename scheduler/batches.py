@@ -315,15 +315,22 @@ class Ledger:
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
-    def at_cut(self, applied: Mapping[WorkerId, tuple[int, int]]) -> Pass | None:
+    def at_cut(
+        self, applied: Mapping[WorkerId, tuple[int, int]], *, gone_on: bool = False
+    ) -> Pass | None:
         """The open epoch as it is in parameters that hold, of each worker, the first batches of an epoch: a copy.
 
-        `applied` is (epoch, done) by worker; what was committed before is in the parameters anyhow.
+        `applied` is (epoch, done) by worker; what was committed before is in the parameters anyhow. `gone_on`: the
+        same workers have trained since, in this epoch, and what they have committed beyond is not in the parameters.
         """
         current = self.current
         if current is None:
             return None
         state = bytearray(current.state)
+        if gone_on:
+            for batch in (batch for given in current.given.values() for batch in given):
+                if state[batch] == COMMITTED:
+                    state[batch] = 0
         for worker, (epoch, done) in applied.items():
             if epoch == current.epoch:
                 for batch in current.given.get(worker, ())[:done]:

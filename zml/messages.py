@@ -375,6 +375,24 @@ class Graft(Message):
 # -- coordinator -> shard: a checkpoint (see `shard.holding`) ----------------------------------------------
 
 
+class Mark(Message):
+    """In BSP: mark what you have once you have made the updates of all clocks up to this one, and none of a later one.
+    Answered by `Marked` then, or at once where a later one is made."""
+
+    job: str
+    checkpoint: int
+    clock: int
+    shard: str = ""
+
+
+class Marked(Message):
+    """The payload is a `Front`: of the cut, or of now where it was not made."""
+
+    cut: bool
+    bytes: int = 0
+    held_s: float = 0.0  # that it took
+
+
 class Hold(Message):
     """Let nothing more count for now. Answered by `Held`."""
 
@@ -408,7 +426,7 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snap(Message):
-    """Copy what you have, and go on, if you still stand as agreed (the payload: a `Front`). Answered by `Snapped`."""
+    """Mark what you have, and go on, if you still stand as agreed (the payload: a `Front`). Answered by `Snapped`."""
 
     job: str
     checkpoint: int
@@ -417,11 +435,12 @@ class Snap(Message):
 
 class Snapped(Message):
     bytes: int
+    held_s: float  # how long nothing counted
 
 
 class Write(Message, omit_defaults=True):
-    """Write the copy into this folder, under this name, or send it in `Piece`s where the folder is not there. Answered
-    by `Written` when it is safe on disk, or all pieces have been taken."""
+    """Write what was marked into this folder, under this name, or send it in `Piece`s where the folder is not there.
+    Answered by `Written` when it is safe on disk, or all pieces have been taken."""
 
     job: str
     checkpoint: int
@@ -434,6 +453,7 @@ class Write(Message, omit_defaults=True):
 class Written(Message):
     bytes: int
     xxh3: str
+    stalled_s: float = 0.0  # that updates waited for copies of what they change
 
 
 class Release(Message):
@@ -991,6 +1011,8 @@ AnyMessage = (
     | Assign
     | Cede
     | Graft
+    | Mark
+    | Marked
     | Hold
     | Align
     | Held

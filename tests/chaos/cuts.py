@@ -43,7 +43,7 @@ def replay(
             and shard.store is not None
             and (shard.steps == 0 or shard.steps not in seen)
         ):
-            seen[shard.steps] = shard.store.state(published=False)[1]
+            seen[shard.steps] = dict(shard.store.snapshot(published=False).tensors())
     return shard, seen
 
 

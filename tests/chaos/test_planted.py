@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from zml.coordinator import checkpoint_desk, checkpointer
+from zml.coordinator import checkpoint_desk, holds
 from zml.coordinator.docket import Docket
 from zml.coordinator.rosters import Rosters
 from zml.hyper import read_hyper
@@ -59,7 +59,7 @@ def test_chaos_catches_a_shard_that_counts_a_step_twice(monkeypatch: pytest.Monk
             self.note(message, payload)
             hyper = read_hyper(payload or memoryview(b""), self._store().spec)
             last = Last(message.clock, message.epoch, message.done, bytes(payload or b""))
-            self._count(worker, step, hyper, last)
+            self.count(worker, step, hyper, last)
             return Ok()
         if step is not None:
             steps[what] = step
@@ -206,7 +206,7 @@ def test_chaos_catches_a_checkpoint_of_shards_that_stand_apart(monkeypatch: pyte
         return order(self, message, payload)
 
     monkeypatch.setattr(Shard, "order", order_anyhow)
-    monkeypatch.setattr(cutting, "alike", lambda fronts: True)
+    monkeypatch.setattr(holds, "alike", lambda fronts: True)
     assert caught("housed").broken
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.zml import checkpoints
 from zml.checkpoint.folder import MANIFEST
 from zml.coordinator.checkpointer import Checkpointer, Taken, on_disk
-from zml.coordinator.cutting import NotTaken
+from zml.coordinator.holds import NotTaken
 from zml.status import CheckpointStatus
 
 
@@ -18,7 +18,7 @@ class Told(Checkpointer):
 
     ends: list[Taken | Exception]
 
-    async def _take(self, because: str) -> Taken:
+    async def _take(self, because: str, moves: bool) -> Taken:
         end = self.ends.pop(0)
         if isinstance(end, Exception):
             raise end
@@ -27,7 +27,7 @@ class Told(Checkpointer):
 
 def of(root: Path, *ends: Taken | Exception) -> Told:
     nothing: Any = None
-    made = Told("j", root, cutting=nothing, shards=list, host=str, at=nothing, keep=nothing)
+    made = Told("j", root, holds=nothing, shards=list, host=str, at=nothing, keep=nothing)
     made.ends = list(ends)
     return made
 

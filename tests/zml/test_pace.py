@@ -296,8 +296,11 @@ def test_norms_are_those_of_the_gradients_and_measuring_changes_no_bit(compress:
     assert norms is not None
     assert norms.each == pytest.approx(float(gradients.square().sum(1).mean()), rel=1e-5)
     assert norms.mean == pytest.approx(float(gradients.mean(0).square().sum()), rel=1e-5)
-    (versions, ours), (theirs_versions, theirs) = stores[0].state(), stores[1].state()
-    assert versions == theirs_versions and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    snapshots = [store.snapshot(published=True) for store in stores]
+    ours, theirs = (dict(snapshot.tensors()) for snapshot in snapshots)
+    assert snapshots[0].versions == snapshots[1].versions and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 def test_a_frame_that_its_sender_has_changed_spoils_the_measurement_and_not_the_step() -> None:

@@ -306,9 +306,9 @@ def test_a_shard_writes_only_into_a_checkpoint_in_the_making(tmp_path: Path) -> 
         script = cluster.script("w0")
         await cluster.until(lambda: script.trained)
         core, done = cluster.shards[0].core, []
-        assert core is not None
+        assert core is not None and core.store is not None
         for folder, name in ((tmp_path, "x"), (real, "../x"), (real, ".x"), (real, "x")):
-            core.copy = (7, {}, {})
+            core.copy = (7, core.store.snapshot(published=False))
             answer = await cluster.coordinator.shard_desk.ask("p0", Write("job", 7, str(folder), name))
             done.append(answer is not None)
         assert await cluster.finish() == 0
@@ -392,7 +392,7 @@ def test_a_folder_that_takes_nothing_is_gone_round_but_a_full_disk_is_full_for_a
     def refuse(*args: Any) -> None:
         raise ZmlError(code, "no")
 
-    monkeypatch.setattr(porter, "write_shard_file", refuse)
+    monkeypatch.setattr(porter, "write_tensors", refuse)
     cluster, _, sent = train(tmp_path, sees=Path.is_dir, missing=code == DISK_FULL)
     assert bool(cluster.came["Piece"]) is bool(sent) is (code == NOT_WRITTEN)
 

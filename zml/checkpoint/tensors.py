@@ -110,15 +110,6 @@ def write_shard_file(
     return write_tensors(path, described, views, metadata, disk)
 
 
-def shard_bytes(
-    tensors: Mapping[str, "NDArray[np.float32] | Buffer"], metadata: Mapping[str, str]
-) -> list[memoryview]:
-    """The bytes of the same file, one buffer after another: a header, and the tensors' own memory."""
-    described, views = _laid_out(tensors)
-    first, _ = header(described, metadata)
-    return [memoryview(first), *(view.cast("B") if view.nbytes else memoryview(b"") for view in views)]
-
-
 def _laid_out(
     tensors: Mapping[str, "NDArray[np.float32] | Buffer"],
 ) -> tuple[list[tuple[str, Sequence[int]]], list[memoryview]]:

@@ -15,8 +15,8 @@ from ..plan import Plan
 from ..scheduler.state import Cause, Finishing
 from ..status import CheckpointStatus
 from ..transport import Refusal
-from .checkpointer import Cut
 from .checkpoints import Checkpoints, When, applied_batches, describe_job, describe_ledger
+from .cutting import Cut
 from .depot import Offer
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class CheckpointDesk:
             self.hall.job,
             root,
             when,
-            cutting=self.hall.cutting,
+            holds=self.hall.holds,
             shards=self.hall.shard_desk.holding,
             host=self.hall.homes.host,
             facts=self.at_cut,
@@ -49,6 +49,7 @@ class CheckpointDesk:
             steps_before=self.hall.begun.steps_before,
             ask_to_keep=self.ask_to_keep,
             until_gone=self.until_gone,
+            in_sync=self.hall.spec.staleness == 0,
             keep_last=keep_last,
             keep_every_steps=keep_every_steps,
         )
@@ -79,18 +80,21 @@ class CheckpointDesk:
         while member in hall.machine.workers(hall.job) and hall.facts.scripts.get(member) == script:
             await hall.changed.wait()
 
-    def at_cut(self, front: Front) -> Cut | None:
+    def at_cut(self, front: Front, gone_on: bool) -> Cut | None:
         """What a checkpoint holds beside the shards' parts, where they hold these steps. None while the shards do not
-        know all that the ledger knows of workers that are gone: a step of theirs may be done here and not there."""
+        know all that the ledger knows of workers that are gone: a step of theirs may be done here and not there.
+        `gone_on`: training went on after the cut. It is None then, too, where the ledger cannot tell any more what came
+        after: another epoch is open than the one that the cut lies in."""
         if not self.hall.rosters.known_at(front.generation):
             return None
-        applied = front.applied
-        ledger = describe_ledger(
-            self.hall.ledger.at_cut(applied_batches(applied, self.hall.ledger.incarnations))
-        )
+        found, ledger = applied_batches(front.applied, self.hall.ledger.incarnations), self.hall.ledger
+        if gone_on and ledger.current is not None:
+            if not any(epoch == ledger.current.epoch for epoch, _ in found.values()):
+                return None
+        described = describe_ledger(ledger.at_cut(found, gone_on=gone_on))
         steps = self.hall.board.steps(self.hall.machine.workers(self.hall.job))
         job = describe_job(self.hall.spec, steps, self.hall.ledger, self.hall.facts.noted, front.course)
-        return Cut(self.hall.facts.registration, self.hall.ledger.epoch, ledger, job, {})
+        return Cut(self.hall.facts.registration, self.hall.ledger.epoch, described, job, {})
 
     def stop(self, member: str, because: str) -> None:
         """End this member; a shard when the last checkpoint has what it holds."""

@@ -1,13 +1,13 @@
 """A checkpoint of a running job: when, from whom, and in which order. `checkpoint` says what lies on disk.
 
-    every shard: Hold -> Align until all stand alike -> Snap     training stands still for this long
+    every shard has marked what it has at one cut (`cutting`)
     every shard: Write                                            beside the training
     ledger, settings, manifest last; old ones are dropped
 
 A shard writes its part into the folder, or sends it where it does not see that (`shard.porter`, `depot`).
 
-Rules: the data ledger is taken at the same cut, from what the shards say they have applied. Whatever goes wrong
-leaves the job and the checkpoints before as they were, is logged, and is tried again at the next time.
+Rule: whatever goes wrong leaves the job and the checkpoints before as they were, is logged, and is tried again at the
+next time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -27,12 +27,13 @@ from ..checkpoint.folder import TENSORS
 from ..checkpoint.tensors import MOST_HEADER
 from ..errors import ZmlError
 from ..layout import Registration
-from ..messages import Front, Snap, Snapped, Write, Written
+from ..messages import Write, Written
 from ..piecewise import MOST_STATE
 from ..status import CheckpointStatus
 from ..tracing.trees import Tree
-from .cutting import AGAIN_S, ALIGN_S, Cutting, NotTaken
+from .cutting import At, Cut, Cutter
 from .depot import Intake, Kept
+from .holds import Holds, NotTaken
 from .orders import MOST_S, while_moving
 
 WRITE_S = 600.0  # for a shard to write its part, or to send the next piece of it
@@ -40,25 +41,14 @@ WRITE_S = 600.0  # for a shard to write its part, or to send the next piece of i
 log = structlog.get_logger()
 
 
-class Cut(NamedTuple):
-    """What the coordinator adds, as it is when the shards stand alike."""
-
-    registration: bytes
-    epoch: int
-    ledger: dict[str, Any]
-    job: dict[str, Any]
-    files: Mapping[str, bytes]  # further files, if there are any
-
-
 Keep = Callable[[Intake], Awaitable[Sequence[Kept]]]  # bring further files; those that can be done without
-At = Callable[[Front], Cut | None]  # None: who belongs to the job is just changing, and the ledger with it
 
 
 class Taken(NamedTuple):
     path: Path
     step: int
     bytes: int  # of what the shards hold
-    held_s: float  # that training stood still
+    held_s: float  # that training stood still, or an update waited for copies of what it changes
 
 
 def on_disk(root: Path) -> CheckpointStatus:
@@ -88,11 +78,12 @@ class Checkpointer:
         job: str,
         root: Path,
         *,
-        cutting: Cutting,
+        holds: Holds,
         shards: Callable[[], Sequence[str]],
         host: Callable[[str], str],
         at: At,
         keep: Keep,
+        in_sync: bool = False,
         steps_before: int = 0,
         keep_last: int = 3,
         keep_every_steps: int = 0,
@@ -101,10 +92,10 @@ class Checkpointer:
         process a shard lives. `at` takes the ledger."""
         self.job = job
         self.root = root
-        self.cutting = cutting
+        self.holds = holds
         self.shards = shards
         self.host = host
-        self.at = at
+        self.cutter = Cutter(holds, at, in_sync=in_sync)
         self.keep = keep
         self.steps_before = steps_before
         self.keep_last = keep_last
@@ -115,13 +106,13 @@ class Checkpointer:
         self.lock = asyncio.Lock()
         self.tree = Tree("zml.checkpoint")  # of the newest
 
-    async def take(self, because: str) -> Path | None:
-        """Take one; its folder, or None where that was not possible, which is logged."""
+    async def take(self, because: str, *, moves: bool = True) -> Path | None:
+        """Take one; its folder, or None where that was not possible, which is logged. `moves`: are steps made?"""
         async with self.lock:
             began = time.monotonic()
             self.tree = Tree("zml.checkpoint", job=self.job, because=because)
             try:
-                taken = await self._take(because)
+                taken = await self._take(because, moves)
             except (NotTaken, Refused, ZmlError) as error:
                 self.tree.end(str(error))
                 log.warning("no checkpoint", because=str(error), wanted=because)
@@ -162,42 +153,21 @@ class Checkpointer:
             )
             return taken.path
 
-    async def _take(self, because: str) -> Taken:
-        async with self.cutting.lock:
+    async def _take(self, because: str, moves: bool) -> Taken:
+        async with self.holds.lock:
             if not (shards := self.shards()):
                 raise NotTaken("a shard is away, or there are no parameters yet")
-            number, began = self.cutting.next(), time.monotonic()
-            try:
-                with self.tree.within("zml.checkpoint.hold"):
-                    front, cut, sizes = await self._copies(number, shards)
-            finally:
-                self.cutting.release(number, shards)
-            held_s = time.monotonic() - began
-        step = self.steps_before + front.updates
+            number = self.holds.next()
+            agreed = await self.cutter.cut(number, shards, self.tree, moves=moves)
+        step = self.steps_before + agreed.front.updates
         with self.tree.within("zml.checkpoint.write"):
-            path = await self._write(number, step, sizes, cut, because)
-        return Taken(path, step, sum(sizes.values()), held_s)
+            path, stalled_s = await self._write(number, step, agreed.sizes, agreed.cut, because)
+        return Taken(path, step, sum(agreed.sizes.values()), agreed.held_s + stalled_s)
 
-    async def _copies(self, number: int, shards: Sequence[str]) -> tuple[Front, Cut, dict[str, int]]:
-        """All shards have copied the same steps, so many bytes each, and the ledger says which."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + ALIGN_S
-        while True:
-            front = await self.cutting.stand_alike(number, shards)
-            if (cut := self.at(front)) is not None:
-                agreed, snap = msgspec.msgpack.encode(front), Snap(self.job, number)
-                answers = await asyncio.gather(
-                    *(self.cutting.ask(shard, snap, agreed, ALIGN_S) for shard in shards)
-                )
-                copied = [answer.message for answer in answers if answer is not None]
-                sizes = [message.bytes for message in copied if isinstance(message, Snapped)]
-                if len(sizes) == len(shards):
-                    return front, cut, dict(zip(shards, sizes, strict=True))
-            if loop.time() > until:
-                raise NotTaken("workers came and went all the time")
-            await asyncio.sleep(AGAIN_S)
-
-    async def _write(self, number: int, step: int, sizes: Mapping[str, int], cut: Cut, because: str) -> Path:
+    async def _write(
+        self, number: int, step: int, sizes: Mapping[str, int], cut: Cut, because: str
+    ) -> tuple[Path, float]:
+        """Its folder, and how long updates waited for what was to be written."""
         shards = list(sizes)
         self.intake = intake = await Intake.begin(self.root, step)
         try:
@@ -215,7 +185,8 @@ class Checkpointer:
             await intake.adopt_what_fits(kept)
             for name, data in cut.files.items():
                 await intake.run(intake.writer.write, name, data)
-            return await intake.run(self._seal, intake, registration, cut, because)
+            path = await intake.run(self._seal, intake, registration, cut, because)
+            return path, max(part.stalled_s for part in written if part is not None)
         finally:
             self.intake = None
             await intake.end()
@@ -225,7 +196,7 @@ class Checkpointer:
         name = shard_file(int(shard[1:]))
         intake.senders[name] = self.host(shard)
         order = Write(self.job, number, str(intake.writer.folder), name, trace=self.tree.header())
-        asked = asyncio.ensure_future(self.cutting.ask(shard, order, None, MOST_S))
+        asked = asyncio.ensure_future(self.holds.ask(shard, order, None, MOST_S))
         try:
             done = await while_moving(asked, lambda: intake.received[name], lambda: WRITE_S)
             answer = asked.result() if done else None

@@ -28,11 +28,12 @@ from ..scheduler.epoch import COMMITTED, SKIPPED, Pass
 from ..scheduler.ids import WorkerId
 from ..shard.holding import Applied
 from ..transport import Refusal
-from .checkpointer import Checkpointer, Cut
-from .cutting import Cutting
+from .checkpointer import Checkpointer
+from .cutting import Cut
 from .depot import Intake
 from .depot import Kept as KeptFile
 from .facts import Begun, Noted
+from .holds import Holds
 from .orders import while_moving
 
 LOOK_EVERY_S = 0.25
@@ -78,13 +79,14 @@ class Checkpoints:
         root: Path,
         when: When,
         *,
-        cutting: Cutting,
+        holds: Holds,
         shards: Callable[[], list[str]],
         host: Callable[[str], str],
-        facts: Callable[[Front], Cut | None],
+        facts: Callable[[Front, bool], Cut | None],
         steps: Callable[[], int],
         ask_to_keep: Callable[[str, str], str] = lambda checkpoint, folder: "",
         until_gone: Callable[[str], Coroutine[Any, Any, None]] = lambda member: asyncio.sleep(KEEP_S),
+        in_sync: bool = False,
         steps_before: int = 0,
         keep_last: int = 3,
         keep_every_steps: int = 0,
@@ -102,11 +104,12 @@ class Checkpoints:
         self.checkpointer = Checkpointer(
             job,
             root,
-            cutting=cutting,
+            holds=holds,
             shards=shards,
             host=host,
             at=facts,
             keep=self._keep,
+            in_sync=in_sync,
             steps_before=steps_before,
             keep_last=keep_last,
             keep_every_steps=keep_every_steps,
@@ -124,9 +127,9 @@ class Checkpoints:
             if because := self.when.due(self.steps(), loop.time()):
                 await self.take(because)
 
-    async def take(self, because: str) -> Path | None:
+    async def take(self, because: str, *, moves: bool = True) -> Path | None:
         steps = self.steps()
-        path = await self.checkpointer.take(because)
+        path = await self.checkpointer.take(because, moves=moves)
         self.when.taken(steps, asyncio.get_running_loop().time())  # also where it failed: not at once again
         return path
 
@@ -174,7 +177,7 @@ class Checkpoints:
         if self.last is None:
             if self.looking is not None:
                 self.looking.cancel()
-            self.last = asyncio.ensure_future(self.take(because))
+            self.last = asyncio.ensure_future(self.take(because, moves=False))
         await asyncio.shield(self.last)
 
     def tasks(self) -> list[asyncio.Task[Any]]:

@@ -78,11 +78,11 @@ from ..transport import Endpoint, Handler, Refusal
 from .board import Board
 from .checkpoint_desk import CheckpointDesk
 from .checkpoints import begun_with, resumed_ledger, resumed_note
-from .cutting import Cutting
 from .dealer import HOLD_S, Dealer
 from .docket import Docket
 from .endings import Endings
 from .facts import Begun, Entered, Listening
+from .holds import Holds
 from .homes import ShardHomes
 from .notes import Notes
 from .orders import Orders
@@ -177,7 +177,7 @@ class Coordinator:
             docket,
         )
         self.rosters.changed, self.rosters.written = self.wake, docket.settled
-        self.cutting = Cutting(self.job, self.shard_desk.answered)
+        self.holds = Holds(self.job, self.shard_desk.answered)
         self.spreading = Spreading(self)
         self.checkpoint_desk = CheckpointDesk(self)
         self.endings = Endings(self)

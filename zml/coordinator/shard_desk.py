@@ -20,8 +20,8 @@ from ..scheduler.ids import ShardId
 from ..scheduler.state import Finishing
 from ..transport import Answer, Refusal
 from .checkpoints import resumed_course, why_not_this_model
-from .cutting import Answered
 from .facts import Shown, Took
+from .holds import Answered
 from .orders import ORDER_S
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class ShardDesk:
     async def answered(
         self, shard: str, message: Message, payload: bytes | None, within_s: float
     ) -> Answered | None:
-        """The same, as `cutting` wants it."""
+        """The same, as `holds` wants it."""
         answer = await self.ask(shard, message, payload, within_s)
         return None if answer is None else Answered(answer.message, bytes(answer.payload or b""))
 

@@ -26,8 +26,8 @@ from ..messages import Cede, Ok
 from ..scheduler.ids import shard_id
 from ..scheduler.spread import Portion, next_portion
 from ..scheduler.state import Running
-from .cutting import NotTaken
 from .facts import Deciding, Spread
+from .holds import NotTaken
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -154,8 +154,8 @@ class Spreading:
         edition = hall.facts.edition + 1
         hall.docket.fact(Deciding(edition))
         await self._written()
-        async with hall.cutting.lock:
-            number, shards = hall.cutting.next(), hall.shard_desk.holding()
+        async with hall.holds.lock:
+            number, shards = hall.holds.next(), hall.shard_desk.holding()
             try:
                 took = await self._cede(portion, edition, number, shards)
             except NotTaken:
@@ -164,7 +164,7 @@ class Spreading:
             else:
                 await self._decide(Spread(edition, portion.applied_to(holders)), portion)
             finally:
-                hall.cutting.release(number, shards)
+                hall.holds.release(number, shards)
         return took
 
     async def _cede(
@@ -174,13 +174,13 @@ class Spreading:
         if not shards:
             raise NotTaken("a shard is away")
         began = time.monotonic()
-        front = await hall.cutting.stand_alike(number, shards)
+        front = await hall.holds.stand_alike(number, shards)
         if not hall.rosters.known_at(front.generation):
             raise NotTaken("workers come or go")
         alike_s = time.monotonic() - began
         where = hall.homes.addresses(target)
         order = Cede(hall.job, number, edition, list(portion.buckets), target, where)
-        answer = await hall.cutting.ask(source, order, msgspec.msgpack.encode(front), CEDE_S)
+        answer = await hall.holds.ask(source, order, msgspec.msgpack.encode(front), CEDE_S)
         if answer is None or not isinstance(answer.message, Ok):
             raise NotTaken(f"{source} could not give them to {target}; their logs say why")
         return alike_s, time.monotonic() - began - alike_s

@@ -12,7 +12,7 @@ parameters themselves).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -31,6 +31,7 @@ from ..scheduler.ids import WorkerId
 from ..scheduler.staleness import Account as GateAccount
 from .counted import Committed, Last, Step
 from .doubt import Doubt
+from .snapshot import Snapshot
 from .store import Staged
 
 if TYPE_CHECKING:
@@ -75,22 +76,26 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class State:
-    """A copy of a shard, that the shard no longer touches. `tensors` holds staged payloads as bytes, too."""
+    """A shard as it was at one moment. `tensors` holds staged payloads as bytes, too; what its chunks held is in them,
+    or in a snapshot, which is read once."""
 
     account: Account
     tensors: dict[str, Tensor]
+    snapshot: Snapshot | None = None
 
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+    def all(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.tensors.items()
+        if self.snapshot is not None:
+            yield from self.snapshot.tensors()
 
 
 def state_of(shard: Shard, buckets: Collection[int] | None = None) -> State:
-    """Copy a shard, or only what it has of these buckets. In its own thread; takes as long as copying its slabs."""
-    store = shard.store
+    """Of this moment: all, or only what it has of these buckets. In the shard's own thread; what is staged is copied
+    now, and of the chunks nothing."""
     wanted = shard.buckets.keys() if buckets is None else buckets
     chunks = [chunk for bucket in sorted(wanted) for chunk in shard.buckets[bucket].chunks]
-    versions, tensors = store.state(chunks) if store is not None else ({}, {})
+    snapshot = shard.store.snapshot(chunks, published=True) if shard.store is not None else None
+    tensors: dict[str, Tensor] = {}
 
     def kept(pushes: Mapping[int, Staged], where: str) -> list[Push]:
         found = []
@@ -98,8 +103,8 @@ def state_of(shard: Shard, buckets: Collection[int] | None = None) -> State:
             if bucket not in wanted:
                 continue
             name = f"{where}/{bucket}"
-            payload = b"".join(bytes(frame) for frame in staged.frames.values())
-            tensors[name] = torch.frombuffer(bytearray(payload or b"\0"), dtype=torch.uint8)[: len(payload)]
+            payload = bytearray().join(staged.frames.values())
+            tensors[name] = torch.frombuffer(payload or bytearray(1), dtype=torch.uint8)[: len(payload)]
             found.append(Push(bucket, sorted(staged.absent), name, staged.seen))
         return found
 
@@ -134,11 +139,11 @@ def state_of(shard: Shard, buckets: Collection[int] | None = None) -> State:
         committed=committed,
         hyper=shard.hyper_bytes,
         steps=shard.steps,
-        versions=versions,
+        versions=snapshot.versions if snapshot is not None else {},
         course=shard.pace.course,
         doubt=_told(shard.doubt) if buckets is None else None,
     )
-    return State(account, tensors)
+    return State(account, tensors, snapshot)
 
 
 def _told(doubt: Doubt | None) -> tuple[int, list[int], bool] | None:
@@ -147,7 +152,7 @@ def _told(doubt: Doubt | None) -> tuple[int, list[int], bool] | None:
 
 def become(shard: Shard, state: State) -> None:
     """Make a new shard the one that was copied."""
-    account, tensors = state.account, dict(state.tensors)
+    account, tensors = state.account, dict(state.all())
     if account.assign is not None:
         # Whatever checkpoint it began with is in the tensors.
         shard.replay(msgspec.structs.replace(account.assign, checkpoint=""), memoryview(account.assignment))
@@ -215,18 +220,19 @@ class Name(msgspec.Struct, frozen=True, array_like=True):
     dtype: str
 
 
-def write(folder: Path, number: int, state: State) -> None:
-    """Write the base of the log from record `number` on; then drop older bases. Raises OSError.
+def write(folder: Path, number: int, state: State) -> int:
+    """Write the base of the log from record `number` on; then drop older bases. Returns its bytes. Raises OSError.
 
     It may run in a thread of its own.
     """
     path = folder / f"{PREFIX}{number:020d}"
     shutil.rmtree(path, ignore_errors=True)  # of a process that died while it wrote
-    records = Records(path)
+    records, size = Records(path), 0
     try:
         records.append(msgspec.msgpack.encode(state.account))
-        for name, tensor in state.tensors.items():
+        for name, tensor in state.all():
             head, data = packed(name, tensor)
+            size += len(data)
             records.append(len(head).to_bytes(2, "little"), head, data)
         records.append(END)
         records.sync()
@@ -239,6 +245,7 @@ def write(folder: Path, number: int, state: State) -> None:
     for other, base in _bases(folder):
         if other < number:
             shutil.rmtree(base, ignore_errors=True)
+    return size
 
 
 def read(folder: Path) -> tuple[int, State] | None:

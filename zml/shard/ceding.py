@@ -35,7 +35,8 @@ from .holding import front_of
 
 if TYPE_CHECKING:
     from .shard import Shard
-    from .store import Held, Staged
+    from .held import Held
+    from .store import Staged
 
 MOST_PARCEL = MOST_BYTES - (1 << 16)  # it is one record of a log, with its head
 
@@ -74,7 +75,7 @@ def cede(core: Shard, message: Cede, payload: bytes | memoryview) -> tuple[Messa
 
 def _packed(core: Shard, buckets: Collection[int]) -> bytes:
     state = base.state_of(core, buckets)
-    tensors = [(head, bytes(data)) for head, data in (base.packed(*each) for each in state.tensors.items())]
+    tensors = [(head, bytes(data)) for head, data in (base.packed(*each) for each in state.all())]
     parcel = msgspec.msgpack.encode(Parcel(front_of(core), state.account, tensors))
     if len(parcel) > MOST_PARCEL:  # another time less may be staged
         raise Refusal("placement", f"{len(parcel) >> 20} MB are too much to move at once")

@@ -1,9 +1,9 @@
 """How a checkpoint is cut through shards that do not stop: nothing counts for a moment, all come to stand alike, and
-each copies what it has.
+each marks what it has.
 
     Hold    what would count from now on waits
     Align   what counts on some shard counts here too; repeated until all stand alike
-    Snap    parameters and optimizer state are copied, and everything goes on; the copy is written beside it
+    Snap    parameters and optimizer state are marked (`snapshot`), and everything goes on; they are written beside it
 
 A worker commits when all shards have staged its step, so to stand alike takes no more than the time in which a message
 is on its way. In BSP a step may count and wait for the others' of its clock: it is not in the parameters, and
@@ -15,6 +15,7 @@ Rule: whoever holds lets go by itself after HOLD_MOST_S, whatever became of the 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -52,6 +53,7 @@ class Holding:
         self.shard = shard
         self.checkpoint = checkpoint
         self.queue: list[Waiting] = []
+        self.began = time.perf_counter()
         self._handle = handle
         self._timer = asyncio.get_running_loop().call_later(HOLD_MOST_S, self._too_long)
         self.over = False
@@ -126,9 +128,18 @@ def front_of(shard: Shard) -> Front:
 
 
 def alike(fronts: list[Front]) -> bool:
-    """May the shards be copied now? A step of a worker that is gone must be in the parameters, for its batches are
+    """May the cut be made now? A step of a worker that is gone must be in the parameters, for its batches are
     counted as done."""
     return all(front == fronts[0] for front in fronts) and not fronts[0].orphans
+
+
+def cut_alike(one: Front, other: Front) -> bool:
+    """Do two cuts hold the same steps, of the same workers? Where these stand, and what of theirs has come since, is of
+    no account."""
+    return not (one.orphans or other.orphans) and (
+        (one.generation, one.applied, one.updates, one.course)
+        == (other.generation, other.applied, other.updates, other.course)
+    )
 
 
 def furthest(fronts: list[Front]) -> tuple[dict[str, int], dict[str, int]]:

@@ -33,6 +33,7 @@ from ..transport import Endpoint, Refusal, TransportError
 from . import base
 from .base import state_of
 from .pushlog import LENGTH
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     from .shard import Shard
@@ -89,6 +90,9 @@ class Mirror:
         self.stage: Stage = Stage.ALONE
         self.order: Pair | None = None
         self.copy = 0
+        self.chunks: Iterator[Piece] = iter(
+            ()
+        )  # of the state, made as they are sent; before all that is queued
         self.queue: deque[Piece] = deque()
         self.queued_bytes = 0
         self.appended = 0  # pieces of this copy
@@ -228,6 +232,7 @@ class Mirror:
                 task.cancel()
             self.queue.clear()
             self.queued_bytes = 0
+            self.chunks = iter(())  # and with it what the shard was
             # Nobody waits for its goodbye, least of all those whose answers wait for the coordinator's leave.
             closing = asyncio.ensure_future(endpoint.close())
             self.closing.add(closing)
@@ -240,6 +245,9 @@ class Mirror:
         self.ready_at, self.broken, self.anew = None, "", False
         self.stage = Stage.COPYING
         state = state_of(self.core)
+        if state.snapshot is not None:
+            self.chunks = self._chunk_pieces(state.snapshot)
+            self.appended = len(state.snapshot.described())
         self._queue("account", b"", msgspec.msgpack.encode(state.account))
         for name, tensor in state.tensors.items():
             self._queue("tensor", *base.packed(name, tensor))
@@ -250,8 +258,7 @@ class Mirror:
     async def _send(self, endpoint: Endpoint, order: Pair, under_way: set[asyncio.Future[None]]) -> str:
         """Until something breaks."""
         while True:
-            while self.queue and len(under_way) < WINDOW and not self.broken:
-                piece = self.queue.popleft()
+            while len(under_way) < WINDOW and not self.broken and (piece := self._next()) is not None:
                 self.queued_bytes -= len(memoryview(piece.payload)) if piece.number >= self.base_pieces else 0
                 task = asyncio.ensure_future(self._send_one(endpoint, order.host, piece))
                 under_way.add(task)
@@ -342,21 +349,34 @@ class Mirror:
 
     # -- pieces ------------------------------------------------------------------------------------------
 
+    def _next(self) -> Piece | None:
+        piece = next(self.chunks, None)
+        return piece if piece is not None or not self.queue else self.queue.popleft()
+
+    def _chunk_pieces(self, snapshot: Snapshot) -> Iterator[Piece]:
+        """One for each tensor of a chunk: none is larger than a piece."""
+        for number, (name, tensor) in enumerate(snapshot.tensors()):
+            ((head, part, more),) = pieces(*base.packed(name, tensor))
+            yield Piece(number, self._message(number, "tensor", head, more), part)
+
     def _queue(self, kind: str, head: bytes, payload: Buffer) -> None:
         for begins, part, more in pieces(head, payload):
-            message = Copy(
-                job=self.core.job,
-                shard=self.core.name,
-                home=self.home,
-                copy=self.copy,
-                number=self.appended,
-                kind=kind,  # type: ignore[arg-type]
-                head=begins,
-                more=more,
-            )
+            message = self._message(self.appended, kind, begins, more)
             self.queue.append(Piece(self.appended, message, part))
             self.queued_bytes += len(part)
             self.appended += 1
+
+    def _message(self, number: int, kind: str, head: bytes, more: bool) -> Copy:
+        return Copy(
+            job=self.core.job,
+            shard=self.core.name,
+            home=self.home,
+            copy=self.copy,
+            number=number,
+            kind=kind,  # type: ignore[arg-type]
+            head=head,
+            more=more,
+        )
 
     def _standing(self, order: Pair, because: str, *, ready: bool) -> Standing:
         return Standing(

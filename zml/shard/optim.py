@@ -144,6 +144,19 @@ class UpdateRule:
                     _part(found[name], segment).copy_(value)
         return found | {STEPPED: torch.tensor([float(bool(state)) for state in tensors])}
 
+    def sizes(self) -> dict[str, int]:
+        """How many elements `state()` has under each name, in its order."""
+        states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
+        names = [name for name, value in states[0].items() if isinstance(value, Tensor)]
+        if len(states) > 1:
+            names = sorted({k for state in states for k, v in state.items() if isinstance(v, Tensor)})
+        elif STEP in names:
+            names = [*(name for name in names if name != STEP), STEP]
+        if not names:
+            return {}
+        few = len(self.chunk.segments)
+        return {name: few if name == STEP else self.chunk.size for name in names} | {STEPPED: few}
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state()` said, to the bit; tensors are copied. ValueError if they do not fit."""
         segments = self.chunk.segments

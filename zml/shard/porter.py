@@ -13,19 +13,19 @@ nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from ..checkpoint import BadCheckpoint, Checkpoint, shard_metadata, write_shard_file
+from ..checkpoint import BadCheckpoint, Checkpoint, shard_metadata
 from ..checkpoint.folder import MANIFEST, hidden, is_file_name, is_seen
 from ..checkpoint.manifest import MOST_BYTES, BadManifest, Manifest, parse
 from ..checkpoint.partial import LENGTH_BYTES, Part
-from ..checkpoint.tensors import shard_bytes
+from ..checkpoint.tensors import header, write_tensors
 from ..errors import DISK_FULL, ZmlError
 from ..layout import Registration
 from ..lease import COORDINATOR, Lease, ask
@@ -57,12 +57,22 @@ class Porter:
         self.sees = sees
         self.lease: Lease | None = None
         self._connections = count(1)
+        self._writing: dict[str, tuple[Write, asyncio.Task[Message]]] = {}  # the newest order, by shard
         self._bringing = asyncio.Lock()  # an order that comes twice is not carried out twice
 
     # -- a checkpoint is made --------------------------------------------------------------------------------
 
     async def write(self, core: Shard, message: Write) -> Message:
-        """The newest copy, beside the training. Raises Refusal."""
+        """What was marked last, beside the training. The same order once more waits for the same end. Raises
+        Refusal."""
+        former, writing = self._writing.get(core.name, (None, None))
+        if writing is None or writing.done() or former != message:
+            writing = asyncio.ensure_future(self._write_traced(core, message))
+            writing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            self._writing[core.name] = (message, writing)
+        return await asyncio.shield(writing)
+
+    async def _write_traced(self, core: Shard, message: Write) -> Message:
         with part(message.trace, "zml.ps.write", job=message.job, shard=core.name):
             return await self._write(core, message)
 
@@ -73,32 +83,36 @@ class Porter:
         named = hidden(folder.name)
         if named is None or named.kind != "partial" or not is_file_name(message.name):
             raise Refusal("checkpoint", f"{folder / message.name} is no file of a checkpoint in the making")
-        _, versions, tensors = copy
-        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
-        metadata = shard_metadata({index: version for index, (version, _, _) in versions.items()})
+        snapshot = copy[1]
+        if snapshot.begun:  # into another folder
+            raise Refusal("checkpoint", f"{core.name} is writing checkpoint {message.checkpoint} already")
+        described = [(tensor, (size,)) for tensor, size in await asyncio.to_thread(snapshot.described)]
+        metadata = shard_metadata({index: version for index, (version, _, _) in snapshot.versions.items()})
         try:
             because = f"{folder.parent} is not on this machine"
             if await asyncio.to_thread(self.sees, folder):
                 try:
                     written = await asyncio.to_thread(
-                        write_shard_file, folder / message.name, arrays, metadata
+                        write_tensors, folder / message.name, described, snapshot.data(), metadata
                     )
-                    return Written(*written)
+                    return Written(*written, snapshot.stalled_s)
                 except ZmlError as error:
-                    if error.code == DISK_FULL:
+                    if error.code == DISK_FULL or snapshot.begun:
                         raise
                     because = error.what
             log.info("a checkpoint is sent", shard=core.name, because=because)
-            data = await asyncio.to_thread(shard_bytes, arrays, metadata)
-            return await self._send(folder.name, message.name, data)
+            first, _ = header(described, metadata)
+            sent = await self._send(folder.name, message.name, chain([memoryview(first)], snapshot.data()))
+            return Written(*sent, snapshot.stalled_s)
         except (ZmlError, TransportError) as error:
             log.warning("a part of a checkpoint is missing", shard=core.name, because=str(error))
             raise Refusal("checkpoint", str(error)) from None
         finally:
+            snapshot.close()
             if core.copy is copy:  # and not the next one's
                 core.copy = None
 
-    async def _send(self, checkpoint: str, name: str, data: list[memoryview]) -> Message:
+    async def _send(self, checkpoint: str, name: str, data: Iterable[memoryview]) -> tuple[int, str]:
         def piece(offset: int) -> Piece:
             return Piece(**self._me(), checkpoint=checkpoint, name=name, offset=offset)
 
@@ -107,7 +121,7 @@ class Porter:
             async def say(message: Message, payload: Any) -> Answer:
                 return await endpoint.request(COORDINATOR, message, payload, timeout_s=PIECE_S)
 
-            return Written(*await send(say, piece, data))
+            return await send(say, piece, data)
 
     # -- a job goes on from one ------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ from ..messages import (
     Gauge,
     Graft,
     Hold,
+    Mark,
     Message,
     Ok,
     Pair,
@@ -295,7 +296,7 @@ class Ps(Tenancy):
                 if self.lease is not None:
                     self.lease.heard()
                 return None
-            case Assign() | Roster() | Settle() | Hold() | Align() | Snap() | Release():
+            case Assign() | Roster() | Settle() | Mark() | Hold() | Align() | Snap() | Release():
                 return self._order(message, bytes(payload or b""))
             case Cede():
                 return self._cede(message, bytes(payload or b""))
@@ -322,7 +323,7 @@ class Ps(Tenancy):
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
 
     async def _order(
-        self, message: Assign | Roster | Settle | Hold | Align | Snap | Release, payload: bytes
+        self, message: Assign | Roster | Settle | Mark | Hold | Align | Snap | Release, payload: bytes
     ) -> Any:
         core = self._core(message.shard)
         if isinstance(message, Assign):

@@ -82,11 +82,12 @@ class PushLog:
         self.bytes = 0
         return self.records.begin_segment()
 
-    def rebase(self, number: int, state: base.State) -> None:
-        """Write the base for the cut at `number`, and drop the records before it. Raises OSError, and then the former
-        base and the whole log are still there. It may run in a thread of its own."""
-        base.write(self.folder, number, state)
+    def rebase(self, number: int, state: base.State) -> int:
+        """Write the base for the cut at `number`, and drop the records before it; returns its bytes. Raises OSError,
+        and then the former base and the whole log are still there. It may run in a thread of its own."""
+        size = base.write(self.folder, number, state)
         self.records.drop_before(number)
+        return size
 
     def base(self) -> tuple[int, base.State] | None:
         """The newest base, and the record that follows on it. Raises Damaged."""

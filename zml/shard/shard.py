@@ -15,6 +15,7 @@ Everything here runs in one thread, the bulk thread; `ps` puts a process around 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Iterable, Sequence
 from inspect import isawaitable
 from typing import TYPE_CHECKING
@@ -22,7 +23,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 from msgspec import Struct
-from torch import Tensor
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.folder import is_seen
@@ -44,6 +44,7 @@ from ..messages import (
     Held,
     Hold,
     Load,
+    Mark,
     Message,
     Muster,
     Ok,
@@ -56,22 +57,23 @@ from ..messages import (
     Settle,
     Snap,
     Snapped,
-    Stands,
 )
 from ..records import NoRoom
 from ..scheduler.ids import JobId, WorkerId
 from ..scheduler.staleness import Gate
 from ..tracing.shards import UNTRACED, Untraced
 from ..transport import Refusal
-from . import base, ceding
+from . import base, ceding, rostering
 from .begin import CannotBegin, Sees, begin, read_assignment
-from .counted import NOTHING, Committed, Last, Step
+from .counted import Committed, Last, Step
 from .counts import Counts
 from .doubt import Doubt
 from .holding import Holding, Waiting, front_of
+from .marking import Marking, forget, mark
 from .pace import Pace
 from .pulling import Pulls, Reply
 from .pushlog import Log, NoLog, PushLog
+from .snapshot import Snapshot
 from .store import Staged, Store
 
 if TYPE_CHECKING:
@@ -117,16 +119,17 @@ class Shard:
         self.brought: Checkpoint | None = None
         self.sees: Sees = is_seen
         self.holding: Holding | None = None  # while a checkpoint is cut
+        self.marking: Marking | None = None  # where it is cut without
         self.pace = Pace(name)
         self.trace: Untraced = UNTRACED
-        self.copy: tuple[int, dict[int, tuple[int, int, int]], dict[str, Tensor]] | None = None  # the newest
+        self.copy: tuple[int, Snapshot] | None = None  # for the newest checkpoint, until it is written
         self.over = False  # it serves elsewhere: nothing counts or is answered here any more
         self.steps = 0
         self.counts = Counts()
 
     # -- orders from the coordinator -----------------------------------------------------------------
 
-    def order(self, message: Struct, payload: bytes | memoryview) -> Message | tuple[Message, bytes]:
+    def order(self, message: Struct, payload: bytes | memoryview) -> Reply | Awaitable[Reply]:
         """One order. Raises Refusal, and then nothing has changed. Twice is the same as once."""
         self._must_live_here()
         match message:
@@ -161,14 +164,18 @@ class Shard:
                     self.roster(message.generation, muster.seats, muster.finished)
                 return Ok()
             case Settle():
-                return self._settle(message)
+                return rostering.settle(self, message)
+            case Mark():
+                return mark(self, message)
             case Hold():
+                forget(self)
                 if self.store is None or not self.store.ready:
                     raise Refusal("checkpoint", f"{self.name} has no parameters yet")
                 if self.doubt is not None:
                     raise Refusal("checkpoint", f"{self.name} waits for edition {self.doubt.edition}")
                 if self.holding is None or self.holding.checkpoint != message.checkpoint:
                     self._release()
+                    self.copy = None
                     self.holding = Holding(self, message.checkpoint, self._go)
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Align():
@@ -176,16 +183,18 @@ class Shard:
                 self.held(message.checkpoint).align(counted, stands)
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Snap():
-                self.held(message.checkpoint)
+                holding = self.held(message.checkpoint)
                 agreed = msgspec.msgpack.decode(payload, type=Front)
                 if agreed != front_of(self):  # a roster has come since: it may have let a step count
                     raise Refusal("checkpoint", f"{self.name} stands elsewhere than all had agreed")
-                self.copy = None  # two are enough
-                versions, tensors = self._store().state(published=False)
-                self.copy = (message.checkpoint, versions, tensors)
+                snapshot = self._store().snapshot(published=False)
+                self.copy = (message.checkpoint, snapshot)
+                held_s = time.perf_counter() - holding.began
                 self._release()
-                return Snapped(sum(tensor.nbytes for tensor in tensors.values()))
+                return Snapped(snapshot.bytes, held_s)
             case Release():
+                if self.marking is not None and self.marking.order.checkpoint == message.checkpoint:
+                    forget(self)
                 if self.holding is not None and self.holding.checkpoint == message.checkpoint:
                     self._release()
                 return Ok()
@@ -347,54 +356,10 @@ class Shard:
         if generation < self.generation:
             return
         for step in finished:
-            self._finish(step)
+            rostering.finish(self, step)
         self.generation = generation
-        self.seats = seats
-        named = {WorkerId(seat.worker): seat.incarnation for seat in seats}
-        for worker in list(self.incarnations):
-            if named.get(worker) != self.incarnations[worker]:
-                self._forget(worker)
-        self.incarnations = named
-        self.gate.roster(seats)
+        rostering.muster(self, seats)
         self._go_on()
-
-    def _forget(self, worker: WorkerId) -> None:
-        # A committed step stays: it was acknowledged. A step without its commit never counted.
-        dropped = self.staged.pop(worker, {})
-        self.peers.pop(worker, None)
-        self.fenced.pop(worker, None)
-        self.last.pop(worker, None)
-        self.trace.forget(worker)
-        log.info("worker left the gate", shard=self.name, worker=worker, dropped_steps=len(dropped))
-
-    def _settle(self, message: Settle) -> tuple[Message, bytes]:
-        """The first phase of a loss: from now on nothing of this worker counts but what is said here."""
-        worker = WorkerId(message.worker)
-        if self.incarnations.get(worker) != message.incarnation:
-            return Stands(-1), b""  # it never came so far
-        if self.fenced.get(worker) != message.incarnation:
-            self.note(message)
-            self.fenced[worker] = message.incarnation
-        last = self.last.get(worker, NOTHING)
-        return Stands(last.clock, last.epoch, last.done), last.hyper
-
-    def _finish(self, step: Finished) -> None:
-        """The second phase: a step that counts elsewhere counts here, too."""
-        worker = WorkerId(step.worker)
-        if self.incarnations.get(worker) != step.incarnation or self.store is None:
-            return
-        if self.last.get(worker, NOTHING).clock >= step.clock:
-            return
-        # A shard on which nothing is trained is sent nothing.
-        staged = self.staged.get(worker, {}).get(step.clock, Step())
-        if staged.pushes.keys() != self.pushed:
-            # Every push was acknowledged before the first commit left: only a log that lost its end gets here.
-            log.error("a counted step is not here", shard=self.name, worker=worker, clock=step.clock)
-            return
-        if worker not in self.gate.active:
-            return  # it never entered here, and nobody waits for it
-        last = Last(step.clock, step.epoch, step.done, step.hyper, step.incarnation)
-        self._count(worker, staged, read_hyper(step.hyper, self.store.spec), last)
 
     # -- messages from workers ---------------------------------------------------------------------------
 
@@ -537,10 +502,10 @@ class Shard:
         self.counts.taken += 1
         last = Last(clock, message.epoch, message.done, bytes(payload or b""), message.incarnation)
         with self.trace.counting(worker, clock, message.trace, len(self.pushed)):
-            self._count(worker, step, hyper, last)
+            self.count(worker, step, hyper, last)
         return Ok()
 
-    def _count(self, worker: WorkerId, step: Step, hyper: list[Hyper], last: Last) -> None:
+    def count(self, worker: WorkerId, step: Step, hyper: list[Hyper], last: Last) -> None:
         """A whole step counts from now on."""
         clock, pushes = last.clock, [step.pushes[index] for index in sorted(step.pushes)]
         staged = self.staged.get(worker, {})
@@ -582,7 +547,11 @@ class Shard:
             low = self.gate.low
             if low is not None and clock >= low:
                 break
+            if self.marking is not None:
+                self.marking.before(clock)
             self._apply_clock(clock)
+        if self.marking is not None:
+            self.marking.look()
         self.pulls.go_on()
 
     def _apply_clock(self, clock: int) -> None:

@@ -7,14 +7,13 @@ The rules: a step is checked whole before any of it is applied; gradients are su
 delta is made once per chunk and version, when the first worker asks; the log of a chunk is never larger than
 its parameters. With a lossless codec p is w, there is no log, and a step is torch's to the bit; with `topk` it is one
 pass of `fused` over a few chunks, right after their gradients were summed in memory that stays in the cache.
-One thread owns a store.
+One thread owns a store. Whatever changes a chunk tells the door before: others may be reading what was (`snapshot`).
 """
 
 from __future__ import annotations
 
 import logging
 import operator
-from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,14 +23,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..codec import UNKNOWN, BadFrame, Buffer, Codec, Header, Kind, kernels, parse
-from ..codec.frame import HEADER, write_header
+from ..codec import UNKNOWN, BadFrame, Buffer, Codec, Kind, kernels, parse
 from ..codec.sparse import TopK
 from ..hyper import Hyper, OptimizerSpec
 from ..layout import CHUNK, Chunk, Layout
 from ..noise import Norms
 from ..pages import SIZE, Pages
-from .optim import UpdateRule, adds, fused_state
+from .held import Held, by_chunk, room, stride
+from .optim import adds, fused_state
+from .snapshot import Door, Snapshot
 
 if TYPE_CHECKING:
     from ..codec.sums import Sums
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ALIGNMENT = 64  # bytes: a cache line, and torch's own
 AT_ONCE = (
     4  # chunks whose sums are made together: they fit a second-level cache, and calls cost less per chunk
 )
@@ -64,25 +63,6 @@ class Staged:
     seen: int = UNKNOWN  # newest version of its chunks that it was computed with, if that was told
     checked: bool = field(default=False, init=False)  # by the store: frames are not checked twice
     rows: NDArray[np.int64] | None = field(default=None, init=False)  # (place, address, bytes) of each frame
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """One chunk. `dense` is a whole frame in memory: header, then p. With a lossless codec p is w."""
-
-    chunk: Chunk
-    parameters: frozenset[int]
-    w: Tensor
-    p: Tensor
-    dense: memoryview
-    rule: UpdateRule | None  # None: frozen
-    version: int = UNKNOWN
-    published: int = UNKNOWN
-    log: deque[tuple[int, bytes]] = field(
-        default_factory=deque
-    )  # (base, frame); the last leads to `published`
-    log_bytes: int = 0
-    budget: int = 0  # elements that the next delta may have
 
 
 class _Step:
@@ -117,6 +97,7 @@ class Store:
         self.spec = spec
         self.codec = codec
         self._squares: list[float] | None = None  # of all gradients and of their sum, while they are measured
+        self._door = Door(self)
         self._follows = codec if follow and isinstance(codec, TopK) else None
         self._sums: Sums | None = None
         if isinstance(codec, TopK):
@@ -127,16 +108,7 @@ class Store:
         self._arrange(self._room(chunks))
 
     def _room(self, chunks: Iterable[int]) -> dict[int, Held]:
-        """Memory for these chunks, with nothing in it."""
-        cut = [self.layout.chunks[index] for index in sorted(chunks)]
-        slab = _aligned(sum(_stride(chunk) for chunk in cut))
-        exact = slab if self.codec.lossless else _aligned(len(slab))  # w, at the places of p
-        room: dict[int, Held] = {}
-        at = 0
-        for chunk in cut:
-            room[chunk.index] = self._hold(chunk, slab, exact, at)
-            at += _stride(chunk)
-        return room
+        return room(self.layout, self.spec, chunks, lossless=self.codec.lossless)
 
     def _arrange(self, held: Mapping[int, Held]) -> None:
         """Hold these chunks, and no others."""
@@ -145,7 +117,7 @@ class Store:
         sizes = [each.chunk.size for each in self._held.values()]
         self._sum = torch.empty(max(sizes, default=0))
         self._one = torch.empty(max(sizes, default=0))
-        strides = sum(_stride(each.chunk) for each in self._held.values())
+        strides = sum(stride(each.chunk) for each in self._held.values())
         self._pages = Pages(2 * strides + 2 * SIZE * len(sizes))
         self._trained = [each for each in self._held.values() if each.rule is not None]
         self._places = {each.chunk.index: place for place, each in enumerate(self._trained)}
@@ -155,15 +127,6 @@ class Store:
             self._sums = Sums(self.codec, [each.chunk for each in self._trained])
             self._batches = _batches(self._trained)
             self._tables: dict[int, tuple[tuple[NDArray[np.int64], ...], NDArray[np.int64]]] = {}
-
-    def _hold(self, chunk: Chunk, slab: Tensor, exact: Tensor, at: int) -> Held:
-        body = at + ALIGNMENT  # the header ends where the aligned body begins
-        p = slab[body : body + 4 * chunk.size].view(torch.float32)
-        w = p if self.codec.lossless else exact[body : body + 4 * chunk.size].view(torch.float32)
-        dense = slab[body - HEADER.size : body + 4 * chunk.size].numpy().data.cast("B")
-        rule = None if self.layout.frozen(chunk.index) else UpdateRule(self.spec, chunk, w)
-        parameters = frozenset(segment.parameter for segment in chunk.segments)
-        return Held(chunk, parameters, w, p, dense, rule)
 
     # -- the first parameters ----------------------------------------------------------------------------
 
@@ -179,13 +142,15 @@ class Store:
     def load_bucket(self, chunks: Sequence[int], values: Buffer) -> None:
         """Version 0 of several chunks, one after another. Raises BadFrame, and then has changed nothing."""
         rest = memoryview(values)
-        for held in self.check_load(chunks, values):
+        bucket = self.check_load(chunks, values)
+        self._door.changes(chunks)
+        for held in bucket:
             size = 4 * held.chunk.size
             held.w.view(torch.uint8).numpy().data[:] = rest[:size]
             if held.p is not held.w:
                 held.p.copy_(held.w)
             held.version = held.published = 0
-            self._head(held)
+            held.head()
             rest = rest[size:]
 
     def check_load(self, chunks: Sequence[int], values: Buffer) -> list[Held]:
@@ -287,14 +252,15 @@ class Store:
         absent: frozenset[int] = frozenset(),
     ) -> None:
         """One chunk's step, given the sum of the workers' gradients, which may be used up."""
+        self._door.changes((held.chunk.index,))
         moved = 0 if self.codec.lossless else int(torch.count_nonzero(total))
-        spans = None if update is None else _rule(held).spans(hyper, absent)
+        spans = None if update is None else held.trained.spans(hyper, absent)
         if update is not None and spans is not None:
             update(spans, total.numpy(), np.full(len(spans), moved))
         else:
             if workers > 1:
                 total = torch.div(total, workers, out=self._sum[: held.chunk.size])
-            _rule(held).step(total, hyper, absent)
+            held.trained.step(total, hyper, absent)
         self._moved(held, hyper, moved)
 
     def _apply_sums(self, sums: Sums, steps: Sequence[_Step], hypers: Sequence[Hyper]) -> None:
@@ -319,7 +285,8 @@ class Store:
             hyper, fused = hypers[group], updates[group]
             entries = sums.take(place, last, frames, total)
             if fused is not None and not apart:
-                parts = [_rule(held).spans(hyper) for held in batch]
+                self._door.changes([held.chunk.index for held in batch])
+                parts = [held.trained.spans(hyper) for held in batch]
                 if (table := self._table(place, parts)) is not None:
                     fused(table, total, entries)
                     for held, count in zip(batch, entries.tolist(), strict=True):
@@ -395,7 +362,7 @@ class Store:
     def optimizer_bytes(self) -> int:
         """Of the optimizer's state, about: as the first chunk has it."""
         for held in self._trained[:1]:
-            state = sum(tensor.nbytes for tensor in _rule(held).state().values())
+            state = sum(tensor.nbytes for tensor in held.trained.state().values())
             return state * sum(each.chunk.size for each in self._trained) // held.chunk.size
         return 0
 
@@ -425,73 +392,63 @@ class Store:
                 )
         self.load_state(dict.fromkeys(self._held, (0, 0, 0)), tensors)
 
-    def state(
-        self, chunks: Iterable[int] | None = None, *, published: bool = True
-    ) -> tuple[dict[int, tuple[int, int, int]], dict[str, Tensor]]:
-        """(version, published, budget) of all chunks, or of these, and their tensors, "CHUNK/w" and so on; copies.
+    def snapshot(self, chunks: Iterable[int] | None = None, *, published: bool) -> Snapshot:
+        """All chunks, or these, as they are at this moment, to be read in any thread while steps are made.
 
-        "CHUNK/p" is there where it may differ from w, if `published` is wanted. The logs of deltas are not in it:
-        whoever is behind gets p.
+        "CHUNK/p" is in it where it may differ from w, if `published` is wanted. The logs of deltas are not: whoever is
+        behind gets p.
         """
-        versions: dict[int, tuple[int, int, int]] = {}
-        tensors: dict[str, Tensor] = {}
-        for index in self._held if chunks is None else chunks:
-            held = self._held[index]
-            versions[index] = (held.version, held.published, held.budget)
-            tensors[f"{index}/w"] = held.w.clone()
-            if published and held.p is not held.w:
-                tensors[f"{index}/p"] = held.p.clone()
-            if held.rule is not None:
-                tensors |= {f"{index}/{name}": value.clone() for name, value in held.rule.state().items()}
-        return versions, tensors
+        wanted = self._held if chunks is None else {index: self._held[index] for index in chunks}
+        versions = {index: (held.version, held.published, held.budget) for index, held in wanted.items()}
+        return self._door.mark(versions, published=published)
+
+    def sizes(self, chunk: int, *, published: bool) -> dict[str, int]:
+        """Of `parts`, in their order."""
+        held = self._held[chunk]
+        own = {"w": held.chunk.size}
+        if published and held.p is not held.w:
+            own["p"] = held.chunk.size
+        return own | held.rule.sizes() if held.rule is not None else own
+
+    def parts(self, chunk: int, *, published: bool) -> dict[str, Tensor]:
+        """A chunk's parameters and optimizer state, live. For the door; `sizes` may be asked in any thread, too."""
+        held = self._held[chunk]
+        own = {"w": held.w}
+        if published and held.p is not held.w:
+            own["p"] = held.p
+        return own | held.rule.state() if held.rule is not None else own
 
     def load_state(self, versions: Mapping[int, tuple[int, int, int]], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state()` said, to the bit. ValueError if it does not fit these chunks."""
+        """Go on from what a snapshot has, to the bit. ValueError if it does not fit these chunks."""
         if versions.keys() != self._held.keys():
             raise ValueError(
                 f"a state of {len(versions)} chunks, which are not the {len(self._held)} held here"
             )
-        parts = _by_chunk(tensors)
+        parts = by_chunk(tensors)
+        self._door.changes(self.chunks)
         for index, held in self._held.items():
-            self._fill(held, versions[index], parts[index])
+            held.fill(versions[index], parts[index])
         if self._sums is not None:
             self._tables.clear()  # addresses of states that are gone
-
-    def _fill(self, held: Held, version: tuple[int, int, int], part: Mapping[str, Tensor]) -> None:
-        """ValueError if it does not fit."""
-        w = part["w"]
-        p = part.get("p", w)
-        if not held.w.shape == w.shape == p.shape or w.dtype != torch.float32:
-            raise ValueError(f"chunk {held.chunk.index} has {held.chunk.size} elements, not {tuple(w.shape)}")
-        if held.rule is not None:
-            held.rule.load_state({name: value for name, value in part.items() if name not in ("w", "p")})
-        held.w.copy_(w)
-        if held.p is not held.w:
-            held.p.copy_(p)
-        held.version, held.published, held.budget = version
-        held.log.clear()
-        held.log_bytes = 0
-        if held.version != UNKNOWN:
-            self._head(held)
 
     # -- chunks come and go ----------------------------------------------------------------------------------
 
     def made_of(
         self, versions: Mapping[int, tuple[int, int, int]], tensors: Mapping[str, Tensor]
     ) -> dict[int, Held]:
-        """Chunks of another store as its `state()` has them, to be taken in. ValueError if they do not fit."""
-        parts = _by_chunk(tensors)
+        """Chunks of another store as a snapshot has them, to be taken in. ValueError if they do not fit."""
+        parts = by_chunk(tensors)
         if (
             not all(0 <= index < len(self.layout.chunks) for index in versions)
             or versions.keys() != parts.keys()
         ):
             raise ValueError(f"{len(versions)} chunks, and tensors of {len(parts)}")
-        room = self._room(versions)
-        for index, held in room.items():
+        found = self._room(versions)
+        for index, held in found.items():
             if "w" not in parts[index]:
                 raise ValueError(f"chunk {index} without parameters")
-            self._fill(held, versions[index], parts[index])
-        return room
+            held.fill(versions[index], parts[index])
+        return found
 
     def take_in(self, chunks: Mapping[int, Held]) -> None:
         """Hold these too, from `made_of`."""
@@ -503,6 +460,7 @@ class Store:
 
     def let_go(self, chunks: Collection[int]) -> None:
         """Hold these no more. Memory goes with the last chunk that came with them."""
+        self._door.changes(list(chunks))
         self._arrange({index: held for index, held in self._held.items() if index not in chunks})
 
     # -- parameters for workers ------------------------------------------------------------------------------
@@ -577,6 +535,7 @@ class Store:
 
     def _publish(self, held: Held) -> None:
         if not self.codec.lossless:
+            self._door.publishes(held.chunk.index)
             budget = min(held.budget, held.chunk.size)
             frame = self.codec.publish(held.chunk, held.w, held.p, held.published, held.version, budget)
             held.budget = 0
@@ -589,27 +548,13 @@ class Store:
             while held.log_bytes > len(held.dense):  # whoever is that far behind is better served with p
                 held.log_bytes -= len(held.log.popleft()[1])
         held.published = held.version
-        self._head(held)
-
-    def _head(self, held: Held) -> None:
-        """Say in the dense frame which version its parameters are."""
-        header = Header(0, Kind.PARAMETERS, held.chunk.index, held.published, 4 * held.chunk.size)
-        write_header(held.dense, header)
+        held.head()
 
     def _find(self, chunk: int) -> Held:
         held = self._held.get(chunk)
         if held is None:
             raise BadFrame(f"chunk {chunk} is not held here")
         return held
-
-
-def _by_chunk(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """`Store.state`'s tensors, by chunk and name. ValueError for another name."""
-    parts: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        chunk, _, what = name.partition("/")
-        parts.setdefault(int(chunk), {})[what] = tensor
-    return parts
 
 
 def _batches(trained: Sequence[Held]) -> list[tuple[int, int]]:
@@ -621,19 +566,3 @@ def _batches(trained: Sequence[Held]) -> list[tuple[int, int]]:
         else:
             found.append((place, place + 1))
     return found
-
-
-def _rule(held: Held) -> UpdateRule:
-    assert held.rule is not None, "frozen chunks take no gradients"
-    return held.rule
-
-
-def _stride(chunk: Chunk) -> int:
-    """Bytes of one chunk in the slab: room for the header, then the body, to the next aligned address."""
-    return ALIGNMENT + -(-4 * chunk.size // ALIGNMENT) * ALIGNMENT
-
-
-def _aligned(size: int) -> Tensor:
-    raw = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-    skip = -raw.data_ptr() % ALIGNMENT
-    return raw[skip : skip + size]

@@ -196,21 +196,14 @@ class Tenancy:
                 told = True
 
     async def _rebase(self, core: Shard, pushes: PushLog) -> None:
-        """The shard goes on as soon as it is copied; the copy is written beside it."""
+        """The shard goes on; what it was is written beside it."""
         began = time.monotonic()
         cut = await self.in_bulk(lambda: (pushes.cut(), state_of(core)) if core.log is pushes else None)
         if cut is None:
             return
         number, state = cut
-        copied_s = time.monotonic() - began
-        await asyncio.to_thread(pushes.rebase, number, state)
-        log.info(
-            "push log cut",
-            shard=core.name,
-            bytes=state.bytes,
-            copied_s=round(copied_s, 4),
-            seconds=round(time.monotonic() - began, 3),
-        )
+        size = await asyncio.to_thread(pushes.rebase, number, state)
+        log.info("push log cut", shard=core.name, bytes=size, seconds=round(time.monotonic() - began, 3))
 
     def _core(self, shard: str) -> Shard:
         """A shard that takes orders and pushes here. In either thread; raises Refusal."""
