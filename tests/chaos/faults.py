@@ -111,13 +111,13 @@ class Plan:
 
 
 def kind_of(seed: int) -> Kind:
-    """Every sixth world is a housed one: it takes three times as long."""
-    return "housed" if seed % 6 == 2 else "fixed"
+    """Every twelfth world is a housed one: it takes more than twice as long."""
+    return "housed" if seed % 12 == 2 else "fixed"
 
 
 def goes_on(seed: int) -> bool:
     """Is what the run of this seed has left gone on from?"""
-    return seed % 12 == 2
+    return seed % 24 == 2
 
 
 def draw(seed: int, *, coordinator_dies: bool) -> Plan:

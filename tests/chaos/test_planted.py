@@ -27,6 +27,7 @@ from .faults import Kind, kind_of
 from .world import Outcome, quiet, run
 
 SEEDS = 500  # as many as are always run
+MORE = 3000  # of which few are housed worlds
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 Plant = Callable[[str], None]
 
@@ -169,7 +170,7 @@ def test_chaos_catches_a_coordinator_that_answers_before_it_writes(monkeypatch: 
 def test_chaos_catches_a_former_home_that_acknowledges(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it held back for a checkpoint counts there when it is let go, and nobody has it."""
     monkeypatch.setattr(Shard, "end", lambda self: None)
-    assert caught("housed").broken
+    assert caught("housed", MORE).broken
 
 
 @pytest.mark.soak
@@ -177,13 +178,13 @@ def test_chaos_catches_a_backup_that_is_promoted_and_not_in_step(monkeypatch: py
     """The coordinator agrees that it is out of date, and counts on it all the same."""
     for state in (State.RUNNING, State.DRAINING):
         monkeypatch.setitem(EVENTS[state], BackupLost, lambda machine, job, event, now: iter(()))
-    assert caught("housed").broken
+    assert caught("housed", MORE).broken
 
 
 @pytest.mark.soak
 def test_chaos_catches_a_shard_that_answers_before_its_backup_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mirror, "settled", lambda self: None)
-    assert caught("housed").broken
+    assert caught("housed", MORE).broken
 
 
 def test_chaos_catches_a_copy_that_lacks_what_came_while_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +195,7 @@ def test_chaos_catches_a_copy_that_lacks_what_came_while_it_was_made(monkeypatch
             append(self, message, payload)
 
     monkeypatch.setattr(Mirror, "append", append_in_step)
-    assert caught("housed").broken
+    assert caught("housed", MORE).broken
 
 
 def test_chaos_catches_a_checkpoint_of_shards_that_stand_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,10 +208,10 @@ def test_chaos_catches_a_checkpoint_of_shards_that_stand_apart(monkeypatch: pyte
 
     monkeypatch.setattr(Shard, "order", order_anyhow)
     monkeypatch.setattr(holds, "alike", lambda fronts: True)
-    assert caught("housed").broken
+    assert caught("housed", MORE).broken
 
 
 def test_chaos_catches_a_ledger_that_is_not_of_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """It says what the workers have reported, and not what the shards have applied."""
     monkeypatch.setattr(checkpoint_desk, "applied_batches", lambda applied, incarnations: {})
-    assert caught("housed").broken
+    assert caught("housed", MORE).broken

@@ -11,7 +11,7 @@ import tempfile
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,16 @@ import msgpack
 import structlog
 import torch
 
-from tests.zml.cluster import Cluster, Script, parameters
+from tests.zml.cluster import Cluster
 from zml.checkpoint import Checkpoint
 from zml.coordinator.checkpoints import When
 from zml.errors import EX_TEMPFAIL
-from zml.lease import COORDINATOR, Lease
-from zml.messages import AnyMessage, Exited, Fenced, JobSpec, Launch, Ok
+from zml.lease import COORDINATOR
+from zml.messages import JobSpec
 from zml.records import HEAD, HEAD_BYTES, SUM
 from zml.scheduler.homes import Home
 from zml.shard.ps import Ps
 from zml.shard.pushlog import LOG, NoLog
-from zml.transport import Refusal, TransportError
 from zml.transport.frames import Kind
 
 from .cuts import held
@@ -53,70 +52,13 @@ from .invariants import Batch
 from .processes import NOBODY, WHOSE, Network, Process, live
 from .recorder import Recorder
 from .witness import Witness, watching
+from .worker import Worker
 
 FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # push logs that need no disk
 LEAVE_S = 90.0  # within which a process ends that was told to leave
 PEACE_S = 120.0  # within which a run ends after its last fault
 LONGEST_S = 600.0
 CAN_RESTART_COORDINATOR = hasattr(Cluster, "restart_coordinator")
-
-
-class Worker(Script):
-    """An agent and, in a process of its own, its script. Each life has a name of its own, as processes have."""
-
-    def __init__(self, world: "World", name: str, life: int) -> None:
-        super().__init__(world, name, world.plan.batches, world.plan.epochs, seed=7 + life)
-        self.world = world
-        self.life = life
-        self.agent = world.network.endpoint(
-            f"agent-{name}.{life}", vocabulary=AnyMessage, handler=self.handle
-        )
-        self.process = world.process(f"agent-{name}.{life}")
-        self.script_process: Process | None = None
-        self.order: Launch = Launch("", "", 0)  # none yet
-        self.fenced_at: float | None = None
-        self.end: list[torch.Tensor] | None = None  # its parameters, once it has come to its end
-
-    def handle(self, peer: str, message: Any, payload: memoryview | None) -> Any:
-        if isinstance(message, Launch):
-            if getattr(self, "lease", None) is None:
-                raise Refusal("early", "this agent has not joined yet")
-            if self.task is None or message.incarnation > self.order.incarnation:
-                if self.script_process is not None:
-                    self.script_process.kill()
-                self.script_process = self.world.process(f"{message.member}.{message.incarnation}")
-                self.order = message
-                self.task = self.script_process.run(self._train(message))
-            return Ok()
-        lease: Lease | None = getattr(self, "lease", None)  # it may not have joined yet
-        if isinstance(message, Fenced) and lease is not None and lease.is_mine(message):
-            # An agent ends its script, or is too slow to: then the script finds out by itself.
-            self.world.fenced(self)
-        return super().handle(peer, message, payload)
-
-    async def _epochs(self) -> None:
-        await super()._epochs()
-        self.end = parameters(self)
-        self.world.trained_at = asyncio.get_running_loop().time()
-
-    def kill(self) -> None:
-        """Agent and script, as when their machine goes."""
-        self.process.kill()
-        if self.script_process is not None:
-            self.script_process.kill()
-
-    def kill_script(self) -> None:
-        """The agent lives to tell."""
-        if self.script_process is not None and self.task is not None and not self.task.done():
-            self.script_process.kill()
-            self.process.run(self._tell())
-
-    async def _tell(self) -> None:
-        order = self.order
-        exited = Exited(job=order.job, member=order.member, incarnation=order.incarnation, signal=9)
-        with suppress(TransportError):
-            await self.agent.request(COORDINATOR, exited, timeout_s=60)
-        self.over.set()
 
 
 class World(Cluster):
