@@ -81,7 +81,10 @@ def extra_s(ends: list[float], taken: list[Taken]) -> float:
         if not during:
             continue
         around = range(max(0, during[0] - NEIGHBOURS), min(len(steps), during[-1] + 1 + NEIGHBOURS))
-        usual = statistics.median(steps[place][1] - steps[place][0] for place in around if not beside[place])
+        alone = [steps[place][1] - steps[place][0] for place in around if not beside[place]]
+        if not alone:
+            raise click.ClickException("no step ran beside no checkpoint: take them more seldom (--every)")
+        usual = statistics.median(alone)
         extra += sum(steps[place][1] - steps[place][0] - usual for place in during)
     return extra
 
