@@ -90,9 +90,8 @@ class Mirror:
         self.stage: Stage = Stage.ALONE
         self.order: Pair | None = None
         self.copy = 0
-        self.chunks: Iterator[Piece] = iter(
-            ()
-        )  # of the state, made as they are sent; before all that is queued
+        # Of the state, made as they are sent; before all that is queued.
+        self.chunks: Iterator[Piece] = iter(())
         self.queue: deque[Piece] = deque()
         self.queued_bytes = 0
         self.appended = 0  # pieces of this copy
