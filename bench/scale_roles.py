@@ -32,7 +32,7 @@ from zml.plan import Plan
 from zml.scheduler.ids import JobId
 from zml.shard.serving import nobody
 from zml.shard.shard import Shard
-from zml.worker.client import PUSHES_AT_ONCE, Client
+from zml.worker.client import Client
 from zml.worker.outbox import Outbox
 from zml.worker.updates import outer_hyper, outer_spec
 
@@ -116,10 +116,7 @@ class Worker:
     async def enter(self, shards: list[str], incarnation: int) -> None:
         seat = Seat(job=JOB, worker=self.name, incarnation=incarnation, coordinator=[])
         self.client = Client(seat, self.endpoint, self.endpoint)  # nothing goes to a coordinator in a step
-        self.client.shards = shards
-        self.client.lives = dict.fromkeys(shards, 0)
-        self.client.homes = dict.fromkeys(shards, 0)
-        self.client.push_slots = {name: asyncio.Semaphore(PUSHES_AT_ONCE) for name in shards}
+        self.client.where.met(shards)
         self.clock = await self.client.enter()
         await self.pull()
 

@@ -91,6 +91,16 @@ class Rehome:
 
 
 @dataclass(frozen=True, slots=True)
+class Grow:
+    """The job has one more shard: it is to get its share of the chunks."""
+
+    job: JobId
+    shard: ShardId
+    incarnation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Promote:
     """Let the backup in this process serve: it is the shard from now on. `log` names the copy that is meant."""
 
@@ -192,6 +202,7 @@ Action: TypeAlias = (
     | Initialise
     | Await
     | Rehome
+    | Grow
     | Promote
     | Adopt
     | Pair

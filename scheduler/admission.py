@@ -1,7 +1,8 @@
 """Who may come in, and who may speak: decisions about one job that change nothing.
 
 A worker may come at any time, under a new id or as the next incarnation of one it names. A shard has a place with a
-number; once its former process is gone another may take the place, and then has to show that it has the chunks.
+number; once its former process is gone another may take the place, and then has to show that it has the chunks. While
+a job runs it may grow by the shard with the next number.
 """
 
 from .actions import Admit, Refuse
@@ -23,7 +24,7 @@ from .explain import counted
 from .ids import Name, Role, ShardId, as_member, read_id, shard_id
 from .leases import Leases
 from .membership import Alive, role_of
-from .state import Job
+from .state import Job, Running
 
 LETTERS: dict[Role, str] = {"worker": "w", "shard": "p"}
 
@@ -55,13 +56,24 @@ def place_for(job: Job, event: Joined, leases: Leases) -> Name | Admit | Refuse:
         if name := job.members.free_shard(job.shards):
             return name
         why_not = f"job {job.id} has its {counted(job.shards, 'shard')}"
+    elif grows(job, wish):
+        return wish
     elif wish.number >= job.shards:
-        why_not = f"job {job.id} has {counted(job.shards, 'shard')}: there is no {shard_id(wish.number)}"
+        next_one = (
+            f"; the next to join it is {shard_id(job.shards)}" if isinstance(job.phase, Running) else ""
+        )
+        has = f"job {job.id} has {counted(job.shards, 'shard')}"
+        why_not = f"{has}: there is no {shard_id(wish.number)}{next_one}"
     else:
         why_not = _why_not_shard(job, shard_id(wish.number), leases)
         if not why_not:
             return wish
     return Refuse(job.id, event.peer, why_not)
+
+
+def grows(job: Job, name: Name) -> bool:
+    """Is this one more shard than the job has?"""
+    return name.role == "shard" and name.number == job.shards and isinstance(job.phase, Running)
 
 
 def _why_not_again(job: Job, event: Joined) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
-from .actions import Action, Adopt, Await, Fence, Ignored, Pair, Promote, Rehome, Stop, Unpair
+from .actions import Action, Adopt, Await, Fence, Grow, Ignored, Pair, Promote, Rehome, Stop, Unpair
 from .events import BackupLost, BackupReady, NotPromoted, Returned, Vacating
 from .homes import Backup, Copying, Home, around, copy_name
 from .ids import JobId, MemberId, Name, ShardId, as_member, shard_id
@@ -137,6 +137,16 @@ class Housing:
             job.homes[shard] = replace(home, incarnation=home.incarnation + 1)
             until = job.away[shard] = now + self.rules.return_s
             yield Await(job.id, shard, until, f"{here} was started again, and reads what it had")
+        yield from self._spread(job, now)
+
+    def _grow(self, job: Job, name: Name, peer: str, now: float) -> Actions:
+        """One more shard. Nothing lives there yet, and it has its place on the ring."""
+        here = shard_id(name.number)
+        job.shards += 1
+        yield from self._admit(job, name, peer)
+        record = job.members.alive("shard")[here]
+        job.homes[here] = Home(here, record.incarnation, here)
+        yield Grow(job.id, here, record.incarnation, f"{here} joined, and is to get its share")
         yield from self._spread(job, now)
 
     def _resume(self, job: Job, event: Returned, now: float) -> Actions:

@@ -52,7 +52,7 @@ class Looking:
         return found.members.seats() if isinstance(found, Job) else ()
 
     def shards(self, job: JobId) -> list[ShardId]:
-        """The shards asked for: what a placement's numbers point into."""
+        """The shards asked for and those that have joined since: what a placement's numbers point into."""
         found = self._find(job)
         return [shard_id(number) for number in range(found.shards)] if isinstance(found, Job) else []
 

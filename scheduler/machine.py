@@ -63,7 +63,7 @@ from .actions import (
     Refuse,
     Stop,
 )
-from .admission import place_for, why_stranger
+from .admission import grows, place_for, why_stranger
 from .events import (
     BackupLost,
     BackupReady,
@@ -236,10 +236,13 @@ class Machine(Housing, Looking, GoingOn):
         yield from self._spread(job, now)
 
     def _welcome(self, job: Job, event: Joined, now: float) -> Actions:
-        """RUNNING: a worker comes late, or again; or a shard comes again."""
+        """RUNNING: a worker comes late, or again; or a shard comes again, or is one more."""
         name = place_for(job, event, self.leases)
         if not isinstance(name, Name):
             yield name
+            return
+        if grows(job, name):
+            yield from self._grow(job, name, event.peer, now)
             return
         if name.role == "shard":
             yield from self._readmit(job, name, event.peer, now)

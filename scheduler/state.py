@@ -164,8 +164,8 @@ class Job:
     """A job that is not over."""
 
     id: JobId
-    workers: int  # asked for, as are the shards
-    shards: int
+    workers: int  # asked for
+    shards: int  # asked for, and those that have joined since
     staleness: int | None
     resumed: bool = False  # its first parameters are in a checkpoint, not with a worker
     phase: Phase = field(default_factory=Forming)
@@ -240,7 +240,7 @@ class Job:
                 assert alive, "everybody is gone, and the job is not over"
                 assert self.phase.cause in OUTCOME
         shards = {shard_id(number) for number in range(self.shards)}
-        assert self.members.alive("shard").keys() <= shards, "more shards than asked for"
+        assert self.members.alive("shard").keys() <= shards, "a shard without a place"
 
     def _check_homes(self) -> None:
         alive = self.members.alive("shard")

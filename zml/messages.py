@@ -240,12 +240,16 @@ class Promote(Message):
 
 
 class Adopt(Message):
-    """To a process that may see the log of one that is gone: read it, and be the shard from now on."""
+    """To a process that may see the log of one that is gone: read it, and be the shard from now on.
+
+    `empty`: it holds nothing, and is as good without its log.
+    """
 
     job: str
     shard: str
     incarnation: int
     log: str
+    empty: bool = False
 
 
 class Retire(Message):
@@ -313,14 +317,20 @@ class Muster(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Assignment(msgspec.Struct, frozen=True, array_like=True):
-    """The payload of an Assign: a `layout.Registration` as its bytes, and the shard's index of each chunk."""
+    """The payload of an Assign: a `layout.Registration` as its bytes, and the shard's index of each chunk.
+
+    The buckets are cut along `placement` once and for all. Where shards have joined since, `holders` says which of
+    them has each bucket now, and `edition` how often that was decided.
+    """
 
     registration: bytes
     placement: list[int]
+    holders: list[int] = []  # by bucket; empty: as it was placed
+    edition: int = 0
 
 
 class Assign(Message):
-    """To every shard, once per job: layout and placement are in the payload, an `Assignment`.
+    """To every shard, and again with every edition: layout and placement are in the payload, an `Assignment`.
 
     `checkpoint`: the folder, on the coordinator's machine, whose parameters and optimizer state the chunks begin with.
     """
@@ -334,6 +344,32 @@ class Assign(Message):
     rates: Rule = Rule()
     course: Course = Course()  # of the learning rate in that checkpoint
     noise: bool = False  # gradients come, whole, and several at once: measure their noise
+
+
+# -- buckets move to a shard that has joined (see `shard.ceding`) ------------------------------------------
+
+
+class Cede(Message):
+    """To the shard that holds these buckets, while `checkpoint`, as a Hold has it, is in force: give them to another.
+    The payload is the `Front` that all have agreed on. Answered by `Ok` when the other has them."""
+
+    job: str
+    checkpoint: int
+    edition: int  # that is being decided
+    buckets: list[int]
+    to: str  # the member in whose process the other shard lives, and its name
+    addresses: list[str] = []
+    shard: str = ""
+
+
+class Graft(Message):
+    """From one shard to another: a piece of the buckets that it cedes, a `ceding.Parcel`."""
+
+    job: str
+    shard: str
+    edition: int
+    number: int = 0  # of the piece
+    more: bool = False
 
 
 # -- coordinator -> shard: a checkpoint (see `shard.holding`) ----------------------------------------------
@@ -461,6 +497,8 @@ class Homes(msgspec.Struct, frozen=True, array_like=True):
     addresses: list[list[str]]
     placement: list[int]
     note: bytes = b""  # the senior worker's newest, for who begins in a later epoch than the first
+    holders: list[int] = []  # by bucket, as an Assignment has it
+    edition: int = 0
 
 
 class OpenEpoch(Message, kw_only=True):
@@ -637,17 +675,21 @@ class Gauge(Message, kw_only=True):
 
 
 class Where(Message):
-    """A shard does not answer: where is it now? Answered by `Moved`, or by `Wait` while it is away."""
+    """A shard does not answer, or not any more: where is it now? Answered by `Moved`, or by `Wait` while it is away."""
 
     idempotent: ClassVar[bool] = True
     job: str
     worker: str
     incarnation: int
     shard: str
+    edition: int = 0  # that the worker knows
 
 
 class Moved(Message):
-    """A shard's process, and where it takes pushes. Also a notice to every script, when a shard has come back."""
+    """A shard's process, and where it takes pushes. Also a notice to every script, when a shard has come back.
+
+    To a worker that asks with an older edition the payload is the newest `Homes`, without a note.
+    """
 
     job: str
     shard: str
@@ -772,6 +814,7 @@ class Enter(Message):
     worker: str
     incarnation: int
     known: bool = False
+    edition: int = 0  # of the placement, as the worker knows it: both must know the same
 
 
 class Entered(Message):
@@ -968,6 +1011,8 @@ AnyMessage = (
     | Assign
     | Mark
     | Marked
+    | Cede
+    | Graft
     | Hold
     | Align
     | Held

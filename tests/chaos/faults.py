@@ -1,15 +1,20 @@
 """What goes wrong in a run, drawn from its seed: a list of faults with their times.
 
+There are two kinds of worlds. In a fixed one every shard lives and dies with its own process. In a housed one shards
+have backups or are moved, processes are told to leave and come again, and checkpoints are taken all the while.
+
 One worker of each run, the anchor, is spared what costs a worker its place: a job whose workers are all gone is over,
 and rightly so. It meets everything else: loss, delay, short partitions, lost shards, a coordinator that stands still.
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 Boundary = Literal["sent", "arrives", "handled"]
+Kind = Literal["fixed", "housed"]
 BRIEF_S = 0.9  # shorter than a lease
+LONG_LOG = 64 << 20  # bytes, which no log of these runs reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,22 @@ class Weather:
     for_s: float
 
 
-Fault: TypeAlias = Crash | Freeze | Partition | Weather
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """A shard's process is told to leave, once or, `again_s` later, twice; and another is started `back_s` after its
+    end. None: none is, if it has handed over what it had."""
+
+    target: str
+    again_s: float | None
+    back_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Somebody wants a checkpoint now."""
+
+
+Fault: TypeAlias = Crash | Freeze | Partition | Weather | Leave | Order
 
 
 @dataclass(slots=True)
@@ -72,6 +92,10 @@ class Plan:
     anchor: str
     weather: Weather
     late: dict[str, float]  # workers that come later, and when
+    kind: Kind = "fixed"
+    replicas: int = 0  # or 1
+    checkpoint_s: float = 0.0  # between two checkpoints; 0: there are none
+    long_log: int = LONG_LOG  # bytes from which on a push log is cut
     faults: list[tuple[float, Fault]] = field(default_factory=list)  # seconds after the start, in order
 
     def __str__(self) -> str:
@@ -79,14 +103,65 @@ class Plan:
             f"{self.workers} workers {self.shards} shards staleness {self.staleness} {self.compress} "
             f"optimizer on {self.optimizer_on}, {self.epochs} epochs of {self.batches} batches, "
             f"anchor {self.anchor}, late {self.late}, {self.weather}",
+            f"{self.kind}: {self.replicas} replicas, a checkpoint every {self.checkpoint_s:.2f} s, "
+            f"logs cut at {self.long_log} bytes",
             *(f"  {at:.3f} {fault}" for at, fault in self.faults),
         ]
         return "\n".join(lines)
 
 
+def kind_of(seed: int) -> Kind:
+    """Every sixth world is a housed one: it takes three times as long."""
+    return "housed" if seed % 6 == 2 else "fixed"
+
+
+def goes_on(seed: int) -> bool:
+    """Is what the run of this seed has left gone on from?"""
+    return seed % 12 == 2
+
+
 def draw(seed: int, *, coordinator_dies: bool) -> Plan:
     """The run of this seed."""
     dice = random.Random(seed)
+    plan, pace_s = _cluster(dice)
+    length_s = max(1.0, plan.epochs * plan.batches * pace_s * 1.5)
+    if kind_of(seed) == "housed":
+        _house(dice, plan)
+        length_s = max(2.0, length_s)
+    _befall(dice, plan, length_s, coordinator_dies=coordinator_dies)
+    return plan
+
+
+def _befall(dice: random.Random, plan: Plan, length_s: float, *, coordinator_dies: bool) -> None:
+    for _ in range(dice.randint(0, 6)):
+        fault = draw_fault(dice, plan, coordinator_dies=coordinator_dies)
+        plan.faults.append((dice.uniform(0.05, length_s), fault))
+    plan.faults.sort(key=lambda pair: pair[0])
+
+
+def draw_after(seed: int, plan: Plan, *, coordinator_dies: bool) -> Plan:
+    """Of a run that goes on where this one was, with other numbers and other faults."""
+    dice = random.Random(f"after {seed}")
+    after, pace_s = _cluster(dice)
+    _house(dice, after)
+    after.epochs, after.batches = plan.epochs, plan.batches
+    after.compress, after.optimizer_on = plan.compress, plan.optimizer_on
+    _befall(dice, after, max(1.0, plan.epochs * plan.batches * pace_s), coordinator_dies=coordinator_dies)
+    return after
+
+
+def _house(dice: random.Random, plan: Plan) -> None:
+    plan.kind = "housed"
+    plan.shards = dice.choice((1, 2, 2, 3, 3))
+    plan.replicas = dice.choice((0, 0, 1, 1, 1)) if plan.shards > 1 else 0
+    plan.checkpoint_s = dice.choice((0.15, 0.4, 1.0))
+    plan.long_log = dice.choice((LONG_LOG, 8000))
+    plan.epochs = dice.randint(2, 3)
+    plan.weather = replace(plan.weather, loss=dice.choice((0.0, 0.0, 0.0, 0.01)))
+
+
+def _cluster(dice: random.Random) -> tuple[Plan, float]:
+    """Its members, and how long a step takes."""
     workers = dice.randint(2, 4)
     names = [f"w{index}" for index in range(workers)]
     late = {f"w{workers + i}": dice.uniform(0.1, 2.5) for i in range(dice.choice((0, 0, 1, 2)))}
@@ -109,18 +184,15 @@ def draw(seed: int, *, coordinator_dies: bool) -> Plan:
         ),
         late=late,
     )
-    length_s = max(1.0, plan.epochs * plan.batches * pace_s * 1.5)
-    for _ in range(dice.randint(0, 6)):
-        fault = draw_fault(dice, plan, coordinator_dies=coordinator_dies)
-        plan.faults.append((dice.uniform(0.05, length_s), fault))
-    plan.faults.sort(key=lambda pair: pair[0])
-    return plan
+    return plan, pace_s
 
 
 def draw_fault(dice: random.Random, plan: Plan, *, coordinator_dies: bool) -> Fault:
     shards = [f"p{index}" for index in range(plan.shards)]
     workers = [*(f"w{index}" for index in range(plan.workers)), *plan.late]
     mortal = [worker for worker in workers if worker != plan.anchor]
+    if plan.kind == "housed" and dice.random() < 0.5:
+        return _of_housing(dice, shards, coordinator_dies=coordinator_dies)
     match dice.choice(("shard dies", "shard dies", "worker dies", "worker dies", "freeze", "cut", "weather")):
         case "shard dies":
             targets = [*shards, "coordinator"] if coordinator_dies else shards
@@ -145,6 +217,27 @@ def draw_fault(dice: random.Random, plan: Plan, *, coordinator_dies: bool) -> Fa
             )
 
 
+def _of_housing(dice: random.Random, shards: list[str], *, coordinator_dies: bool) -> Fault:
+    """What befalls shards that are moved and copied, and a checkpoint in the making."""
+    target = dice.choice(shards)
+    match dice.choice(("leave", "leave", "leave", "dies", "dies", "coordinator", "order")):
+        case "leave":
+            stays = len(shards) > 1 and dice.random() < 0.2
+            back_s = None if stays else dice.choice((0.0, dice.uniform(0.1, 4.0)))
+            return Leave(target, dice.uniform(0.01, 2.0) if dice.random() < 0.2 else None, back_s)
+        case "dies":
+            about = dice.choice(HOUSING)
+            boundary: Boundary = dice.choice(("sent", "arrives", "handled"))
+            many = (0, 1, 2, 5, 10, 20, 40) if about == "Copy" else (0, 0, 1, 2)
+            return Crash(target, boundary, dice.choice(many), dice.uniform(0.1, 4.0), about)
+        case "coordinator" if coordinator_dies:
+            boundary = dice.choice(("sent", "arrives", "handled"))
+            about = dice.choice(("Standing", "Returned", "Vacate"))
+            return Crash("coordinator", boundary, dice.choice((0, 0, 1, 2)), dice.uniform(0.1, 4.0), about)
+        case _:
+            return Order()
+
+
 def crash(dice: random.Random, target: str, back_s: float | None) -> Crash:
     boundary: Boundary = dice.choice(("sent", "arrives", "handled"))
     about = dice.choice(("", *KINDS["script" if target[0] in "sw" else target[0]]))
@@ -158,3 +251,4 @@ KINDS = {
     "c": ("Take", "Take", "OpenEpoch", "Register", "Exited", "Join", "Returned", "Where"),
     "script": ("Commit", "Commit", "Push", "Take", "Enter", "Advance"),
 }  # what a crash may be about, of a shard, the coordinator and a worker
+HOUSING = ("Copy", "Copy", "Pair", "Promote", "Adopt", "Retire", "Hold", "Align", "Snap", "Write")

@@ -48,18 +48,20 @@ class Said(NamedTuple):
 
 
 class Let(NamedTuple):
-    """A shard has given parameters to a worker that is about to compute `clock`, having written `records` records."""
+    """A shard has given parameters to a worker that is about to compute `clock`, when the history of its log had
+    `records` records."""
 
     shard: str
     who: Who
     clock: int
+    log: str
     records: int
 
 
 class Recorder:
-    """`position(shard)` is how many records the shard's log has now."""
+    """`position(shard)` is the log of the shard that speaks, and how many records its history has now."""
 
-    def __init__(self, position: Callable[[str], int | None]) -> None:
+    def __init__(self, position: Callable[[str], tuple[str, int] | None]) -> None:
         self.position = position
         self.acknowledged: set[Said] = set()  # the worker has heard the Ok
         self.accepted: set[Said] = set()  # the shard has said Ok
@@ -128,8 +130,8 @@ class Recorder:
                 self.entered.append((name, Who(message.worker, message.incarnation), answer.clock))
             case Pull(), Delta():
                 who = Who(message.worker, message.incarnation)
-                if (records := self.position(name)) is not None:  # it lives, and has read its log
-                    self.let.append(Let(name, who, message.clock, records))
+                if (here := self.position(name)) is not None:  # it lives, and has read its log
+                    self.let.append(Let(name, who, message.clock, *here))
 
     # -- behind the requests of the workers ----------------------------------------------------------------------
 

@@ -4,18 +4,26 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
+from zml.coordinator import checkpoint_desk, cutting
 from zml.coordinator.docket import Docket
 from zml.coordinator.rosters import Rosters
 from zml.hyper import read_hyper
-from zml.messages import Commit, Message, Ok, Published
+from zml.messages import Commit, Message, Ok, Published, Snap
 from zml.scheduler.batches import Ledger, Taken
+from zml.scheduler.events import BackupLost
+from zml.scheduler.machine import EVENTS
 from zml.scheduler.staleness import Gate
+from zml.scheduler.state import State
 from zml.shard.counted import Last, Step
+from zml.shard.holding import front_of
+from zml.shard.mirror import Mirror, Stage
 from zml.shard.shard import Shard
 from zml.worker.client import Client
 
+from .faults import Kind, kind_of
 from .world import Outcome, quiet, run
 
 SEEDS = 500  # as many as are always run
@@ -29,14 +37,14 @@ def silence() -> Iterator[None]:
         yield
 
 
-def caught() -> Outcome:
+def caught(kind: Kind = "fixed", within: int = SEEDS) -> Outcome:
     """The first seed in which a rule breaks."""
-    for seed in range(SEEDS):
+    for seed in (seed for seed in range(within) if kind_of(seed) == kind):
         outcome = run(seed)
         if outcome.broken is not None:
             print(outcome)
             return outcome
-    raise AssertionError(f"{SEEDS} seeds, and nothing broke")
+    raise AssertionError(f"{within} seeds, and nothing broke")
 
 
 def test_chaos_catches_a_shard_that_counts_a_step_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +56,7 @@ def test_chaos_catches_a_shard_that_counts_a_step_twice(monkeypatch: pytest.Monk
         what = (self, worker, message.incarnation, message.clock)
         step = self.staged.get(worker, {}).get(message.clock) or steps.get(what)
         if message.clock < self.gate.frontier(worker) and step is not None:
-            self._note(message, payload)
+            self.note(message, payload)
             hyper = read_hyper(payload or memoryview(b""), self._store().spec)
             last = Last(message.clock, message.epoch, message.done, bytes(payload or b""))
             self._count(worker, step, hyper, last)
@@ -62,14 +70,14 @@ def test_chaos_catches_a_shard_that_counts_a_step_twice(monkeypatch: pytest.Monk
 
 
 def test_chaos_catches_a_shard_that_answers_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    note = Shard._note
+    note = Shard.note
 
     def note_later(self: Shard, message: Message, payload: Any = None) -> None:
         if not self.replaying:
             kept = bytes(payload) if payload is not None else None
             asyncio.get_running_loop().call_soon(note, self, message, kept)
 
-    monkeypatch.setattr(Shard, "_note", note_later)
+    monkeypatch.setattr(Shard, "note", note_later)
     assert caught().broken
 
 
@@ -109,13 +117,13 @@ def test_chaos_catches_a_worker_that_resumes_at_a_wrong_clock(monkeypatch: pytes
 
 @pytest.mark.soak
 def test_chaos_catches_a_shard_that_does_not_write_what_it_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
-    note = Shard._note
+    note = Shard.note
 
     def note_the_rest(self: Shard, message: Message, payload: Any = None) -> None:
         if not isinstance(message, Published):
             note(self, message, payload)
 
-    monkeypatch.setattr(Shard, "_note", note_the_rest)
+    monkeypatch.setattr(Shard, "note", note_the_rest)
     assert caught().broken
 
 
@@ -152,3 +160,57 @@ def test_chaos_catches_a_coordinator_that_answers_before_it_writes(monkeypatch: 
 
     monkeypatch.setattr(Docket, "_write", write_later)
     assert caught().broken
+
+
+# -- what only housed worlds catch -----------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+def test_chaos_catches_a_former_home_that_acknowledges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it held back for a checkpoint counts there when it is let go, and nobody has it."""
+    monkeypatch.setattr(Shard, "end", lambda self: None)
+    assert caught("housed").broken
+
+
+@pytest.mark.soak
+def test_chaos_catches_a_backup_that_is_promoted_and_not_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coordinator agrees that it is out of date, and counts on it all the same."""
+    for state in (State.RUNNING, State.DRAINING):
+        monkeypatch.setitem(EVENTS[state], BackupLost, lambda machine, job, event, now: iter(()))
+    assert caught("housed").broken
+
+
+@pytest.mark.soak
+def test_chaos_catches_a_shard_that_answers_before_its_backup_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mirror, "settled", lambda self: None)
+    assert caught("housed").broken
+
+
+def test_chaos_catches_a_copy_that_lacks_what_came_while_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    append = Mirror.append
+
+    def append_in_step(self: Mirror, message: Message, payload: Any = None) -> None:
+        if self.stage is not Stage.COPYING:
+            append(self, message, payload)
+
+    monkeypatch.setattr(Mirror, "append", append_in_step)
+    assert caught("housed").broken
+
+
+def test_chaos_catches_a_checkpoint_of_shards_that_stand_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = Shard.order
+
+    def order_anyhow(self: Shard, message: Any, payload: Any) -> Any:
+        if isinstance(message, Snap):
+            payload = msgspec.msgpack.encode(front_of(self))
+        return order(self, message, payload)
+
+    monkeypatch.setattr(Shard, "order", order_anyhow)
+    monkeypatch.setattr(cutting, "alike", lambda fronts: True)
+    assert caught("housed").broken
+
+
+def test_chaos_catches_a_ledger_that_is_not_of_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what the workers have reported, and not what the shards have applied."""
+    monkeypatch.setattr(checkpoint_desk, "applied_batches", lambda applied, incarnations: {})
+    assert caught("housed").broken

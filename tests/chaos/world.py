@@ -8,6 +8,7 @@ import logging
 import random
 import sys
 import tempfile
+import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,21 +21,41 @@ import structlog
 import torch
 
 from tests.zml.cluster import Cluster, Script, parameters
-from tests.zml.test_recovery import replayed, same_bits
+from zml.checkpoint import Checkpoint
+from zml.coordinator.checkpoints import When
+from zml.errors import EX_TEMPFAIL
 from zml.lease import COORDINATOR, Lease
 from zml.messages import AnyMessage, Exited, Fenced, JobSpec, Launch, Ok
 from zml.records import HEAD, HEAD_BYTES, SUM
+from zml.scheduler.homes import Home
 from zml.shard.ps import Ps
 from zml.shard.pushlog import LOG, NoLog
 from zml.transport import Refusal, TransportError
 from zml.transport.frames import Kind
 
-from . import invariants
-from .faults import Boundary, Crash, Fault, Freeze, Partition, Plan, Weather, draw
-from .processes import NOBODY, Network, Process, live
+from .cuts import held
+from .ending import check, chosen
+from .faults import (
+    Boundary,
+    Crash,
+    Fault,
+    Freeze,
+    Leave,
+    Order,
+    Partition,
+    Plan,
+    Weather,
+    draw,
+    draw_after,
+    goes_on,
+)
+from .invariants import Batch
+from .processes import NOBODY, WHOSE, Network, Process, live
 from .recorder import Recorder
+from .witness import Witness, watching
 
 FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # push logs that need no disk
+LEAVE_S = 90.0  # within which a process ends that was told to leave
 PEACE_S = 120.0  # within which a run ends after its last fault
 LONGEST_S = 600.0
 CAN_RESTART_COORDINATOR = hasattr(Cluster, "restart_coordinator")
@@ -76,6 +97,7 @@ class Worker(Script):
     async def _epochs(self) -> None:
         await super()._epochs()
         self.end = parameters(self)
+        self.world.trained_at = asyncio.get_running_loop().time()
 
     def kill(self) -> None:
         """Agent and script, as when their machine goes."""
@@ -102,24 +124,45 @@ class World(Cluster):
 
     network: Network
 
-    def __init__(self, seed: int, plan: Plan, folder: Path, processes: list[Process]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        plan: Plan,
+        folder: Path,
+        processes: list[Process],
+        resumed: Checkpoint | None = None,
+    ) -> None:
         self.plan = plan
+        self.batches = {(epoch, batch) for epoch in range(plan.epochs) for batch in range(plan.batches)}
+        self.before = frozenset(held(resumed, plan.batches)) if resumed is not None else frozenset[Batch]()
+        self.steps_before = resumed.manifest.step if resumed is not None else 0
+        self.witness = Witness()
+        self.checkpoints = folder / "checkpoints"
+        self.homes: dict[str, Home] = {}  # where each shard lives, or lived at the end
         self.dice = random.Random(seed + 1)  # of what goes on beside the plan
         self.processes = processes
         weather = plan.weather
         network = Network(seed, delay_s=weather.delay_s, loss=weather.loss, duplication=weather.duplication)
         network.spared = f"agent-{plan.anchor}.1"
-        self.recorder = network.recorder = Recorder(self.records)
+        self.recorder = network.recorder = Recorder(self.position)
         network.passing = self.passing
         spec = JobSpec(
             workers=plan.workers,
             shards=plan.shards,
+            replicas=plan.replicas,
             staleness=plan.staleness,
             compress=plan.compress,
             optimizer_on=plan.optimizer_on,
         )
         journal: dict[str, Any] = {"state": folder / COORDINATOR} if CAN_RESTART_COORDINATOR else {}
-        super().__init__(network, spec, compute_s=lambda name: plan.compute_s[name], folder=folder, **journal)
+        super().__init__(
+            network,
+            spec,
+            compute_s=lambda name: plan.compute_s[name],
+            folder=folder,
+            resumed=resumed,
+            **journal,
+        )
         self.coordinator_is_back = asyncio.Event()
         self.coordinator_process = self.process(COORDINATOR)
         self.shard_processes: dict[int, Process] = {}
@@ -129,6 +172,10 @@ class World(Cluster):
             tuple[Crash, int]
         ] = []  # that wait for their message, and how many are to pass before
         self.ended = False
+        self.took_s: list[float] = []  # each checkpoint that was ordered
+        self.troubles = len(plan.faults)  # that are still to come, or not over
+        self.troubled_until = 0.0
+        self.trained_at = 0.0  # by the newest worker to come to its end
         self.lasted_s = 0.0
 
     def process(self, name: str) -> Process:
@@ -136,14 +183,22 @@ class World(Cluster):
         self.processes.append(process)
         return process
 
-    def records(self, shard: str) -> int | None:
-        pushes = self.shards[int(shard[1:])].logs.get(shard)
-        return pushes.records.next if pushes is not None else None
+    def position(self, shard: str) -> tuple[str, int] | None:
+        """The log of the shard in the process that is running, and how long its history is."""
+        process = WHOSE.get()
+        index = next((index for index, one in self.shard_processes.items() if one is process), None)
+        pushes = self.shards[index].logs.get(shard) if index is not None else None
+        return (pushes.folder.name, self.witness.length(pushes.folder.name)) if pushes is not None else None
+
+    def after_message(self) -> None:
+        """The coordinator has decided something."""
+        if (job := self.coordinator.machine.jobs.get(self.coordinator.job)) is not None:
+            self.homes |= {str(shard): home for shard, home in job.homes.items()}
 
     # -- members ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        await self.coordinator_process.run(self.coordinator.start())
+        await self.coordinator_process.run(self._coordinator())
         for index in range(self.spec.shards):
             self.start_shard(index)
         for name in (f"w{index}" for index in range(self.plan.workers)):
@@ -169,7 +224,9 @@ class World(Cluster):
             )
 
     def start_shard(self, index: int) -> None:
-        if self.ended:
+        """Unless one runs: whoever started that did so for another reason."""
+        former, task = self.shard_processes.get(index), self.shard_tasks.get(index)
+        if self.ended or (former is not None and task is not None and not former.dead and not task.done()):
             return
         self.lives[index] += 1
         process = self.shard_processes[index] = self.process(f"p{index}.{self.lives[index]}")
@@ -182,6 +239,27 @@ class World(Cluster):
         if task.cancelled() or process.dead or self.ended or task.exception() is None:
             return
         asyncio.get_running_loop().call_later(0.3, self.start_shard, index, context=NOBODY.copy())
+
+    async def _coordinator(self) -> None:
+        await self.coordinator.start()
+        self._keep_checkpoints()
+
+    def _keep_checkpoints(self) -> None:
+        if self.plan.checkpoint_s:
+            self.coordinator.checkpoint_desk.keep(self.checkpoints, When(), keep_last=100)
+            self.tasks.append(asyncio.ensure_future(self._order_checkpoints()))
+
+    async def _order_checkpoints(self) -> None:
+        while True:
+            await asyncio.sleep(self.plan.checkpoint_s)
+            await self.take_checkpoint(f"every {self.plan.checkpoint_s:.2f} s")
+
+    async def take_checkpoint(self, because: str) -> None:
+        desk = self.coordinator.checkpoint_desk.checkpoints
+        assert desk is not None
+        began = asyncio.get_running_loop().time()
+        await desk.take(because)
+        self.took_s.append(asyncio.get_running_loop().time() - began)
 
     # Of a cluster that can restart its coordinator, from a journal:
 
@@ -204,6 +282,7 @@ class World(Cluster):
 
     async def _coordinator_again(self) -> None:
         await getattr(self, "restart_coordinator")()  # noqa: B009
+        self._keep_checkpoints()
         self.coordinator_is_back.set()
 
     async def over(self) -> int:
@@ -221,9 +300,9 @@ class World(Cluster):
     def kill_shard(self, index: int) -> None:
         process, ps = self.shard_processes[index], self.shards.get(index)
         process.kill()
-        if ps is not None and ps.core is not None:
-            ps.core.log = NoLog()  # in the middle of a callback it may go on to write
         if ps is not None:
+            for core in (*ps.cores.values(), *(backup.core for backup in ps.backups.values())):
+                core.log = NoLog()  # in the middle of a callback it may go on to write
             let_go(ps)
 
     def is_alive(self, index: int) -> bool:
@@ -276,9 +355,11 @@ class World(Cluster):
             return
         if target.startswith("p"):
             index = int(target[1:])
+            wrote = [pushes.folder for pushes in self.shards[index].logs.values()]
             self.kill_shard(index)
-            if crash.torn and self.folder is not None:
-                tear(self.folder / target / LOG, crash.torn)
+            if crash.torn:
+                for folder in wrote:
+                    tear(folder / LOG, crash.torn)
             assert again is not None
             later(again, self.start_shard, index, context=NOBODY.copy())
             return
@@ -318,10 +399,38 @@ class World(Cluster):
                 self.network._cut.update(pairs)
                 await asyncio.sleep(fault.for_s)
                 self.network._cut.difference_update(pairs)
+            case Leave():
+                await self._leave(fault)
+            case Order():
+                if self.plan.checkpoint_s and not self.coordinator_process.dead:
+                    self.tasks.append(self.coordinator_process.run(self.take_checkpoint("an order")))
             case Weather():
                 self.blow(fault)
                 await asyncio.sleep(fault.for_s)
                 self.blow(self.plan.weather)
+
+    async def _leave(self, leave: Leave) -> None:
+        """As SIGTERM, until the process has ended, in whatever way."""
+        index = int(leave.target[1:])
+        process, task, ps = self.shard_processes[index], self.shard_tasks[index], self.shards[index]
+        loop = asyncio.get_running_loop()
+        loop.call_soon(ps.leave, "SIGTERM", context=process.context)
+        if leave.again_s is not None:
+            loop.call_later(leave.again_s, ps.leave, "SIGTERM", context=process.context)
+        until = loop.time() + LEAVE_S
+        while not task.done() and not process.dead:
+            assert loop.time() < until, f"{LEAVE_S:g} s ago {process} was told to leave"
+            await asyncio.sleep(0.01)
+        if process.dead:
+            return  # who killed it starts another
+        ended_well = not task.cancelled() and task.exception() is None
+        # Of a job that has not begun it has handed over nothing, and that cannot begin without it.
+        begun = self.coordinator.machine.generation(self.coordinator.job) > 0
+        handed_over = begun and ended_well and task.result() == EX_TEMPFAIL
+        back_s = (None if handed_over else 1.0) if leave.back_s is None else leave.back_s
+        if back_s is not None:
+            await asyncio.sleep(back_s)
+            NOBODY.copy().run(self.start_shard, index)
 
     def pairs(self, cut: Partition) -> Iterator[tuple[str, str]]:
         for one in self.names(cut.one):
@@ -369,12 +478,13 @@ class World(Cluster):
             self.close_journal()
         for ps in self.shards.values():
             let_go(ps)
-        self.live_shards = {ps.name: ps.core for index, ps in self.shards.items() if self.is_alive(index)}
         return code
 
     async def _at(self, when: float, fault: Fault) -> None:
         await asyncio.sleep(when - asyncio.get_running_loop().time())
         await self.befall(fault)
+        self.troubles -= 1
+        self.troubled_until = asyncio.get_running_loop().time()
 
     def stuck(self) -> str:
         """Where everybody waits."""
@@ -385,33 +495,6 @@ class World(Cluster):
                 code = frames[-1].f_code
                 lines.append(f"  {task.get_coro().__qualname__} {code.co_filename}:{frames[-1].f_lineno}")  # type: ignore[union-attr]
         return "\n".join(sorted(lines))
-
-    # -- the end ----------------------------------------------------------------------------------------------
-
-    def check(self, code: int) -> None:
-        """Every rule. Raises AssertionError."""
-        plan, recorder = self.plan, self.recorder
-        assert self.folder is not None
-        errors = {name: script.error for name, script in self.scripts.items() if script.error is not None}
-        assert code == 0, f"the job ended with {code}: {errors}"
-        accounts = invariants.read_logs(self.folder, plan.shards, plan.staleness)
-        invariants.a_step_counts_on_all_or_none(accounts)
-        invariants.what_was_acknowledged_is_in_the_logs(accounts, recorder)
-        invariants.every_batch_counts_once(accounts, recorder, plan.epochs, plan.batches)
-        invariants.the_ledger_heard_of_every_batch_from_one_worker(recorder, plan.epochs, plan.batches)
-        invariants.nobody_is_let_beyond_the_bound(accounts, recorder, plan.staleness)
-        invariants.versions_never_go_back(recorder)
-        for index, ps in self.shards.items():
-            again = replayed(self.folder / f"p{index}")
-            assert again.store is not None
-            if (core := self.live_shards.get(ps.name)) is not None:
-                same_bits(again, core)
-            held = [held.version for held in again.store._trained]
-            invariants.applied_as_often_as_counted(accounts[ps.name], held, plan.staleness)
-        ends = [worker.end for worker in self.lives_of_workers if worker.end is not None]
-        assert ends, "nobody has finished"
-        for other in ends[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(ends[0], other, strict=True)), "replicas differ"
 
 
 MATTERS = (Kind.REQUEST, Kind.REPLY, Kind.REFUSAL)
@@ -486,23 +569,35 @@ def again(seed: int) -> str:
 
 
 def run(seed: int) -> Outcome:
-    """The run of this seed."""
+    """The run of this seed, and of some one that goes on from one of its checkpoints."""
     plan = draw(seed, coordinator_dies=CAN_RESTART_COORDINATOR)
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="zml-chaos-") as folder:
+        outcome, world = _run(seed, plan, Path(folder))
+        if outcome.broken is None and goes_on(seed) and (checkpoint := chosen(world)) is not None:
+            after = draw_after(seed, plan, coordinator_dies=CAN_RESTART_COORDINATOR)
+            return _run(seed, after, Path(folder, "after"), checkpoint)[0]
+        return outcome
+
+
+def _run(seed: int, plan: Plan, folder: Path, resumed: Checkpoint | None = None) -> tuple[Outcome, World]:
     processes: list[Process] = []
     worlds: list[World] = []
 
     async def main() -> int:
-        worlds.append(World(seed, plan, Path(folder), processes))
-        return await worlds[0].live()
+        worlds.append(World(seed, plan, folder, processes, resumed))
+        with watching(worlds[0].witness, plan.long_log):
+            return await worlds[0].live()
 
-    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="zml-chaos-") as folder:
-        broken: str | None = None
-        try:
-            code = live(main(), processes, limit_s=LONGEST_S)
-            worlds[0].check(code)
-        except AssertionError as error:
-            broken = f"{type(error).__name__}: {error}"
-        return Outcome(seed, plan, broken, worlds[0].lasted_s, worlds[0].network.history)
+    broken: str | None = None
+    try:
+        code = live(main(), processes, limit_s=LONGEST_S)
+        check(worlds[0], code)
+    except AssertionError as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        broken = f"{type(error).__name__}: {str(error) or f'{where.line} ({where.filename}:{where.lineno})'}"
+        if resumed is not None:
+            broken = f"gone on from {resumed.path.name}: {broken}"
+    return Outcome(seed, plan, broken, worlds[0].lasted_s, worlds[0].network.history), worlds[0]
 
 
 def main(seeds: list[str]) -> int:

@@ -163,7 +163,7 @@ class Script:
 
     def _told(self, peer: str, message: Any, payload: memoryview | None) -> None:
         if isinstance(message, Moved):
-            self.client.moved(message)
+            self.client.where.moved(message)
         elif isinstance(message, Keep):
             self.keep = message
             if not self.cluster.silent:

@@ -18,7 +18,7 @@ class Told(Checkpointer):
 
     ends: list[Taken | Exception]
 
-    async def _take(self, number: int, because: str, moves: bool) -> Taken:
+    async def _take(self, because: str, moves: bool) -> Taken:
         end = self.ends.pop(0)
         if isinstance(end, Exception):
             raise end
@@ -27,7 +27,7 @@ class Told(Checkpointer):
 
 def of(root: Path, *ends: Taken | Exception) -> Told:
     nothing: Any = None
-    made = Told("j", root, ask=nothing, shards=list, host=str, at=nothing, keep=nothing)
+    made = Told("j", root, cutting=nothing, shards=list, host=str, at=nothing, keep=nothing)
     made.ends = list(ends)
     return made
 

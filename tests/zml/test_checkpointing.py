@@ -9,11 +9,12 @@ import torch
 
 from tests.simulation import simulate
 from tests.soaking import soak
-from tests.zml.cluster import Cluster, Script, parameters
+from tests.zml.cluster import JOB, Cluster, Script, parameters
 from tests.zml.test_cluster import run, same, trained
 from zml.checkpoint import Checkpoint, newest, read
 from zml.coordinator.checkpoints import When
-from zml.messages import JobSpec
+from zml.lease import ask
+from zml.messages import Exited, JobSpec
 from zml.transport.memory import MemoryNetwork
 
 MODES = [0, 2, None]
@@ -137,6 +138,34 @@ def test_the_last_checkpoint_is_the_model(tmp_path: Path) -> None:
     scripts, checkpoints = with_checkpoints(tmp_path, 1, JobSpec(workers=2, shards=2), moments=1)
     found = [torch.from_numpy(checkpoints[-1].parameter(i).copy()) for i in range(4)]  # type: ignore[union-attr]
     assert all(torch.equal(a.flatten(), b) for a, b in zip(parameters(scripts[0]), found, strict=True))
+
+
+def test_a_checkpoint_does_not_wait_for_what_a_script_that_is_gone_was_to_keep(tmp_path: Path) -> None:
+    async def main() -> float:
+        spec = JobSpec(workers=2, shards=2, optimizer_on="worker")
+        cluster = Cluster(MemoryNetwork(1), spec, compute_s=lambda name: 0.4)
+        cluster.silent = True
+        await cluster.start()
+        desk = cluster.coordinator.checkpoint_desk
+        desk.keep(tmp_path, When())
+        scripts = [cluster.script(f"w{index}") for index in range(2)]
+        await cluster.until(lambda: scripts[0].trained)
+        assert desk.checkpoints is not None
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        taking = asyncio.ensure_future(desk.checkpoints.take("now"))
+        await cluster.until(lambda: any(script.keep for script in scripts))
+        asked = next(script for script in scripts if script.keep)
+        assert asked.task is not None
+        asked.task.cancel()
+        member, incarnation = asked.seat.worker, asked.seat.incarnation
+        await ask(asked.agent, Exited(job=JOB, member=member, incarnation=incarnation, signal=9), within_s=5)
+        assert await taking is not None
+        took_s = loop.time() - began
+        assert await cluster.finish() == 0
+        return took_s
+
+    assert simulate(main()) < 5
 
 
 def test_when_a_checkpoint_is_due() -> None:

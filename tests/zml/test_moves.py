@@ -17,7 +17,7 @@ from tests.zml.test_recovery import ALL, MODES, replayed, same_bits
 from tests.zml.test_replicas import Case
 from zml.checkpoint import read
 from zml.coordinator.checkpoints import When
-from zml.messages import Copy, JobSpec
+from zml.messages import Commit, Copy, Hold, JobSpec
 from zml.messages import Promote as PromoteOrder
 from zml.scheduler.actions import Action, Pair, Promote, Rehome
 from zml.shard.ps import Ps
@@ -354,6 +354,35 @@ def test_a_process_that_takes_over_a_backup_in_step_leaves_nothing_behind_in_the
     case = simulate(main())
     assert case.trained() == ALL
     same(case.scripts)
+
+
+@pytest.mark.parametrize("staleness", MODES)
+def test_what_is_held_for_a_checkpoint_counts_in_the_next_home_or_nowhere(
+    tmp_path: Path, staleness: int | None
+) -> None:
+    """Commits that wait in the former home are not acknowledged there when they are let go. Nobody is told where the
+    shard lives now: whoever waits in the former home has to hear it there."""
+
+    async def main() -> Case:
+        case = Case(1, replicas=0, staleness=staleness, folder=tmp_path)
+        await case.start()
+        await case.until_trained(4)
+        case.leave(1)
+        assert await case.has_left(1) == 75
+        await case.until_trained(8)
+        for script in case.scripts:
+            script.client.where.moved = lambda message: None  # type: ignore[method-assign]
+        assert await case.cluster.coordinator.shard_desk.ask("p1", Hold("job", 99)) is not None
+        held = case.cluster.shards[0].cores["p1"].holding
+        assert held is not None
+        await case.cluster.until(lambda: [w for w in held.queue if isinstance(w.message, Commit)])
+        case.cluster.start_shard(1)
+        await case.cluster.until(partial(moved, case, "p1", "p1"))
+        async with asyncio.timeout(120):
+            await case.finish()
+        return case
+
+    simulate(main()).audit()
 
 
 # -- who is not there, or goes too ---------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from tests.simulation import simulate
 from tests.soaking import soak
 from tests.zml.cluster import Cluster, Script
 from tests.zml.test_cluster import run, same, trained
-from zml.errors import LOG_HELD, ZmlError
+from zml.errors import INTERRUPTED, LOG_HELD, ZmlError
 from zml.lease import COORDINATOR
 from zml.messages import Commit, Exited, JobSpec, Ok
 from zml.records import Damaged
+from zml.scheduler.actions import Action, Place
 from zml.scheduler.ids import JobId
 from zml.shard import base
 from zml.shard.base import state_of
@@ -274,3 +275,26 @@ def test_a_log_is_held_by_one_process_and_the_other_is_told_who(tmp_path: Path) 
     one.close()
     one.close()
     PushLog(tmp_path / "p0").close()
+
+
+def test_a_shard_that_ends_when_it_is_to_take_the_layout_is_waited_for(tmp_path: Path) -> None:
+    """Its connection is gone before its lease is: that is no reason to end the job."""
+
+    async def main() -> tuple[list[Script], int]:
+        cluster = Cluster(MemoryNetwork(1), JobSpec(workers=2, shards=2), folder=tmp_path)
+        perform = cluster.coordinator.perform
+
+        def after_its_end(action: Action) -> None:
+            if isinstance(action, Place):
+                cluster.shards[1].finish(INTERRUPTED)
+                asyncio.get_running_loop().call_later(4, cluster.start_shard, 1)
+            perform(action)
+
+        cluster.coordinator.perform = after_its_end  # type: ignore[method-assign]
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}") for index in range(2)]
+        return scripts, await cluster.finish()
+
+    scripts, code = simulate(main())
+    assert code == 0, [script.error for script in scripts]
+    assert trained(scripts) == ALL

@@ -174,6 +174,20 @@ def test_a_snapshot_that_is_read_while_steps_are_made() -> None:
         reading.check()
 
 
+def test_chunks_that_leave_the_store_stay_in_its_snapshots() -> None:
+    bench = Bench("Adam", "bf16")
+    bench.do("apply", [frozenset()])
+    reading, some = Reading(bench, True), list(bench.store.chunks[:3])
+    moved = bench.store.snapshot(some, published=True)
+    assert list(moved.versions) == some
+    reading.read(2)
+    bench.store.let_go(some)
+    come = bench.store.made_of(moved.versions, dict(moved.tensors()))
+    bench.store.take_in(come)
+    bench.do("apply", [frozenset()])
+    reading.check()
+
+
 def test_only_what_changes_before_it_is_read_is_copied_by_the_store() -> None:
     bench = Bench("plain", "none")
     snapshot = bench.store.snapshot(published=False)

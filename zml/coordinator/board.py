@@ -161,7 +161,7 @@ class Board:
             script=self.spec.script,
             mode=self.spec.mode,
             workers=self.spec.workers,
-            shards=self.spec.shards,
+            shards=max(self.spec.shards, sum(view.role == "shard" for view in views)),
             generation=record.generation,
             epoch=ledger.epoch,
             epochs=self.epochs,

@@ -15,8 +15,8 @@ from ..plan import Plan
 from ..scheduler.state import Cause, Finishing
 from ..status import CheckpointStatus
 from ..transport import Refusal
+from .agreeing import Cut
 from .checkpoints import Checkpoints, When, applied_batches, describe_job, describe_ledger
-from .cutting import Cut
 from .depot import Offer
 
 if TYPE_CHECKING:
@@ -41,13 +41,14 @@ class CheckpointDesk:
             self.hall.job,
             root,
             when,
-            ask=self.hall.shard_desk.ask,
+            cutting=self.hall.cutting,
             shards=self.hall.shard_desk.holding,
             host=self.hall.homes.host,
             facts=self.at_cut,
             steps=self.steps,
             steps_before=self.hall.begun.steps_before,
             ask_to_keep=self.ask_to_keep,
+            until_gone=self.until_gone,
             in_sync=self.hall.spec.staleness == 0,
             keep_last=keep_last,
             keep_every_steps=keep_every_steps,
@@ -71,6 +72,13 @@ class CheckpointDesk:
             return ""
         asked = self.hall.endpoint.notify(scripts[workers[0]], Keep(self.hall.job, checkpoint, folder))
         return str(workers[0]) if asked else ""
+
+    async def until_gone(self, member: str) -> None:
+        """Until the script that is this member's now is not there any more."""
+        hall = self.hall
+        script = hall.facts.scripts.get(member)
+        while member in hall.machine.workers(hall.job) and hall.facts.scripts.get(member) == script:
+            await hall.changed.wait()
 
     def at_cut(self, front: Front, gone_on: bool) -> Cut | None:
         """What a checkpoint holds beside the shards' parts, where they hold these steps. None while the shards do not

@@ -1,13 +1,13 @@
 """A checkpoint of a running job: when, from whom, and in which order. `checkpoint` says what lies on disk.
 
-    every shard has marked what it has at one cut (`cutting`)
+    every shard: Hold -> Align until all stand alike -> Snap     training stands still for this long
     every shard: Write                                            beside the training
     ledger, settings, manifest last; old ones are dropped
 
 A shard writes its part into the folder, or sends it where it does not see that (`shard.porter`, `depot`).
 
-Rule: whatever goes wrong leaves the job and the checkpoints before as they were, is logged, and is tried again at the
-next time.
+Rules: the data ledger is taken at the same cut, from what the shards say they have applied. Whatever goes wrong
+leaves the job and the checkpoints before as they were, is logged, and is tried again at the next time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from ..messages import Write, Written
 from ..piecewise import MOST_STATE
 from ..status import CheckpointStatus
 from ..tracing.trees import Tree
-from .cutting import Ask, At, Cut, Cutter, NotTaken
+from .agreeing import Agreeing, At, Cut
+from .cutting import Cutting, NotTaken
 from .depot import Intake, Kept
 from .orders import MOST_S, while_moving
 
@@ -77,7 +78,7 @@ class Checkpointer:
         job: str,
         root: Path,
         *,
-        ask: Ask,
+        cutting: Cutting,
         shards: Callable[[], Sequence[str]],
         host: Callable[[str], str],
         at: At,
@@ -91,15 +92,14 @@ class Checkpointer:
         process a shard lives. `at` takes the ledger."""
         self.job = job
         self.root = root
-        self.ask = ask
+        self.cutting = cutting
         self.shards = shards
         self.host = host
-        self.cutter = Cutter(job, ask, at, in_sync=in_sync)
+        self.agreeing = Agreeing(cutting, at, in_sync=in_sync)
         self.keep = keep
         self.steps_before = steps_before
         self.keep_last = keep_last
         self.keep_every_steps = keep_every_steps
-        self.number = 0
         self.newest: Path | None = None
         self.told = on_disk(root)
         self.intake: Intake | None = None  # of the checkpoint that is being written
@@ -109,11 +109,10 @@ class Checkpointer:
     async def take(self, because: str, *, moves: bool = True) -> Path | None:
         """Take one; its folder, or None where that was not possible, which is logged. `moves`: are steps made?"""
         async with self.lock:
-            self.number += 1
             began = time.monotonic()
             self.tree = Tree("zml.checkpoint", job=self.job, because=because)
             try:
-                taken = await self._take(self.number, because, moves)
+                taken = await self._take(because, moves)
             except (NotTaken, Refused, ZmlError) as error:
                 self.tree.end(str(error))
                 log.warning("no checkpoint", because=str(error), wanted=because)
@@ -154,11 +153,12 @@ class Checkpointer:
             )
             return taken.path
 
-    async def _take(self, number: int, because: str, moves: bool) -> Taken:
-        shards = self.shards()
-        if not shards:
-            raise NotTaken("a shard is away, or there are no parameters yet")
-        agreed = await self.cutter.cut(number, shards, self.tree, moves=moves)
+    async def _take(self, because: str, moves: bool) -> Taken:
+        async with self.cutting.lock:
+            if not (shards := self.shards()):
+                raise NotTaken("a shard is away, or there are no parameters yet")
+            number = self.cutting.next()
+            agreed = await self.agreeing.agree(number, shards, self.tree, moves=moves)
         step = self.steps_before + agreed.front.updates
         with self.tree.within("zml.checkpoint.write"):
             path, stalled_s = await self._write(number, step, agreed.sizes, agreed.cut, because)
@@ -196,7 +196,7 @@ class Checkpointer:
         name = shard_file(int(shard[1:]))
         intake.senders[name] = self.host(shard)
         order = Write(self.job, number, str(intake.writer.folder), name, trace=self.tree.header())
-        asked = asyncio.ensure_future(self.ask(shard, order, None, MOST_S))
+        asked = asyncio.ensure_future(self.cutting.ask(shard, order, None, MOST_S))
         try:
             done = await while_moving(asked, lambda: intake.received[name], lambda: WRITE_S)
             answer = asked.result() if done else None

@@ -7,7 +7,7 @@ and what of both an earlier run has left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from ..scheduler.epoch import COMMITTED, SKIPPED, Pass
 from ..scheduler.ids import WorkerId
 from ..shard.holding import Applied
 from ..transport import Refusal
+from .agreeing import Cut
 from .checkpointer import Checkpointer
-from .cutting import Answered, Cut
+from .cutting import Cutting
 from .depot import Intake
 from .depot import Kept as KeptFile
 from .facts import Begun, Noted
@@ -78,12 +79,13 @@ class Checkpoints:
         root: Path,
         when: When,
         *,
-        ask: Callable[[str, Message, bytes | None, float], Any],
+        cutting: Cutting,
         shards: Callable[[], list[str]],
         host: Callable[[str], str],
         facts: Callable[[Front, bool], Cut | None],
         steps: Callable[[], int],
         ask_to_keep: Callable[[str, str], str] = lambda checkpoint, folder: "",
+        until_gone: Callable[[str], Coroutine[Any, Any, None]] = lambda member: asyncio.sleep(KEEP_S),
         in_sync: bool = False,
         steps_before: int = 0,
         keep_last: int = 3,
@@ -94,20 +96,15 @@ class Checkpoints:
         self.last: asyncio.Task[Path | None] | None = None
         self.looking: asyncio.Task[None] | None = None
         self.ask_to_keep = ask_to_keep
+        self.until_gone = until_gone  # this member's script is not there any more
         self.keeping: tuple[str, str, asyncio.Future[Kept]] | None = (
             None  # what is kept, who is asked, and has not answered
         )
 
-        async def answered(
-            shard: str, message: Message, payload: bytes | None, within_s: float
-        ) -> Answered | None:
-            answer = await ask(shard, message, payload, within_s)
-            return None if answer is None else Answered(answer.message, bytes(answer.payload or b""))
-
         self.checkpointer = Checkpointer(
             job,
             root,
-            ask=answered,
+            cutting=cutting,
             shards=shards,
             host=host,
             at=facts,
@@ -138,19 +135,26 @@ class Checkpoints:
 
     async def _keep(self, intake: Intake) -> Sequence[KeptFile]:
         """What lives in the senior's script, if that comes and does not take too long."""
+        member = self.ask_to_keep(intake.name, str(intake.writer.folder))
+        if not member:
+            return ()
+        gone = asyncio.ensure_future(self.until_gone(member))
         try:
-            member = self.ask_to_keep(intake.name, str(intake.writer.folder))
-            if not member:
-                return ()
             intake.senders |= dict.fromkeys((ABOUT, TENSORS), member)
             kept: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
             self.keeping = (intake.name, member, kept)
             come = intake.received
-            if await while_moving(kept, lambda: come[ABOUT] + come[TENSORS], lambda: KEEP_S):
+            both: set[asyncio.Future[Any]] = {kept, gone}
+            either = asyncio.ensure_future(asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED))
+            await while_moving(either, lambda: come[ABOUT] + come[TENSORS], lambda: KEEP_S)
+            either.cancel()
+            if kept.done():
                 return kept.result().files
-            await intake.without("it did not come in time", ABOUT, TENSORS)
+            because = f"the script of {member} has ended" if gone.done() else "it did not come in time"
+            await intake.without(because, ABOUT, TENSORS)
             return ()
         finally:
+            gone.cancel()
             self.keeping = None
 
     async def receive(self, message: Piece | Kept, payload: Buffer) -> Message:

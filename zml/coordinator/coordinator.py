@@ -71,15 +71,14 @@ from ..messages import (
 from ..runs.events import EventLog
 from ..scheduler import actions, calls, events
 from ..scheduler.batches import Ledger
-from ..scheduler.ids import JobId, WorkerId
-from ..scheduler.ids import Seat as Place
+from ..scheduler.ids import JobId
 from ..scheduler.machine import Machine
-from ..scheduler.state import Draining, Finishing, Running
 from ..status import JobStatus
 from ..transport import Endpoint, Handler, Refusal
 from .board import Board
 from .checkpoint_desk import CheckpointDesk
 from .checkpoints import begun_with, resumed_ledger, resumed_note
+from .cutting import Cutting
 from .dealer import HOLD_S, Dealer
 from .docket import Docket
 from .endings import Endings
@@ -89,6 +88,8 @@ from .notes import Notes
 from .orders import Orders
 from .rosters import Rosters
 from .shard_desk import ShardDesk, digest_of
+from .spreading import Spreading
+from .taking_over import take_over
 
 GRACE_S = (
     8.0  # for everybody to find a coordinator that was started again: they dial every second at the latest
@@ -157,8 +158,16 @@ class Coordinator:
         self.orders = Orders(self.endpoint, self.peers, self.is_still_to_come)
         going_on = docket.job in machine.jobs or docket.job in machine.over
         self.resumed: Checkpoint | None = begun_with(begun, resumed, going_on=going_on)
-        self.homes = ShardHomes(self.job, docket, machine, self.orders.ask, self.dispatch, self.until)
         self.shard_desk = ShardDesk(self, begun.begin_with, begun.manifest)
+        self.homes = ShardHomes(
+            self.job,
+            docket,
+            machine,
+            self.orders.ask,
+            self.dispatch,
+            self.until,
+            self.shard_desk.had_nothing,
+        )
         self.rosters = Rosters(
             self.job,
             self.dealer,
@@ -168,6 +177,8 @@ class Coordinator:
             docket,
         )
         self.rosters.changed, self.rosters.written = self.wake, docket.settled
+        self.cutting = Cutting(self.job, self.shard_desk.answered)
+        self.spreading = Spreading(self)
         self.checkpoint_desk = CheckpointDesk(self)
         self.endings = Endings(self)
         self.examine_desk = ExamineDesk(self)
@@ -195,7 +206,7 @@ class Coordinator:
             Listening(list(self.endpoint.addresses), os.getpid(), socket.gethostname(), time.time())
         )
         if self.docket.resumed:
-            self.resume()
+            take_over(self)
         if not (self.job in self.machine.jobs or self.job in self.machine.over):
             asked = self.spec
             # Whoever was the coordinator before may have got no further than this.
@@ -225,38 +236,6 @@ class Coordinator:
         await self.orders.finish(GOODBYE_S)
         return code
 
-    def resume(self) -> None:
-        """Another process was the coordinator. Everybody is given time to be heard again, and told what it may have
-        missed: an order twice is the same as once."""
-        self.board.recall(self.facts, asyncio.get_running_loop().time())
-        over = self.machine.over.get(self.job)
-        if over is not None and self.finished is not None:
-            log.info("job was over", job=self.job, state=over.state.name, because=over.because)
-            self.finished.set_result(over.exit_code)
-        job = self.docket.running
-        if job is None:
-            return
-        because = "the coordinator was started again"
-        self.events.note("the coordinator goes on", because)
-        match job.phase:
-            case Running() | Draining():
-                seats = job.members.seats()
-                gone = [(m, record.incarnation) for m, record in job.members.gone("worker")]
-                known = {*gone, *self.ledger.incarnations.items()}
-                self.rosters.recall([Place(WorkerId(m), n, False) for m, n in sorted(known)])
-                self.perform(actions.Announce(self.job, job.generation, seats, because))
-                for seat in seats:
-                    self.perform(actions.Launch(self.job, seat.worker, seat.incarnation, because))
-                if self.facts.placement:
-                    self.perform(actions.Place(self.job, self.facts.placement, because))
-                self.homes.again(because)
-                if isinstance(job.phase, Draining):
-                    self.perform(actions.Drain(self.job, job.phase.because))
-            case Finishing():
-                for member in job.members.everybody():
-                    self.perform(actions.Stop(self.job, member, job.phase.because))
-        self.look_again()
-
     def interrupt(self, name: str) -> None:
         """The first signal drains the job, the second ends it."""
         self.interrupts += 1
@@ -285,7 +264,12 @@ class Coordinator:
             task.cancel()
 
     def under_way(self) -> list[asyncio.Task[Any]]:
-        return [*self.rosters.tasks(), *self.homes.tasks, *self.checkpoint_desk.tasks()]
+        return [
+            *self.rosters.tasks(),
+            *self.homes.tasks,
+            *self.spreading.tasks(),
+            *self.checkpoint_desk.tasks(),
+        ]
 
     # -- deciding and acting ---------------------------------------------------------------------------
 
@@ -360,6 +344,9 @@ class Coordinator:
                 log.warning("waiting for a shard", shard=action.shard, because=action.because)
             case actions.Rehome():
                 self.shard_desk.rehome(action.shard, action.incarnation)
+            case actions.Grow():
+                self.shard_desk.grow(action.shard)
+                self.spreading.start()
             case actions.Promote() | actions.Adopt() | actions.Pair() | actions.Unpair():
                 self.homes.perform(action)
             case actions.Fence():
@@ -531,7 +518,8 @@ class Coordinator:
             case Where():
                 self.admit(message.worker, message.incarnation)
                 because = "it is gone, and its chunks are only there"
-                return self.homes.where(message.shard) or self.dealer.wait([message.shard], because)
+                found = self.shard_desk.where(message.shard, message.edition)
+                return found or self.dealer.wait([message.shard], because)
             case TakeCheckpoint():
                 return self.checkpoint_desk.take(message)
             case Piece() | Kept() | Fetch():

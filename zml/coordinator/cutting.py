@@ -1,38 +1,26 @@
-"""How a checkpoint is cut through all shards: each marks what it has, and all have the same steps.
+"""A cut through shards that do not stop: nothing counts for a moment, and all stand alike (`shard.holding`).
 
-In sync they mark it after one clock to come, and nothing stands still (`shard.marking`). Else, and where that does not
-come about, they are held until they stand alike (`shard.holding`).
+    Hold    what would count from now on waits
+    Align   what counts on some shard counts here too; repeated until all stand alike
 
-Rule: the data ledger is taken at the same cut, from what the shards say they have applied.
+One cut at a time: for a checkpoint (`agreeing`), or for buckets that move (`spreading`). Rule: whoever cuts lets go
+afterwards, whatever became of it; who cannot be told lets go by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from ..messages import Align, Front, Held, Hold, Mark, Marked, Message, Release, Snap, Snapped
-from ..shard.holding import HOLD_MOST_S, alike, cut_alike, furthest
-from ..tracing.trees import Tree
+from ..messages import Align, Front, Held, Hold, Message, Release
+from ..shard.holding import HOLD_MOST_S, alike, furthest
 
 ALIGN_S = HOLD_MOST_S - 1.0
 AGAIN_S = 0.003
-MARK_S = 5.0  # for the clock that was named to come; a step that takes longer can as well be held up
-MARKS = 7  # clocks that are named, the last 32 ahead
-
-
-class Cut(NamedTuple):
-    """What the coordinator adds, as it is when the shards stand alike."""
-
-    registration: bytes
-    epoch: int
-    ledger: dict[str, Any]
-    job: dict[str, Any]
-    files: Mapping[str, bytes]  # further files, if there are any
 
 
 class Answered(NamedTuple):
@@ -41,98 +29,28 @@ class Answered(NamedTuple):
 
 
 Ask = Callable[[str, Message, bytes | None, float], Awaitable[Answered | None]]  # None: no answer
-# None: who belongs to the job is just changing, and the ledger with it. True: the shards have gone on since.
-At = Callable[[Front, bool], Cut | None]
-
-
-class Agreed(NamedTuple):
-    """All shards have marked the same steps."""
-
-    front: Front
-    cut: Cut
-    sizes: dict[str, int]  # bytes of each
-    held_s: float
 
 
 class NotTaken(Exception):
-    """Why there is no checkpoint this time, as a sentence."""
+    """Why there is no cut this time, as a sentence."""
 
 
-class Cutter:
-    """One job's. One cut at a time. `at` takes the ledger; `in_sync`: is it BSP?"""
+class Cutting:
+    """One job's. `number` is the newest cut's; `lock` is held by whoever makes one."""
 
-    def __init__(self, job: str, ask: Ask, at: At, *, in_sync: bool) -> None:
+    def __init__(self, job: str, ask: Ask) -> None:
         self.job = job
         self.ask = ask
-        self.at = at
-        self.in_sync = in_sync
+        self.lock = asyncio.Lock()
+        self.number = 0
         self.releases: set[asyncio.Future[Answered | None]] = set()
 
-    async def cut(self, number: int, shards: Sequence[str], tree: Tree, *, moves: bool) -> Agreed:
-        """Raises NotTaken. `moves`: are steps made?"""
-        try:
-            if self.in_sync and moves:
-                with tree.within("zml.checkpoint.mark"):
-                    agreed = await self._marks(number, shards)
-                if agreed is not None:
-                    return agreed
-            with tree.within("zml.checkpoint.hold"):
-                return await self._holds(number, shards)
-        finally:
-            for shard in shards:  # also where some have let go already
-                task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))
-                self.releases.add(task)
-                task.add_done_callback(self.releases.discard)
+    def next(self) -> int:
+        self.number += 1
+        return self.number
 
-    async def _marks(self, number: int, shards: Sequence[str]) -> Agreed | None:
-        """All shards have marked what they had after one clock. None where that does not come about."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + MARK_S
-        clock, ahead = -1, 1  # before the first: mostly they say that they are further, and where
-        for _ in range(MARKS):
-            mark, left_s = Mark(self.job, number, clock), until - loop.time()
-            if left_s <= 0:
-                return None
-            answers = await asyncio.gather(*(self.ask(shard, mark, None, left_s) for shard in shards))
-            marked = [
-                (answer.message, msgspec.msgpack.decode(answer.payload, type=Front))
-                for answer in answers
-                if answer is not None and isinstance(answer.message, Marked)
-            ]
-            if len(marked) < len(shards):
-                return None
-            front = marked[0][1]
-            if all(one.cut and cut_alike(each, front) for one, each in marked):
-                if (cut := self.at(front, True)) is not None:
-                    sizes = {shard: one.bytes for shard, (one, _) in zip(shards, marked, strict=True)}
-                    return Agreed(front, cut, sizes, max(one.held_s for one, _ in marked))
-            clocks = (last[0] for _, each in marked for last in each.applied.values())
-            clock = max(clocks, default=-1) + ahead
-            ahead *= 2
-        return None
-
-    async def _holds(self, number: int, shards: Sequence[str]) -> Agreed:
-        """The same, while nothing counts."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + ALIGN_S
-        while True:
-            front = await self._stand_alike(number, shards)
-            if (cut := self.at(front, False)) is not None:
-                agreed, snap = msgspec.msgpack.encode(front), Snap(self.job, number)
-                answers = await asyncio.gather(*(self.ask(shard, snap, agreed, ALIGN_S) for shard in shards))
-                copied = [
-                    answer.message
-                    for answer in answers
-                    if answer is not None and isinstance(answer.message, Snapped)
-                ]
-                if len(copied) == len(shards):
-                    sizes = {shard: one.bytes for shard, one in zip(shards, copied, strict=True)}
-                    return Agreed(front, cut, sizes, max(one.held_s for one in copied))
-            if loop.time() > until:
-                raise NotTaken("workers came and went all the time")
-            await asyncio.sleep(AGAIN_S)
-
-    async def _stand_alike(self, number: int, shards: Sequence[str]) -> Front:
+    async def stand_alike(self, number: int, shards: Sequence[str]) -> Front:
+        """Where all of them stand from now on. Raises NotTaken."""
         loop = asyncio.get_running_loop()
         until = loop.time() + ALIGN_S
         fronts = await self._fronts(shards, Hold(self.job, number), None)
@@ -147,22 +65,18 @@ class Cutter:
             fronts = await self._fronts(shards, Align(self.job, number), target)
         return fronts[0]
 
-    async def _fronts(self, shards: Sequence[str], message: Message, payload: bytes | None) -> list[Front]:
-        answers = await self._all(shards, message, payload, ALIGN_S, Held)
-        return [msgspec.msgpack.decode(answer.payload, type=Front) for answer in answers]
+    def release(self, number: int, shards: Sequence[str]) -> None:
+        """Also those that have let go already."""
+        for shard in shards:
+            task = asyncio.ensure_future(self.ask(shard, Release(self.job, number), None, ALIGN_S))
+            self.releases.add(task)
+            task.add_done_callback(self.releases.discard)
 
-    async def _all(
-        self,
-        shards: Sequence[str],
-        message: Message,
-        payload: bytes | None,
-        within_s: float,
-        kind: type[Message],
-    ) -> list[Answered]:
-        answers = await asyncio.gather(*(self.ask(shard, message, payload, within_s) for shard in shards))
+    async def _fronts(self, shards: Sequence[str], message: Message, payload: bytes | None) -> list[Front]:
+        answers = await asyncio.gather(*(self.ask(shard, message, payload, ALIGN_S) for shard in shards))
         found = []
         for shard, answer in zip(shards, answers, strict=True):
-            if answer is None or not isinstance(answer.message, kind):
+            if answer is None or not isinstance(answer.message, Held):
                 raise NotTaken(f"{shard} did not answer {type(message).__name__}")
-            found.append(answer)
+            found.append(msgspec.msgpack.decode(answer.payload, type=Front))
         return found

@@ -68,6 +68,19 @@ class Serving(Fact, frozen=True):
     addresses: list[str]
 
 
+class Deciding(Fact, frozen=True):
+    """An edition of the placement is about to be made: shards may have done their part in it already."""
+
+    edition: int
+
+
+class Spread(Fact, frozen=True):
+    """An edition of the placement: which shard, as a number, holds each bucket from now on."""
+
+    edition: int
+    holders: list[int]
+
+
 class Took(Fact, frozen=True):
     """A shard has taken the layout: from now on it may hold parameters that nobody else has."""
 
@@ -122,6 +135,9 @@ class Facts(msgspec.Struct):
     peers: dict[str, str] = {}  # member -> the endpoint that speaks for it
     registration: bytes = b""
     placement: tuple[int, ...] = ()
+    holders: list[int] = []  # by bucket; empty: as it was placed
+    edition: int = 0
+    deciding: int = 0  # an edition; 0 where none is being made
     noted: Noted | None = None  # the newest
     serving: dict[str, list[str]] = {}  # by shard
     owed: dict[str, list[Finished]] = {}  # by shard
@@ -148,6 +164,10 @@ class Facts(msgspec.Struct):
             case Owed(shard, step, paid):
                 steps = [each for each in self.owed.get(shard, []) if each != step]
                 self.owed[shard] = steps if paid else [*steps, step]
+            case Deciding():
+                self.deciding = fact.edition
+            case Spread():
+                self.edition, self.holders, self.deciding = fact.edition, fact.holders, 0
             case Serving():
                 self.serving[fact.shard] = fact.addresses
             case Took():

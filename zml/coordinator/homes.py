@@ -56,14 +56,16 @@ class ShardHomes:
         ask: Ask,
         dispatch: Callable[[events.Event], None],
         until: Callable[[Callable[[], bool]], Awaitable[bool]],
+        is_empty: Callable[[str], bool],
     ) -> None:
-        """`until` waits for a condition, as long as a request may be held."""
+        """`until` waits for a condition, as long as a request may be held. `is_empty`: does a shard hold nothing?"""
         self.job = job
         self.docket = docket
         self.machine = machine
         self.ask = ask
         self.dispatch = dispatch
         self.until = until
+        self.is_empty = is_empty
         self.tasks: set[asyncio.Task[bool]] = set()  # orders under way
 
     # -- looking -------------------------------------------------------------------------------------
@@ -141,7 +143,8 @@ class ShardHomes:
         return await self._take_over(action, order, ORDER_S, why_not)
 
     async def adopt(self, action: actions.Adopt) -> bool:
-        order = Adopt(self.job, action.shard, action.incarnation, action.log)
+        empty = self.is_empty(action.shard)
+        order = Adopt(self.job, action.shard, action.incarnation, action.log, empty)
         why_not = f"{action.host} cannot read the log of {action.shard}; its own log says why"
         return await self._take_over(action, order, ADOPT_S, why_not)
 

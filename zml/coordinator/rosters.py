@@ -109,6 +109,11 @@ class Rosters:
         """Does a shard of this generation know whatever is settled?"""
         return generation == self.settled[0] == self.wanted[0]
 
+    @property
+    def at_rest(self) -> bool:
+        """Have all shards that are there taken the newest?"""
+        return self.settled[0] == self.wanted[0] and all(task.done() for task in self.couriers.values())
+
     def again(self, shard: str) -> None:
         """This shard has come back: it may have missed the newest roster."""
         self.woken.set()
@@ -146,6 +151,8 @@ class Rosters:
         if not shards:
             return  # the job is over
         accounts = await asyncio.gather(*(self._account(shard, message) for shard in shards))
+        if place not in self.settled[1]:
+            return  # it was settled meanwhile: a shard that has heard of that since has forgotten this worker
         last = last_step(place.worker, place.incarnation, accounts)
         if last is None:
             return

@@ -20,6 +20,7 @@ from ..scheduler.ids import ShardId
 from ..scheduler.state import Finishing
 from ..transport import Answer, Refusal
 from .checkpoints import resumed_course, why_not_this_model
+from .cutting import Answered
 from .facts import Shown, Took
 from .orders import ORDER_S
 
@@ -30,6 +31,7 @@ ASSIGN_S = (
     300.0  # for a shard to make room, and on its machine's first sparse job to compile the codec's kernels
 )
 READ_S = 3600.0  # and to read what its chunks begin with; one that dies meanwhile is noticed before
+AGAIN_S = 0.25  # one whose connection is lost is given it again after this, as long as it is a member
 FETCH_S = 600.0  # or to ask for the next piece of it, where it does not see the folder
 
 
@@ -42,6 +44,7 @@ class ShardDesk:
         self.begin_with = begin_with
         self.manifest = manifest
         self.assigned: set[str] = set()  # those that have taken the layout from this process
+        self.editions: dict[str, int] = {}  # of the placement, that they have taken from it
 
     @property
     def all(self) -> list[ShardId]:
@@ -54,14 +57,16 @@ class ShardDesk:
     def holding(self) -> list[str]:
         """The shards with chunks; none where one of them cannot be asked, or has no parameters yet."""
         facts = self.hall.docket.facts
-        shards = [str(shard) for number, shard in enumerate(self.all) if number in set(facts.placement)]
+        held = set(facts.holders or facts.placement)
+        shards = [str(shard) for number, shard in enumerate(self.all) if number in held]
         # Of a job that ends it is not known any more; the shards themselves say so then.
         ready = self.hall.docket.loaded or (self._ending() and set(shards) <= set(facts.took))
         return shards if ready and all(map(self.serves, shards)) else []
 
     def had_nothing(self, shard: str) -> bool:
-        """Nobody has brought it any parameters: it never had a layout."""
-        return shard not in self.hall.docket.facts.took
+        """There is nothing that it could lack: it never had a layout, or has joined and got no chunks so far."""
+        facts = self.hall.docket.facts
+        return shard not in facts.took or int(shard[1:]) not in set(facts.holders or facts.placement)
 
     async def register(
         self, peer: str, message: Register, registration: bytes
@@ -104,26 +109,42 @@ class ShardDesk:
             epoch=hall.ledger.epoch,
             steps=hall.begun.steps_before,
         )
-        where = [hall.homes.addresses(shard) for shard in shards]
-        homes = Homes(list(shards), where, list(hall.facts.placement), hall.notes.newest)
-        return reply, msgspec.msgpack.encode(homes)
+        return reply, msgspec.msgpack.encode(replace(self.homes(), note=hall.notes.newest))
+
+    def homes(self) -> Homes:
+        """Who holds what, and where that is."""
+        hall, facts = self.hall, self.hall.facts
+        where = [hall.homes.addresses(shard) for shard in self.all]
+        shards = [str(shard) for shard in self.all]
+        return Homes(shards, where, list(facts.placement), holders=facts.holders, edition=facts.edition)
+
+    def where(self, shard: str, edition: int) -> tuple[Moved, bytes | None] | None:
+        """For a worker that has lost a shard, and knows this edition; None while nobody serves it."""
+        moved = self.hall.homes.where(shard)
+        if moved is None or edition >= self.hall.facts.edition:
+            return None if moved is None else (moved, None)
+        return moved, msgspec.msgpack.encode(self.homes())
 
     def assign_all(self) -> None:
         for shard in self.all:
             if self.hall.homes.host(shard) in self.hall.orders.peers:
                 self.assign(shard)
 
-    def assign(self, shard: str) -> None:
+    def assign(self, shard: str) -> asyncio.Task[bool]:
         """Give this shard the layout and the placement; when all have them, workers may go on."""
         hall, facts = self.hall, self.hall.docket.facts
-        payload = msgspec.msgpack.encode(Assignment(facts.registration, list(facts.placement)))
+        edition = facts.edition
+        assignment = Assignment(facts.registration, list(facts.placement), facts.holders, edition)
+        payload = msgspec.msgpack.encode(assignment)
         spec = hall.spec
+        joined_later = int(shard[1:]) >= spec.shards
+        begin_with = "" if joined_later else self.begin_with  # it begins with nothing
         message = Assign(
             hall.job,
             shard,
             spec.staleness,
             spec.compress,
-            self.begin_with,
+            begin_with,
             self.manifest,
             spec.rates,
             resumed_course(hall.resumed),
@@ -137,26 +158,43 @@ class ShardDesk:
                 return  # the process that has come in its place was given the same order
             if order.result():
                 self.assigned.add(shard)
-                if self.had_nothing(shard):
+                self.editions[shard] = max(edition, self.editions.get(shard, 0))
+                if shard not in facts.took:
                     hall.docket.fact(Took(shard))
                 hall.wake()
             elif self.serves(shard) and not self._ending():
+                # Its lease shows whether it is gone, or will be heard again; or its disk is full for now.
+                if edition or joined_later or peer not in hall.endpoint.peers():
+                    asyncio.get_running_loop().call_later(AGAIN_S, again)
+                    return
                 because = f"{shard} did not take the layout; its log says why"
                 hall.dispatch(events.Cancelled(hall.job, because))
+
+        def again() -> None:
+            in_place = hall.orders.peers[hall.homes.host(shard)] == peer
+            if in_place and self.serves(shard) and not self._ending() and not hall.abandoned:
+                self.assign(shard)
 
         def quiet_s() -> float:
             return FETCH_S if hall.checkpoint_desk.offer.given[host] else READ_S
 
-        if self.begin_with:
+        if begin_with:
             given = hall.checkpoint_desk.offer.given
             order = hall.orders.send_long(host, message, payload, lambda: given[host], quiet_s)
         else:
             order = hall.orders.send(host, message, payload, ASSIGN_S)
         order.add_done_callback(ended)
+        return order
 
     def _ending(self) -> bool:
         job = self.hall.docket.running
         return job is None or isinstance(job.phase, Finishing)
+
+    def grow(self, shard: str) -> None:
+        """A shard has joined. It takes on the layout, with nothing of it so far, and the workers."""
+        if self.hall.docket.facts.placement:
+            self.assign(shard)
+        self.hall.rosters.again(shard)
 
     def rehome(self, shard: str, incarnation: int) -> None:
         """A shard serves its chunks again: it gets what it has missed, and the scripts its address."""
@@ -175,6 +213,13 @@ class ShardDesk:
         return await self.hall.orders.ask(
             self.hall.homes.host(shard), replace(message, shard=shard), payload, within_s
         )
+
+    async def answered(
+        self, shard: str, message: Message, payload: bytes | None, within_s: float
+    ) -> Answered | None:
+        """The same, as `cutting` wants it."""
+        answer = await self.ask(shard, message, payload, within_s)
+        return None if answer is None else Answered(answer.message, bytes(answer.payload or b""))
 
 
 def digest_of(registration: bytes) -> str:

@@ -17,6 +17,7 @@ from ..scheduler.actions import (
     Drain,
     Fence,
     Finish,
+    Grow,
     Ignored,
     Initialise,
     Place,
@@ -87,6 +88,8 @@ def told(action: Action, at: float) -> EventLine | None:
             shards = len(set(action.placement))
             what = f"{len(action.placement)} chunks placed on {shards} shard{'' if shards == 1 else 's'}"
             return EventLine(at=at, what=what)
+        case Grow():
+            return EventLine(at=at, what="is one more shard", member=action.shard, because=action.because)
         case Initialise():
             return EventLine(at=at, what="brings the first parameters", member=action.worker)
         case Fence():

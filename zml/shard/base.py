@@ -12,7 +12,7 @@ parameters themselves).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,6 +30,7 @@ from ..records import Damaged, Records, sync_folder
 from ..scheduler.ids import WorkerId
 from ..scheduler.staleness import Account as GateAccount
 from .counted import Committed, Last, Step
+from .doubt import Doubt
 from .snapshot import Snapshot
 from .store import Staged
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 PREFIX = "base-"
 END = b"end"
+STAGED = ("staged/", "committed/")  # so the names begin of tensors that are payloads
 
 
 class Push(msgspec.Struct, frozen=True, array_like=True):
@@ -69,6 +71,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     versions: dict[int, tuple[int, int, int]]
     course: Course = Course()
+    doubt: tuple[int, list[int], bool] | None = None  # `doubt.Doubt`
 
 
 @dataclass(slots=True)
@@ -86,14 +89,20 @@ class State:
             yield from self.snapshot.tensors()
 
 
-def state_of(shard: Shard) -> State:
-    """Of this moment. In the shard's own thread; what is staged is copied now, and of the chunks nothing."""
-    snapshot = shard.store.snapshot(published=True) if shard.store is not None else None
+def state_of(shard: Shard, buckets: Collection[int] | None = None) -> State:
+    """Of this moment: of the shard, or only of what it has of these buckets. In its own thread; what is staged is
+    copied now, and of the chunks nothing."""
+    store = shard.store
+    wanted = shard.buckets.keys() if buckets is None else buckets
+    chunks = [chunk for bucket in sorted(wanted) for chunk in shard.buckets[bucket].chunks]
+    snapshot = store.snapshot(chunks, published=True) if store is not None else None
     tensors: dict[str, Tensor] = {}
 
     def kept(pushes: Mapping[int, Staged], where: str) -> list[Push]:
         found = []
         for bucket, staged in sorted(pushes.items()):
+            if bucket not in wanted:
+                continue
             name = f"{where}/{bucket}"
             payload = bytearray().join(staged.frames.values())
             tensors[name] = torch.frombuffer(payload or bytearray(1), dtype=torch.uint8)[: len(payload)]
@@ -101,14 +110,16 @@ def state_of(shard: Shard) -> State:
         return found
 
     staged = {
-        str(worker): {clock: kept(step.pushes, f"staged/{worker}/{clock}") for clock, step in steps.items()}
+        str(worker): {
+            clock: kept(step.pushes, f"{STAGED[0]}{worker}/{clock}") for clock, step in steps.items()
+        }
         for worker, steps in shard.staged.items()
     }
     committed: dict[int, dict[str, tuple[list[Push], Counted]]] = {
         clock: {
             str(worker): (
                 kept(
-                    dict(zip(sorted(shard.pushed), step.pushes, strict=True)), f"committed/{worker}/{clock}"
+                    dict(zip(sorted(shard.pushed), step.pushes, strict=True)), f"{STAGED[1]}{worker}/{clock}"
                 ),
                 step.last,
             )
@@ -131,50 +142,73 @@ def state_of(shard: Shard) -> State:
         steps=shard.steps,
         versions=snapshot.versions if snapshot is not None else {},
         course=shard.pace.course,
+        doubt=_told(shard.doubt) if buckets is None else None,
     )
     return State(account, tensors, snapshot)
 
 
+def _told(doubt: Doubt | None) -> tuple[int, list[int], bool] | None:
+    return None if doubt is None else (doubt.edition, sorted(doubt.buckets), doubt.gives)
+
+
 def become(shard: Shard, state: State) -> None:
     """Make a new shard the one that was copied."""
-    account = state.account
-    tensors = dict(state.all())
-
-    def pushes(kept: list[Push]) -> dict[int, Staged]:
-        found = {}
-        for push in kept:
-            payload = tensors.pop(push.payload).numpy().data
-            frames = split(payload, shard.buckets[push.bucket].chunks)
-            found[push.bucket] = Staged(frames, frozenset(push.absent), push.seen)
-        return found
-
+    account, tensors = state.account, dict(state.all())
     if account.assign is not None:
         # Whatever checkpoint it began with is in the tensors.
         shard.replay(msgspec.structs.replace(account.assign, checkpoint=""), memoryview(account.assignment))
+    if account.doubt is not None and shard.store is not None:
+        edition, buckets, gives = account.doubt
+        shard.doubt = Doubt(edition, frozenset(buckets), gives)
+        if not gives:
+            come = [shard.cut[index] for index in buckets]
+            shard.store.make_room([chunk for bucket in come for chunk in bucket.chunks])
+            shard.hold_buckets(sorted([*shard.buckets.values(), *come], key=lambda bucket: bucket.index))
+    stand_as(shard, account)
+    if shard.store is None:
+        return
+    shard.staged = {
+        WorkerId(worker): {clock: Step(_staged(shard, kept, tensors)) for clock, kept in steps.items()}
+        for worker, steps in account.staged.items()
+    }
+    shard.committed = {
+        clock: {
+            WorkerId(worker): committed_of(shard, list(_staged(shard, kept, tensors).values()), last)
+            for worker, (kept, last) in steps.items()
+        }
+        for clock, steps in account.committed.items()
+    }
+    mine = {name: tensor for name, tensor in tensors.items() if not name.startswith(STAGED)}
+    shard.store.load_state(account.versions, mine)
+
+
+def stand_as(shard: Shard, account: Account) -> None:
+    """Know of the workers what that one knew, and have nothing of their steps."""
     shard.gate.restore(msgspec.convert(account.gate, GateAccount))
     shard.generation, shard.seats, shard.steps = account.generation, account.seats, account.steps
     shard.incarnations = {WorkerId(seat.worker): seat.incarnation for seat in account.seats}
     shard.fenced = {WorkerId(worker): n for worker, n in account.fenced.items()}
     shard.last = {WorkerId(worker): Last(*last) for worker, last in account.last.items()}
     shard.applied = {WorkerId(worker): Last(*last) for worker, last in account.applied.items()}
-    if shard.store is None:
-        return
-    spec = shard.store.spec
-    if account.hyper:
-        shard.hyper, shard.hyper_bytes = read_hyper(account.hyper, spec), account.hyper
-    shard.staged = {
-        WorkerId(worker): {clock: Step(pushes(kept)) for clock, kept in steps.items()}
-        for worker, steps in account.staged.items()
-    }
-    shard.committed = {
-        clock: {
-            WorkerId(worker): Committed(list(pushes(kept).values()), read_hyper(last[3], spec), Last(*last))
-            for worker, (kept, last) in steps.items()
-        }
-        for clock, steps in account.committed.items()
-    }
+    shard.staged, shard.committed = {}, {}
     shard.pace.course = account.course
-    shard.store.load_state(account.versions, tensors)
+    if account.hyper and shard.store is not None:
+        shard.hyper, shard.hyper_bytes = read_hyper(account.hyper, shard.store.spec), account.hyper
+
+
+def staged_of(push: Push, chunks: Sequence[int], tensors: Mapping[str, Tensor]) -> Staged:
+    """Raises KeyError, or BadFrame, which is a ValueError."""
+    frames = split(tensors[push.payload].numpy().data, chunks)
+    return Staged(frames, frozenset(push.absent), push.seen)
+
+
+def committed_of(shard: Shard, pushes: Sequence[Staged], last: Counted) -> Committed:
+    assert shard.store is not None
+    return Committed(pushes, read_hyper(last[3], shard.store.spec), Last(*last))
+
+
+def _staged(shard: Shard, kept: Sequence[Push], tensors: Mapping[str, Tensor]) -> dict[int, Staged]:
+    return {push.bucket: staged_of(push, shard.buckets[push.bucket].chunks, tensors) for push in kept}
 
 
 # -- on disk --------------------------------------------------------------------------------------------------

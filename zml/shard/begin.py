@@ -29,11 +29,11 @@ class CannotBegin(Refusal):
         self.payload = bytes(payload)
 
 
-def read_assignment(payload: bytes | memoryview) -> tuple[Registration, list[int]]:
+def read_assignment(payload: bytes | memoryview) -> tuple[Registration, Assignment]:
     """A layout and where its chunks live. Refusal where it cannot be read."""
     try:
         assignment = msgspec.msgpack.decode(payload, type=Assignment)
-        return Registration.from_bytes(assignment.registration), assignment.placement
+        return Registration.from_bytes(assignment.registration), assignment
     except (msgspec.MsgspecError, BadLayout) as bad:
         raise Refusal("layout", f"the layout cannot be used: {bad}") from None
 

@@ -39,6 +39,7 @@ class Counts:
     dense: dict[int, int] = field(default_factory=dict)  # bytes of each bucket, whole
 
     def begin(self, layout: Layout, buckets: dict[int, Bucket]) -> None:
+        self.dense.clear()
         for index, bucket in buckets.items():
             self.dense[index] = FP32 * sum(layout.chunks[chunk].size for chunk in bucket.chunks)
 
@@ -79,7 +80,7 @@ def figures(shard: Shard, memory_bytes: int) -> ShardFigures:
         duplicates=counts.duplicates,
         refused=counts.refused,
         pulls=counts.pulls,
-        parked=len(shard.parked),
+        parked=len(shard.pulls),
         staged=sum(map(len, staged)) + sum(map(len, waiting)),
         received_bytes=counts.received_bytes,
         sent_bytes=counts.sent_bytes,

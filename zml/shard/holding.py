@@ -26,7 +26,8 @@ from ..messages import Advance, Commit, Enter, Front
 from ..transport import Refusal
 
 if TYPE_CHECKING:
-    from .shard import Reply, Shard
+    from .pulling import Reply
+    from .shard import Shard
 
 HOLD_MOST_S = 5.0
 
@@ -87,6 +88,10 @@ class Holding:
         queue, self.queue = self.queue, []
         for waiting in queue:
             self._go(waiting)
+
+    def stay(self) -> None:
+        """From now on it is for others to let go, whatever that takes."""
+        self._timer.cancel()
 
     def _go(self, waiting: Waiting) -> None:
         if waiting.answer.done():  # nobody waits for it any more

@@ -127,8 +127,9 @@ class Porter:
 
     async def bring(self, core: Shard, message: Assign, payload: bytes | memoryview) -> None:
         """Let the shard have at hand what its chunks begin with. Raises Refusal, and then nothing has changed."""
-        registration, placement = read_assignment(payload)
-        mine = [chunk for chunk, home in enumerate(placement) if home == int(core.name[1:])]
+        registration, assignment = read_assignment(payload)
+        me = int(core.name[1:])
+        mine = [chunk for chunk, home in enumerate(assignment.placement) if home == me]
         async with self._bringing:
             if core.store is not None or core.brought is not None:
                 return

@@ -18,6 +18,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +37,12 @@ from ..messages import (
     Adopt,
     Align,
     Assign,
+    Cede,
     Copy,
     Examine,
     Fenced,
     Gauge,
+    Graft,
     Hold,
     Mark,
     Message,
@@ -115,6 +118,8 @@ class Ps(Tenancy):
         self.logs: dict[str, PushLog] = {}
         self.listeners: dict[str, Endpoint] = {}
         self.backups: dict[str, Backup] = {}
+        self.grafts: dict[str, list[memoryview]] = {}
+        self.ceded = count(1)
         self.taking: dict[str, tuple[int, asyncio.Task[Message]]] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
@@ -276,6 +281,8 @@ class Ps(Tenancy):
             raise Refusal("early", f"{self.name} has not joined yet")
         if isinstance(message, Copy):
             return self._copy(self.lease, message, payload)
+        if isinstance(message, Graft):
+            return self._graft(message, payload)
         return self._core(self.name).handle(peer, message, payload)
 
     def handle(
@@ -291,6 +298,8 @@ class Ps(Tenancy):
                 return None
             case Assign() | Roster() | Settle() | Mark() | Hold() | Align() | Snap() | Release():
                 return self._order(message, bytes(payload or b""))
+            case Cede():
+                return self._cede(message, bytes(payload or b""))
             case Write():
                 return self.porter.write(self._core(message.shard), message)
             case Pair():

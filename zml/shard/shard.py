@@ -15,10 +15,8 @@ Everything here runs in one thread, the bulk thread; `ps` puts a process around 
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterable, Sequence
 from inspect import isawaitable
 from typing import TYPE_CHECKING
 
@@ -36,12 +34,13 @@ from ..messages import (
     Advance,
     Align,
     Assign,
+    Cede,
     Commit,
-    Delta,
     Enter,
     Entered,
     Finished,
     Front,
+    Graft,
     Held,
     Hold,
     Load,
@@ -59,20 +58,21 @@ from ..messages import (
     Snap,
     Snapped,
     Stands,
-    Wait,
 )
 from ..records import NoRoom
 from ..scheduler.ids import JobId, WorkerId
 from ..scheduler.staleness import Gate
 from ..tracing.shards import UNTRACED, Untraced
 from ..transport import Refusal
-from . import base
+from . import base, ceding
 from .begin import CannotBegin, Sees, begin, read_assignment
 from .counted import NOTHING, Committed, Last, Step
 from .counts import Counts
+from .doubt import Doubt
 from .holding import Holding, Waiting, front_of
 from .marking import Marking, forget, mark
 from .pace import Pace
+from .pulling import Pulls, Reply
 from .pushlog import Log, NoLog, PushLog
 from .snapshot import Snapshot
 from .store import Staged, Store
@@ -80,19 +80,7 @@ from .store import Staged, Store
 if TYPE_CHECKING:
     from .mirror import Mirror
 
-NAMED = 32  # of those who are waited for, in one answer
-HOLD_S = 1.0  # a pull that must wait is answered after this long, with the names of who is waited for
-
 log = structlog.get_logger()
-Reply = Message | tuple[Message, bytes | memoryview | None]
-
-
-@dataclass(slots=True)
-class Parked:
-    """A pull that came too early; `answer` is resolved when the gate opens or after HOLD_S."""
-
-    pull: Pull
-    answer: asyncio.Future[Reply]
 
 
 class Shard:
@@ -106,6 +94,9 @@ class Shard:
         self.replaying = False  # what comes is what came before: nobody is answered, nothing is written
         self.store: Store | None = None
         self.layout_digest = ""
+        self.edition = 0  # of the placement
+        self.doubt: Doubt | None = None
+        self.cut: tuple[Bucket, ...] = ()  # all buckets
         self.buckets: dict[int, Bucket] = {}  # only those that live here
         self.pushed: frozenset[int] = (
             frozenset()
@@ -120,7 +111,7 @@ class Shard:
         self.fenced: dict[WorkerId, int] = {}  # incarnations in the roster that nothing is taken from
         self.last: dict[WorkerId, Last] = {}  # of the roster's workers
         self.applied: dict[WorkerId, Last] = {}  # in the parameters; also of former workers
-        self.parked: list[Parked] = []
+        self.pulls = Pulls(self)
         self.hyper: list[Hyper] = []  # of the senior worker's last step
         self.hyper_bytes = b""  # the same, as they came
         self.assigned: Assign | None = None  # the order that brought the chunks
@@ -133,6 +124,7 @@ class Shard:
         self.pace = Pace(name)
         self.trace: Untraced = UNTRACED
         self.copy: tuple[int, Snapshot] | None = None  # for the newest checkpoint, until it is written
+        self.over = False  # it serves elsewhere: nothing counts or is answered here any more
         self.steps = 0
         self.counts = Counts()
 
@@ -140,27 +132,36 @@ class Shard:
 
     def order(self, message: Struct, payload: bytes | memoryview) -> Reply | Awaitable[Reply]:
         """One order. Raises Refusal, and then nothing has changed. Twice is the same as once."""
+        self._must_live_here()
         match message:
             case Assign():
-                registration, placement = read_assignment(payload)
-                if self.store is None:
-                    self._note(message, payload)
+                registration, assignment = read_assignment(payload)
+                if self.store is not None and assignment.edition > self.edition:
+                    ceding.settle(self, message, payload, assignment)
                 fresh = self.store is None
-                self.assign(registration, placement, message.staleness, message.compress)
                 if fresh:
-                    holders = len(set(placement))
+                    self.note(message, payload)
+                whose = (assignment.placement, message.staleness, message.compress)
+                self.assign(registration, *whose, assignment.holders, assignment.edition)
+                if fresh:
+                    holders = len(set(assignment.holders or assignment.placement))
                     self.pace.begin(message.rates, message.course, noise=message.noise, holders=holders)
                 if fresh and message.checkpoint:
                     self._begin_with(message, payload)
-                self.assigned, self.assignment = message, bytes(payload)
+                if assignment.edition == self.edition:
+                    self.assigned, self.assignment = message, bytes(payload)
                 return Ok()
+            case Cede():
+                return ceding.cede(self, message, payload)
+            case Graft():
+                return ceding.graft(self, message, payload)
             case Roster():
                 try:
                     muster = msgspec.msgpack.decode(payload, type=Muster)
                 except msgspec.MsgspecError as bad:
                     raise Refusal("roster", f"the roster cannot be read: {bad}") from None
                 if message.generation >= self.generation:
-                    self._note(message, payload)
+                    self.note(message, payload)
                     self.roster(message.generation, muster.seats, muster.finished)
                 return Ok()
             case Settle():
@@ -171,6 +172,8 @@ class Shard:
                 forget(self)
                 if self.store is None or not self.store.ready:
                     raise Refusal("checkpoint", f"{self.name} has no parameters yet")
+                if self.doubt is not None:
+                    raise Refusal("checkpoint", f"{self.name} waits for edition {self.doubt.edition}")
                 if self.holding is None or self.holding.checkpoint != message.checkpoint:
                     self._release()
                     self.copy = None
@@ -178,10 +181,10 @@ class Shard:
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Align():
                 counted, stands = msgspec.msgpack.decode(payload, type=tuple[dict[str, int], dict[str, int]])
-                self._held(message.checkpoint).align(counted, stands)
+                self.held(message.checkpoint).align(counted, stands)
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Snap():
-                holding = self._held(message.checkpoint)
+                holding = self.held(message.checkpoint)
                 agreed = msgspec.msgpack.decode(payload, type=Front)
                 if agreed != front_of(self):  # a roster has come since: it may have let a step count
                     raise Refusal("checkpoint", f"{self.name} stands elsewhere than all had agreed")
@@ -215,10 +218,10 @@ class Shard:
         self.replaying, counts, self.counts = True, self.counts, Counts(dense=self.counts.dense)
         try:
             match message:
-                case Assign() | Roster() | Settle():
+                case Assign() | Roster() | Settle() | Cede() | Graft():
                     self.order(message, payload)
                 case Published():
-                    store, bucket = self._bucket(message.bucket)
+                    store, bucket = self.bucket(message.bucket)
                     store.publish_bucket(bucket.chunks)
                 case Enter() | Push() | Commit() | Advance() | Load():
                     self._take(WorkerId(message.worker), message, payload)
@@ -227,13 +230,33 @@ class Shard:
         finally:
             self.replaying, self.counts = False, counts
 
-    def _held(self, checkpoint: int) -> Holding:
+    def end(self) -> None:
+        """It serves elsewhere, with all that it ever said here: who waits or comes is told so. What is
+        held back for a checkpoint must not count here now, and be acknowledged: nobody would have it."""
+        self.over = True
+        if (doubt := self.doubt) is not None:
+            self.doubt = None
+            doubt.end()
+        forget(self)
+        self._release()
+        self.pulls.refuse(self._moved())
+
+    def _must_live_here(self) -> None:
+        if self.over:
+            raise self._moved()
+
+    def _moved(self) -> Refusal:
+        return Refusal("moved", f"{self.name} lives in another process")
+
+    def held(self, checkpoint: int) -> Holding:
         holding = self.holding
         if holding is None or holding.over or holding.checkpoint != checkpoint:
             raise Refusal("checkpoint", f"{self.name} goes on already: checkpoint {checkpoint} came too late")
         return holding
 
     def _release(self) -> None:
+        if self.doubt is not None:
+            return  # what waits, waits for its end
         holding, self.holding = self.holding, None
         if holding is not None:
             holding.release()
@@ -252,7 +275,7 @@ class Shard:
             self.store, self.layout_digest = None, ""
             raise
 
-    def _note(self, message: Message, payload: bytes | memoryview | None = None) -> None:
+    def note(self, message: Message, payload: bytes | memoryview | None = None) -> None:
         """To the log, before it is done. Refusal where there is no room: then it is not done."""
         if self.replaying:
             return
@@ -281,7 +304,13 @@ class Shard:
         return answer
 
     def assign(
-        self, registration: Registration, placement: Sequence[int], staleness: int | None, compress: str
+        self,
+        registration: Registration,
+        placement: Sequence[int],
+        staleness: int | None,
+        compress: str,
+        holders: Sequence[int] = (),
+        edition: int = 0,
     ) -> None:
         """Take on a job's chunks. Twice is the same as once; another layout is refused."""
         if self.store is not None:
@@ -289,10 +318,10 @@ class Shard:
                 raise Refusal("layout", f"{self.name} already holds another layout")
             return
         me = int(self.name[1:])
-        cut = buckets(registration.layout, placement, registration.bucket_chunks)
-        mine = [bucket for bucket in cut if bucket.shard == me]
-        self.buckets = {bucket.index: bucket for bucket in mine}
-        self.pushed = frozenset(bucket.index for bucket in mine if not bucket.frozen)
+        self.cut = buckets(registration.layout, placement, registration.bucket_chunks)
+        holders = holders or [bucket.shard for bucket in self.cut]
+        mine = [bucket for bucket in self.cut if holders[bucket.index] == me]
+        self.edition = edition
         chunks = [chunk for bucket in mine for chunk in bucket.chunks]
         asked = parse(compress)
         self.store = Store(
@@ -303,9 +332,26 @@ class Shard:
             follow=asked.kind == "auto",
         )
         self.layout_digest = registration.digest
-        self.counts.begin(registration.layout, self.buckets)
+        self.hold_buckets(mine)
         self.gate = Gate(staleness)
         self.gate.roster(self.seats)
+
+    def hold_buckets(self, held: Iterable[Bucket]) -> None:
+        """These live here now."""
+        self.buckets = {bucket.index: bucket for bucket in held}
+        self.pushed = frozenset(index for index, bucket in self.buckets.items() if not bucket.frozen)
+        self.counts.begin(self._store().layout, self.buckets)
+
+    def meet_again(self, because: Refusal) -> None:
+        """Nobody is known here before entering again: whoever waits is told."""
+        self.peers.clear()
+        self.pulls.refuse(because)
+        self._release()
+
+    def ceded(self, bucket: int) -> Doubt | None:
+        """Is nothing to be done with this bucket, until a doubt is over?"""
+        doubt = self.doubt
+        return doubt if doubt is not None and doubt.gives and bucket in doubt.buckets else None
 
     def roster(self, generation: int, seats: Sequence[Seat], finished: Sequence[Finished] = ()) -> None:
         """The workers of a generation. An older generation than the one known is ignored."""
@@ -338,7 +384,7 @@ class Shard:
         if self.incarnations.get(worker) != message.incarnation:
             return Stands(-1), b""  # it never came so far
         if self.fenced.get(worker) != message.incarnation:
-            self._note(message)
+            self.note(message)
             self.fenced[worker] = message.incarnation
         last = self.last.get(worker, NOTHING)
         return Stands(last.clock, last.epoch, last.done), last.hyper
@@ -373,14 +419,24 @@ class Shard:
 
     def _handle(self, peer: str, message: Struct, payload: memoryview | None) -> Reply | Awaitable[Reply]:
         match message:
-            case Pull():
-                return self.covered(self._pull(self._admit(peer, message), message))
-            case Enter() | Commit() | Advance() if self.holding is not None and not self.holding.over:
+            case Push() | Pull() if (doubt := self.ceded(message.bucket)) is not None:
                 self._admit(peer, message)
-                return self.covered(self.holding.wait(peer, message, payload))
+                return doubt.wait(self.name)
+            case Pull():
+                return self.covered(self.pulls.pull(self._admit(peer, message), message))
+            case Enter() | Commit() | Advance() if (holding := self._holding_up()) is not None:
+                self._admit(peer, message)
+                return self.covered(holding.wait(peer, message, payload))
             case Enter() | Push() | Commit() | Advance() | Load():
                 return self.covered(self._take(self._admit(peer, message), message, payload))
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
+
+    def _holding_up(self) -> Holding | None:
+        """Where what would count is to wait."""
+        if self.doubt is not None and self.holding is None:  # the doubt is a former process'
+            self.holding = Holding(self, 0, self._go)
+            self.holding.stay()
+        return self.holding if self.holding is not None and not self.holding.over else None
 
     def _take(
         self, worker: WorkerId, message: Enter | Push | Commit | Advance | Load, payload: memoryview | None
@@ -400,6 +456,7 @@ class Shard:
 
     def _admit(self, peer: str, message: Enter | Push | Commit | Pull | Advance | Load) -> WorkerId:
         """The worker this message speaks for, if the roster names it with this incarnation."""
+        self._must_live_here()
         worker = WorkerId(message.worker)
         if message.job != self.job:
             raise Refusal("job", f"{self.name} serves job {self.job}, not {message.job}")
@@ -419,6 +476,9 @@ class Shard:
         if not isinstance(message, Enter):
             if self.peers.get(worker) != peer:
                 raise Refusal("identity", f"{peer} has not entered as {worker}")
+        elif message.edition != self.edition:
+            code = "moved" if message.edition < self.edition else "early"
+            raise Refusal(code, f"{self.name} has edition {self.edition} of the placement")
         elif self.peers.setdefault(worker, peer) != peer:
             raise Refusal("identity", f"another process already speaks as {worker}#{message.incarnation}")
         return worker
@@ -426,15 +486,15 @@ class Shard:
     def _enter(self, worker: WorkerId, message: Enter) -> Reply:
         if message.known and worker in self.gate.active:
             return Entered(self.gate.frontier(worker))
-        self._note(message)
+        self.note(message)
         return Entered(self.gate.enter(worker))
 
     def _load(self, worker: WorkerId, message: Load, payload: memoryview | None) -> Reply:
-        store, bucket = self._bucket(message.bucket)
+        store, bucket = self.bucket(message.bucket)
         if not store.ready:
             try:
                 store.check_load(bucket.chunks, payload or b"")
-                self._note(message, payload)
+                self.note(message, payload)
                 store.load_bucket(bucket.chunks, payload or b"")
             except BadFrame as bad:
                 raise Refusal("frame", str(bad)) from None
@@ -444,7 +504,7 @@ class Shard:
         return Ok()
 
     def _push(self, worker: WorkerId, message: Push, payload: memoryview | None) -> Reply:
-        store, bucket = self._bucket(message.bucket)
+        store, bucket = self.bucket(message.bucket)
         if message.clock < self.gate.frontier(worker):
             self.counts.duplicates += 1
             return Ok()  # resent after its step was committed
@@ -457,7 +517,7 @@ class Shard:
             store.check(staged)
         except BadFrame as bad:
             raise Refusal("frame", str(bad)) from None
-        self._note(message, payload)
+        self.note(message, payload)
         self.counts.pushed(bucket.index, payload)
         step = self.staged.setdefault(worker, {}).setdefault(message.clock, Step())
         step.pushes[bucket.index] = staged  # the last one before the commit counts
@@ -484,7 +544,7 @@ class Shard:
         except BadFrame as bad:
             raise Refusal("frame", str(bad)) from None
         # Up to here nothing has changed; from here on the step counts.
-        self._note(message, payload)
+        self.note(message, payload)
         self.counts.taken += 1
         last = Last(clock, message.epoch, message.done, bytes(payload or b""), message.incarnation)
         with self.trace.counting(worker, clock, message.trace, len(self.pushed)):
@@ -518,26 +578,10 @@ class Shard:
 
     def _advance(self, worker: WorkerId, message: Advance) -> Reply:
         if message.clock > self.gate.frontier(worker):
-            self._note(message)
+            self.note(message)
             self.gate.advance(worker, message.clock)
             self._go_on()
         return Ok()
-
-    def _pull(self, worker: WorkerId, message: Pull) -> Reply | Awaitable[Reply]:
-        _, bucket = self._bucket(message.bucket)
-        if len(message.have) != len(bucket.chunks):
-            raise Refusal(
-                "frame", f"bucket {bucket.index} has {len(bucket.chunks)} chunks, not {len(message.have)}"
-            )
-        parks = not self._may_answer(worker, message.clock)
-        self.trace.pulling(worker, message.trace, bucket.index, parked=parks)
-        if not parks:
-            return self._delta(message)
-        loop = asyncio.get_running_loop()
-        parked = Parked(message, loop.create_future())
-        self.parked.append(parked)
-        loop.call_later(HOLD_S, self._hold_over, parked)
-        return parked.answer
 
     # -- going on ----------------------------------------------------------------------------------------------
 
@@ -554,10 +598,7 @@ class Shard:
             self._apply_clock(clock)
         if self.marking is not None:
             self.marking.look()
-        for parked in self.parked:
-            if not parked.answer.done() and self._may_answer(WorkerId(parked.pull.worker), parked.pull.clock):
-                parked.answer.set_result(self._delta(parked.pull))
-        self.parked = [parked for parked in self.parked if not parked.answer.done()]
+        self.pulls.go_on()
 
     def _apply_clock(self, clock: int) -> None:
         """The mean of a clock's steps, summed in order of seniority: the same bits in every run."""
@@ -570,37 +611,11 @@ class Shard:
             self.pace.observe("", epoch, len(order))
         self.steps += 1
 
-    def _may_answer(self, worker: WorkerId, clock: int) -> bool:
-        return self._store().ready and worker in self.incarnations and self.gate.may_start(worker, clock)
-
-    def _hold_over(self, parked: Parked) -> None:
-        if parked.answer.done():
-            return
-        self.parked.remove(parked)
-        if self._store().ready:
-            names = [str(worker) for worker in self.gate.waiting_for(parked.pull.clock)[:NAMED]]
-            because = f"clock {parked.pull.clock} needs them to be at most {self.gate.bound} behind"
-        else:
-            names, because = [], "nobody has brought the first parameters yet"
-        self.trace.waiting(parked.pull.worker, parked.pull.trace, names)
-        parked.answer.set_result(Wait(self.job, names, because))
-
-    def _delta(self, pull: Pull) -> Reply:
-        store, bucket = self._bucket(pull.bucket)
-        if store.to_publish(bucket.chunks):
-            self._note(Published(bucket.index))
-        versions, frames, payload = store.pull_bucket(bucket.chunks, pull.have)
-        self.counts.pulled(bucket.index, payload)
-        self.trace.pulled(pull.worker, pull.trace, bucket.index, len(payload or b""))
-        low = self.gate.low
-        staleness = max(0, pull.clock - low) if low is not None else 0
-        return Delta(bucket.index, versions, frames, staleness, len(self.gate.active)), payload or None
-
     def _store(self) -> Store:
         assert self.store is not None, "_admit lets nothing in before assign"
         return self.store
 
-    def _bucket(self, index: int) -> tuple[Store, Bucket]:
+    def bucket(self, index: int) -> tuple[Store, Bucket]:
         bucket = self.buckets.get(index)
         if bucket is None:
             raise Refusal("placement", f"bucket {index} does not live on {self.name}")

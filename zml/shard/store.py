@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,7 @@ class Staged:
 
 
 @dataclass(slots=True, eq=False)
-class _Held:
+class Held:
     """One chunk. `dense` is a whole frame in memory: header, then p. With a lossless codec p is w."""
 
     chunk: Chunk
@@ -117,43 +117,55 @@ class Store:
         self.layout = layout
         self.spec = spec
         self.codec = codec
-        self.chunks = tuple(sorted(chunks))
-        cut = [layout.chunks[index] for index in self.chunks]
-        largest = max((chunk.size for chunk in cut), default=0)
         self._squares: list[float] | None = None  # of all gradients and of their sum, while they are measured
-        self._sum = torch.empty(largest)
-        self._one = torch.empty(largest)
-        self._slab = _aligned(sum(_stride(chunk) for chunk in cut))
-        self._exact = self._slab if codec.lossless else _aligned(len(self._slab))  # w, at the places of p
-        self._pages = Pages(2 * len(self._slab) + 2 * SIZE * len(cut))
-        self._held: dict[int, _Held] = {}
-        self._door = Door(self)
-        at = 0
-        for chunk in cut:
-            self._held[chunk.index] = self._hold(chunk, at)
-            at += _stride(chunk)
-        self._trained = [held for held in self._held.values() if held.rule is not None]
-        self._places = {held.chunk.index: place for place, held in enumerate(self._trained)}
         self._follows = codec if follow and isinstance(codec, TopK) else None
         self._sums: Sums | None = None
         if isinstance(codec, TopK):
             for module in kernels.ON_SHARDS:  # now, and not in a step
                 kernels.prepare(log.warning, module)
+            self._batch = torch.empty(AT_ONCE * CHUNK)
+        self._held: dict[int, Held] = {}
+        self._door = Door(self)
+        self._arrange(self._room(chunks))
+
+    def _room(self, chunks: Iterable[int]) -> dict[int, Held]:
+        """Memory for these chunks, with nothing in it."""
+        cut = [self.layout.chunks[index] for index in sorted(chunks)]
+        slab = _aligned(sum(_stride(chunk) for chunk in cut))
+        exact = slab if self.codec.lossless else _aligned(len(slab))  # w, at the places of p
+        room: dict[int, Held] = {}
+        at = 0
+        for chunk in cut:
+            room[chunk.index] = self._hold(chunk, slab, exact, at)
+            at += _stride(chunk)
+        return room
+
+    def _arrange(self, held: Mapping[int, Held]) -> None:
+        """Hold these chunks, and no others."""
+        self._held = {index: held[index] for index in sorted(held)}
+        self.chunks = tuple(self._held)
+        sizes = [each.chunk.size for each in self._held.values()]
+        self._sum = torch.empty(max(sizes, default=0))
+        self._one = torch.empty(max(sizes, default=0))
+        strides = sum(_stride(each.chunk) for each in self._held.values())
+        self._pages = Pages(2 * strides + 2 * SIZE * len(sizes))
+        self._trained = [each for each in self._held.values() if each.rule is not None]
+        self._places = {each.chunk.index: place for place, each in enumerate(self._trained)}
+        if isinstance(self.codec, TopK):
             from ..codec.sums import Sums
 
-            self._sums = Sums(codec, [held.chunk for held in self._trained])
-            self._batch = torch.empty(AT_ONCE * CHUNK)
+            self._sums = Sums(self.codec, [each.chunk for each in self._trained])
             self._batches = _batches(self._trained)
             self._tables: dict[int, tuple[tuple[NDArray[np.int64], ...], NDArray[np.int64]]] = {}
 
-    def _hold(self, chunk: Chunk, at: int) -> _Held:
+    def _hold(self, chunk: Chunk, slab: Tensor, exact: Tensor, at: int) -> Held:
         body = at + ALIGNMENT  # the header ends where the aligned body begins
-        p = self._slab[body : body + 4 * chunk.size].view(torch.float32)
-        w = p if self.codec.lossless else self._exact[body : body + 4 * chunk.size].view(torch.float32)
-        dense = self._slab[body - HEADER.size : body + 4 * chunk.size].numpy().data.cast("B")
+        p = slab[body : body + 4 * chunk.size].view(torch.float32)
+        w = p if self.codec.lossless else exact[body : body + 4 * chunk.size].view(torch.float32)
+        dense = slab[body - HEADER.size : body + 4 * chunk.size].numpy().data.cast("B")
         rule = None if self.layout.frozen(chunk.index) else UpdateRule(self.spec, chunk, w)
         parameters = frozenset(segment.parameter for segment in chunk.segments)
-        return _Held(chunk, parameters, w, p, dense, rule)
+        return Held(chunk, parameters, w, p, dense, rule)
 
     # -- the first parameters ----------------------------------------------------------------------------
 
@@ -180,7 +192,7 @@ class Store:
             self._head(held)
             rest = rest[size:]
 
-    def check_load(self, chunks: Sequence[int], values: Buffer) -> list[_Held]:
+    def check_load(self, chunks: Sequence[int], values: Buffer) -> list[Held]:
         """Raise BadFrame unless these can be the first parameters of these chunks."""
         bucket = [self._find(chunk) for chunk in chunks]
         wanted = sum(4 * held.chunk.size for held in bucket)
@@ -245,7 +257,7 @@ class Store:
                 raise BadFrame(f"chunk {index} is missing from a step")
         return step
 
-    def _apply(self, held: _Held, steps: Sequence[_Step], hyper: Hyper, update: Update | None = None) -> None:
+    def _apply(self, held: Held, steps: Sequence[_Step], hyper: Hyper, update: Update | None = None) -> None:
         given: list[Buffer] = []
         missing: list[frozenset[int]] = []  # of each given frame, the parameters that it does not speak of
         for step in steps:
@@ -271,7 +283,7 @@ class Store:
 
     def _update(
         self,
-        held: _Held,
+        held: Held,
         total: Tensor,
         workers: int,
         hyper: Hyper,
@@ -339,7 +351,7 @@ class Store:
         self._tables[place] = (tuple(spans), table)
         return table
 
-    def _moved(self, held: _Held, hyper: Hyper, elements: int) -> None:
+    def _moved(self, held: Held, hyper: Hyper, elements: int) -> None:
         held.budget += elements if adds(self.spec.name, hyper) else MORE * elements + LEAST
         held.version += 1
 
@@ -419,13 +431,14 @@ class Store:
                 )
         self.load_state(dict.fromkeys(self._held, (0, 0, 0)), tensors)
 
-    def snapshot(self, *, published: bool) -> Snapshot:
-        """All chunks as they are at this moment, to be read in any thread while steps are made.
+    def snapshot(self, chunks: Iterable[int] | None = None, *, published: bool) -> Snapshot:
+        """All chunks, or these, as they are at this moment, to be read in any thread while steps are made.
 
         "CHUNK/p" is in it where it may differ from w, if `published` is wanted. The logs of deltas are not: whoever is
         behind gets p.
         """
-        versions = {index: (held.version, held.published, held.budget) for index, held in self._held.items()}
+        wanted = ((index, self._held[index]) for index in (self._held if chunks is None else chunks))
+        versions = {index: (held.version, held.published, held.budget) for index, held in wanted}
         return self._door.mark(versions, published=published)
 
     def sizes(self, chunk: int, *, published: bool) -> dict[str, int]:
@@ -450,27 +463,61 @@ class Store:
             raise ValueError(
                 f"a state of {len(versions)} chunks, which are not the {len(self._held)} held here"
             )
-        parts: dict[int, dict[str, Tensor]] = {index: {} for index in self._held}
-        for name, tensor in tensors.items():
-            chunk, _, what = name.partition("/")
-            parts[int(chunk)][what] = tensor
+        parts = _by_chunk(tensors)
         self._door.changes(self.chunks)
         for index, held in self._held.items():
-            part = parts[index]
-            w = part.pop("w")
-            held.w.copy_(w)
-            p = part.pop("p", w)
-            if held.p is not held.w:
-                held.p.copy_(p)
-            held.version, held.published, held.budget = versions[index]
-            held.log.clear()
-            held.log_bytes = 0
-            if held.rule is not None:
-                held.rule.load_state(part)
-            if held.version != UNKNOWN:
-                self._head(held)
+            self._fill(held, versions[index], parts[index])
         if self._sums is not None:
             self._tables.clear()  # addresses of states that are gone
+
+    def _fill(self, held: Held, version: tuple[int, int, int], part: Mapping[str, Tensor]) -> None:
+        """ValueError if it does not fit."""
+        w = part["w"]
+        p = part.get("p", w)
+        if not held.w.shape == w.shape == p.shape or w.dtype != torch.float32:
+            raise ValueError(f"chunk {held.chunk.index} has {held.chunk.size} elements, not {tuple(w.shape)}")
+        if held.rule is not None:
+            held.rule.load_state({name: value for name, value in part.items() if name not in ("w", "p")})
+        held.w.copy_(w)
+        if held.p is not held.w:
+            held.p.copy_(p)
+        held.version, held.published, held.budget = version
+        held.log.clear()
+        held.log_bytes = 0
+        if held.version != UNKNOWN:
+            self._head(held)
+
+    # -- chunks come and go ----------------------------------------------------------------------------------
+
+    def made_of(
+        self, versions: Mapping[int, tuple[int, int, int]], tensors: Mapping[str, Tensor]
+    ) -> dict[int, Held]:
+        """Chunks of another store as a snapshot has them, to be taken in. ValueError if they do not fit."""
+        parts = _by_chunk(tensors)
+        if (
+            not all(0 <= index < len(self.layout.chunks) for index in versions)
+            or versions.keys() != parts.keys()
+        ):
+            raise ValueError(f"{len(versions)} chunks, and tensors of {len(parts)}")
+        room = self._room(versions)
+        for index, held in room.items():
+            if "w" not in parts[index]:
+                raise ValueError(f"chunk {index} without parameters")
+            self._fill(held, versions[index], parts[index])
+        return room
+
+    def take_in(self, chunks: Mapping[int, Held]) -> None:
+        """Hold these too, from `made_of`."""
+        self._arrange({**self._held, **chunks})
+
+    def make_room(self, chunks: Iterable[int]) -> None:
+        """Hold these too, which `load_state` will fill."""
+        self._arrange({**self._held, **self._room(chunks)})
+
+    def let_go(self, chunks: Collection[int]) -> None:
+        """Hold these no more. Memory goes with the last chunk that came with them."""
+        self._door.changes(list(chunks))
+        self._arrange({index: held for index, held in self._held.items() if index not in chunks})
 
     # -- parameters for workers ------------------------------------------------------------------------------
 
@@ -526,7 +573,7 @@ class Store:
             at += len(frame)
         return versions, counts, copy.toreadonly()
 
-    def _frames(self, held: _Held, have: int) -> Sequence[Buffer]:
+    def _frames(self, held: Held, have: int) -> Sequence[Buffer]:
         """What leads from `have` to the newest version. A memoryview is live: good until the next step."""
         assert held.version != UNKNOWN, f"chunk {held.chunk.index} has no parameters yet"
         if held.published != held.version:
@@ -542,7 +589,7 @@ class Store:
                 return way[::-1]
         return (held.dense,)
 
-    def _publish(self, held: _Held) -> None:
+    def _publish(self, held: Held) -> None:
         if not self.codec.lossless:
             self._door.publishes(held.chunk.index)
             budget = min(held.budget, held.chunk.size)
@@ -559,19 +606,28 @@ class Store:
         held.published = held.version
         self._head(held)
 
-    def _head(self, held: _Held) -> None:
+    def _head(self, held: Held) -> None:
         """Say in the dense frame which version its parameters are."""
         header = Header(0, Kind.PARAMETERS, held.chunk.index, held.published, 4 * held.chunk.size)
         write_header(held.dense, header)
 
-    def _find(self, chunk: int) -> _Held:
+    def _find(self, chunk: int) -> Held:
         held = self._held.get(chunk)
         if held is None:
             raise BadFrame(f"chunk {chunk} is not held here")
         return held
 
 
-def _batches(trained: Sequence[_Held]) -> list[tuple[int, int]]:
+def _by_chunk(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """A snapshot's tensors, by chunk and name. ValueError for another name."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        chunk, _, what = name.partition("/")
+        parts.setdefault(int(chunk), {})[what] = tensor
+    return parts
+
+
+def _batches(trained: Sequence[Held]) -> list[tuple[int, int]]:
     """Neighbours of one group, AT_ONCE of them: the places where a batch begins and ends."""
     found: list[tuple[int, int]] = []
     for place, held in enumerate(trained):
@@ -582,7 +638,7 @@ def _batches(trained: Sequence[_Held]) -> list[tuple[int, int]]:
     return found
 
 
-def _rule(held: _Held) -> UpdateRule:
+def _rule(held: Held) -> UpdateRule:
     assert held.rule is not None, "frozen chunks take no gradients"
     return held.rule
 

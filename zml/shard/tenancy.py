@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,23 @@ from msgspec import Struct
 from ..doctor.links import probed
 from ..errors import BAD_CHECKPOINT, LOG_DAMAGED, LOST, ZmlError
 from ..lease import COORDINATOR, Lease, ask
-from ..messages import Adopt, Assign, Copy, Message, Ok, Pair, Probe, Promote, Retire, Returned, Standing
+from ..messages import (
+    Adopt,
+    Assign,
+    Cede,
+    Copy,
+    Graft,
+    Message,
+    Ok,
+    Pair,
+    Probe,
+    Promote,
+    Retire,
+    Returned,
+    Standing,
+)
 from ..records import Damaged
-from ..scheduler.ids import JobId
+from ..scheduler.ids import JobId, read_id
 from ..tracing import emit, on
 from ..tracing.shards import ShardTrace
 from ..tracing.trees import single
@@ -31,16 +45,19 @@ from ..transport import Endpoint, Handler, Refusal, Refused, TransportError
 from .backup import Backup
 from .base import state_of
 from .begin import CannotBegin
-from .mirror import Mirror
+from .ceding import MOST_PARCEL
+from .mirror import Mirror, pieces
 from .porter import Porter
+from .pulling import Reply
 from .pushlog import NoLog, PushLog
-from .shard import Reply, Shard
+from .shard import Shard
 
 if TYPE_CHECKING:
     from ..config import Settings
 
 SYNC_S = 1.0  # what was pushed longer ago survives the machine
 STANDING_S = 5.0  # for the coordinator to answer; it is asked again then
+GIVE_S = 5.0  # for another shard to answer, that buckets are given to
 AGAIN_S = 0.1  # until the coordinator is asked again
 
 log = structlog.get_logger()
@@ -65,6 +82,8 @@ class Tenancy:
     logs: dict[str, PushLog]
     listeners: dict[str, Endpoint]  # of the shards that have not this process' name
     backups: dict[str, Backup]  # in the bulk thread alone
+    grafts: dict[str, list[memoryview]]  # pieces that have come for a shard here; in the bulk thread alone
+    ceded: Iterator[int]
     taking: dict[str, tuple[int, asyncio.Task[Message]]]  # the newest order to serve each shard, by its home
     tasks: set[asyncio.Task[None]]
 
@@ -196,6 +215,49 @@ class Tenancy:
             raise Refusal("early", f"{self.name} has not read the log of {shard} yet")
         return core
 
+    # -- buckets that move ----------------------------------------------------------------------------------
+
+    async def _cede(self, message: Cede, payload: bytes) -> Message:
+        """A shard that lives here gives buckets to another, which has them when this is answered."""
+        core, dial = self._core(message.shard), self.dial
+        if dial is None:
+            raise Refusal("placement", f"{self.name} reaches no other shard")
+        _, parcel = await self.in_bulk(lambda: core.covered(core.order(message, payload)))
+        name = f"{core.name}.{self.homes.get(core.name, 0)}.edition{message.edition}.{next(self.ceded)}"
+
+        async def give() -> None:
+            endpoint = dial(name)
+            await endpoint.start()
+            try:
+                await endpoint.connect(message.to, message.addresses, timeout_s=GIVE_S)
+                for number, (_, part, more) in enumerate(pieces(b"", parcel)):
+                    piece = Graft(message.job, message.to, message.edition, number, more)
+                    await endpoint.request(message.to, piece, part, timeout_s=GIVE_S)
+            except TransportError as error:
+                log.warning("not ceded", shard=core.name, to=message.to, because=str(error))
+                raise Refusal("placement", f"{message.to} did not take them: {error}") from None
+            finally:
+                await endpoint.close()
+
+        await self.in_bulk(give)
+        return Ok()
+
+    def _graft(self, message: Graft, payload: memoryview | None) -> Any:
+        """A piece of what another shard cedes to one that lives here; in the bulk thread."""
+        core, data = self._core(message.shard), payload if payload is not None else memoryview(b"")
+        came = self.grafts.setdefault(core.name, [])
+        if message.number == 0:
+            came.clear()
+        if message.number > len(came) or sum(map(len, came)) > MOST_PARCEL:
+            raise Refusal("frame", f"piece {message.number} came, and {len(came)} was to follow")
+        if message.number == len(came):
+            came.append(data)
+        if message.more:
+            return Ok()
+        whole = b"".join(self.grafts.pop(core.name))
+        order = Graft(message.job, core.name, message.edition)
+        return core.covered(core.order(order, whole))
+
     # -- copies ------------------------------------------------------------------------------------------
 
     async def _pair(self, message: Pair) -> Message:
@@ -238,8 +300,8 @@ class Tenancy:
         shard = message.shard
         if message.job != lease.joined.job:
             raise Refusal("job", f"{self.name} keeps no copies for job {message.job}")
-        if shard not in (f"p{number}" for number in range(lease.spec.shards)):
-            raise Refusal("placement", f"job {message.job} has no shard {shard[:20]!r}")
+        if (named := read_id(shard)) is None or named.role != "shard":
+            raise Refusal("placement", f"{shard[:20]!r} names no shard")
         if shard in self.cores or shard in self.homes:
             raise Refusal("fenced", f"{shard} lives in {self.name}")
         backup = self.backups.get(shard)
@@ -313,14 +375,15 @@ class Tenancy:
 
     async def _read_for(self, lease: Lease, message: Adopt) -> Shard:
         shard, folder = message.shard, self._log_folder(lease, message.log)
-        if folder is None or not folder.is_dir() or shard in self.homes:
+        unread = not message.empty and (folder is None or not folder.is_dir())
+        if unread or shard in self.homes:
             log.error("cannot be taken over", shard=shard, folder=str(folder))
             raise Refusal("placement", f"{self.name} cannot read the log of {shard}")
         self.homes[shard] = message.incarnation
         core: Shard | None = None
         try:
             core = await self._read(folder, lease.joined.job, shard)
-            if not core.layout_digest:
+            if not core.layout_digest and not message.empty:
                 raise Refusal("placement", f"there are no parameters in {folder}")
             await self._live_here(core)
         except (Refusal, ZmlError) as error:
@@ -363,6 +426,7 @@ class Tenancy:
 
         def close() -> None:
             if core is not None:
+                core.end()
                 let_go(core)
                 core.log = NoLog()
             if pushes is not None:

@@ -2,13 +2,15 @@
 
 Rules it keeps: a step is committed when every bucket of it is there, on every shard; whoever is waited for is named; a
 refusal or a silence becomes an error that says what to do. A shard that was lost is looked for until it is back, and
-what it has not acknowledged is sent again: everything a worker says to a shard may be said twice.
+what it has not acknowledged is sent again: everything a worker says to a shard may be said twice. Buckets may move to a
+shard that joins: those that held some refuse whoever has not looked since, and so everybody looks.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -41,7 +43,6 @@ from ..messages import (
     Load,
     Loaded,
     Message,
-    Moved,
     Note,
     OpenEpoch,
     Piece,
@@ -56,21 +57,18 @@ from ..messages import (
     Taken,
     Totals,
     Wait,
-    Where,
 )
 from ..piecewise import PIECE_S
 from ..scheduler.evaluation import Key
 from ..tracing.steps import UNTRACED, Untraced
 from ..transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
+from .whereabouts import RETRY_S, UNMET, Whereabouts
 
 REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
 ASK_S = 5.0  # for the coordinator; it is asked again then
 AWAY = "the coordinator"
-RETRY_S = 0.1
 LATER = ("early", "full")  # refusals that mean: ask again
-LOOK_S = 2.0  # while an answer is waited for: is its shard still there?
 ELSEWHERE = ("identity", "moved")  # and: look for it again
-CONNECT_S = 5.0  # to a shard at an address that the coordinator has just given
 MOST_SAMPLES = 1_000  # of a bad batch that are told
 MOST_WORDS = 500  # characters, of why it is left out
 PULLS_AT_ONCE = 16
@@ -90,14 +88,19 @@ def never() -> bool:
     return False
 
 
+class Overtaken(Exception):
+    """The placement has another edition than this was said for."""
+
+
 class Leaving:
     """A step on its way: its pushes, and whether each shard has counted it."""
 
-    def __init__(self, shards: Sequence[str]) -> None:
+    def __init__(self) -> None:
         self.pushes: dict[int, asyncio.Task[None]] = {}  # by bucket, the newest of each
         self.twice = False  # a bucket was pushed again, and that one waits for the one before it
-        self.counted = {shard: asyncio.Event() for shard in shards}
+        self.counted: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)  # by shard
         self.committing = False  # what is pushed and never committed, after a rest, is waited for by nobody
+        self.over = False
 
 
 class Client:
@@ -107,18 +110,16 @@ class Client:
         self.seat = seat
         self.control = control
         self.bulk = bulk
-        self.shards: list[str] = []
+        self.where = Whereabouts(seat, bulk, self._ask, self._waiting)
         self.leaving: dict[int, Leaving] = {}  # by clock; two where one is pushed before the last one counts
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
-        self.push_slots: dict[str, asyncio.Semaphore] = {}  # by shard; first come, first served
-        self.lives: dict[str, int] = {}  # by shard: how often it was found again
-        self.homes: dict[str, int] = {}  # by shard: the incarnation that was found, 0 before the first loss
-        self.searches: dict[str, asyncio.Task[None]] = {}  # for shards that are lost
+        # By shard; first come, first served.
+        self.push_slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(PUSHES_AT_ONCE)
+        )
         self.samples = 0  # of all reports
         self.reached = (-1, 0)  # an epoch, and how many batches of it have come
         self.note = b""  # the senior worker's on its schedules, as it was when this worker registered
-        self.asking = 0  # requests to shards that wait for an answer
-        self.looking: asyncio.TimerHandle | None = None  # None: nobody waits
         self.trace: Untraced = UNTRACED
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
 
@@ -147,19 +148,7 @@ class Client:
         assert isinstance(registered, Registered)
         homes = msgspec.msgpack.decode(bytes(answer.payload or b""), type=Homes)
         self.note = homes.note
-        # A shard that holds nothing of this model has nothing to say to its workers.
-        holding = {homes.shards[index] for index in homes.placement}
-        self.shards = [shard for shard in homes.shards if shard in holding]
-        self.push_slots = {shard: asyncio.Semaphore(PUSHES_AT_ONCE) for shard in self.shards}
-        self.lives = dict.fromkeys(self.shards, 0)
-        self.homes = dict.fromkeys(self.shards, 0)
-        for shard, addresses in zip(homes.shards, homes.addresses, strict=True):
-            if shard not in holding:
-                continue
-            try:
-                await self.bulk.connect(shard, addresses, timeout_s=CONNECT_S)
-            except PeerLost:
-                await self._find_again(shard, 0)
+        await self.where.meet_all(homes)
         return registered, homes.placement
 
     async def open_epoch(
@@ -278,51 +267,73 @@ class Client:
         Each shard lets the worker in at its own slowest clock; the greatest of them is where it starts, and the
         others are told that nothing comes before it. `at_least`: clocks below were used by this worker before.
         """
-        clocks = await asyncio.gather(*(self._enter_at(shard) for shard in self.shards))
-        clock = max(*clocks, at_least)
+        clocks = [at_least]
+
+        async def enter(shard: str) -> None:
+            clocks.append(await self._enter_at(shard))
+
+        await self._everywhere(enter)
+        clock = max(clocks)
         await self.advance(clock)
         return clock
 
     async def _enter_at(self, shard: str) -> int:
-        answer = await self._settled(lambda: self._tell(shard, Enter(**self.me)), Entered)
+        def enter(shard: str) -> Message:
+            return Enter(edition=self.where.edition, **self.me)
+
+        answer = await self._settled(lambda: self._tell(lambda: shard, enter), Entered)
         assert answer is not None and isinstance(answer.message, Entered)
         return answer.message.clock
 
     async def advance(self, clock: int) -> None:
         """Rest until `clock`: nobody waits for this worker below it."""
-        await asyncio.gather(*(self._tell(shard, Advance(clock=clock, **self.me)) for shard in self.shards))
+        message = Advance(clock=clock, **self.me)
+        await self._everywhere(lambda shard: self._tell(lambda: shard, lambda _: message))
+
+    async def _everywhere(
+        self, tell: Callable[[str], Coroutine[Any, Any, object]], told: Collection[str] = ()
+    ) -> None:
+        """On every shard, but those that have been `told`, and also on one that comes to hold something meanwhile."""
+        done = set(told)
+        while left := [shard for shard in self.where.shards if shard not in done]:
+            await asyncio.gather(*(tell(shard) for shard in left))
+            done.update(left)
 
     async def load(self, bucket: Bucket, payload: memoryview) -> None:
         """Bring the first parameters of one bucket."""
-        await self._tell(f"p{bucket.shard}", Load(bucket=bucket.index, **self.me), payload)
+        message = Load(bucket=bucket.index, **self.me)
+        await self._tell(lambda: self.where.holder(bucket), lambda _: message, payload)
 
     def push(
         self, bucket: Bucket, clock: int, payload: memoryview, absent: list[int], seen: int = -1
     ) -> None:
         """Let one bucket of a step leave. The payload must stay as it is until `commit` has returned."""
-        shard = f"p{bucket.shard}"
-        self.trace.pushing(clock, shard, len(payload))
+        self.trace.pushing(clock, self.where.holder(bucket), len(payload))
         message = Push(clock=clock, bucket=bucket.index, absent=absent, seen=seen, **self.me)
-        leaving = self.leaving.setdefault(clock, Leaving(self.shards))
+        leaving = self.leaving.setdefault(clock, Leaving())
         former = leaving.pushes.get(bucket.index)
         leaving.twice |= former is not None
-        task = asyncio.ensure_future(self._push(shard, message, payload, former))
+        task = asyncio.ensure_future(self._push(bucket, message, payload, former))
         # `commit` raises it, if it comes.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         leaving.pushes[bucket.index] = task
 
     async def _push(
-        self, shard: str, message: Push, payload: memoryview, former: asyncio.Task[None] | None
+        self, bucket: Bucket, message: Push, payload: memoryview, former: asyncio.Task[None] | None
     ) -> None:
         # The last one counts: one that has to be sent again must not overtake it.
         if former is not None:
             await asyncio.wait([former])
-        # A shard stages one step of a worker at a time.
-        for clock, before in list(self.leaving.items()):
-            if clock < message.clock and before.committing:
-                await before.counted[shard].wait()
+        while True:
+            shard = self.where.holder(bucket)
+            # A shard stages one step of a worker at a time.
+            for clock, before in list(self.leaving.items()):
+                if clock < message.clock and before.committing and not before.over:
+                    await before.counted[shard].wait()
+            if self.where.holder(bucket) == shard:
+                break
         async with self.push_slots[shard]:
-            await self._tell(shard, message, payload)
+            await self._tell(lambda: self.where.holder(bucket), lambda _: message, payload)
 
     def commit(
         self, clock: int, hyper: bytes, buckets: Sequence[Bucket], progress: Progress = (-1, 0)
@@ -331,55 +342,66 @@ class Client:
 
         From this call on, and not from when it is awaited first, pushes of later clocks wait for it.
         """
-        leaving = self.leaving.setdefault(clock, Leaving(self.shards))
+        leaving = self.leaving.setdefault(clock, Leaving())
         leaving.committing = True
         epoch, done = progress
-        messages = {
-            shard: Commit(
+
+        def commit(shard: str) -> Message:
+            return Commit(
                 clock=clock,
-                buckets=sum(f"p{bucket.shard}" == shard for bucket in buckets),
+                buckets=sum(self.where.holder(bucket) == shard for bucket in buckets),
                 epoch=epoch,
                 done=done,
                 trace=self.trace.committing(clock, shard, epoch),
                 **self.me,
             )
-            for shard in self.shards
-        }
-        return self._commit_all(leaving, messages, memoryview(hyper))
 
-    async def _commit_all(self, leaving: Leaving, messages: dict[str, Commit], hyper: memoryview) -> None:
-        clock = next(iter(messages.values())).clock
+        return self._commit_all(leaving, clock, commit, memoryview(hyper))
+
+    async def _commit_all(
+        self, leaving: Leaving, clock: int, commit: Callable[[str], Message], hyper: memoryview
+    ) -> None:
         pushes = list(leaving.pushes.values())
+        told: list[str] = []
+
+        async def tell(shard: str) -> None:
+            await self._tell(lambda: shard, commit, hyper)
+            self.trace.counted(clock, shard)
+            leaving.counted[shard].set()
+
         try:
             # One shard may be told right behind the pushes, which saves a round trip.
-            alone = len(messages) == 1 and len(pushes) <= PUSHES_AT_ONCE and not leaving.twice
-            if alone and await self._commit_behind(*next(iter(messages.items())), hyper):
-                await asyncio.gather(*pushes)
-                return
+            if len(self.where.shards) == 1 and len(pushes) <= PUSHES_AT_ONCE and not leaving.twice:
+                told = await self._commit_behind(self.where.shards[0], clock, commit, hyper)
             await asyncio.gather(*pushes)
-            await asyncio.gather(
-                *(self._commit(leaving, shard, message, hyper) for shard, message in messages.items())
-            )
+            await self._everywhere(tell, told)
         finally:
+            leaving.over = True
             for event in leaving.counted.values():
                 event.set()  # also after a failure, which ends the script: nobody waits for ever
             self.leaving = {later: kept for later, kept in self.leaving.items() if later > clock}
 
-    async def _commit(self, leaving: Leaving, shard: str, message: Commit, hyper: memoryview) -> None:
-        await self._tell(shard, message, hyper)
-        self.trace.counted(message.clock, shard)
-        leaving.counted[shard].set()
+    async def _commit_behind(
+        self, shard: str, clock: int, commit: Callable[[str], Message], hyper: memoryview
+    ) -> list[str]:
+        """Who was told: nobody, if one of the pushes had to be sent again or has gone elsewhere."""
+        edition = self.where.edition
 
-    async def _commit_behind(self, shard: str, message: Commit, hyper: memoryview) -> bool:
-        """False if one of the pushes had to be sent again."""
+        def unless_overtaken(shard: str) -> Message:
+            if self.where.edition != edition:  # not all of the pushes may be there yet
+                raise Overtaken
+            return commit(shard)
+
         try:
-            await self._tell(shard, message, hyper)
+            await self._tell(lambda: shard, unless_overtaken, hyper)
+        except Overtaken:
+            return []
         except Refused as refused:
             if refused.code != "incomplete":
                 raise
-            return False
-        self.trace.counted(message.clock, shard)
-        return True
+            return []
+        self.trace.counted(clock, shard)
+        return [shard]
 
     async def pull_all(self, wanted: Wanted, clock: int, deliver: Deliver, step: int | None = None) -> None:
         """Get buckets, new enough to start `clock`, in this order. `step`: the clock that this is part of, if any."""
@@ -389,21 +411,20 @@ class Client:
         self, bucket: Bucket, clock: int, have: list[int], deliver: Deliver, step: int | None
     ) -> None:
         """Waits as long as members are alive to be waited for."""
-        shard = f"p{bucket.shard}"
         loop = asyncio.get_running_loop()
         until = loop.time() + self.seat.patience_s
-        header = self.trace.pulling(step, shard)
+        header = self.trace.pulling(step, self.where.holder(bucket))
         message = Pull(clock=clock, bucket=bucket.index, have=have, trace=header, **self.me)
         while True:
             async with self.pull_slots:
-                answer = await self._tell(shard, message)
+                answer = await self._tell(lambda: self.where.holder(bucket), lambda _: message)
             if isinstance(answer.message, Delta):
                 self.waits.clear()
-                self.trace.pulled(step, shard, len(answer.payload or b""))
+                self.trace.pulled(step, self.where.holder(bucket), len(answer.payload or b""))
                 deliver(bucket, answer.message, answer.payload)
                 return
             assert isinstance(answer.message, Wait), answer.message
-            self.trace.waiting(step, shard, answer.message.waiting_for)
+            self.trace.waiting(step, self.where.holder(bucket), answer.message.waiting_for)
             self._waiting(answer.message, until)
 
     # -- how a request ends -------------------------------------------------------------------------------------
@@ -434,96 +455,31 @@ class Client:
             what = f"{refused.peer} refused {self.seat.worker}: {refused.because}"
             raise ZmlError(REFUSED, what) from refused
 
-    async def _tell(self, shard: str, message: Message, payload: Any = None) -> Answer:
-        """Until the shard has answered, over any number of its lives."""
-        self.asking += 1
-        if self.looking is None:
-            self.looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
-        try:
-            return await self._tell_on(shard, message, payload)
-        finally:
-            self.asking -= 1
-
-    def _look(self) -> None:
-        """A notice that a shard has moved may be lost, or overtake the loss: who does not answer is looked for."""
-        self.looking = None
-        if not self.asking:
-            return
-        peers = self.bulk.peers()
-        for shard in self.shards:
-            if shard in peers and not peers[shard].connected:
-                self._search(shard)
-        self.looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
-
-    async def _tell_on(self, shard: str, message: Message, payload: Any) -> Answer:
+    async def _tell(
+        self, whom: Callable[[], str], what: Callable[[str], Message], payload: Any = None
+    ) -> Answer:
+        """Until the shard has answered, over any number of its lives; who that is and what it is told may change."""
         until = asyncio.get_running_loop().time() + self.seat.patience_s
         while True:
-            life = self.lives[shard]
+            shard = whom()
+            life = self.where.lives[shard]
+            if life == UNMET:
+                await self.where.find_again(shard, life)
+                continue
             try:
-                return await self.bulk.request(shard, message, payload, timeout_s=REPLY_S)
+                return await self.where.request(shard, what(shard), payload, REPLY_S)
             except Refused as refused:
                 if refused.code == "fenced":
                     raise ZmlError(FENCED, f"{self.seat.worker}: {refused.because}") from refused
                 if refused.code in ELSEWHERE:  # it was started again, or lives in another process by now
-                    await self._find_again(shard, life)
+                    await self.where.find_again(shard, life)
                 elif refused.code in LATER:
                     self._waiting(Wait(self.seat.job, [shard], refused.because), until)
                     await asyncio.sleep(RETRY_S)
                 else:
                     raise
             except (DeadlineExceeded, PeerLost):
-                await self._find_again(shard, life)
-
-    def moved(self, message: Moved) -> None:
-        """The coordinator says that a shard has come back: what waits for its former self waits in vain."""
-        if message.shard in self.homes and self.homes[message.shard] < message.incarnation > 1:
-            self._search(message.shard)
-
-    async def _find_again(self, shard: str, life: int) -> None:
-        """Returns when the shard answers again in a later life than this one."""
-        if self.lives[shard] == life:
-            await asyncio.shield(self._search(shard))
-
-    def _search(self, shard: str) -> asyncio.Task[None]:
-        """One search for each shard, whoever needs it."""
-        search = self.searches.get(shard)
-        if search is None or search.done():
-            search = self.searches[shard] = asyncio.ensure_future(self._find(shard))
-            search.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return search
-
-    async def _find(self, shard: str) -> None:
-        """Ask the coordinator where the shard is until it answers there, and make this worker known to it."""
-        until = asyncio.get_running_loop().time() + self.seat.patience_s
-        while True:
-            answer = (await self._ask(Where(shard=shard, **self.me))).message
-            if isinstance(answer, Wait):
-                self._waiting(answer, until)
-                await asyncio.sleep(RETRY_S)
-                continue
-            assert isinstance(answer, Moved), answer
-            try:
-                self.bulk.disconnect(shard)  # a former process' connections say nothing of this one
-                await self.bulk.connect(shard, answer.addresses, timeout_s=CONNECT_S)
-                await self.bulk.request(shard, Enter(known=True, **self.me), timeout_s=CONNECT_S)
-            except (DeadlineExceeded, PeerLost, Refused) as error:
-                if isinstance(error, Refused) and error.code == "fenced":
-                    raise ZmlError(FENCED, f"{self.seat.worker}: {error.because}") from error
-                self._waiting(Wait(self.seat.job, [shard], str(error)), until)
-                await asyncio.sleep(RETRY_S)
-                continue
-            self.homes[shard] = answer.incarnation
-            self.lives[shard] += 1
-            log.info(
-                "shard found again", worker=self.seat.worker, shard=shard, incarnation=answer.incarnation
-            )
-            return
-
-    async def _request(self, endpoint: Endpoint, peer: str, message: Message, payload: Any) -> Answer:
-        try:
-            return await endpoint.request(peer, message, payload, timeout_s=REPLY_S)
-        except (Refused, DeadlineExceeded, PeerLost) as error:
-            raise self._meant(error) from error
+                await self.where.find_again(shard, life)
 
     def _meant(self, error: Refused | DeadlineExceeded | PeerLost) -> Exception:
         """What it means for this worker."""

@@ -119,7 +119,7 @@ class Member:
         if isinstance(message, Drained):
             self.draining = message.because
         elif isinstance(message, Moved):
-            self.client.moved(message)
+            self.client.where.moved(message)
         elif isinstance(message, Keep) and self.keeping is not None:
             self.keeping.order = message
 
