@@ -49,7 +49,7 @@ from .lives import EXIT_CANCELLED, Actions, Lives
 from .plan import Policy, Profile, Quota, Verdict
 from .resources import NodeId
 from .rules import Rules
-from .state import Attempt, Cluster, Job, Present, Slot, Standing, Then, number_of
+from .state import Attempt, Cluster, Job, Present, Standing, Then, number_of
 
 
 def key_of(node: NodeId) -> Key:
@@ -289,7 +289,7 @@ class Machine(Lives):
             if (attempt := job.attempt) is not None:
                 for slot in [slot for slot, place in attempt.slots.items() if place.node == name]:
                     yield from self._slot_gone(job, attempt, slot, because, now)
-        del self.cluster.nodes[name]
+        self.cluster.remove(name)
 
     # -- the rounds' decisions -----------------------------------------------------------------------------
 
@@ -299,8 +299,9 @@ class Machine(Lives):
         job.count(now)
         workers = [number_of(slot) for slot in event.slots if slot[0] == "w"]
         job.attempts, job.since, job.changes = event.attempt, now, job.changes + 1
-        slots = {slot: Slot(node) for slot, node in event.slots.items()}
-        job.attempt = Attempt(event.attempt, now, slots, len(workers), max(workers) + 1)
+        job.attempt = Attempt(event.attempt, now, {}, len(workers), max(workers) + 1)
+        for slot, node in event.slots.items():
+            self.cluster.put(job, job.attempt, slot, node)
         yield Open(job.id, event.attempt, len(workers), event.because)
         for slot, node in event.slots.items():
             yield Run(job.id, event.attempt, slot, node, event.because)
@@ -312,8 +313,7 @@ class Machine(Lives):
         job.count(now)
         job.since, job.changes = now, job.changes + 1
         for slot, node in event.slots.items():
-            assert slot not in attempt.slots
-            attempt.slots[slot] = Slot(node)
+            self.cluster.put(job, attempt, slot, node)
             if slot[0] == "w":
                 attempt.next_worker = max(attempt.next_worker, number_of(slot) + 1)
             yield Run(job.id, attempt.number, slot, node, event.because)
