@@ -46,6 +46,16 @@ class Room:
         self.total = total(self.free.values())
         self._counts: dict[Resources, Counts] = {}
 
+    def nodes(self) -> list[Node]:
+        """As if this were all that they offer."""
+        return [Node(id=name, offers=free, rack=self.rack[name]) for name, free in self.free.items()]
+
+    def has_all(self, allocation: Allocation) -> bool:
+        """Are all its nodes here?"""
+        return all(node in self.free for node in allocation.workers) and all(
+            node in self.free for node in allocation.shards
+        )
+
     def copy(self) -> Room:
         made = Room(())
         made.free = dict(self.free)
@@ -231,7 +241,7 @@ def seat(
             break
         apart = {found[k - 1], found[(k + 1) % len(found)]} if request.replicas else set()
         load = Counter(found)
-        node = min(able, key=lambda n: (n in apart, load[n], n not in beside, -room.free[n].memory_mb))  # noqa: B023
+        node = min(able, key=lambda n: (n in apart, load[n], n not in beside, -room.free[n].memory_mb))
         found[k] = node
         room.take(node, request.shard)
     return found

@@ -61,7 +61,7 @@ def total(parts: Iterable[Resources]) -> Resources:
 
 
 class Sums(Generic[Key]):
-    """Amounts added up for each key. A thousand jobs are thousands of them: no object is made for each sum on the way."""
+    """Amounts added up for each key, without an object for each sum on the way: a thousand jobs have thousands."""
 
     def __init__(self) -> None:
         self._of: dict[Key, list[int]] = {}

@@ -54,9 +54,7 @@ def view_of(
             )
         )
     nodes = tuple(
-        replace(present.node, offers=present.node.offers - leaving[name])
-        if name in leaving
-        else present.node
+        replace(present.node, offers=present.node.offers - leaving[name]) if name in leaving else present.node
         for name, present in cluster.nodes.items()
     )
     return View(
