@@ -1,4 +1,5 @@
 """The cluster's decisions: `tell(event, now) -> [Action]`, and `decide(policy, now) -> [Decision]`, to be told in turn.
+A policy that takes its time is asked in two steps, `look` and `agree`; what happens in between goes before.
 
 Rules: what a process takes of a node is taken until the node says that the process is gone, or the node itself is; so
 no node is ever given more than it offers. A job has one attempt at a time; the next begins when nothing of the former
@@ -46,7 +47,7 @@ from .events import (
     TimeUp,
 )
 from .lives import EXIT_CANCELLED, Actions, Lives
-from .plan import Policy, Profile, Quota, Verdict
+from .plan import Plan, Policy, Profile, Quota, Verdict, View
 from .resources import NodeId
 from .rules import Rules
 from .state import Attempt, Cluster, Job, Present, Standing, Then, number_of
@@ -66,6 +67,7 @@ class Machine(Lives):
         self.leases = Leases(self._lease_rules())
         self.verdicts: Mapping[JobId, Verdict] = {}  # of the latest round: why who has what
         self.fresh: dict[JobId, None] = {}  # jobs that came since the latest round
+        self.touched: set[JobId] = set()  # jobs to which something has happened since they were looked at
         self.patient_until = 0.0  # nobody's time is over before: he may not have heard what he was to do
         # Deadlines of jobs; each job's present one is among them, and what is not present any more is passed over.
         self._dues: list[tuple[float, JobId]] = []
@@ -81,7 +83,9 @@ class Machine(Lives):
         self.leases.look(now)
         actions = [*HANDLERS[type(event)](self, event, now)]
         touched: set[JobId] = {action.job for action in actions}
-        for name in touched | {getattr(event, "job", JobId(""))}:
+        touched.add(event.request.job if isinstance(event, Submitted) else getattr(event, "job", JobId("")))
+        self.touched |= touched
+        for name in touched:
             if (job := self.cluster.jobs.get(name)) is not None and (due := self._due(job)) < inf:
                 heappush(self._dues, (due, job.id))
         return actions
@@ -119,13 +123,39 @@ class Machine(Lives):
         profiles: Mapping[JobId, Profile] | None = None,
     ) -> list[Decision]:
         """A round. Changes nothing but `verdicts`: each decision is to be told, once it is written down."""
-        if again := [*views.replacements(self.cluster)]:
+        if again := self.replacements():
             return again
-        view = views.view_of(self.cluster, now, quotas or {}, shares or {}, profiles or {})
-        self.fresh.clear()
-        plan = policy(view)
-        self.verdicts = plan.verdicts
-        return [*views.differences(self.cluster, plan)]
+        return self.agree(policy(self.look(now, quotas=quotas, shares=shares, profiles=profiles)))
+
+    def replacements(self) -> list[Decision]:
+        """What goes before a round: shards that are nowhere. Those of them that find room."""
+        return [*views.replacements(self.cluster)]
+
+    def look(
+        self,
+        now: float,
+        *,
+        quotas: Mapping[str, Quota] | None = None,
+        shares: Mapping[str, float] | None = None,
+        profiles: Mapping[JobId, Profile] | None = None,
+    ) -> View:
+        """The picture for a policy. Nothing that happens from now on changes it: a policy may take its time."""
+        self.touched.clear()
+        return views.view_of(self.cluster, now, quotas or {}, shares or {}, profiles or {})
+
+    def agree(self, plan: Plan) -> list[Decision]:
+        """What has to be decided for this plan to come true, which was made of what was seen last. Where something has
+        happened to a job since, or what was to be given to it is not there any more, nothing is decided about it: the
+        next round sees it."""
+        since = {
+            name: verdict
+            for name in self.touched
+            if name not in plan.verdicts and (verdict := self.verdicts.get(name)) is not None
+        }
+        self.verdicts = {**plan.verdicts, **since} if since else plan.verdicts
+        for name in [name for name in self.fresh if name in plan.verdicts]:
+            del self.fresh[name]
+        return [*views.differences(self.cluster, plan, self.touched)]
 
     def decide_fresh(
         self, policy: Policy, now: float, quotas: Mapping[str, Quota] | None = None
@@ -140,7 +170,7 @@ class Machine(Lives):
         if any(verdict.allocation is None for verdict in plan.verdicts.values()):
             return None
         self.verdicts = {**self.verdicts, **plan.verdicts}
-        return [*views.differences(self.cluster, plan)]
+        return [*views.differences(self.cluster, plan, ())]
 
     def unwatched(self) -> None:
         """A journal is read: nobody is heard, and who fell silent is written there."""

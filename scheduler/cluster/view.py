@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ..explain import counted
@@ -134,13 +134,13 @@ def replacements(cluster: Cluster) -> Iterator[Decision]:
             yield Grew(job.id, attempt.number, slots, f"its node is gone: {where}")
 
 
-def differences(cluster: Cluster, plan: Plan) -> Iterator[Decision]:
-    """What has to be decided for the plan to come true. What has to leave first is not waited for here: a job for
-    which there is no room yet gets its turn in the next round."""
-    free = cluster.free()
+def differences(cluster: Cluster, plan: Plan, but: Container[JobId]) -> Iterator[Decision]:
+    """What has to be decided for the plan to come true, `but` for these jobs. What has to leave first is not waited for
+    here: a job for which there is no room yet gets its turn in the next round."""
+    free = {node: free for node, free in cluster.free().items() if not cluster.nodes[node].node.leaving}
     for name, verdict in plan.verdicts.items():
         job = cluster.jobs.get(name)
-        if job is None:
+        if job is None or name in but:
             continue
         attempt, wanted = job.attempt, verdict.allocation
         if attempt is None:

@@ -17,6 +17,7 @@ from zml.cluster.wire import Ceased, Goodbye, NodeBeat, Offer, Run, Runs, Vocabu
 from zml.lease import COORDINATOR
 from zml.messages import Exited, Heartbeat, Join, Leave
 from zml.records import NoRoom
+from zml.scheduler.cluster.plan import Plan, View
 from zml.scheduler.plain import plain
 from zml.transport import Refused
 
@@ -69,6 +70,27 @@ def test_a_newcomer_begins_at_once_where_there_is_room_and_nobody_waits(tmp_path
         assert {cluster.desk.job(job).state for job in (large, small)} == {"QUEUED"}
         await cluster.until_state(large, "SUCCEEDED")
         await cluster.until_state(small, "SUCCEEDED")
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_policy_that_makes_a_mistake_is_asked_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        policy, asked = cluster.policy, 0
+
+        def mistaken(view: View) -> Plan:
+            nonlocal asked
+            asked += 1
+            if asked < 3:
+                raise ZeroDivisionError
+            return policy(view)
+
+        cluster.policy = mistaken
+        await cluster.start()
+        cluster.node("n1")
+        await cluster.until_state(cluster.submit(workers="1..2"), "SUCCEEDED")
         await cluster.close()
 
     run(main())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from zml.scheduler.cluster import actions, events
 from zml.scheduler.cluster.events import Outcome
 from zml.scheduler.cluster.machine import HANDLERS, Machine
+from zml.scheduler.cluster.plan import View
 from zml.scheduler.cluster.policies import POLICIES
 from zml.scheduler.cluster.request import Request
 from zml.scheduler.cluster.resources import Node, NodeId, Resources
@@ -42,6 +43,7 @@ class World:
             tuple[str, int], str
         ] = {}  # opened and not closed -> what its coordinator was told
         self.finished: dict[str, Standing] = {}
+        self.seen: View | None = None
 
     # -- time and events --------------------------------------------------------------------------------
 
@@ -58,8 +60,20 @@ class World:
             self.tell(finding)
 
     def round(self) -> None:
+        self.seen = None
         for decision in self.machine.decide(self.policy, self.now):
             self.tell(decision)
+
+    def look(self) -> None:
+        """A plan begins to be made of what there is now."""
+        self.seen = self.machine.look(self.now)
+
+    def agree(self) -> None:
+        """It is made, whatever has happened meanwhile."""
+        seen, self.seen = self.seen, None
+        if seen is not None:
+            for decision in self.machine.agree(self.policy(seen)):
+                self.tell(decision)
 
     def advance(self, seconds: float) -> None:
         """In small steps, while everybody who is well is heard."""
@@ -375,6 +389,21 @@ def test_a_shard_that_is_replaced_stays_apart_from_its_backup(world: World) -> N
     assert now["p0"] == shards["p0"] and now["p1"] not in (shards["p0"], shards["p1"])
 
 
+def test_what_happens_while_a_plan_is_made_goes_before_it(world: World) -> None:
+    for name in ("n1", "n2", "n3"):
+        world.come(name, cpus=1)
+    for job in ("j1", "j2", "j3"):
+        world.submit(job)
+    world.look()
+    world.tell(events.PauseAsked(JobId("j1"), "lunch"))
+    world.tell(events.NodeLeaving(NodeId("n2"), "maintenance"))
+    world.submit("j4")
+    world.agree()
+    assert {key[0]: where for key, where in world.running.items()} == {"j3": "n3"}
+    world.round()
+    assert {key[0]: where for key, where in world.running.items()} == {"j2": "n1", "j3": "n3"}
+
+
 def test_every_event_has_a_handler_and_a_place_in_the_journal() -> None:
     kinds = {*events.Event.__args__}
     assert kinds == HANDLERS.keys()
@@ -405,6 +434,8 @@ def live(world: World, rng: random.Random) -> None:
         lambda: world.come(rng.choice(["n1", "n2", "n3"]), rng.randint(1, 6)),
         lambda: world.advance(rng.choice([1.0, 7.0, 30.0])),
         world.round,
+        world.look,
+        world.agree,
         world.settle,
         lambda: world.tell(events.CancelAsked(rng.choice(jobs), "asked")),
         lambda: world.tell(events.PauseAsked(rng.choice(jobs), "asked")),
