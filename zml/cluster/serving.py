@@ -56,8 +56,8 @@ STATE = "state"
 SWITCH_S = 0.0005
 MOST_PEERS = 50_000  # nodes and members of all jobs, if the system lets this process have as many files
 # A thousand attempts are 300,000 objects, and to look through all of them for garbage takes up to half a second, in
-# which nobody is heard: that is done when some two million have been made that are still there.
-COLLECT = (10_000, 10, 20)
+# which nobody is heard: that is done when some two million have been made that are still there, and small steps before.
+COLLECT = (5_000, 4, 100)
 
 log = structlog.get_logger()
 
