@@ -29,7 +29,7 @@ from .growing import Worth, grow
 from .order import executed_s
 from .placement import Room, place
 from .plan import Allocation, Candidate, Plan, Verdict, View, Why
-from .reasons import not_now, places, running, wants
+from .reasons import not_now, places, running, too_big, wants
 from .request import Request
 from .stock import Stock
 
@@ -89,11 +89,7 @@ class Round:
         request, stock = job.request, self.stock
         kind = kind_of(request)
         if self.is_too_big(request, kind):
-            said = (
-                f"{wants(request)} do not fit on the {len(stock.empty.free)} nodes that are here, even if they "
-                "were empty"
-            )
-            self.verdicts[request.job] = Verdict(None, Why.TOO_BIG, said)
+            self.verdicts[request.job] = Verdict(None, Why.TOO_BIG, too_big(request, stock.empty))
             return
         if (beyond := stock.beyond_quota(request, request.least)) is not None:
             self.verdicts[request.job] = Verdict(None, Why.QUOTA, beyond)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..explain import counted
+from .placement import Room
 from .plan import Allocation, Candidate, Verdict, Why
 from .request import Request
-from .resources import NOTHING
+from .resources import NOTHING, Resources
 
 
 def running(job: Candidate, has: Allocation) -> Verdict:
@@ -47,6 +49,28 @@ def wants(request: Request) -> str:
     plural = request.least != 1
     each = f" with {request.worker}{' each' * plural}" if request.worker != NOTHING else ""
     return f"{request.least} worker{'s' * plural}{each}"
+
+
+def too_big(request: Request, room: Room) -> str:
+    """Not even if nobody else were there: which of it is too much, where one process alone is."""
+    many = len(room.free)
+    if not many:
+        return "no node is here"
+    offers = room.free.values()
+    most = Resources(
+        cpus=max(each.cpus for each in offers),
+        gpus=max(each.gpus for each in offers),
+        memory_mb=max(each.memory_mb for each in offers),
+    )
+    for what, kind in (("worker", request.worker), ("shard", request.shard)):
+        if not room.counts(kind).total:
+            return f"no node has {kind} for one {what}; the most that any of {many} offers is {most}"
+    whole = wants(request)
+    if request.shard != NOTHING:
+        whole += (
+            f" and {counted(request.shards, 'shard')} with {request.shard}{' each' * (request.shards != 1)}"
+        )
+    return f"{whole} do not fit on the {counted(many, 'node')} that are here, even if they were empty"
 
 
 def places(allocation: Allocation) -> str:

@@ -80,6 +80,7 @@ class Hub:
         self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
         self.profiles = Profiles(self.attempts)
         self.held: list[actions.Action] = []
+        self.fleet = ""  # what an autoscaler says of the number of nodes, where there is one
         self.changed = asyncio.Event()
         self.abandoned = False
         self.timer: asyncio.TimerHandle | None = None

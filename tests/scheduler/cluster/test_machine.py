@@ -8,15 +8,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from zml.scheduler.cluster import actions, events
+from zml.scheduler.cluster import actions, events, whys
 from zml.scheduler.cluster.events import Outcome
 from zml.scheduler.cluster.machine import HANDLERS, Machine
-from zml.scheduler.cluster.plan import View
+from zml.scheduler.cluster.plan import View, Why
 from zml.scheduler.cluster.policies import POLICIES
 from zml.scheduler.cluster.request import Request
 from zml.scheduler.cluster.resources import Node, NodeId, Resources
 from zml.scheduler.cluster.rules import Rules
 from zml.scheduler.cluster.state import Cluster, Standing, Then
+from zml.scheduler.cluster.view import is_short
 from zml.scheduler.ids import JobId
 from zml.scheduler.plain import build, build_fields, plain, plain_fields
 
@@ -462,6 +463,22 @@ def live(world: World, rng: random.Random) -> None:
     rng.choice(choices)()
 
 
+def check_reasons(world: World) -> None:
+    """Whoever does not run is told why, and nobody is told what is not true any more."""
+    machine = world.machine
+    for job in machine.cluster.jobs.values():
+        why, because = whys.why(machine.cluster, job, machine.verdicts, world.now, "so")
+        assert because
+        runs = why in (Why.RUNS, Why.GROWS, Why.SHRINKS, Why.STARTS)
+        assert (why is Why.PAUSED) == (job.standing is Standing.PAUSED)
+        assert (why is Why.DRAINING) == (job.standing is Standing.DRAINING)
+        if job.standing is Standing.QUEUED:
+            assert not runs
+            assert (why is Why.BACKING_OFF) <= (job.not_before > world.now)
+        elif job.standing is not Standing.PAUSED:
+            assert runs or why is Why.DRAINING or is_short(job)
+
+
 def heal(world: World) -> None:
     """Nothing bad happens any more: everybody does what they are told, and every script comes to its end."""
     for job in list(world.machine.cluster.jobs):
@@ -491,6 +508,7 @@ def test_whatever_happens_every_job_comes_to_its_end(policy: str, seed: int, ste
     for _ in range(steps):
         live(world, rng)
         world.machine.cluster.check()
+        check_reasons(world)
 
     again = Machine(RULES)
     again.unwatched()
