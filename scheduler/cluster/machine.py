@@ -22,11 +22,12 @@ from .. import rules as lease_rules
 from ..ids import JobId, WorkerId
 from ..leases import Key, Leases, Unwatched
 from . import view as views
-from .actions import Action, Ignored, Open, Quit, Run
+from .actions import Action, Discard, Ignored, Open, Quit, Run
 from .events import (
     Began,
     CancelAsked,
     Decision,
+    Discarded,
     Ended,
     Event,
     Finding,
@@ -240,6 +241,12 @@ class Machine(Lives):
             return
         job.request = replace(job.request, least=event.least, most=event.most)
 
+    def _discarded(self, event: Discarded, now: float) -> Actions:
+        if self.cluster.over.pop(event.job, None) is None:
+            yield Ignored(event.job, f"no job {event.job} is over")
+        else:
+            yield Discard(event.job, event.because)
+
     def _no_such(self, name: JobId) -> Ignored:
         over = self.cluster.over.get(name)
         if over is None:
@@ -375,6 +382,7 @@ HANDLERS: dict[type, Callable[[Machine, Any, float], Actions]] = {
     PauseAsked: M._pause,
     ResumeAsked: M._resume,
     ScaleAsked: M._scale,
+    Discarded: M._discarded,
     NodeCame: M._node_came,
     NodeHeard: M._node_heard,
     NodeLeaving: M._node_leaving,

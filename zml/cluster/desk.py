@@ -112,6 +112,17 @@ class JobDesk:
                 raise Problem(400, str(bad)) from None
         return self._ask(job, events.ScaleAsked(JobId(job), least, most))
 
+    def delete(self, job: str, because: str) -> JobView:
+        self._must_write()
+        view = self.job(job)
+        if job in self.hub.machine.cluster.jobs:
+            raise Problem(409, f"job {job} is not over: {view.state}", "Cancel it first.")
+        if (other := self.hub.remains.needed().get(JobId(job))) is not None:
+            raise Problem(409, f"job {other}, which is not over, needs job {job}", f"Wait for {other}.")
+        self.hub.dispatch(events.Discarded(JobId(job), because))
+        self._must_write()
+        return view
+
     def _ask(self, job: str, event: events.Event) -> JobView:
         self._must_write()
         self._record(job)
@@ -255,7 +266,11 @@ class JobDesk:
         return archive_file(self.hub.folder, sha256)
 
     def has_archive(self, sha256: str) -> bool:
-        return self._archive(sha256).is_file()
+        try:
+            os.utime(self._archive(sha256))  # somebody may be about to submit a job with it
+        except OSError:
+            return False
+        return True
 
     async def take_archive(self, sha256: str, data: AsyncIterator[bytes]) -> None:
         path = self._archive(sha256)

@@ -48,6 +48,7 @@ class Facts(msgspec.Struct):
     number: int = 0  # of the latest job
     records: dict[str, Record] = {}
     keys: dict[str, str] = {}  # user and key -> job
+    discarding: list[str] = []  # jobs that nobody knows any more, and whose files are not gone yet
 
 
 class Docket:
@@ -102,6 +103,12 @@ class Docket:
         self._accept(accepted, now)
         return True
 
+    def discarded(self, job: str) -> None:
+        """Its files are gone."""
+        if job in self.facts.discarding:
+            self.facts.discarding.remove(job)
+            self._write("fact.Discarded", {"job": job}, self.now)
+
     def next_job(self) -> JobId:
         return JobId(f"j{self.facts.number + 1}")
 
@@ -120,6 +127,9 @@ class Docket:
         for action in ordered:
             if isinstance(action, actions.Close):  # one that the machine itself has given up, too
                 self._attempt_over(action, now)
+            elif isinstance(action, actions.Discard):
+                self.facts.discarding.append(action.job)
+                self._drop(action.job)
             elif (record := self.facts.records.get(action.job)) is not None:
                 self._note(record, action, now)
         self._forget()
@@ -218,6 +228,8 @@ class Docket:
             self._tell(build_fields(EVENTS[name], entry.fields, name), entry.time)
         elif entry.kind == "fact.Accepted":
             self._accept(msgspec.convert(entry.fields, Accepted), entry.time)
+        elif entry.kind == "fact.Discarded":
+            self.facts.discarding.remove(entry.fields["job"])
         else:
             raise NotPlain("its kind is not known; a newer zml may have written it")
 

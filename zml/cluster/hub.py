@@ -33,6 +33,7 @@ from .attempts import Attempts, chosen
 from .docket import Docket
 from .nodes import Nodes, archive_file
 from .profiles import Profiles
+from .retention import Remains
 from .wire import Ceased, Goodbye, NodeBeat, Offer, Want, Work
 
 GREET_S = 0.01  # between two rounds about newcomers alone, at least,
@@ -77,6 +78,7 @@ class Hub:
         self.attempts = Attempts(folder, settings, lambda: self.endpoint, self.dispatch)
         run_dir = lambda job, n: str(self.attempts.run_dir(job, n))  # noqa: E731
         self.docket = Docket(self.machine, journal, run_dir, clock)
+        self.remains = Remains(folder, self.docket)
         self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
         self.profiles = Profiles(self.attempts)
         self.held: list[actions.Action] = []
@@ -125,6 +127,7 @@ class Hub:
         self.planner.shutdown(wait=False, cancel_futures=True)
         await self.nodes.close()
         await self.attempts.close_all()
+        await self.remains.close()
         await self.endpoint.close()
         if self.docket.journal is not None:
             self.docket.journal.close()
@@ -202,6 +205,9 @@ class Hub:
                 self.attempts.bury(action.job, action.attempt, action.slot, action.because)
             case actions.Close():
                 self.attempts.close(action.job, action.attempt)
+            case actions.Discard():
+                log.info("job deleted", job=action.job, because=action.because)
+                self.remains.discard(action.job)
             case actions.Finish():
                 log.info("job over", job=action.job, state=action.state.name, because=action.because)
 

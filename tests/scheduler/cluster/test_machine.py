@@ -421,6 +421,7 @@ def live(world: World, rng: random.Random) -> None:
         (job.id, job.attempt.number) for job in cluster.jobs.values() if job.attempt and job.attempt.began
     ]
     jobs = [*cluster.jobs, JobId("j999")]
+    ended = [*cluster.over, JobId("j999"), *cluster.jobs]
     choices: list[Any] = [
         lambda: world.submit(
             f"j{len(world.told)}",
@@ -441,6 +442,7 @@ def live(world: World, rng: random.Random) -> None:
         lambda: world.tell(events.CancelAsked(rng.choice(jobs), "asked")),
         lambda: world.tell(events.PauseAsked(rng.choice(jobs), "asked")),
         lambda: world.tell(events.ResumeAsked(rng.choice(jobs))),
+        lambda: world.tell(events.Discarded(rng.choice(ended), "asked")),
         lambda: world.tell(events.ScaleAsked(rng.choice(jobs), 1, rng.randint(1, 5))),
     ]
     if world.boots:
