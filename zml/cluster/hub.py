@@ -78,6 +78,7 @@ class Hub:
         self.attempts = Attempts(folder, settings, lambda: self.endpoint, self.dispatch)
         run_dir = lambda job, n: str(self.attempts.run_dir(job, n))  # noqa: E731
         self.docket = Docket(self.machine, journal, run_dir, clock)
+        self.docket.beside = self.beside
         self.remains = Remains(folder, self.docket)
         self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
         self.profiles = Profiles(self.attempts)
@@ -92,6 +93,7 @@ class Hub:
         self.greeting: asyncio.Handle | None = None
         self.greeted_until = 0.0  # the same of rounds about newcomers
         self.planner = ThreadPoolExecutor(1, "zml-planning")
+        self.writer = ThreadPoolExecutor(1, "zml-snapshots")
         self.planning: asyncio.Future[Plan] | None = None
         self.round_due = False  # another, once that is planned
         self.round_s: deque[float] = deque(maxlen=ROUNDS)  # how long the latest ones took
@@ -124,7 +126,8 @@ class Hub:
         for timer in (self.timer, self.round_timer, self.greeting):
             if timer is not None:
                 timer.cancel()
-        self.planner.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.planner, self.writer):
+            threads.shutdown(wait=False, cancel_futures=True)
         await self.nodes.close()
         await self.attempts.close_all()
         await self.remains.close()
@@ -340,6 +343,18 @@ class Hub:
         ]
         due, self.round_due = self.round_due, False
         self.soon(0.0 if due else min([AGAIN_S, *waits]))
+
+    def beside(self, work: Callable[[], bool], then: Callable[[bool], None]) -> None:
+        """Do this in a thread, and then that in this one, unless nobody is here any more."""
+
+        def done(future: asyncio.Future[bool]) -> None:
+            if not self.abandoned and not future.cancelled():
+                mistake = future.exception()
+                if mistake is not None:
+                    log.error("not written", because=f"{type(mistake).__name__}: {mistake}", exc_info=mistake)
+                then(mistake is None and future.result())
+
+        asyncio.get_running_loop().run_in_executor(self.writer, work).add_done_callback(done)
 
     def figures(self) -> dict[str, float]:
         """How it goes, for whoever measures: the rounds since this was asked last, and how long each step of them held
