@@ -94,6 +94,7 @@ def point(folder: Path, workers: int, shards: int, batch: int) -> Point:
 @click.option("--batches", default="8,16", show_default=True, help="Samples of one worker's step.")
 @click.option("--shards", default=1, show_default=True)
 @click.option("--steps", default=120, show_default=True, help="Of each run.")
+@click.option("--runs", default=1, show_default=True, help="Of each point: the fastest counts.")
 @click.option("--epochs", default=20, show_default=True, help="That a job of it trains.")
 @click.option("--samples", default=3072, show_default=True, help="In each of those.")
 @click.option("--into", type=click.Path(dir_okay=False, path_type=Path), help="Write the curves there.")
@@ -103,6 +104,7 @@ def main(
     batches: str,
     shards: int,
     steps: int,
+    runs: int,
     epochs: int,
     samples: int,
     into: Path | None,
@@ -114,13 +116,17 @@ def main(
     with tempfile.TemporaryDirectory(prefix="zml-curves-") as scratch:
         for batch in sizes:
             for count in counts:
-                folder = Path(scratch) / f"{count}-{batch}"
-                longest = batch == sizes[0] and count == min(c for c in [*counts, 2] if c > 1)
-                train(chosen, count, shards, batch, max(steps, NOISE_STEPS) if longest else steps, folder)
-                points.append(point(folder, count, shards, batch))
+                tried = []
+                for again in range(runs):
+                    folder = Path(scratch) / f"{count}-{batch}-{again}"
+                    longest = (
+                        not again and batch == sizes[0] and count == min(c for c in [*counts, 2] if c > 1)
+                    )
+                    train(chosen, count, shards, batch, max(steps, NOISE_STEPS) if longest else steps, folder)
+                    tried.append(point(folder, count, shards, batch))
+                    noise = noise or json.loads((folder / "status.json").read_text())["noise"]["scale"]
+                points.append(min(tried, key=lambda each: each.step_s))
                 click.echo(f"{points[-1]}", err=True)
-                found = json.loads((folder / "status.json").read_text())["noise"]["scale"]
-                noise = noise or found
     if noise is None:
         raise click.ClickException("no run has shown a gradient noise scale: give more --steps")
     name = Path(chosen[0]).stem

@@ -124,6 +124,18 @@ def test_workers_above_the_least_are_given_up_before_jobs_are() -> None:
     }
 
 
+def test_a_job_that_was_drained_in_two_steps_counts_once_for_whoever_comes_next() -> None:
+    a = Candidate(request=request("a", 2))
+    b = Candidate(request=request("b", 1, submitted=1))
+    c = Candidate(request=request("c", 1, submitted=2), allocation=on("n00"))
+    d = Candidate(request=request("d", 1, 2, submitted=3), allocation=on("n00", "n00"))
+    plan = fifo(view(4, nodes(1, gpus=3), a, b, c, d))
+    assert told(plan) == {"a": ("NO_ROOM", None), "b": ("NO_ROOM", None)} | dict.fromkeys(
+        "cd", ("PREEMPTED", None)
+    )
+    assert "it waits for those who give it up" in plan.verdicts[b.request.job].because
+
+
 def test_what_is_left_over_lets_jobs_grow_in_their_order() -> None:
     a = Candidate(request=request("a", 1, 3), allocation=on("n00"))
     b = Candidate(request=request("b", 1, 4, submitted=1))

@@ -58,7 +58,9 @@ def test_what_is_kept_is_kept(
     )
     assert "runs" not in left and not {*left} & {f"j{n}" for n in needed}
     for number, at in enumerate(days):
-        if (jobs is not None and len(days) - number <= jobs) or (keep_days is not None and 20 - at < keep_days):
+        if (jobs is not None and len(days) - number <= jobs) or (
+            keep_days is not None and 20 - at < keep_days
+        ):
             assert f"j{number}" not in left
         elif number not in needed and (jobs, keep_days) != (None, None):
             assert f"j{number}" in left
