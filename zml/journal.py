@@ -52,7 +52,8 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """See the module. Belongs to one thread, but for `sync`. `trouble` says why something waits to be written."""
+    """See the module. Belongs to one thread, but for `sync` and `write_snapshot`. `trouble` says why something waits to
+    be written."""
 
     def __init__(
         self, folder: Path, *, snapshot_bytes: int = SNAPSHOT_BYTES, held_already: bool = False
@@ -183,18 +184,41 @@ class Journal:
 
     def shorten(self, state: Any) -> None:
         """`state`, plain data, stands for all records so far. A disk without room for it is no harm."""
+        if (number := self.begin_snapshot()) is not None and self.write_snapshot(number, state):
+            self.drop_old()
+
+    def begin_snapshot(self) -> int | None:
+        """The state as it is now may be written under this number, while others go on to write records; None: not now,
+        for the disk has no room."""
         self._since = 0
-        body = msgspec.msgpack.encode(state)
         try:
-            number = self._records.begin_segment()
-            _write(self.folder / f"{number:020d}{SUFFIX}", body)
+            return self._records.begin_segment()
+        except OSError as error:
+            self._no_snapshot(error)
+            return None
+
+    def write_snapshot(self, number: int, state: Any) -> bool:
+        """`state`, plain data, stands for all records before this number. May be called from another thread."""
+        try:
+            _write(self.folder / f"{number:020d}{SUFFIX}", msgspec.msgpack.encode(state))
+        except OSError as error:
+            self._no_snapshot(error)
+            return False
+        return True
+
+    def drop_old(self) -> None:
+        """What the newest snapshots stand for is not needed any more to go on."""
+        try:
             kept = _snapshots(self.folder)
-            # Nothing needs them to go on; but they prove what became of the data.
+            # But records prove what became of the data.
             self._records.drop_before(kept[-KEPT:][0][0] if len(kept) >= KEPT else 0, self.folder / HISTORY)
             for _, path in kept[:-KEPT]:
                 path.unlink()
         except OSError as error:
-            log.warning("no snapshot", folder=str(self.folder), because=str(error))
+            self._no_snapshot(error)
+
+    def _no_snapshot(self, error: OSError) -> None:
+        log.warning("no snapshot", folder=str(self.folder), because=str(error))
 
     def sync(self) -> None:
         """What was written before survives the machine. May be called from another thread."""

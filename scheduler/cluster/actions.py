@@ -94,6 +94,14 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class Discard:
+    """Delete what lies on disk of this job, which was over."""
+
+    job: JobId
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ignored:
     """An event changed nothing, for this reason: for the log, and for whoever asked."""
 
@@ -101,4 +109,4 @@ class Ignored:
     because: str
 
 
-Action: TypeAlias = Open | Run | Quit | Drain | Stop | Bury | Close | Finish | Ignored
+Action: TypeAlias = Open | Run | Quit | Drain | Stop | Bury | Close | Finish | Discard | Ignored

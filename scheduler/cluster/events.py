@@ -61,6 +61,14 @@ class ScaleAsked:
     most: int
 
 
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """A job that is over is to be known no more, and its files are to go."""
+
+    job: JobId
+    because: str
+
+
 # -- from nodes --------------------------------------------------------------------------------------------
 
 
@@ -195,6 +203,7 @@ Event: TypeAlias = (
     | PauseAsked
     | ResumeAsked
     | ScaleAsked
+    | Discarded
     | NodeCame
     | NodeHeard
     | NodeLeaving

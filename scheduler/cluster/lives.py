@@ -44,7 +44,7 @@ class Lives:
 
     def _slot_gone(self, job: Job, attempt: Attempt, slot: str, because: str, now: float) -> Actions:
         job.count(now)
-        was_leaving = attempt.slots.pop(slot).leaving
+        was_leaving = self.cluster.lift(job, attempt, slot).leaving
         if attempt.outcome is None:
             yield Bury(job.id, attempt.number, slot, because)
         if attempt.outcome is None and attempt.leaving is None:

@@ -1,4 +1,5 @@
 """The cluster's decisions: `tell(event, now) -> [Action]`, and `decide(policy, now) -> [Decision]`, to be told in turn.
+A policy that takes its time is asked in two steps, `look` and `agree`; what happens in between goes before.
 
 Rules: what a process takes of a node is taken until the node says that the process is gone, or the node itself is; so
 no node is ever given more than it offers. A job has one attempt at a time; the next begins when nothing of the former
@@ -21,11 +22,12 @@ from .. import rules as lease_rules
 from ..ids import JobId, WorkerId
 from ..leases import Key, Leases, Unwatched
 from . import view as views
-from .actions import Action, Ignored, Open, Quit, Run
+from .actions import Action, Discard, Ignored, Open, Quit, Run
 from .events import (
     Began,
     CancelAsked,
     Decision,
+    Discarded,
     Ended,
     Event,
     Finding,
@@ -46,10 +48,10 @@ from .events import (
     TimeUp,
 )
 from .lives import EXIT_CANCELLED, Actions, Lives
-from .plan import Policy, Profile, Quota, Verdict
+from .plan import Plan, Policy, Profile, Quota, Verdict, View
 from .resources import NodeId
 from .rules import Rules
-from .state import Attempt, Cluster, Job, Present, Slot, Standing, Then, number_of
+from .state import Attempt, Cluster, Job, Present, Standing, Then, number_of
 
 
 def key_of(node: NodeId) -> Key:
@@ -66,6 +68,7 @@ class Machine(Lives):
         self.leases = Leases(self._lease_rules())
         self.verdicts: Mapping[JobId, Verdict] = {}  # of the latest round: why who has what
         self.fresh: dict[JobId, None] = {}  # jobs that came since the latest round
+        self.touched: set[JobId] = set()  # jobs to which something has happened since they were looked at
         self.patient_until = 0.0  # nobody's time is over before: he may not have heard what he was to do
         # Deadlines of jobs; each job's present one is among them, and what is not present any more is passed over.
         self._dues: list[tuple[float, JobId]] = []
@@ -81,7 +84,9 @@ class Machine(Lives):
         self.leases.look(now)
         actions = [*HANDLERS[type(event)](self, event, now)]
         touched: set[JobId] = {action.job for action in actions}
-        for name in touched | {getattr(event, "job", JobId(""))}:
+        touched.add(event.request.job if isinstance(event, Submitted) else getattr(event, "job", JobId("")))
+        self.touched |= touched
+        for name in touched:
             if (job := self.cluster.jobs.get(name)) is not None and (due := self._due(job)) < inf:
                 heappush(self._dues, (due, job.id))
         return actions
@@ -119,13 +124,39 @@ class Machine(Lives):
         profiles: Mapping[JobId, Profile] | None = None,
     ) -> list[Decision]:
         """A round. Changes nothing but `verdicts`: each decision is to be told, once it is written down."""
-        if again := [*views.replacements(self.cluster)]:
+        if again := self.replacements():
             return again
-        view = views.view_of(self.cluster, now, quotas or {}, shares or {}, profiles or {})
-        self.fresh.clear()
-        plan = policy(view)
-        self.verdicts = plan.verdicts
-        return [*views.differences(self.cluster, plan)]
+        return self.agree(policy(self.look(now, quotas=quotas, shares=shares, profiles=profiles)))
+
+    def replacements(self) -> list[Decision]:
+        """What goes before a round: shards that are nowhere. Those of them that find room."""
+        return [*views.replacements(self.cluster)]
+
+    def look(
+        self,
+        now: float,
+        *,
+        quotas: Mapping[str, Quota] | None = None,
+        shares: Mapping[str, float] | None = None,
+        profiles: Mapping[JobId, Profile] | None = None,
+    ) -> View:
+        """The picture for a policy. Nothing that happens from now on changes it: a policy may take its time."""
+        self.touched.clear()
+        return views.view_of(self.cluster, now, quotas or {}, shares or {}, profiles or {})
+
+    def agree(self, plan: Plan) -> list[Decision]:
+        """What has to be decided for this plan to come true, which was made of what was seen last. Where something has
+        happened to a job since, or what was to be given to it is not there any more, nothing is decided about it: the
+        next round sees it."""
+        since = {
+            name: verdict
+            for name in self.touched
+            if name not in plan.verdicts and (verdict := self.verdicts.get(name)) is not None
+        }
+        self.verdicts = {**plan.verdicts, **since} if since else plan.verdicts
+        for name in [name for name in self.fresh if name in plan.verdicts]:
+            del self.fresh[name]
+        return [*views.differences(self.cluster, plan, self.touched)]
 
     def decide_fresh(
         self, policy: Policy, now: float, quotas: Mapping[str, Quota] | None = None
@@ -140,7 +171,7 @@ class Machine(Lives):
         if any(verdict.allocation is None for verdict in plan.verdicts.values()):
             return None
         self.verdicts = {**self.verdicts, **plan.verdicts}
-        return [*views.differences(self.cluster, plan)]
+        return [*views.differences(self.cluster, plan, ())]
 
     def unwatched(self) -> None:
         """A journal is read: nobody is heard, and who fell silent is written there."""
@@ -209,6 +240,12 @@ class Machine(Lives):
             yield self._no_such(event.job)
             return
         job.request = replace(job.request, least=event.least, most=event.most)
+
+    def _discarded(self, event: Discarded, now: float) -> Actions:
+        if self.cluster.over.pop(event.job, None) is None:
+            yield Ignored(event.job, f"no job {event.job} is over")
+        else:
+            yield Discard(event.job, event.because)
 
     def _no_such(self, name: JobId) -> Ignored:
         over = self.cluster.over.get(name)
@@ -289,7 +326,7 @@ class Machine(Lives):
             if (attempt := job.attempt) is not None:
                 for slot in [slot for slot, place in attempt.slots.items() if place.node == name]:
                     yield from self._slot_gone(job, attempt, slot, because, now)
-        del self.cluster.nodes[name]
+        self.cluster.remove(name)
 
     # -- the rounds' decisions -----------------------------------------------------------------------------
 
@@ -299,8 +336,9 @@ class Machine(Lives):
         job.count(now)
         workers = [number_of(slot) for slot in event.slots if slot[0] == "w"]
         job.attempts, job.since, job.changes = event.attempt, now, job.changes + 1
-        slots = {slot: Slot(node) for slot, node in event.slots.items()}
-        job.attempt = Attempt(event.attempt, now, slots, len(workers), max(workers) + 1)
+        job.attempt = Attempt(event.attempt, now, {}, len(workers), max(workers) + 1)
+        for slot, node in event.slots.items():
+            self.cluster.put(job, job.attempt, slot, node)
         yield Open(job.id, event.attempt, len(workers), event.because)
         for slot, node in event.slots.items():
             yield Run(job.id, event.attempt, slot, node, event.because)
@@ -312,8 +350,7 @@ class Machine(Lives):
         job.count(now)
         job.since, job.changes = now, job.changes + 1
         for slot, node in event.slots.items():
-            assert slot not in attempt.slots
-            attempt.slots[slot] = Slot(node)
+            self.cluster.put(job, attempt, slot, node)
             if slot[0] == "w":
                 attempt.next_worker = max(attempt.next_worker, number_of(slot) + 1)
             yield Run(job.id, attempt.number, slot, node, event.because)
@@ -345,6 +382,7 @@ HANDLERS: dict[type, Callable[[Machine, Any, float], Actions]] = {
     PauseAsked: M._pause,
     ResumeAsked: M._resume,
     ScaleAsked: M._scale,
+    Discarded: M._discarded,
     NodeCame: M._node_came,
     NodeHeard: M._node_heard,
     NodeLeaving: M._node_leaving,

@@ -18,7 +18,7 @@ from heapq import nlargest
 
 from .plan import Allocation
 from .request import MOST_WORKERS, Request
-from .resources import NOTHING, Node, NodeId, Resources, total
+from .resources import NOTHING, Node, NodeId, Resources, Sums, total
 
 KINDS_KEPT = 64  # kinds of process whose counts are kept up to date; those beyond are counted anew each time
 
@@ -35,14 +35,26 @@ class Counts:
 class Room:
     """What is free on each node. It may be taken below zero, and then holds nothing more."""
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    def __init__(self, nodes: Iterable[Node], taken: Sums[NodeId] | None = None) -> None:
+        """`taken`: what is not free of what nodes offer."""
         self.free: dict[NodeId, Resources] = {}
         self.rack: dict[NodeId, str] = {}
         for node in nodes:
-            self.free[node.id] = node.offers
+            free = node.offers
+            self.free[node.id] = free - taken[node.id] if taken is not None and node.id in taken else free
             self.rack[node.id] = node.rack
         self.total = total(self.free.values())
         self._counts: dict[Resources, Counts] = {}
+
+    def nodes(self) -> list[Node]:
+        """As if this were all that they offer."""
+        return [Node(id=name, offers=free, rack=self.rack[name]) for name, free in self.free.items()]
+
+    def has_all(self, allocation: Allocation) -> bool:
+        """Are all its nodes here?"""
+        return all(node in self.free for node in allocation.workers) and all(
+            node in self.free for node in allocation.shards
+        )
 
     def copy(self) -> Room:
         made = Room(())
@@ -109,6 +121,15 @@ def slots(free: Resources, kind: Resources) -> int:
     if kind.memory_mb:
         most = min(most, free.memory_mb // kind.memory_mb)
     return max(most, 0)
+
+
+def add(sums: Sums[NodeId], allocation: Allocation, request: Request) -> None:
+    """What an allocation takes of each node, added to what others take."""
+    for node in allocation.workers:
+        sums.add(node, request.worker)
+    if request.shard != NOTHING:
+        for node in allocation.shards:
+            sums.add(node, request.shard)
 
 
 def takes(allocation: Allocation, request: Request) -> dict[NodeId, Resources]:
@@ -190,30 +211,40 @@ def mend(room: Room, request: Request, has: Allocation) -> Allocation | None:
     as there is room, lost shards must all find a place; None if they do not, or if fewer workers remain than it needs
     at least. The room is without what the job has on nodes that are in it."""
     workers = tuple(node for node in has.workers if node in room.free)
-    shards: list[NodeId | None] = [node if node in room.free else None for node in has.shards]
-    taken: list[NodeId] = []
+    before = [node if node in room.free else None for node in has.shards]
+    after = seat(room, request, before, beside=workers)
     try:
-        for k, at in enumerate(shards):
-            if at is not None:
-                continue
-            apart = {shards[k - 1], shards[(k + 1) % len(shards)]} if request.replicas else set()
-            load = Counter(shards)
-            able = [n for n, count in room.counts(request.shard).on.items() if count > 0]
-            if not able:
-                return None
-            node = min(able, key=lambda n: (n in apart, load[n], n not in workers, -room.free[n].memory_mb))
-            shards[k] = node
-            room.take(node, request.shard)
-            taken.append(node)
+        shards = tuple(node for node in after if node is not None)
         wanted = min(len(has.workers), len(workers) + room.counts(request.worker).total)
-        if wanted < request.least:
+        if wanted < request.least or len(shards) < len(after):
             return None
         more = pack(room, request.worker, wanted - len(workers), beside=workers)
         assert more is not None, "as many as there are places for"
-        return Allocation(workers + more, tuple(node for node in shards if node is not None))
+        return Allocation(workers + more, shards)
     finally:
-        for node in taken:
-            room.take(node, request.shard * -1)
+        for node, here in zip(after, before, strict=True):
+            if node is not None and here is None:
+                room.take(node, request.shard * -1)
+
+
+def seat(
+    room: Room, request: Request, shards: Sequence[NodeId | None], beside: Sequence[NodeId]
+) -> list[NodeId | None]:
+    """Shards with places for those that have none, as far as there are any: away from those that keep their backups or
+    whose backups they keep, where there are few of them, beside the workers. What they take is taken of the room."""
+    found = list(shards)
+    for k, at in enumerate(found):
+        if at is not None:
+            continue
+        able = [node for node, count in room.counts(request.shard).on.items() if count > 0]
+        if not able:
+            break
+        apart = {found[k - 1], found[(k + 1) % len(found)]} if request.replicas else set()
+        load = Counter(found)
+        node = min(able, key=lambda n: (n in apart, load[n], n not in beside, -room.free[n].memory_mb))
+        found[k] = node
+        room.take(node, request.shard)
+    return found
 
 
 # -- workers ---------------------------------------------------------------------------------------------

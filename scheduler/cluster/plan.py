@@ -104,6 +104,7 @@ class Why(Enum):
     PAUSED = "it was paused"
     BACKING_OFF = "it failed, and waits before it is tried again"
     DRAINING = "it leaves the nodes it has"
+    UNDECIDED = "no round has looked at it yet"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import NewType
+from typing import Generic, NewType, TypeVar
 
 NodeId = NewType("NodeId", str)
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,11 @@ class Resources:
         )
 
     def __sub__(self, other: Resources) -> Resources:
-        return self + other * -1
+        return Resources(
+            cpus=self.cpus - other.cpus,
+            gpus=self.gpus - other.gpus,
+            memory_mb=self.memory_mb - other.memory_mb,
+        )
 
     def __mul__(self, times: int) -> Resources:
         return Resources(cpus=self.cpus * times, gpus=self.gpus * times, memory_mb=self.memory_mb * times)
@@ -53,6 +58,35 @@ def total(parts: Iterable[Resources]) -> Resources:
     for part in parts:
         found = found + part
     return found
+
+
+class Sums(Generic[Key]):
+    """Amounts added up for each key, without an object for each sum on the way: a thousand jobs have thousands."""
+
+    def __init__(self) -> None:
+        self._of: dict[Key, list[int]] = {}
+
+    def add(self, key: Key, amount: Resources, times: int = 1) -> None:
+        sums = self._of.get(key)
+        if sums is None:
+            sums = self._of[key] = [0, 0, 0]
+        sums[0] += times * amount.cpus
+        sums[1] += times * amount.gpus
+        sums[2] += times * amount.memory_mb
+
+    def __getitem__(self, key: Key) -> Resources:
+        """NOTHING of what was never added."""
+        sums = self._of.get(key)
+        return NOTHING if sums is None else Resources(cpus=sums[0], gpus=sums[1], memory_mb=sums[2])
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._of
+
+    def all(self) -> dict[Key, Resources]:
+        return {key: self[key] for key in self._of}
+
+    def drop(self, key: Key) -> None:
+        self._of.pop(key, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cache
 from math import inf
 
 from ..ids import JobId
 from .events import Outcome
 from .plan import Allocation
 from .request import Request
-from .resources import Node, NodeId, Resources
+from .resources import Node, NodeId, Resources, Sums
 
 
 class Standing(Enum):
@@ -84,13 +85,24 @@ class Attempt:
     ended: float = 0.0  # when that was
     kill_at: float = inf  # then what is still there is killed
 
+    @property
+    def on_its_way_out(self) -> bool:
+        return self.leaving is not None or self.outcome is not None or self.finishing
+
     def workers(self, *, all_of_them: bool = False) -> list[str]:
-        """Those that are to stay, in order of their numbers."""
-        stay = (name for name, slot in self.slots.items() if all_of_them or not slot.leaving)
-        return sorted((name for name in stay if name[0] == "w"), key=number_of)
+        """Those that are to stay, in order of their numbers: they come with rising ones, and `slots` keeps that."""
+        return [
+            name for name, slot in self.slots.items() if name[0] == "w" and (all_of_them or not slot.leaving)
+        ]
 
     def shards(self) -> list[str]:
-        return sorted((slot for slot in self.slots if slot[0] == "p"), key=number_of)
+        """In order of their numbers: one that was lost comes again behind those that were not."""
+        found = [slot for slot in self.slots if slot[0] == "p"]
+        return found if len(found) < 2 else sorted(found, key=number_of)
+
+    def is_short(self, shards: int) -> bool:
+        """Is one of its shards nowhere?"""
+        return any(name not in self.slots for name in shard_names(shards))
 
     def allocation(self, *, all_of_it: bool = False) -> Allocation:
         """Without those that are leaving."""
@@ -102,6 +114,11 @@ class Attempt:
 
 def number_of(slot: str) -> int:
     return int(slot[1:])
+
+
+@cache
+def shard_names(count: int) -> tuple[str, ...]:
+    return tuple(f"p{number}" for number in range(count))
 
 
 @dataclass(slots=True)
@@ -131,8 +148,7 @@ class Job:
     def standing(self) -> Standing:
         if self.attempt is None:
             return Standing.PAUSED if self.paused else Standing.QUEUED
-        attempt = self.attempt
-        if attempt.leaving is not None or attempt.outcome is not None or attempt.finishing:
+        if self.attempt.on_its_way_out:
             return Standing.DRAINING
         return Standing.STARTING if self.attempt.began is None else Standing.RUNNING
 
@@ -178,22 +194,48 @@ class Cluster:
     jobs: dict[JobId, Job] = field(default_factory=dict)  # not over, in order of submission
     over: dict[JobId, Over] = field(default_factory=dict)  # the latest, the oldest first
     nodes: dict[NodeId, Present] = field(default_factory=dict)
+    _taken: Sums[NodeId] = field(init=False, repr=False, compare=False)  # what `jobs` add up to
+
+    def __post_init__(self) -> None:
+        self._taken = self._counted()
+
+    def _counted(self) -> Sums[NodeId]:
+        found: Sums[NodeId] = Sums()
+        for job in self.jobs.values():
+            for name, slot in job.attempt.slots.items() if job.attempt is not None else ():
+                found.add(slot.node, job.takes(name))
+        return found
+
+    def put(self, job: Job, attempt: Attempt, name: str, node: NodeId) -> None:
+        """A process of the attempt gets a place there."""
+        assert name not in attempt.slots
+        attempt.slots[name] = Slot(node)
+        self._taken.add(node, job.takes(name))
+
+    def lift(self, job: Job, attempt: Attempt, name: str) -> Slot:
+        """The process is gone: its place is free."""
+        slot = attempt.slots.pop(name)
+        self._taken.add(slot.node, job.takes(name), -1)
+        return slot
+
+    def remove(self, node: NodeId) -> None:
+        """Nothing is there any more."""
+        del self.nodes[node]
+        self._taken.drop(node)
 
     def taken(self) -> dict[NodeId, Resources]:
         """What processes take of each node, those on their way out too."""
-        sums = {node: [0, 0, 0] for node in self.nodes}
-        for job in self.jobs.values():
-            if job.attempt is not None:
-                for name, slot in job.attempt.slots.items():
-                    amount, at = job.takes(name), sums[slot.node]
-                    at[0] += amount.cpus
-                    at[1] += amount.gpus
-                    at[2] += amount.memory_mb
-        return {node: Resources(cpus=c, gpus=g, memory_mb=m) for node, (c, g, m) in sums.items()}
+        return {node: self._taken[node] for node in self.nodes}
+
+    def free(self) -> dict[NodeId, Resources]:
+        """Below zero where a node offers less than it did."""
+        return {name: present.node.offers - self._taken[name] for name, present in self.nodes.items()}
 
     def check(self) -> None:
         """Every invariant between two events."""
+        counted = self._counted()
         for node, taken in self.taken().items():
+            assert taken == counted[node], f"{counted[node]} of {node} is taken, and {taken} is known"
             offers = self.nodes[node].node.offers
             assert offers.holds(taken), f"{node} offers {offers}, and {taken} of it is taken"
         for name, job in self.jobs.items():
@@ -203,7 +245,8 @@ class Cluster:
             assert attempt.number == job.attempts and not job.paused
             assert all(slot.node in self.nodes for slot in attempt.slots.values()), "a slot on no node"
             assert attempt.slots or attempt.outcome is None, f"{name}: nothing is left, and it is not closed"
-            assert all(number_of(slot) < attempt.next_worker for slot in attempt.workers())
+            numbers = [number_of(slot) for slot in attempt.workers(all_of_them=True)]
+            assert numbers == sorted(numbers) and all(number < attempt.next_worker for number in numbers)
             assert all(slot.leaving or slot.until == inf for slot in attempt.slots.values())
         for over in self.over.values():
             assert over.standing.over

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ..explain import counted
 from ..ids import JobId
 from .events import Decision, Grew, Preempted, Shrank, Started
+from .placement import Room, seat
 from .plan import Allocation, Candidate, Plan, Profile, Quota, Verdict, View
-from .resources import NOTHING, NodeId, Resources
-from .state import Attempt, Cluster, Job, Standing, number_of
+from .resources import NodeId, Resources, Sums
+from .state import Attempt, Cluster, Job, Standing, number_of, shard_names
 
 CHANGE_S = 2.0  # workers come and go beside those that train
 
@@ -24,19 +25,19 @@ def view_of(
     profiles: Mapping[JobId, Profile],
 ) -> View:
     """The picture at this moment. What is on its way out, of jobs that go on, is not on offer."""
-    leaving = dict.fromkeys(cluster.nodes, NOTHING)
-    held: dict[str, Resources] = {}
+    leaving: Sums[NodeId] = Sums()
+    held: Sums[str] = Sums()
     candidates = []
     for job in cluster.jobs.values():
         attempt = job.attempt
-        draining = job.standing is Standing.DRAINING
-        allocation = None
+        draining, allocation = False, None
         if attempt is not None:
-            hidden = is_short(job) and not draining
+            draining = attempt.on_its_way_out
+            hidden = not draining and is_short(job)
             for name, slot in attempt.slots.items():
                 if hidden or (slot.leaving and not draining):
-                    leaving[slot.node] = leaving[slot.node] + job.takes(name)
-                    held[job.request.user] = held.get(job.request.user, NOTHING) + job.takes(name)
+                    leaving.add(slot.node, job.takes(name))
+                    held.add(job.request.user, job.takes(name))
             if hidden:
                 continue
             allocation = attempt.allocation(all_of_it=draining)
@@ -53,7 +54,7 @@ def view_of(
             )
         )
     nodes = tuple(
-        replace(present.node, offers=present.node.offers - leaving[name])
+        replace(present.node, offers=present.node.offers - leaving[name]) if name in leaving else present.node
         for name, present in cluster.nodes.items()
     )
     return View(
@@ -62,15 +63,14 @@ def view_of(
         jobs=tuple(candidates),
         quotas=quotas,
         shares=shares,
-        held=held,
+        held=held.all(),
         change_s=CHANGE_S,
     )
 
 
 def is_short(job: Job) -> bool:
     """It runs, and a shard of it is nowhere: nothing else is decided about it before that is."""
-    attempt = job.attempt
-    return attempt is not None and sum(slot[0] == "p" for slot in attempt.slots) < job.request.shards
+    return job.attempt is not None and job.attempt.is_short(job.request.shards)
 
 
 def is_runnable(cluster: Cluster, job: Job, now: float) -> bool:
@@ -101,8 +101,8 @@ def view_of_new(
         elif is_runnable(cluster, job, now):
             return None
     nodes = tuple(
-        replace(cluster.nodes[name].node, offers=cluster.nodes[name].node.offers - taken)
-        for name, taken in (cluster.taken() if candidates else {}).items()
+        replace(cluster.nodes[name].node, offers=free)
+        for name, free in (cluster.free() if candidates else {}).items()
     )
     return View(now=now, nodes=nodes, jobs=tuple(candidates))
 
@@ -112,50 +112,35 @@ def replacements(cluster: Cluster) -> Iterator[Decision]:
     short = [job for job in cluster.jobs.values() if is_short(job) and job.standing is Standing.RUNNING]
     if not short:
         return
-    taken = cluster.taken()
+    free = cluster.free()
+    room = Room(
+        replace(present.node, offers=free[name])
+        for name, present in cluster.nodes.items()
+        if not present.node.leaving
+    )
     for job in short:
         attempt = job.attempt
         assert attempt is not None
-        slots: dict[str, NodeId] = {}
-        here = set(attempt.shards())
-        for name in [f"p{number}" for number in range(job.request.shards)]:
-            if name in here:
-                continue
-            able = [
-                node
-                for node, present in cluster.nodes.items()
-                if not present.node.leaving and (present.node.offers - taken[node]).holds(job.request.shard)
-            ]
-            if able:
-                apart = beside(job, attempt, slots, number_of(name))
-                node = min(able, key=lambda node: node in apart)  # else the first that has room
-                taken[node] = taken[node] + job.request.shard
-                slots[name] = node
+        names = shard_names(job.request.shards)
+        here = [attempt.slots[name].node if name in attempt.slots else None for name in names]
+        found = seat(room, job.request, here, beside=attempt.allocation().workers)
+        slots = {
+            name: node
+            for name, before, node in zip(names, here, found, strict=True)
+            if before is None and node is not None
+        }
         if slots:
             where = ", ".join(f"{slot} on {node}" for slot, node in slots.items())
             yield Grew(job.id, attempt.number, slots, f"its node is gone: {where}")
 
 
-def beside(job: Job, attempt: Attempt, slots: Mapping[str, NodeId], number: int) -> set[NodeId]:
-    """Nodes of the shards that keep this one's backup, or whose backup it keeps."""
-    if not job.request.replicas:
-        return set()
-    here = {name: slot.node for name, slot in attempt.slots.items()} | dict(slots)
-    shards = job.request.shards
-    neighbours = (f"p{(number + step) % shards}" for step in (-1, 1))
-    return {here[name] for name in neighbours if name in here}
-
-
-def differences(cluster: Cluster, plan: Plan) -> Iterator[Decision]:
-    """What has to be decided for the plan to come true. What has to leave first is not waited for here: a job for
-    which there is no room yet gets its turn in the next round."""
-    free = {
-        node: present.node.offers - taken
-        for (node, taken), present in zip(cluster.taken().items(), cluster.nodes.values(), strict=True)
-    }
+def differences(cluster: Cluster, plan: Plan, but: Container[JobId]) -> Iterator[Decision]:
+    """What has to be decided for the plan to come true, `but` for these jobs. What has to leave first is not waited for
+    here: a job for which there is no room yet gets its turn in the next round."""
+    free = {node: free for node, free in cluster.free().items() if not cluster.nodes[node].node.leaving}
     for name, verdict in plan.verdicts.items():
         job = cluster.jobs.get(name)
-        if job is None:
+        if job is None or name in but:
             continue
         attempt, wanted = job.attempt, verdict.allocation
         if attempt is None:

@@ -47,6 +47,7 @@ from zml.messages import (
     Stands,
     Stop,
 )
+from zml.scheduler.cluster.plan import Policy
 from zml.scheduler.cluster.policies import POLICIES
 from zml.scheduler.cluster.rules import Rules
 from zml.transport import Refusal, TransportError
@@ -240,7 +241,7 @@ class FakeCluster:
     def __init__(self, folder: Path, seed: int = 1, *, policy: str = "las", script_s: float = 20.0) -> None:
         self.folder = folder
         self.network = MemoryNetwork(seed)
-        self.policy = POLICIES[policy]
+        self.policy: Policy = POLICIES[policy]
         self.script_s = script_s
         self.nodes: dict[str, FakeNode] = {}
         self.metrics: dict[str, str] = {}  # what members of these names say of where they are scraped

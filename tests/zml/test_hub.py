@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +14,13 @@ from tests.simulation import simulate
 from tests.zml.hub import ADDRESS, FakeCluster
 from zml.cluster.attempts import BEATS, paced, resolve_for
 from zml.cluster.jobs import Problem, Submission
+from zml.cluster.retention import Retention
 from zml.cluster.wire import Ceased, Goodbye, NodeBeat, Offer, Run, Runs, Vocabulary
 from zml.lease import COORDINATOR
 from zml.messages import Exited, Heartbeat, Join, Leave
 from zml.records import NoRoom
+from zml.scheduler.cluster.plan import Plan, View
+from zml.scheduler.cluster.retention import Keep
 from zml.scheduler.plain import plain
 from zml.transport import Refused
 
@@ -69,6 +73,77 @@ def test_a_newcomer_begins_at_once_where_there_is_room_and_nobody_waits(tmp_path
         assert {cluster.desk.job(job).state for job in (large, small)} == {"QUEUED"}
         await cluster.until_state(large, "SUCCEEDED")
         await cluster.until_state(small, "SUCCEEDED")
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_policy_that_makes_a_mistake_is_asked_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        policy, asked = cluster.policy, 0
+
+        def mistaken(view: View) -> Plan:
+            nonlocal asked
+            asked += 1
+            if asked < 3:
+                raise ZeroDivisionError
+            return policy(view)
+
+        cluster.policy = mistaken
+        await cluster.start()
+        cluster.node("n1")
+        await cluster.until_state(cluster.submit(workers="1..2"), "SUCCEEDED")
+        await cluster.close()
+
+    run(main())
+
+
+def test_jobs_that_are_over_go_with_their_files_but_for_those_that_others_need(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        cluster.node("n1", cpus=1)
+        used, unused = "a" * 64, "b" * 64
+        (tmp_path / "archives").mkdir()
+        archives = [tmp_path / "archives" / f"{sha256}.tar.gz" for sha256 in (used, unused)]
+        for archive in archives:
+            archive.write_bytes(b"code")
+        jobs = [cluster.submit(args=["x"] * number) for number in range(3)]
+        for job in jobs:
+            await cluster.until_state(job, "SUCCEEDED")
+        args = [f"--from={tmp_path}/jobs/{jobs[1]}/1"]
+        asked = Submission(script="train.py", archive=used, after=[jobs[0]], args=args)
+        running = cluster.desk.submit(asked, "ada").id
+        for archive in archives:
+            os.utime(archive, (0, 0))
+        await cluster.until_state(running, "RUNNING")
+        for refused in (running, jobs[0]):
+            with pytest.raises(Problem) as problem:
+                cluster.desk.delete(refused, "asked")
+            assert problem.value.status == 409
+        remains = cluster.hub.remains
+        remains._remove = lambda path: None  # type: ignore[method-assign]
+        remains.docket.discarded = lambda job: None  # type: ignore[method-assign]
+        Retention(cluster.hub, Keep(jobs=0)).look()
+        await asyncio.sleep(0)
+        assert [view.id for view in cluster.desk.jobs()] == [jobs[0], jobs[1], running]
+        assert [path.name for path in (tmp_path / "archives").iterdir()] == [f"{used}.tar.gz"]
+        assert (tmp_path / "jobs" / jobs[2]).is_dir()
+
+        await cluster.kill()  # before it was deleted
+        await cluster.start()
+        keeping = Retention(cluster.hub, Keep())
+        keeping.look()
+        await cluster.until(lambda: not cluster.hub.docket.facts.discarding, "it is gone")
+        assert not (tmp_path / "jobs" / jobs[2]).exists() and (tmp_path / "jobs" / jobs[1]).exists()
+        await cluster.until_state(running, "SUCCEEDED")
+        assert cluster.desk.delete(jobs[1], "asked").state == "SUCCEEDED"
+        await cluster.until(lambda: not cluster.hub.docket.facts.discarding, "it is gone")
+        assert not (tmp_path / "jobs" / jobs[1]).exists()
+        await cluster.kill()
+        await cluster.start()
+        assert [view.id for view in cluster.desk.jobs()] == [jobs[0], running]
         await cluster.close()
 
     run(main())

@@ -309,6 +309,15 @@ def test_a_job_is_paused_resumed_scaled_and_cancelled(call: Call, api: Served) -
     assert wrong.code == 2 and wrong.err.startswith("error: expected str matching regex")
 
 
+def test_a_job_that_is_over_is_deleted(call: Call, api: Served) -> None:
+    call("submit", "train.py")
+    early = call("job", "delete", "j1")
+    assert (early.code, early.err.splitlines()[0]) == (4, "error: job j1 is not over: QUEUED [ZML-E206]")
+    call("job", "cancel", "j1")
+    assert call("job", "delete", "j1").out == "j1 is deleted; it was cancelled\n"
+    assert not api.desk.views and call("job", "delete", "j1").code == call("job", "show", "j1").code != 0
+
+
 def test_an_order_is_for_as_many_jobs_as_are_named_and_one_that_fails_keeps_no_other_from_it(
     call: Call,
 ) -> None:

@@ -123,6 +123,24 @@ def test_a_process_that_is_to_end_while_it_is_being_started_ends(
     ]
 
 
+def test_a_node_that_does_not_see_the_code_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    async def main() -> None:
+        found = agent(tmp_path, Coordinator(tmp_path))
+        monkeypatch.setattr(found, "_tell", told.append)
+        work = Work(
+            run_dir="", coordinator=[], settings={}, environment={}, script="x.py", args=[], folder="/no/such"
+        )
+        found.handle("coordinator", Run("j1.1", "w0"), memoryview(msgspec.json.encode(work)))
+        (place,) = found.places.values()
+        assert place.task is not None
+        await asyncio.wait_for(place.task, 30)
+
+    asyncio.run(main())
+    assert "node n1 does not see the folder /no/such" in told[0].because
+
+
 def test_a_process_gets_no_more_memory_than_was_asked_for() -> None:
     code = "import sys; sys.stdin.readline(); x = bytearray(1 << 30)"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -131,6 +131,9 @@ class Client:
     def scale(self, job: str, workers: str) -> JobView:
         return self._order(job, "scale", Bounds(workers))
 
+    def delete(self, job: str) -> JobView:
+        return self._ask("DELETE", f"/jobs/{quote(job, safe='')}", JobView, job=job)
+
     def _order(self, job: str, what: str, body: Any) -> JobView:
         return self._ask("POST", f"/jobs/{quote(job, safe='')}/{what}", JobView, body=body, job=job)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,12 +16,11 @@ import structlog
 
 from ..errors import ZmlError
 from ..runs import rundir
-from ..scheduler.cluster import actions, events
+from ..scheduler.cluster import actions, events, whys
 from ..scheduler.cluster.plan import Why
 from ..scheduler.cluster.request import Request
 from ..scheduler.cluster.resources import Resources
 from ..scheduler.cluster.state import Job, Over, Standing
-from ..scheduler.cluster.view import is_short, waits_for
 from ..scheduler.ids import JobId
 from .attempts import resolve_for
 from .docket import Accepted
@@ -114,6 +112,17 @@ class JobDesk:
                 raise Problem(400, str(bad)) from None
         return self._ask(job, events.ScaleAsked(JobId(job), least, most))
 
+    def delete(self, job: str, because: str) -> JobView:
+        self._must_write()
+        view = self.job(job)
+        if job in self.hub.machine.cluster.jobs:
+            raise Problem(409, f"job {job} is not over: {view.state}", "Cancel it first.")
+        if (other := self.hub.remains.needed().get(JobId(job))) is not None:
+            raise Problem(409, f"job {other}, which is not over, needs job {job}", f"Wait for {other}.")
+        self.hub.dispatch(events.Discarded(JobId(job), because))
+        self._must_write()
+        return view
+
     def _ask(self, job: str, event: events.Event) -> JobView:
         self._must_write()
         self._record(job)
@@ -188,39 +197,24 @@ class JobDesk:
         if over is not None:
             return "", over.because
         assert job is not None
-        cluster, now = self.hub.machine.cluster, self.docket.now
-        attempt = job.attempt
-        if attempt is not None and attempt.leaving is not None:
-            return Why.DRAINING.name, f"{attempt.leaving.because}; then {attempt.leaving.then.value}"
-        if attempt is not None and job.standing is Standing.DRAINING:
-            return Why.DRAINING.name, attempt.because or "its scripts come to their end"
-        if job.paused:
-            return Why.PAUSED.name, job.paused
-        if waits := waits_for(cluster, job):
-            return Why.AFTER.name, f"it comes after {', '.join(waits)}"
-        if attempt is None and job.not_before > now:
-            record = self.docket.facts.records[job.id]
-            last = record.attempts[-1].because if record.attempts else ""
-            at = time.strftime("%H:%M:%S", time.localtime(job.not_before))
-            return Why.BACKING_OFF.name, f"it is tried again at {at}: {last}"
-        if is_short(job):
-            return Why.NO_ROOM.name, "a shard's node is gone, and no other has room for it"
-        verdict = self.hub.machine.verdicts.get(job.id)
-        if verdict is None:
-            return "", "the next round decides"
-        return verdict.why.name, verdict.because
+        record = self.docket.facts.records[job.id]
+        last = record.attempts[-1].because if record.attempts else ""
+        machine = self.hub.machine
+        why, because = whys.why(machine.cluster, job, machine.verdicts, self.docket.now, last)
+        if why in (Why.NO_ROOM, Why.TOO_BIG) and self.hub.fleet:
+            because = f"{because}; of further nodes: {self.hub.fleet}"
+        return why.name, because
 
     def explain(self, job: str) -> Explanation:
         view = self.job(job)
         ahead: list[str] = []
-        verdicts = self.hub.machine.verdicts
         if view.state == Standing.QUEUED.name:
             # Verdicts are in the policy's order: whoever comes before has, or gets first, what this one waits for.
-            for other in verdicts:
+            for other, verdict in self.hub.machine.verdicts.items():
                 if other == job:
                     break
                 found = self.hub.machine.cluster.jobs.get(other)
-                if found is not None and found.attempt is None:
+                if found is not None and found.attempt is None and verdict.why in whys.OF_A_PLAN:
                     ahead.append(other)
         decisions = self.docket.facts.records[job].decisions
         return Explanation(job=view, ahead=ahead[:AHEAD], ahead_count=len(ahead), decisions=decisions)
@@ -272,7 +266,11 @@ class JobDesk:
         return archive_file(self.hub.folder, sha256)
 
     def has_archive(self, sha256: str) -> bool:
-        return self._archive(sha256).is_file()
+        try:
+            os.utime(self._archive(sha256))  # somebody may be about to submit a job with it
+        except OSError:
+            return False
+        return True
 
     async def take_archive(self, sha256: str, data: AsyncIterator[bytes]) -> None:
         path = self._archive(sha256)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -17,10 +17,13 @@ from ..scheduler.cluster import actions, events, state
 from ..scheduler.cluster.machine import HANDLERS, Machine
 from ..scheduler.explain import counted
 from ..scheduler.ids import JobId
-from ..scheduler.plain import NotPlain, build, build_fields, plain, plain_fields
+from ..scheduler.plain import NotPlain, build, build_fields, plain_fields
+from . import snapshots
 from .jobs import AttemptView, Decision, Submission
 
 EVENTS: dict[str, type] = {kind.__name__: kind for kind in HANDLERS if kind is not events.NodeHeard}
+Beside: TypeAlias = Callable[[Callable[[], bool], Callable[[bool], None]], None]
+"""Do this while others go on, and say how it went."""
 DECISIONS = 30  # of each job that are kept
 
 
@@ -48,6 +51,7 @@ class Facts(msgspec.Struct):
     number: int = 0  # of the latest job
     records: dict[str, Record] = {}
     keys: dict[str, str] = {}  # user and key -> job
+    discarding: list[str] = []  # jobs that nobody knows any more, and whose files are not gone yet
 
 
 class Docket:
@@ -65,6 +69,8 @@ class Docket:
         self.journal = journal
         self.run_dir = run_dir
         self.facts = Facts()
+        self.beside: Beside = lambda work, then: then(work())
+        self.shortening = False  # a snapshot is being written
         self.resumed = journal is not None and not journal.empty
         last = self._recover(journal) if journal is not None and self.resumed else 0.0
         self._clock = clock
@@ -102,6 +108,12 @@ class Docket:
         self._accept(accepted, now)
         return True
 
+    def discarded(self, job: str) -> None:
+        """Its files are gone."""
+        if job in self.facts.discarding:
+            self.facts.discarding.remove(job)
+            self._write("fact.Discarded", {"job": job}, self.now)
+
     def next_job(self) -> JobId:
         return JobId(f"j{self.facts.number + 1}")
 
@@ -120,6 +132,9 @@ class Docket:
         for action in ordered:
             if isinstance(action, actions.Close):  # one that the machine itself has given up, too
                 self._attempt_over(action, now)
+            elif isinstance(action, actions.Discard):
+                self.facts.discarding.append(action.job)
+                self._drop(action.job)
             elif (record := self.facts.records.get(action.job)) is not None:
                 self._note(record, action, now)
         self._forget()
@@ -191,15 +206,19 @@ class Docket:
         if self.journal is None:
             return
         self.journal.write(kind, now, fields)
-        if self.journal.long:
-            self.journal.shorten(self.snapshot())
+        if (
+            self.journal.long
+            and not self.shortening
+            and (number := self.journal.begin_snapshot()) is not None
+        ):
+            self.shortening = True
+            journal, picture = self.journal, snapshots.take(self.machine.cluster, self.facts, self.now)
+            self.beside(lambda: journal.write_snapshot(number, snapshots.told(picture)), self._shortened)
 
-    def snapshot(self) -> dict[str, Any]:
-        return {
-            "time": self.now,
-            "cluster": plain(self.machine.cluster),
-            "facts": msgspec.to_builtins(self.facts),
-        }
+    def _shortened(self, done: bool) -> None:
+        self.shortening = False
+        if done and self.journal is not None:
+            self.journal.drop_old()
 
     def _recover(self, journal: Journal) -> float:
         self.machine.unwatched()
@@ -218,6 +237,8 @@ class Docket:
             self._tell(build_fields(EVENTS[name], entry.fields, name), entry.time)
         elif entry.kind == "fact.Accepted":
             self._accept(msgspec.convert(entry.fields, Accepted), entry.time)
+        elif entry.kind == "fact.Discarded":
+            self.facts.discarding.remove(entry.fields["job"])
         else:
             raise NotPlain("its kind is not known; a newer zml may have written it")
 

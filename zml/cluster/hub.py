@@ -2,7 +2,8 @@
 
 Rules: what has changed is in the journal before an order goes out or an answer is given; while the journal has no room
 nothing is changed. Rounds of the policy follow each other at a distance, so that a thousand submissions are decided
-about together; each decision is written down like any other event.
+about together; each decision is written down like any other event. Plans are made in a thread of their own, of a
+picture that does not change; what happens meanwhile goes before what was planned.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from ..lease import NO_ROOM
 from ..messages import Stop
 from ..scheduler.cluster import actions, events
 from ..scheduler.cluster.machine import Machine
-from ..scheduler.cluster.plan import Policy, Quota
+from ..scheduler.cluster.plan import Plan, Policy, Quota
 from ..scheduler.cluster.rules import Rules
 from ..scheduler.ids import JobId
 from ..transport import Endpoint, Handler, Refusal
@@ -31,6 +33,7 @@ from .attempts import Attempts, chosen
 from .docket import Docket
 from .nodes import Nodes, archive_file
 from .profiles import Profiles
+from .retention import Remains
 from .wire import Ceased, Goodbye, NodeBeat, Offer, Want, Work
 
 GREET_S = 0.01  # between two rounds about newcomers alone, at least,
@@ -75,9 +78,12 @@ class Hub:
         self.attempts = Attempts(folder, settings, lambda: self.endpoint, self.dispatch)
         run_dir = lambda job, n: str(self.attempts.run_dir(job, n))  # noqa: E731
         self.docket = Docket(self.machine, journal, run_dir, clock)
+        self.docket.beside = self.beside
+        self.remains = Remains(folder, self.docket)
         self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
         self.profiles = Profiles(self.attempts)
         self.held: list[actions.Action] = []
+        self.fleet = ""  # what an autoscaler says of the number of nodes, where there is one
         self.changed = asyncio.Event()
         self.abandoned = False
         self.timer: asyncio.TimerHandle | None = None
@@ -86,7 +92,14 @@ class Hub:
         self.rested_until = 0.0  # no round before
         self.greeting: asyncio.Handle | None = None
         self.greeted_until = 0.0  # the same of rounds about newcomers
+        self.planner = ThreadPoolExecutor(1, "zml-planning")
+        self.writer = ThreadPoolExecutor(1, "zml-snapshots")
+        self.planning: asyncio.Future[Plan] | None = None
+        self.round_due = False  # another, once that is planned
         self.round_s: deque[float] = deque(maxlen=ROUNDS)  # how long the latest ones took
+        self.held_s: deque[float] = deque(
+            maxlen=2 * ROUNDS
+        )  # and what of it in the one thread that hears all
         self.seen_off: set[str] = set()
 
     async def start(self) -> None:
@@ -113,8 +126,11 @@ class Hub:
         for timer in (self.timer, self.round_timer, self.greeting):
             if timer is not None:
                 timer.cancel()
+        for threads in (self.planner, self.writer):
+            threads.shutdown(wait=False, cancel_futures=True)
         await self.nodes.close()
         await self.attempts.close_all()
+        await self.remains.close()
         await self.endpoint.close()
         if self.docket.journal is not None:
             self.docket.journal.close()
@@ -192,6 +208,9 @@ class Hub:
                 self.attempts.bury(action.job, action.attempt, action.slot, action.because)
             case actions.Close():
                 self.attempts.close(action.job, action.attempt)
+            case actions.Discard():
+                log.info("job deleted", job=action.job, because=action.because)
+                self.remains.discard(action.job)
             case actions.Finish():
                 log.info("job over", job=action.job, state=action.state.name, because=action.because)
 
@@ -278,44 +297,81 @@ class Hub:
 
     def _round(self) -> None:
         self.round_timer = None
-        loop = asyncio.get_running_loop()
-        begin = time.perf_counter()  # uvloop's clock stands still meanwhile
-        if self.docket.settled():
-            self._carry_out(
-                self.machine.decide(
-                    self.policy,
-                    self.docket.now,
-                    quotas=self.quotas,
-                    shares=self.shares,
-                    profiles=self.profiles.of(self.machine.cluster, self.docket.now),
-                )
+        if self.planning is not None:
+            self.round_due = True
+            return
+        began, machine = time.perf_counter(), self.machine
+        if not self.docket.settled():
+            self._rest(began)
+        elif again := machine.replacements():
+            self._carry_out(again)
+            self._rest(began)
+        else:
+            view = machine.look(
+                self.docket.now,
+                quotas=self.quotas,
+                shares=self.shares,
+                profiles=self.profiles.of(machine.cluster, self.docket.now),
             )
-        took = time.perf_counter() - begin
+            # In a thread, so that whoever talks to this process does not wait for a plan over all jobs.
+            loop = asyncio.get_running_loop()
+            self.planning = loop.run_in_executor(self.planner, self.policy, view)
+            self.held_s.append(time.perf_counter() - began)
+            self.planning.add_done_callback(lambda planned: self._planned(planned, began))
+
+    def _planned(self, planned: asyncio.Future[Plan], began: float) -> None:
+        self.planning = None
+        if self.abandoned or planned.cancelled():
+            return
+        again = time.perf_counter()
+        if (mistake := planned.exception()) is not None:
+            log.error("no plan", because=f"{type(mistake).__name__}: {mistake}", exc_info=mistake)
+        elif self.docket.settled():
+            self._carry_out(self.machine.agree(planned.result()))
+        self.held_s.append(time.perf_counter() - again)
+        self._rest(began)
+
+    def _rest(self, began: float) -> None:
+        """Until the next round."""
+        took = time.perf_counter() - began  # uvloop's clock stands still meanwhile
         self.round_s.append(took)
-        self.rested_until = loop.time() + max(ROUND_S, ROUND_SHARE * took)
+        self.rested_until = asyncio.get_running_loop().time() + max(ROUND_S, ROUND_SHARE * took)
         waits = [
             job.not_before - self.docket.now
             for job in self.machine.cluster.jobs.values()
             if job.attempt is None and job.not_before > self.docket.now
         ]
-        self.soon(min([AGAIN_S, *waits]))
+        due, self.round_due = self.round_due, False
+        self.soon(0.0 if due else min([AGAIN_S, *waits]))
+
+    def beside(self, work: Callable[[], bool], then: Callable[[bool], None]) -> None:
+        """Do this in a thread, and then that in this one, unless nobody is here any more."""
+
+        def done(future: asyncio.Future[bool]) -> None:
+            if not self.abandoned and not future.cancelled():
+                mistake = future.exception()
+                if mistake is not None:
+                    log.error("not written", because=f"{type(mistake).__name__}: {mistake}", exc_info=mistake)
+                then(mistake is None and future.result())
+
+        asyncio.get_running_loop().run_in_executor(self.writer, work).add_done_callback(done)
 
     def figures(self) -> dict[str, float]:
-        """How it goes, for whoever measures: the rounds are those since this was asked last."""
-        took = sorted(self.round_s)
-        self.round_s.clear()
-        at = {"p50": 0.5, "p99": 0.99, "most": 1.0}
-        rounds = {
-            f"round_{name}_ms": 1e3 * took[min(len(took) - 1, int(share * len(took)))] if took else 0.0
-            for name, share in at.items()
-        }
+        """How it goes, for whoever measures: the rounds since this was asked last, and how long each step of them held
+        everybody else up."""
+        found: dict[str, float] = {"rounds": len(self.round_s)}
+        for what, times in (("round", self.round_s), ("held", self.held_s)):
+            took = sorted(times)
+            times.clear()
+            for name, share in (("p50", 0.5), ("p99", 0.99), ("most", 1.0)):
+                at = min(len(took) - 1, int(share * len(took)))
+                found[f"{what}_{name}_ms"] = 1e3 * took[at] if took else 0.0
         return {
             "jobs": len(self.machine.cluster.jobs),
             "nodes": len(self.machine.cluster.nodes),
             "attempts": len(self.attempts.lives),
             "tasks": len(asyncio.all_tasks()),
-            "rounds": len(took),
-            **rounds,
+            **found,
         }
 
     def wake(self) -> None:

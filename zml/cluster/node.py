@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from ..address import any_port
 from ..config import ANY_PORT, Settings, resolve
-from ..errors import EX_TEMPFAIL, INTERRUPTED, LOST, UNREACHABLE, ZmlError
+from ..errors import EX_TEMPFAIL, INTERRUPTED, LOST, NO_SCRIPT, UNREACHABLE, ZmlError
 from ..launch.child import how_ended, spawn
 from ..launch.local import PROGRAM, environment, lines_of
 from ..launch.revival import Revivals
@@ -365,7 +365,12 @@ class NodeAgent:
         writes lies there."""
         work = place.work
         if not work.archive:
-            return work.folder if Path(work.folder).is_dir() else None
+            if Path(work.folder).is_dir():
+                return work.folder
+            if place.slot[0] == "w" and not Path(work.script).is_absolute():
+                fix = "Put the code there, or send it along with --archive."
+                raise ZmlError(NO_SCRIPT, f"node {self.name} does not see the folder {work.folder}", fix)
+            return None
         from .archive import unpack
 
         here, run_dir = Path(self.settings.runs).absolute(), Path(work.run_dir)

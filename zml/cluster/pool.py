@@ -149,7 +149,7 @@ class Pool:
         self.watch = decision.watch
         if decision.nodes != count and decision.because != self.said:
             log.info("pool", nodes=count, wanted=decision.nodes, because=decision.because)
-        self.said = decision.because
+        self.said = self.hub.fleet = decision.because
         if decision.nodes > count:
             room = self.bounds.most - len(going) - count  # those that go exist, and cost
             if (more := min(decision.nodes - count, room)) > 0:

@@ -37,6 +37,7 @@ from ..metrics.roles import HubSource
 from ..runs import rundir
 from ..scheduler.cluster.plan import Quota
 from ..scheduler.cluster.policies import POLICIES
+from ..scheduler.cluster.retention import Keep
 from ..scheduler.cluster.rules import Rules
 from ..scheduler.explain import counted
 from ..tracing import process as tracing
@@ -44,6 +45,7 @@ from ..transport import Endpoint, Handler
 from .desk import JobDesk
 from .hub import Hub
 from .pool import Pool, PoolConfig, provider_of
+from .retention import Retention
 from .wire import Vocabulary
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ STATE = "state"
 SWITCH_S = 0.0005
 MOST_PEERS = 50_000  # nodes and members of all jobs, if the system lets this process have as many files
 # A thousand attempts are 300,000 objects, and to look through all of them for garbage takes up to half a second, in
-# which nobody is heard: that is done when some two million have been made that are still there.
-COLLECT = (10_000, 10, 20)
+# which nobody is heard: that is done when some two million have been made that are still there, and small steps before.
+COLLECT = (5_000, 4, 100)
 
 log = structlog.get_logger()
 
@@ -79,7 +81,8 @@ class Plan:
     tokens: str | None = None  # a file: who may come in by HTTP from beyond this machine
     quotas: dict[str, Quota]
     shares: dict[str, float]
-    pool: PoolConfig | None = None
+    pool: PoolConfig | None
+    keep: Keep
 
 
 def listening(folder: Path) -> Listening | None:
@@ -144,7 +147,7 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
         signal.SIGUSR1, lambda: log.info("figures", **hub.figures())
     )
     syncing = asyncio.ensure_future(keep_synced(journal))
-    server = pool = pooling = None
+    server = pool = pooling = keeping = None
     lag = Lag()
     try:
         await hub.start()
@@ -155,6 +158,7 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
         server = await serve_http(desk, where_http, tokens=plan.tokens, mounts=mounts)
         source.url = reached_at(server.url, [*hub.endpoint.addresses, *bind])
         lag.start()
+        keeping = asyncio.ensure_future(Retention(hub, plan.keep).run())
         here = Listening(list(hub.endpoint.addresses), server.url, os.getpid())
         rundir.write(folder / HERE, msgspec.json.encode(here))
         going_on = len(hub.machine.cluster.jobs)
@@ -177,8 +181,9 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
         lag.stop()
         if server is not None:
             await server.stop()
-        syncing.cancel()
-        await asyncio.wait({syncing})
+        for task in filter(None, (syncing, keeping)):
+            task.cancel()
+            await asyncio.wait({task})
         if pooling is not None and pool is not None:
             pooling.cancel()
             await asyncio.wait({pooling})

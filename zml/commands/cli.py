@@ -171,7 +171,7 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     from ..runs import rundir
     from ..stack import answer_signal
 
-    cluster = {key: given.pop(key) for key in ("policy", "users", "pool")}
+    cluster = {key: given.pop(key) for key in ("policy", "users", "pool", "keep_jobs", "keep_days")}
     folder_of_many = given.pop("cluster")
     resolved = settle(given)
     settings = resolved.settings
@@ -182,7 +182,9 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
             raise ZmlError(USAGE, "with --cluster there is no SCRIPT", "Submit it: `zml submit SCRIPT`.")
         return serve_cluster(resolved, folder_of_many, **cluster)
     if alone := [key for key, value in cluster.items() if value is not None]:
-        raise ZmlError(USAGE, f"--{alone[0]} is for --cluster only", "Give both, or neither.")
+        raise ZmlError(
+            USAGE, f"--{alone[0].replace('_', '-')} is for --cluster only", "Give both, or neither."
+        )
     folder = Path(settings.run_dir).absolute()
     if not settings.run_dir or not (folder / rundir.CONFIG).exists():
         folder = rundir.create(resolved, script, args)

@@ -71,12 +71,15 @@ def serve_cluster(
     policy: str | None,
     users: str | None,
     pool: str | None,
+    keep_jobs: int | None,
+    keep_days: float | None,
 ) -> int:
     """Run `zml coordinator --cluster`."""
     from ..cluster.pool import read_pool
     from ..cluster.serving import Plan, read_users, serve
     from ..logs import outlets as logs
     from ..scheduler.cluster.policies import DEFAULT, POLICIES
+    from ..scheduler.cluster.retention import Keep
 
     settings = resolved.settings
     if settings.http == "off":
@@ -99,6 +102,7 @@ def serve_cluster(
         quotas=quotas,
         shares=shares,
         pool=read_pool(Path(pool)) if pool else None,
+        keep=Keep(jobs=keep_jobs, days=keep_days),
     )
     return serve(settings, path, plan, lambda text: click.echo(text, err=True))
 

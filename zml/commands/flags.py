@@ -146,6 +146,18 @@ CLUSTER_FLAGS = flags(
     click.option(
         "--pool", metavar="FILE", help="Of --cluster: nodes that come and go with the jobs, as TOML."
     ),
+    click.option(
+        "--keep-jobs",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Of --cluster: jobs that are over go, with their files, but for the newest N.  [default: all stay]",
+    ),
+    click.option(
+        "--keep-days",
+        type=click.FloatRange(min=0),
+        metavar="DAYS",
+        help="Of --cluster: they stay for so long at least.",
+    ),
 )
 PLACE_FLAGS = flags(
     click.option("--run-dir", metavar="FOLDER", help="The run directory.  [default: a new one below ./runs]"),

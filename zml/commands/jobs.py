@@ -354,7 +354,7 @@ class InOrder(click.Group):
 @click.group(cls=InOrder, context_settings=CONTEXT, invoke_without_command=True)
 @click.pass_context
 def job(context: click.Context) -> None:
-    """Show, follow, cancel, pause, resume or scale a job."""
+    """Show, follow, cancel, pause, resume, scale or delete a job."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -477,6 +477,34 @@ order(
     lambda found: found.state == "RUNNING" or _over(found),
     reason=False,
 )
+
+
+@job.command("delete", context_settings=CONTEXT)
+@server_flags
+@click.argument("wanted", nargs=-1, required=True, metavar="JOB...")
+def delete(wanted: tuple[str, ...], server: str | None, token: str | None, as_json: bool) -> int:
+    """Forget jobs that are over, and delete their files.
+
+    A job that another one comes after, or whose folder another one names, stays until that is over.
+    """
+    gone: list[JobView] = []
+    failed: list[ZmlError] = []
+    with connected(server, token) as client:
+        for each in dict.fromkeys(wanted):
+            try:
+                gone.append(client.delete(each))
+            except ZmlError as error:  # the others go nevertheless
+                failed.append(error)
+    if as_json and gone:
+        show_json(gone if len(wanted) > 1 else gone[0])
+    elif not as_json:
+        for found in gone:
+            click.echo(f"{found.id} is deleted; it was {found.state.lower().replace('_', ' ')}")
+    for told in failed[:-1]:
+        click.echo(f"error: {told}", err=True)
+    if failed:
+        raise failed[-1]
+    return 0
 
 
 @job.command("scale", context_settings=CONTEXT)

@@ -14,6 +14,7 @@ from ..errors import USAGE, ZmlError
 
 if TYPE_CHECKING:
     from ..scheduler.cluster.autoscale import Bounds
+    from ..simulate.curves import Calibrated
     from ..simulate.report import Outcome
 
 NAMES = ("zml", "fifo", "srtf", "las", "static")
@@ -29,6 +30,7 @@ class Errand:
     nodes: int
     gpus_per_node: int
     profiles: str | None
+    curves: tuple[str, ...]
     limit: int | None
     noise: float
     restart_s: float
@@ -52,6 +54,12 @@ class Errand:
     "--profiles",
     metavar="FOLDER",
     help="Measurements, a folder for each model.  [default: `traces` beside the workload's folder]",
+)
+@click.option(
+    "--curves",
+    multiple=True,
+    metavar="FILE",
+    help="A model as zml was measured to train it, by bench/curves.py; may be repeated.",
 )
 @click.option("--first", "limit", type=click.IntRange(1), metavar="N", help="Only the first N jobs of each.")
 @click.option(
@@ -94,6 +102,7 @@ def simulate(
     nodes: int,
     gpus_per_node: int,
     profiles: str | None,
+    curves: tuple[str, ...],
     limit: int | None,
     autoscale: str | None,
     idle_s: float,
@@ -139,6 +148,7 @@ def simulate(
             nodes,
             gpus_per_node,
             profiles,
+            curves,
             limit,
             noise,
             restart_s,
@@ -150,6 +160,8 @@ def simulate(
         for path in workloads.find(traces)
         for seed in read_seeds(seeds)
     ]
+    for calibrated in read_curves(curves).values():
+        click.echo(calibrated, err=True)
     outcomes = list(run_all(errands, processes))
     if json_file == "-":
         report.as_json(outcomes, given(errands), sys.stdout)
@@ -173,6 +185,13 @@ def simulate(
     if plot_file is not None:
         plot.plot(outcomes, Path(plot_file))
     return 0
+
+
+def read_curves(files: tuple[str, ...]) -> dict[str, Calibrated]:
+    from ..simulate import curves
+
+    found = [curves.read(Path(file)) for file in files]
+    return {calibrated.name: calibrated for calibrated in found}
 
 
 def read_seeds(text: str) -> list[int]:
@@ -216,7 +235,12 @@ def run_one(errand: Errand) -> Outcome:
         round_s=errand.round_s, restart_s=errand.restart_s, gpus_per_node=errand.gpus_per_node
     )
     jobs = workloads.jobs(
-        workloads.read(path, errand.limit), library, errand.adapts, seed=errand.seed, noise=errand.noise
+        workloads.read(path, errand.limit),
+        library,
+        errand.adapts,
+        seed=errand.seed,
+        noise=errand.noise,
+        curves=read_curves(errand.curves),
     )
     fleet = None if errand.autoscale is None else engine.Autoscaler(errand.autoscale, errand.gpus_per_node)
     simulation = engine.Simulation(

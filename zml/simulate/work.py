@@ -13,9 +13,38 @@ from random import Random
 from typing import Protocol
 
 from ..scheduler.cluster.goodput import Batches, Learner, Seen, fit
-from .measured import Measured
 
 CLOSE = 1e-9
+
+
+class Model(Protocol):
+    """What is true of a model: measured elsewhere (`measured`), or by zml (`curves`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def asked(self) -> int:
+        """The smallest batch size, all workers together: progress is counted in steps at it."""
+        ...
+
+    @property
+    def most(self) -> int: ...
+    @property
+    def least_local(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    def progress(self, epoch: int) -> float:
+        """Where so many epochs end."""
+        ...
+
+    def batches(self, fixed: int | None = None) -> Batches: ...
+    def noise(self, batch: int, epoch: int) -> tuple[float, float]:
+        """grad_sqr and grad_var at this batch size, in this epoch."""
+        ...
+
+    def step(self, placement: Sequence[int], batch: int) -> tuple[float, float]:
+        """Step and sync time with so many workers on each node, at this local batch size."""
+        ...
 
 
 class Work(Protocol):
@@ -81,7 +110,7 @@ class Countdown:
 class Learning:
     """A training run of a measured model. `fixed`: the batch size that it always uses; None: it adapts."""
 
-    model: Measured
+    model: Model
     asked: int
     """Workers that its user asked for, and at what batch size."""
     asked_batch: int

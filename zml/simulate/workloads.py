@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +13,10 @@ from ..errors import BAD_TRACE, USAGE, ZmlError
 from ..scheduler.cluster.request import Request
 from ..scheduler.cluster.resources import Resources
 from ..scheduler.ids import JobId
+from .curves import Calibrated
 from .engine import Job
-from .measured import FIXED, Library, Measured, number, rows
-from .work import Countdown, Learning, Work
+from .measured import FIXED, Library, number, rows
+from .work import Countdown, Learning, Model, Work
 
 MEASURED = ("name", "time", "application", "num_replicas", "batch_size")
 TIMED = ("timestamp", "duration", "num_gpus")
@@ -125,22 +126,31 @@ def count(text: str, path: Path, what: str) -> int:
 
 
 def jobs(
-    asked: Sequence[Asked], profiles: Library | None, adapts: bool, seed: int = 0, noise: float = 0.0
+    asked: Sequence[Asked],
+    profiles: Library | None,
+    adapts: bool,
+    seed: int = 0,
+    noise: float = 0.0,
+    curves: Mapping[str, Calibrated] | None = None,
 ) -> list[Job]:
     """Jobs to simulate. Those that adapt may have any number of workers and any batch size their model was measured
-    at; others have what their user asked for."""
+    at; others have what their user asked for. `curves`, by model, go before `profiles`."""
     made: list[Job] = []
     for entry in asked:
         least = most = entry.workers
         work: Work
         if entry.application:
-            if profiles is None:
+            model: Model
+            if curves and entry.application in curves:
+                model = curves[entry.application]
+            elif profiles is None:
                 raise ZmlError(
                     USAGE,
                     f"{entry.name} trains {entry.application}, and no measurements are given",
-                    "Give --profiles FOLDER, with a folder for each model.",
+                    "Give --profiles FOLDER, with a folder for each model, or --curves FILE of it.",
                 )
-            model = profiles[entry.application]
+            else:
+                model = profiles[entry.application]
             fixed = FIXED.get(model.name) if adapts else entry.batch
             if adapts:
                 least, most = 1, 1 if fixed is not None else most_workers(model)
@@ -173,5 +183,5 @@ def jobs(
     return made
 
 
-def most_workers(model: Measured) -> int:
+def most_workers(model: Model) -> int:
     return min(MOST_ADAPTED, model.batches().most_workers)

@@ -118,6 +118,9 @@ class Handlers:
         sound(wanted)
         return answer(self.desk.scale(name, *wanted.bounds))
 
+    async def delete(self, request: web.Request, asked: Asked) -> web.Response:
+        return answer(self.desk.delete(self._own(request, asked), because(request, "deleted", Reason())))
+
     def _own(self, request: web.Request, asked: Asked) -> str:
         """The job that is asked for, where the visitor may change it."""
         request[VISITOR].must_own(self.desk.job(asked["job"]))

@@ -194,6 +194,15 @@ ROUTES: tuple[Route, ...] = (
         answers={200: JobView},
         refusals=(404, 409, 413, 415, 422),
     ),
+    Route(
+        method="DELETE",
+        path="/jobs/{job}",
+        name="delete",
+        about="Forget a job that is over, and delete its files. What another job needs stays.",
+        path_types=ONE_JOB,
+        answers={200: JobView},
+        refusals=(404, 409),
+    ),
     Route(method="GET", path="/nodes", name="nodes", about="The nodes.", answers={200: Nodes}),
     Route(
         method="PUT",

@@ -59,6 +59,22 @@ def test_too_big_is_told_from_no_room() -> None:
     }
 
 
+def test_too_big_says_what_there_is_too_little_of() -> None:
+    machines = (node("n0", gpus=2, memory_mb=8_000), node("n1", gpus=2, memory_mb=4_000))
+    worker = Resources(gpus=1, memory_mb=1)
+    wide = Candidate(request=request("a", worker=Resources(gpus=3)))
+    heavy = Candidate(request=request("b", worker=worker, shard=Resources(memory_mb=9_000)))
+    many = Candidate(request=request("c", 2, worker=worker, shard=Resources(memory_mb=3_000), shards=4))
+    said = [verdict.because for verdict in fifo(view(1, machines, wide, heavy, many)).verdicts.values()]
+    assert said == [
+        "no node has 3 GPUs for one worker; the most that any of 2 offers is 2 GPUs, 64 CPUs, 8,000 MB",
+        "no node has 9,000 MB for one shard; the most that any of 2 offers is 2 GPUs, 64 CPUs, 8,000 MB",
+        "2 workers with 1 GPU, 1 MB each and 4 shards with 3,000 MB each do not fit on the 2 nodes that are here, "
+        "even if they were empty",
+    ]
+    assert fifo(view(1, (), wide)).verdicts[wide.request.job].because == "no node is here"
+
+
 def test_a_preemptible_job_may_use_what_the_first_in_line_cannot_and_is_drained_once_it_can() -> None:
     fixed = Candidate(request=request("a", 3, preemptible=False), allocation=on("n00", "n00", "n00"))
     head, small = (
@@ -106,6 +122,18 @@ def test_workers_above_the_least_are_given_up_before_jobs_are() -> None:
         "b": ("RUNS", ("n00",)),
         "c": ("NO_ROOM", None),
     }
+
+
+def test_a_job_that_was_drained_in_two_steps_counts_once_for_whoever_comes_next() -> None:
+    a = Candidate(request=request("a", 2))
+    b = Candidate(request=request("b", 1, submitted=1))
+    c = Candidate(request=request("c", 1, submitted=2), allocation=on("n00"))
+    d = Candidate(request=request("d", 1, 2, submitted=3), allocation=on("n00", "n00"))
+    plan = fifo(view(4, nodes(1, gpus=3), a, b, c, d))
+    assert told(plan) == {"a": ("NO_ROOM", None), "b": ("NO_ROOM", None)} | dict.fromkeys(
+        "cd", ("PREEMPTED", None)
+    )
+    assert "it waits for those who give it up" in plan.verdicts[b.request.job].because
 
 
 def test_what_is_left_over_lets_jobs_grow_in_their_order() -> None:

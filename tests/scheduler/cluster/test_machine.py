@@ -8,14 +8,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from zml.scheduler.cluster import actions, events
+from zml.scheduler.cluster import actions, events, whys
 from zml.scheduler.cluster.events import Outcome
 from zml.scheduler.cluster.machine import HANDLERS, Machine
+from zml.scheduler.cluster.plan import View, Why
 from zml.scheduler.cluster.policies import POLICIES
 from zml.scheduler.cluster.request import Request
 from zml.scheduler.cluster.resources import Node, NodeId, Resources
 from zml.scheduler.cluster.rules import Rules
 from zml.scheduler.cluster.state import Cluster, Standing, Then
+from zml.scheduler.cluster.view import is_short
 from zml.scheduler.ids import JobId
 from zml.scheduler.plain import build, build_fields, plain, plain_fields
 
@@ -42,6 +44,7 @@ class World:
             tuple[str, int], str
         ] = {}  # opened and not closed -> what its coordinator was told
         self.finished: dict[str, Standing] = {}
+        self.seen: View | None = None
 
     # -- time and events --------------------------------------------------------------------------------
 
@@ -58,8 +61,20 @@ class World:
             self.tell(finding)
 
     def round(self) -> None:
+        self.seen = None
         for decision in self.machine.decide(self.policy, self.now):
             self.tell(decision)
+
+    def look(self) -> None:
+        """A plan begins to be made of what there is now."""
+        self.seen = self.machine.look(self.now)
+
+    def agree(self) -> None:
+        """It is made, whatever has happened meanwhile."""
+        seen, self.seen = self.seen, None
+        if seen is not None:
+            for decision in self.machine.agree(self.policy(seen)):
+                self.tell(decision)
 
     def advance(self, seconds: float) -> None:
         """In small steps, while everybody who is well is heard."""
@@ -375,6 +390,21 @@ def test_a_shard_that_is_replaced_stays_apart_from_its_backup(world: World) -> N
     assert now["p0"] == shards["p0"] and now["p1"] not in (shards["p0"], shards["p1"])
 
 
+def test_what_happens_while_a_plan_is_made_goes_before_it(world: World) -> None:
+    for name in ("n1", "n2", "n3"):
+        world.come(name, cpus=1)
+    for job in ("j1", "j2", "j3"):
+        world.submit(job)
+    world.look()
+    world.tell(events.PauseAsked(JobId("j1"), "lunch"))
+    world.tell(events.NodeLeaving(NodeId("n2"), "maintenance"))
+    world.submit("j4")
+    world.agree()
+    assert {key[0]: where for key, where in world.running.items()} == {"j3": "n3"}
+    world.round()
+    assert {key[0]: where for key, where in world.running.items()} == {"j2": "n1", "j3": "n3"}
+
+
 def test_every_event_has_a_handler_and_a_place_in_the_journal() -> None:
     kinds = {*events.Event.__args__}
     assert kinds == HANDLERS.keys()
@@ -391,6 +421,7 @@ def live(world: World, rng: random.Random) -> None:
         (job.id, job.attempt.number) for job in cluster.jobs.values() if job.attempt and job.attempt.began
     ]
     jobs = [*cluster.jobs, JobId("j999")]
+    ended = [*cluster.over, JobId("j999"), *cluster.jobs]
     choices: list[Any] = [
         lambda: world.submit(
             f"j{len(world.told)}",
@@ -405,10 +436,13 @@ def live(world: World, rng: random.Random) -> None:
         lambda: world.come(rng.choice(["n1", "n2", "n3"]), rng.randint(1, 6)),
         lambda: world.advance(rng.choice([1.0, 7.0, 30.0])),
         world.round,
+        world.look,
+        world.agree,
         world.settle,
         lambda: world.tell(events.CancelAsked(rng.choice(jobs), "asked")),
         lambda: world.tell(events.PauseAsked(rng.choice(jobs), "asked")),
         lambda: world.tell(events.ResumeAsked(rng.choice(jobs))),
+        lambda: world.tell(events.Discarded(rng.choice(ended), "asked")),
         lambda: world.tell(events.ScaleAsked(rng.choice(jobs), 1, rng.randint(1, 5))),
     ]
     if world.boots:
@@ -429,6 +463,22 @@ def live(world: World, rng: random.Random) -> None:
         key = rng.choice(sorted(world.running))
         choices.append(lambda: world.cease(*key, done=rng.random() < 0.3))
     rng.choice(choices)()
+
+
+def check_reasons(world: World) -> None:
+    """Whoever does not run is told why, and nobody is told what is not true any more."""
+    machine = world.machine
+    for job in machine.cluster.jobs.values():
+        why, because = whys.why(machine.cluster, job, machine.verdicts, world.now, "so")
+        assert because
+        runs = why in (Why.RUNS, Why.GROWS, Why.SHRINKS, Why.STARTS)
+        assert (why is Why.PAUSED) == (job.standing is Standing.PAUSED)
+        assert (why is Why.DRAINING) == (job.standing is Standing.DRAINING)
+        if job.standing is Standing.QUEUED:
+            assert not runs
+            assert (why is Why.BACKING_OFF) <= (job.not_before > world.now)
+        elif job.standing is not Standing.PAUSED:
+            assert runs or why is Why.DRAINING or is_short(job)
 
 
 def heal(world: World) -> None:
@@ -460,6 +510,7 @@ def test_whatever_happens_every_job_comes_to_its_end(policy: str, seed: int, ste
     for _ in range(steps):
         live(world, rng)
         world.machine.cluster.check()
+        check_reasons(world)
 
     again = Machine(RULES)
     again.unwatched()

@@ -182,6 +182,12 @@ class FakeDesk:
             raise Problem(409, f"{job} is over: {view.state}", "", REFUSED)
         return self.move(job, "QUEUED", "it was resumed") if view.state == "PAUSED" else view
 
+    def delete(self, job: str, because: str) -> JobView:
+        view = self._view(job)
+        if view.state not in ENDS:
+            raise Problem(409, f"job {job} is not over: {view.state}", "Cancel it first.", REFUSED)
+        return self.views.pop(job)
+
     def scale(self, job: str, least: int, most: int) -> JobView:
         view = self._view(job)
         if view.state in ENDS:

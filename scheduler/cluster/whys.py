@@ -1,0 +1,55 @@
+"""Why does a job stand where it stands? One answer for each job that is not over, from the state and the latest plan.
+
+Rule: what the state itself says goes before the plan, which is older; a job that does not run always has a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..explain import counted
+from ..ids import JobId
+from .plan import Verdict, Why
+from .reasons import places
+from .state import Attempt, Cluster, Job
+from .view import is_short, waits_for
+
+OF_A_PLAN = (Why.NO_ROOM, Why.BEHIND, Why.TOO_BIG, Why.QUOTA, Why.PREEMPTED)
+"""Why a job that could begin does not: the others are known from the state, or are not true any more."""
+
+
+def why(
+    cluster: Cluster, job: Job, verdicts: Mapping[JobId, Verdict], now: float, last: str = ""
+) -> tuple[Why, str]:
+    """`last`: how its latest attempt ended."""
+    verdict = verdicts.get(job.id)
+    if job.attempt is not None:
+        return why_it_runs(job, job.attempt, verdict)
+    if job.paused:
+        return Why.PAUSED, job.paused
+    if waits := waits_for(cluster, job):
+        return Why.AFTER, f"it comes after {', '.join(waits)}"
+    if job.not_before > now:
+        ended = f": {last}" if last else ""
+        return Why.BACKING_OFF, f"it is tried again in {job.not_before - now:.0f} s{ended}"
+    if not cluster.nodes:
+        return Why.NO_ROOM, "no node is here"
+    if verdict is not None and verdict.why in OF_A_PLAN:
+        return verdict.why, verdict.because
+    return Why.UNDECIDED, "the next round decides"
+
+
+def why_it_runs(job: Job, attempt: Attempt, verdict: Verdict | None) -> tuple[Why, str]:
+    """It has nodes, and perhaps is on its way out of them."""
+    if attempt.leaving is not None:
+        return Why.DRAINING, f"{attempt.leaving.because}; then {attempt.leaving.then.value}"
+    if attempt.on_its_way_out:
+        return Why.DRAINING, attempt.because or "its scripts come to their end"
+    if is_short(job):
+        return Why.NO_ROOM, "a shard's node is gone, and no other has room for it"
+    where = attempt.allocation()
+    if attempt.began is None:
+        return Why.STARTS, f"it begins on {places(where)}, and not everybody has come"
+    if verdict is not None and verdict.allocation == where:
+        return verdict.why, verdict.because
+    return Why.RUNS, f"it has {counted(len(where.workers), 'worker')} on {places(where)}"
