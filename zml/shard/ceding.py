@@ -34,8 +34,8 @@ from .doubt import Doubt, anew
 from .holding import front_of
 
 if TYPE_CHECKING:
-    from .shard import Shard
     from .held import Held
+    from .shard import Shard
     from .store import Staged
 
 MOST_PARCEL = MOST_BYTES - (1 << 16)  # it is one record of a log, with its head
