@@ -3,8 +3,8 @@
 import pytest
 
 from tests.scheduler.play import JOB, Play, running
-from zml.scheduler.actions import Action, Admit, Fence, Ignored, Refuse
-from zml.scheduler.events import Exited, Loaded, Registered, Renewed, Returned
+from zml.scheduler.actions import Action, Admit, Fence, Grow, Ignored, Refuse
+from zml.scheduler.events import DrainAsked, Exited, Loaded, Registered, Renewed, Returned
 from zml.scheduler.ids import HIGHEST, Role, ShardId, WorkerId
 
 
@@ -66,6 +66,27 @@ def test_more_shards_than_asked_for_are_refused() -> None:
     play = Play(1, 1)
     play.join("shard", "a")
     assert refused(play.join("shard", "b")) == "job j has its 1 shard"
+
+
+def test_a_running_job_takes_the_shard_with_the_next_number_and_no_other() -> None:
+    play = running(1, 2)
+    assert refused(play.join("shard", "c", "p3")) == (
+        "job j has 2 shards: there is no p3; the next to join it is p2"
+    )
+    grown = play.join("shard", "c", "p2")
+    assert grown[0] == Admit(JOB, "c", ShardId("p2"), 1, 1, "job j has a place for a shard")
+    assert grown[1:] == [Grow(JOB, ShardId("p2"), 1, "p2 joined, and is to get its share")]
+    assert play.machine.shards(JOB) == ["p0", "p1", "p2"] and play.machine.home(JOB, "p2") is not None
+    assert play.join("shard", "c", "p2") == [
+        Admit(JOB, "c", ShardId("p2"), 1, 1, "this process is p2 already")
+    ], "twice is the same as once"
+    assert isinstance(play.join("shard", "d", "p3")[1], Grow), "and so on"
+
+
+def test_a_job_that_is_drained_does_not_grow() -> None:
+    play = running(1, 2)
+    play.tell(DrainAsked(JOB, "SIGTERM"))
+    assert refused(play.join("shard", "c", "p2")) == "job j has 2 shards: there is no p2"
 
 
 def test_a_shard_that_was_started_twice_does_not_steal_the_place_of_the_first() -> None:

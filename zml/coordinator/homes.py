@@ -71,8 +71,8 @@ class ShardHomes:
     # -- looking -------------------------------------------------------------------------------------
 
     def addresses(self, shard: str) -> list[str]:
-        """Where this shard takes pushes."""
-        return self.docket.facts.serving[shard]
+        """Where this shard takes pushes; nowhere before one that has joined has said so."""
+        return self.docket.facts.serving.get(shard, [])
 
     def listeners(self, member: str) -> list[str]:
         """Where a shard's process takes those of its own, and copies."""
