@@ -9,7 +9,7 @@ import pytest
 from tests.zml import checkpoints
 from zml.checkpoint.folder import MANIFEST
 from zml.coordinator.checkpointer import Checkpointer, Taken, on_disk
-from zml.coordinator.holds import NotTaken
+from zml.coordinator.holds import Holds, NotTaken
 from zml.status import CheckpointStatus
 
 
@@ -27,7 +27,7 @@ class Told(Checkpointer):
 
 def of(root: Path, *ends: Taken | Exception) -> Told:
     nothing: Any = None
-    made = Told("j", root, holds=nothing, shards=list, host=str, at=nothing, keep=nothing)
+    made = Told("j", root, holds=Holds("j", nothing), shards=list, host=str, at=nothing, keep=nothing)
     made.ends = list(ends)
     return made
 

@@ -149,6 +149,7 @@ def handmade() -> list[bytes]:
     ]
 
 
+@pytest.mark.timeout(300)  # 20,000 cases
 def test_every_check_is_hit_and_what_passes_can_be_used(capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("ZML_FUZZ_SEED") or random.SystemRandom().randrange(2**32))
     rng = random.Random(seed)
