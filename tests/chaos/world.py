@@ -347,7 +347,9 @@ class World(Cluster):
                 self.crashes.append((fault, fault.messages))
                 await asyncio.sleep(fault.within_s)
                 for crash, left in self.crashes:
-                    if replace(crash, about=fault.about, target=fault.target) == fault:  # so few messages: it dies now
+                    if (
+                        replace(crash, about=fault.about, target=fault.target) == fault
+                    ):  # so few messages: it dies now
                         self.crashes.remove((crash, left))
                         self.crash(fault)
                         break

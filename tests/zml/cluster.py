@@ -179,7 +179,9 @@ class Script:
         client = self.client
         self.plan = Plan.of(self.cluster.spec)
         here = self.plan.optimizer_on == "worker"
-        layout = Layout.of(self.model, self.optimizer, chunk_elements=self.cluster.chunk_elements, any_optimizer=here)
+        layout = Layout.of(
+            self.model, self.optimizer, chunk_elements=self.cluster.chunk_elements, any_optimizer=here
+        )
         spec = outer_spec() if here else OptimizerSpec.of(self.optimizer)
         registration = Registration(layout, spec, bucket_chunks=1)
         shown = await client.register(registration.to_bytes(), registration.digest, len(layout.chunks))

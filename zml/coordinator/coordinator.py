@@ -175,9 +175,10 @@ class Coordinator:
             self.homes.settle,
             self.homes.bring,
             docket,
+            lambda: self.shard_desk.asked(),
         )
         self.rosters.changed, self.rosters.written = self.wake, docket.settled
-        self.holds = Holds(self.job, self.shard_desk.answered)
+        self.holds = Holds(self.job, self.shard_desk.answered, self.facts.boots)
         self.spreading = Spreading(self)
         self.checkpoint_desk = CheckpointDesk(self)
         self.endings = Endings(self)

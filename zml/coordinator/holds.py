@@ -38,11 +38,12 @@ class NotTaken(Exception):
 class Holds:
     """One job's. `number` is the newest cut's; `lock` is held by whoever makes one."""
 
-    def __init__(self, job: str, ask: Ask) -> None:
+    def __init__(self, job: str, ask: Ask, before: int = 0) -> None:
+        """`before`: how many coordinators there were. No number is given twice."""
         self.job = job
         self.ask = ask
         self.lock = asyncio.Lock()
-        self.number = 0
+        self.number = before << 32
         self.releases: set[asyncio.Future[Answered | None]] = set()
 
     def next(self) -> int:

@@ -78,10 +78,13 @@ class Rosters:
         ask: Ask,
         bring: Bring,
         debts: Debts,
+        asked: Callable[[], Sequence[str]] | None = None,
     ) -> None:
+        """`shards` are told of rosters; those that are `asked` where a worker stands, if not all of them are."""
         self.job = job
         self.desk = desk
         self.shards = shards
+        self.asked = asked or shards
         self.ask = ask
         self.bring = bring
         self.changed: Callable[[], None] = lambda: None  # told when the ledger has changed
@@ -147,7 +150,7 @@ class Rosters:
 
     async def _settle(self, place: Place) -> None:
         message = Settle(self.job, place.worker, place.incarnation)
-        shards = self.shards()
+        shards = self.asked()
         if not shards:
             return  # the job is over
         accounts = await asyncio.gather(*(self._account(shard, message) for shard in shards))

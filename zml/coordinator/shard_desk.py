@@ -68,6 +68,15 @@ class ShardDesk:
         facts = self.hall.docket.facts
         return shard not in facts.took or int(shard[1:]) not in set(facts.holders or facts.placement)
 
+    def asked(self) -> list[ShardId]:
+        """Those that have something to say of workers: not one that has joined and got nothing so far."""
+        facts = self.hall.docket.facts
+        held = set(facts.holders or facts.placement)
+        first = self.hall.spec.shards
+        if facts.deciding or len(self.all) == first:
+            return self.all
+        return [shard for number, shard in enumerate(self.all) if number < first or number in held]
+
     async def register(
         self, peer: str, message: Register, registration: bytes
     ) -> Message | tuple[Message, bytes]:
@@ -87,7 +96,7 @@ class ShardDesk:
         if message.digest != digest_of(hall.facts.registration):
             raise Refusal("layout", f"{message.worker} registered another layout than the workers before it")
         hall.settle()
-        shards = self.all
+        shards = self.asked()
         if not await hall.until(lambda: self.assigned.issuperset(shards)):
             # The first sparse job of a machine compiles half a minute and more.
             late = [shard for shard in shards if shard not in self.assigned]

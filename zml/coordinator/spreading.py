@@ -36,7 +36,7 @@ PORTION = 1 << 20  # elements: 4 MiB of parameters, and their optimizer state wi
 CEDE_S = 10.0  # for a portion to be packed and to arrive
 GIVEN_S = 2.0  # for an edition to be taken; then others get it too
 LOOK_S = 0.5  # between two looks at whether something may move
-AGAIN_S = 1.0  # after a move that did not come about, or an edition that was not taken
+AGAIN_S, AGAIN_MOST_S = 1.0, 256.0  # after a move that did not come about; each time twice as long
 REST = 4  # times as long as it stood still, training goes on before the next portion
 
 log = structlog.get_logger()
@@ -50,6 +50,7 @@ class Spreading:
         self.task: asyncio.Task[None] | None = None
         self._cut: tuple[Bucket, ...] = ()
         self._weights: list[int] = []
+        self.most = PORTION  # of one portion
         self.moved = 0  # buckets
         self.at_rest: tuple[int, list[int]] | None = (
             None  # edition and newcomers for which nothing is to move
@@ -76,7 +77,7 @@ class Spreading:
 
     async def _spread(self) -> None:
         """Until the job is over: who has joined may have gone for a while, and others join."""
-        hall = self.hall
+        hall, pause_s = self.hall, AGAIN_S
         while hall.docket.running is not None:
             portion = self._next() if self._may_move() else None
             if portion is None:
@@ -85,10 +86,14 @@ class Spreading:
             began = time.monotonic()
             try:
                 alike_s, given_s = await self._move(portion)
-            except NotTaken as error:
-                log.warning("not moved", buckets=portion.buckets, because=str(error))
-                await asyncio.sleep(AGAIN_S)
+            except Exception as error:  # each try has training stand still: the next is later, and smaller
+                log.warning("not moved", buckets=portion.buckets, because=str(error) or repr(error))
+                self.most = max(1, self.most // 2)
+                hall.events.note(f"nothing moved to p{portion.target}", str(error) or repr(error))
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, AGAIN_MOST_S)
                 continue
+            pause_s = AGAIN_S
             held_s = time.monotonic() - began
             source, target = shard_id(portion.source), shard_id(portion.target)
             self.moved += len(portion.buckets)
@@ -130,7 +135,7 @@ class Spreading:
         seen = (self.hall.facts.edition, newcomers)
         if seen == self.at_rest:  # asked again with every change of anything
             return None
-        portion = next_portion(self._holders(), self._weights, newcomers, PORTION)
+        portion = next_portion(self._holders(), self._weights, newcomers, self.most)
         self.at_rest = seen if portion is None else None
         return portion
 
@@ -158,7 +163,7 @@ class Spreading:
             number, shards = hall.holds.next(), hall.shard_desk.holding()
             try:
                 took = await self._cede(portion, edition, number, shards)
-            except NotTaken:
+            except Exception:  # whatever it was, what is being decided is decided
                 await self._decide(Spread(edition, holders), portion)
                 raise
             else:
@@ -178,12 +183,21 @@ class Spreading:
         if not hall.rosters.known_at(front.generation):
             raise NotTaken("workers come or go")
         alike_s = time.monotonic() - began
+        lives = [self._life(source), self._life(target)]
         where = hall.homes.addresses(target)
         order = Cede(hall.job, number, edition, list(portion.buckets), target, where)
         answer = await hall.holds.ask(source, order, msgspec.msgpack.encode(front), CEDE_S)
         if answer is None or not isinstance(answer.message, Ok):
             raise NotTaken(f"{source} could not give them to {target}; their logs say why")
+        if lives != [self._life(source), self._life(target)]:
+            raise NotTaken(f"{source} or {target} has begun another life meanwhile")
         return alike_s, time.monotonic() - began - alike_s
+
+    def _life(self, shard: str) -> object:
+        """Another one after each death and each move."""
+        home = self.hall.machine.home(self.hall.job, shard)
+        job = self.hall.docket.running
+        return home, job and job.members.alive("shard").get(home.host) if home is not None else None
 
     async def _decide(self, edition: Spread, portion: Portion) -> None:
         """It holds as soon as it is written. Workers look who has what when the source refuses them, so the newcomer is
@@ -192,14 +206,20 @@ class Spreading:
         self.hall.docket.fact(edition)
         await self._written()
         first = [shard_id(portion.target), shard_id(portion.source)]
+        self.hall.holds.release(
+            self.hall.holds.number, [shard for shard in desk.holding() if shard not in first]
+        )
         for group in ([first[0]], [first[1]], [shard for shard in desk.all if shard not in first]):
             given = [desk.assign(shard) for shard in group if desk.serves(shard)]
             if given:  # who is away gets it when it is back
                 await asyncio.wait(given, timeout=GIVEN_S)
 
     async def _written(self) -> None:
+        """Also where the machine dies: shards let go of buckets because of it."""
         while not self.hall.docket.settled():
             await self.hall.pause(asyncio.get_running_loop().time() + LOOK_S)
+        if (journal := self.hall.docket.journal) is not None:
+            await asyncio.to_thread(journal.sync)
 
 
 def _tell_of_failure(task: asyncio.Task[None]) -> None:

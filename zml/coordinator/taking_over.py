@@ -33,6 +33,7 @@ def take_over(hall: Coordinator) -> None:
         return
     because = "the coordinator was started again"
     hall.events.note("the coordinator goes on", because)
+    hall.spreading.resume()
     match job.phase:
         case Running() | Draining():
             seats = job.members.seats()
@@ -42,7 +43,6 @@ def take_over(hall: Coordinator) -> None:
             hall.perform(actions.Announce(hall.job, job.generation, seats, because))
             for seat in seats:
                 hall.perform(actions.Launch(hall.job, seat.worker, seat.incarnation, because))
-            hall.spreading.resume()
             if hall.facts.placement:
                 hall.perform(actions.Place(hall.job, hall.facts.placement, because))
             hall.homes.again(because)

@@ -73,6 +73,11 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     course: Course = Course()
     doubt: tuple[int, list[int], bool] | None = None  # `doubt.Doubt`
 
+    def lasts(self) -> Iterator[Counted]:
+        """Of all steps that count and wait."""
+        for steps in self.committed.values():
+            yield from (last for _, last in steps.values())
+
 
 @dataclass(slots=True)
 class State:

@@ -24,6 +24,7 @@ import structlog
 from msgspec.structs import replace
 from torch import Tensor
 
+from ..hyper import read_hyper
 from ..messages import Assign, Assignment, Cede, Front, Graft, Message, Ok
 from ..records import MOST_BYTES
 from ..scheduler.ids import WorkerId
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from .shard import Shard
     from .store import Staged
 
-MOST_PARCEL = MOST_BYTES - (1 << 16)  # it is one record of a log, with its head
+MOST_PARCEL = MOST_BYTES - (4 << 20)  # it is one record of a log, with its heads and what is known of workers
 
 log = structlog.get_logger()
 
@@ -75,11 +76,12 @@ def cede(core: Shard, message: Cede, payload: bytes | memoryview) -> tuple[Messa
 
 def _packed(core: Shard, buckets: Collection[int]) -> bytes:
     state = base.state_of(core, buckets)
+    size = sum(each.nbytes for each in state.tensors.values())
+    size += state.snapshot.bytes if state.snapshot is not None else 0
+    if size > MOST_PARCEL:  # another time less may be staged
+        raise Refusal("placement", f"{size >> 20} MB are too much to move at once")
     tensors = [(head, bytes(data)) for head, data in (base.packed(*each) for each in state.all())]
-    parcel = msgspec.msgpack.encode(Parcel(front_of(core), state.account, tensors))
-    if len(parcel) > MOST_PARCEL:  # another time less may be staged
-        raise Refusal("placement", f"{len(parcel) >> 20} MB are too much to move at once")
-    return parcel
+    return msgspec.msgpack.encode(Parcel(front_of(core), state.account, tensors))
 
 
 # -- the target ------------------------------------------------------------------------------------------
@@ -118,6 +120,8 @@ def _unpacked(
         chunks = core.store.made_of(parcel.account.versions, mine)
         for push in _pushes(parcel.account):
             base.staged_of(push, core.cut[push.bucket].chunks, tensors)
+        for last in parcel.account.lasts():
+            read_hyper(last[3], core.store.spec)
     except (ValueError, KeyError, IndexError) as bad:
         raise Refusal("frame", f"what was ceded to {core.name} does not fit: {bad}") from None
     return parcel, tensors, chunks
@@ -142,8 +146,10 @@ def _pushes(account: base.Account) -> Iterable[base.Push]:
 
 def _take_in(core: Shard, account: base.Account, tensors: dict[str, Tensor], chunks: dict[int, Held]) -> None:
     assert core.store is not None
-    if not core.buckets:  # it knows nothing of workers that the other does not know better
+    if not core.buckets:  # it knows nothing of workers that the other does not know better, but who is lost
+        fenced = core.fenced
         base.stand_as(core, account)
+        core.fenced |= {w: n for w, n in fenced.items() if core.incarnations.get(w) == n}
 
     def come(kept: list[base.Push]) -> dict[int, Staged]:
         return {push.bucket: base.staged_of(push, core.cut[push.bucket].chunks, tensors) for push in kept}
@@ -168,7 +174,7 @@ def _take_in(core: Shard, account: base.Account, tensors: dict[str, Tensor], chu
 
 
 def settle(core: Shard, message: Assign, payload: bytes | memoryview, assignment: Assignment) -> None:
-    """This edition holds from now on. An older one than is known means nothing."""
+    """This edition holds from now on. An older one than is known means nothing, and there is one of each number."""
     if assignment.edition <= core.edition:
         return
     me = int(core.name[1:])
@@ -189,6 +195,14 @@ def settle(core: Shard, message: Assign, payload: bytes | memoryview, assignment
         core.meet_again(anew(core.name))
     if doubt is not None:
         doubt.end()
+
+
+def may_begin(core: Shard, assignment: Assignment) -> None:
+    """A shard without anything may take on a layout. Raises Refusal where it is said to hold what has come since."""
+    if assignment.edition and int(core.name[1:]) in assignment.holders and not core.replaying:
+        raise Refusal(
+            "placement", f"{core.name} has lost the buckets that it got with an edition of the placement"
+        )
 
 
 def _let_go(core: Shard, gone: Collection[int]) -> None:

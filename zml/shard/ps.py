@@ -118,7 +118,7 @@ class Ps(Tenancy):
         self.logs: dict[str, PushLog] = {}
         self.listeners: dict[str, Endpoint] = {}
         self.backups: dict[str, Backup] = {}
-        self.grafts: dict[str, list[memoryview]] = {}
+        self.grafts: dict[str, tuple[str, list[memoryview]]] = {}
         self.ceded = count(1)
         self.taking: dict[str, tuple[int, asyncio.Task[Message]]] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -282,7 +282,7 @@ class Ps(Tenancy):
         if isinstance(message, Copy):
             return self._copy(self.lease, message, payload)
         if isinstance(message, Graft):
-            return self._graft(message, payload)
+            return self._graft(peer, message, payload)
         return self._core(self.name).handle(peer, message, payload)
 
     def handle(

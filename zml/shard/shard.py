@@ -139,6 +139,7 @@ class Shard:
                     ceding.settle(self, message, payload, assignment)
                 fresh = self.store is None
                 if fresh:
+                    ceding.may_begin(self, assignment)
                     self.note(message, payload)
                 whose = (assignment.placement, message.staleness, message.compress)
                 self.assign(registration, *whose, assignment.holders, assignment.edition)
@@ -175,7 +176,6 @@ class Shard:
                     raise Refusal("checkpoint", f"{self.name} waits for edition {self.doubt.edition}")
                 if self.holding is None or self.holding.checkpoint != message.checkpoint:
                     self._release()
-                    self.copy = None
                     self.holding = Holding(self, message.checkpoint, self._go)
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Align():
@@ -248,6 +248,10 @@ class Shard:
 
     def held(self, checkpoint: int) -> Holding:
         holding = self.holding
+        if self.doubt is not None:
+            raise Refusal(
+                "checkpoint", f"{self.name} waits for edition {self.doubt.edition} of the placement"
+            )
         if holding is None or holding.over or holding.checkpoint != checkpoint:
             raise Refusal("checkpoint", f"{self.name} goes on already: checkpoint {checkpoint} came too late")
         return holding
@@ -387,7 +391,10 @@ class Shard:
 
     def _holding_up(self) -> Holding | None:
         """Where what would count is to wait."""
-        if self.doubt is not None and self.holding is None:  # the doubt is a former process'
+        holding = self.holding
+        if self.doubt is not None and (
+            holding is None or holding.over
+        ):  # it was a former process', or took long
             self.holding = Holding(self, 0, self._go)
             self.holding.stay()
         return self.holding if self.holding is not None and not self.holding.over else None

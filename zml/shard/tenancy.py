@@ -36,7 +36,7 @@ from ..messages import (
     Returned,
     Standing,
 )
-from ..records import Damaged
+from ..records import MOST_BYTES, Damaged
 from ..scheduler.ids import JobId, read_id
 from ..tracing import emit, on
 from ..tracing.shards import ShardTrace
@@ -45,8 +45,7 @@ from ..transport import Endpoint, Handler, Refusal, Refused, TransportError
 from .backup import Backup
 from .base import state_of
 from .begin import CannotBegin
-from .ceding import MOST_PARCEL
-from .mirror import Mirror, pieces
+from .mirror import HEAD_BYTES, Mirror, pieces
 from .porter import Porter
 from .pulling import Reply
 from .pushlog import NoLog, PushLog
@@ -57,7 +56,8 @@ if TYPE_CHECKING:
 
 SYNC_S = 1.0  # what was pushed longer ago survives the machine
 STANDING_S = 5.0  # for the coordinator to answer; it is asked again then
-GIVE_S = 5.0  # for another shard to answer, that buckets are given to
+REACH_S = 1.0  # for another shard to be reached, that buckets are given to: meanwhile training stands still
+GIVE_S = 5.0  # and to take a piece of them
 AGAIN_S = 0.1  # until the coordinator is asked again
 
 log = structlog.get_logger()
@@ -82,7 +82,9 @@ class Tenancy:
     logs: dict[str, PushLog]
     listeners: dict[str, Endpoint]  # of the shards that have not this process' name
     backups: dict[str, Backup]  # in the bulk thread alone
-    grafts: dict[str, list[memoryview]]  # pieces that have come for a shard here; in the bulk thread alone
+    grafts: dict[
+        str, tuple[str, list[memoryview]]
+    ]  # who cedes to a shard here, and what has come; in the bulk thread
     ceded: Iterator[int]
     taking: dict[str, tuple[int, asyncio.Task[Message]]]  # the newest order to serve each shard, by its home
     tasks: set[asyncio.Task[None]]
@@ -229,7 +231,7 @@ class Tenancy:
             endpoint = dial(name)
             await endpoint.start()
             try:
-                await endpoint.connect(message.to, message.addresses, timeout_s=GIVE_S)
+                await endpoint.connect(message.to, message.addresses, timeout_s=REACH_S)
                 for number, (_, part, more) in enumerate(pieces(b"", parcel)):
                     piece = Graft(message.job, message.to, message.edition, number, more)
                     await endpoint.request(message.to, piece, part, timeout_s=GIVE_S)
@@ -242,21 +244,31 @@ class Tenancy:
         await self.in_bulk(give)
         return Ok()
 
-    def _graft(self, message: Graft, payload: memoryview | None) -> Any:
-        """A piece of what another shard cedes to one that lives here; in the bulk thread."""
+    def _graft(self, peer: str, message: Graft, payload: memoryview | None) -> Any:
+        """A piece of what another shard cedes to one that lives here; in the bulk thread. Each attempt is a peer of its
+        own, and the newest counts."""
+        if self.lease is None or message.job != self.lease.joined.job:
+            raise Refusal("job", f"{self.name} takes nothing in for job {message.job}")
         core, data = self._core(message.shard), payload if payload is not None else memoryview(b"")
-        came = self.grafts.setdefault(core.name, [])
         if message.number == 0:
-            came.clear()
-        if message.number > len(came) or sum(map(len, came)) > MOST_PARCEL:
-            raise Refusal("frame", f"piece {message.number} came, and {len(came)} was to follow")
-        if message.number == len(came):
-            came.append(data)
+            self.grafts[core.name] = (peer, [])
+        who, came = self.grafts.get(core.name, ("", []))
+        if who != peer or message.number != len(came):
+            raise Refusal("frame", f"piece {message.number} of {peer} does not follow what has come")
+        if sum(map(len, came)) + len(data) > MOST_BYTES - HEAD_BYTES:
+            raise Refusal("frame", f"{peer} sends more than can be taken in at once")
+        came.append(data)
         if message.more:
             return Ok()
-        whole = b"".join(self.grafts.pop(core.name))
-        order = Graft(message.job, core.name, message.edition)
-        return core.covered(core.order(order, whole))
+        del self.grafts[core.name]
+        return self._grafted(core, Graft(message.job, core.name, message.edition), b"".join(came))
+
+    async def _grafted(self, core: Shard, message: Graft, whole: bytes) -> Any:
+        """It is safe from a crash of the machine before the other may let go of it."""
+        answer = core.covered(core.order(message, whole))
+        if (pushes := self.logs.get(core.name)) is not None:
+            await asyncio.to_thread(pushes.records.sync)
+        return await answer if isinstance(answer, Awaitable) else answer
 
     # -- copies ------------------------------------------------------------------------------------------
 
