@@ -1,7 +1,8 @@
 """What goes wrong in a run, drawn from its seed: a list of faults with their times.
 
-There are two kinds of worlds. In a fixed one every shard lives and dies with its own process. In a housed one shards
-have backups or are moved, processes are told to leave and come again, and checkpoints are taken all the while.
+There are three kinds of worlds. In a fixed one every shard lives and dies with its own process. In a housed one shards
+have backups or are moved, processes are told to leave and come again, and checkpoints are taken all the while. In a
+growing one shards join beside all that, and get their share of the buckets, one by one.
 
 One worker of each run, the anchor, is spared what costs a worker its place: a job whose workers are all gone is over,
 and rightly so. It meets everything else: loss, delay, short partitions, lost shards, a coordinator that stands still.
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 Boundary = Literal["sent", "arrives", "handled"]
-Kind = Literal["fixed", "housed"]
+Kind = Literal["fixed", "housed", "growing"]
+ANY = "p*"  # the target of a crash: whichever shard's process comes to its message first
 BRIEF_S = 0.9  # shorter than a lease
 LONG_LOG = 64 << 20  # bytes, which no log of these runs reaches
 
@@ -22,7 +24,8 @@ class Crash:
     """`target` dies at a message: the one after `messages` more, before it leaves, before or after it is handled.
 
     A worker's name is that of its agent, which takes the script with it; `script w1` dies alone, and its agent tells.
-    After `back_s` another process takes its place, if one is to.
+    After `back_s` another process takes its place, if one is to. Where the coordinator dies at an order that it gives,
+    it is before it leaves ("sent"), or at so many messages after it.
     """
 
     target: str
@@ -31,6 +34,7 @@ class Crash:
     back_s: float | None
     about: str = ""  # if not empty, only requests of this kind count; for "sent", their answers
     torn: int = 0  # bytes of a record that the dying shard has begun to write
+    within_s: float = 1.0  # where no such message comes in this time, it dies then
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,8 @@ class Plan:
     replicas: int = 0  # or 1
     checkpoint_s: float = 0.0  # between two checkpoints; 0: there are none
     long_log: int = LONG_LOG  # bytes from which on a push log is cut
+    chunk_elements: int = 64  # three buckets
+    joins: dict[int, float] = field(default_factory=dict)  # shards that come later, by number, and when
     faults: list[tuple[float, Fault]] = field(default_factory=list)  # seconds after the start, in order
 
     def __str__(self) -> str:
@@ -104,15 +110,17 @@ class Plan:
             f"optimizer on {self.optimizer_on}, {self.epochs} epochs of {self.batches} batches, "
             f"anchor {self.anchor}, late {self.late}, {self.weather}",
             f"{self.kind}: {self.replicas} replicas, a checkpoint every {self.checkpoint_s:.2f} s, "
-            f"logs cut at {self.long_log} bytes",
+            f"logs cut at {self.long_log} bytes, shards join {self.joins}",
             *(f"  {at:.3f} {fault}" for at, fault in self.faults),
         ]
         return "\n".join(lines)
 
 
 def kind_of(seed: int) -> Kind:
-    """Every twelfth world is a housed one: it takes more than twice as long."""
-    return "housed" if seed % 12 == 2 else "fixed"
+    """Every twelfth world is a housed one, for it takes more than twice as long; and every third of these grows."""
+    if seed % 12 != 2:
+        return "fixed"
+    return "growing" if seed // 12 % 3 == 1 else "housed"
 
 
 def goes_on(seed: int) -> bool:
@@ -125,9 +133,17 @@ def draw(seed: int, *, coordinator_dies: bool) -> Plan:
     dice = random.Random(seed)
     plan, pace_s = _cluster(dice)
     length_s = max(1.0, plan.epochs * plan.batches * pace_s * 1.5)
-    if kind_of(seed) == "housed":
+    kind = kind_of(seed)
+    if kind != "fixed":
         _house(dice, plan)
         length_s = max(2.0, length_s)
+    if kind == "growing":
+        _grow(dice, plan)
+        length_s = 4.0
+        for joined_at in plan.joins.values():
+            for _ in range(dice.choice((0, 1, 1, 2))):
+                fault = _of_growing(dice, plan, coordinator_dies=coordinator_dies)
+                plan.faults.append((joined_at + dice.uniform(0.0, 2.0), fault))
     _befall(dice, plan, length_s, coordinator_dies=coordinator_dies)
     return plan
 
@@ -144,6 +160,9 @@ def draw_after(seed: int, plan: Plan, *, coordinator_dies: bool) -> Plan:
     dice = random.Random(f"after {seed}")
     after, pace_s = _cluster(dice)
     _house(dice, after)
+    if plan.kind == "growing":
+        _grow(dice, after)
+        after.chunk_elements = plan.chunk_elements
     after.epochs, after.batches = plan.epochs, plan.batches
     after.compress, after.optimizer_on = plan.compress, plan.optimizer_on
     _befall(dice, after, max(1.0, plan.epochs * plan.batches * pace_s), coordinator_dies=coordinator_dies)
@@ -158,6 +177,18 @@ def _house(dice: random.Random, plan: Plan) -> None:
     plan.long_log = dice.choice((LONG_LOG, 8000))
     plan.epochs = dice.randint(2, 3)
     plan.weather = replace(plan.weather, loss=dice.choice((0.0, 0.0, 0.0, 0.01)))
+
+
+def _grow(dice: random.Random, plan: Plan) -> None:
+    """It trains for a while, with buckets enough for all who come."""
+    plan.kind = "growing"
+    plan.shards = dice.choice((1, 1, 2, 2, 3))
+    plan.replicas = dice.choice((0, 0, 1)) if plan.shards > 1 else 0
+    plan.checkpoint_s = dice.choice((0.4, 1.0, 2.0))
+    plan.batches = dice.randint(8, 12)
+    plan.chunk_elements = 32
+    plan.compute_s = {worker: dice.uniform(0.15, 0.6) for worker in plan.compute_s}
+    plan.joins = {plan.shards + i: dice.uniform(0.1, 1.5) for i in range(dice.choice((1, 1, 2)))}
 
 
 def _cluster(dice: random.Random) -> tuple[Plan, float]:
@@ -188,10 +219,10 @@ def _cluster(dice: random.Random) -> tuple[Plan, float]:
 
 
 def draw_fault(dice: random.Random, plan: Plan, *, coordinator_dies: bool) -> Fault:
-    shards = [f"p{index}" for index in range(plan.shards)]
+    shards = [f"p{index}" for index in (*range(plan.shards), *plan.joins)]
     workers = [*(f"w{index}" for index in range(plan.workers)), *plan.late]
     mortal = [worker for worker in workers if worker != plan.anchor]
-    if plan.kind == "housed" and dice.random() < 0.5:
+    if plan.kind != "fixed" and dice.random() < 0.5:
         return _of_housing(dice, shards, coordinator_dies=coordinator_dies)
     match dice.choice(("shard dies", "shard dies", "worker dies", "worker dies", "freeze", "cut", "weather")):
         case "shard dies":
@@ -238,6 +269,18 @@ def _of_housing(dice: random.Random, shards: list[str], *, coordinator_dies: boo
             return Order()
 
 
+def _of_growing(dice: random.Random, plan: Plan, *, coordinator_dies: bool) -> Fault:
+    """Somebody dies at a message by which buckets move: who gives them, who gets them, or another."""
+    shards = [f"p{index}" for index in (*range(plan.shards), *plan.joins)]
+    about = dice.choice(("Cede", "Graft", "Assign"))
+    target = dice.choice(shards) if about == "Assign" else ANY
+    if coordinator_dies and dice.random() < 0.4:
+        about, target = dice.choice(("Cede", "Cede", "Assign")), "coordinator"
+    boundary: Boundary = dice.choice(("sent", "arrives", "handled"))
+    back_s = dice.uniform(0.1, 4.0)
+    return Crash(target, boundary, dice.choice((0, 0, 0, 1, 2)), back_s, about, within_s=5.0)
+
+
 def crash(dice: random.Random, target: str, back_s: float | None) -> Crash:
     boundary: Boundary = dice.choice(("sent", "arrives", "handled"))
     about = dice.choice(("", *KINDS["script" if target[0] in "sw" else target[0]]))
@@ -251,4 +294,5 @@ KINDS = {
     "c": ("Take", "Take", "OpenEpoch", "Register", "Exited", "Join", "Returned", "Where"),
     "script": ("Commit", "Commit", "Push", "Take", "Enter", "Advance"),
 }  # what a crash may be about, of a shard, the coordinator and a worker
+ORDERS = ("Cede", "Assign")  # that the coordinator gives, and at which it may die
 HOUSING = ("Copy", "Copy", "Pair", "Promote", "Adopt", "Retire", "Hold", "Align", "Snap", "Write")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgpack
 import structlog
@@ -22,6 +23,7 @@ import torch
 
 from tests.zml.cluster import Cluster
 from zml.checkpoint import Checkpoint
+from zml.coordinator import spreading
 from zml.coordinator.checkpoints import When
 from zml.errors import EX_TEMPFAIL
 from zml.lease import COORDINATOR
@@ -35,6 +37,8 @@ from zml.transport.frames import Kind
 from .cuts import held
 from .ending import check, chosen
 from .faults import (
+    ANY,
+    ORDERS,
     Boundary,
     Crash,
     Fault,
@@ -105,6 +109,7 @@ class World(Cluster):
             resumed=resumed,
             **journal,
         )
+        self.chunk_elements = plan.chunk_elements
         self.coordinator_is_back = asyncio.Event()
         self.coordinator_process = self.process(COORDINATOR)
         self.shard_processes: dict[int, Process] = {}
@@ -263,29 +268,41 @@ class World(Cluster):
         for place, (crash, left) in enumerate(self.crashes):
             if whose not in self.processes_of(crash.target):
                 continue
+            orders = crash.target == COORDINATOR and crash.about in ORDERS
             # The answer to a message of this kind is what is sent next once it has arrived.
-            answer = bool(crash.about) and crash.boundary == "sent" and crash.target[0] in "pc"
-            if crash.about not in ("", about) or boundary != ("arrives" if answer else crash.boundary):
+            answer = bool(crash.about) and crash.boundary == "sent" and crash.target[0] in "pc" and not orders
+            at = "sent" if orders else "arrives" if answer else crash.boundary
+            if crash.about not in ("", about) or boundary != at:
                 continue
-            if left:
+            if orders and crash.boundary != "sent":
+                self.crashes[place] = (replace(crash, about=""), left)
+            elif left:
                 self.crashes[place] = (crash, left - 1)
-            elif answer:
-                self.crashes[place] = (replace(crash, about=""), 0)
             else:
-                del self.crashes[place]
-                self.crash(crash)
+                found = replace(crash, target=self.shard_of(whose)) if crash.target == ANY else crash
+                if answer:
+                    self.crashes[place] = (replace(found, about=""), 0)
+                else:
+                    del self.crashes[place]
+                    self.crash(found)
             return
 
     def processes_of(self, target: str) -> list[Process]:
         if target == COORDINATOR:
             return [self.coordinator_process]
+        if target == ANY:
+            return list(self.shard_processes.values())
         if target.startswith("p"):
-            return [self.shard_processes[int(target[1:])]]
+            process = self.shard_processes.get(int(target[1:]))
+            return [process] if process is not None else []
         worker = self.workers.get(target.removeprefix("script "))
         if worker is None:
             return []
         mine = [worker.script_process] if worker.script_process is not None else []
         return mine if target.startswith("script") else [worker.process, *mine]
+
+    def shard_of(self, process: Process) -> str:
+        return next(f"p{index}" for index, one in self.shard_processes.items() if one is process)
 
     def crash(self, crash: Crash) -> None:
         target, again = crash.target, crash.back_s
@@ -296,7 +313,9 @@ class World(Cluster):
             later(again, self.start_coordinator, context=NOBODY.copy())
             return
         if target.startswith("p"):
-            index = int(target[1:])
+            index = int(target[1:]) if target != ANY else self.dice.choice(list(self.shards))
+            if index not in self.shards:
+                return  # it has not come yet
             wrote = [pushes.folder for pushes in self.shards[index].logs.values()]
             self.kill_shard(index)
             if crash.torn:
@@ -322,9 +341,11 @@ class World(Cluster):
         match fault:
             case Crash():
                 self.crashes.append((fault, fault.messages))
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(fault.within_s)
                 for crash, left in self.crashes:
-                    if replace(crash, about=fault.about) == fault:  # so few messages: it dies now
+                    if (
+                        replace(crash, about=fault.about, target=fault.target) == fault
+                    ):  # so few messages: it dies now
                         self.crashes.remove((crash, left))
                         self.crash(fault)
                         break
@@ -354,6 +375,8 @@ class World(Cluster):
     async def _leave(self, leave: Leave) -> None:
         """As SIGTERM, until the process has ended, in whatever way."""
         index = int(leave.target[1:])
+        if index not in self.shards:
+            return  # it has not come yet
         process, task, ps = self.shard_processes[index], self.shard_tasks[index], self.shards[index]
         loop = asyncio.get_running_loop()
         loop.call_soon(ps.leave, "SIGTERM", context=process.context)
@@ -397,6 +420,8 @@ class World(Cluster):
         began = loop.time()
         for name, at in self.plan.late.items():
             loop.call_later(at, self.start_worker, name)
+        for index, at in self.plan.joins.items():
+            loop.call_later(at, self.start_shard, index)
         happens = [asyncio.ensure_future(self._at(began + at, fault)) for at, fault in self.plan.faults]
         ending = asyncio.ensure_future(self.over())
         # A fault that comes when all is over does not come.
@@ -527,7 +552,7 @@ def _run(seed: int, plan: Plan, folder: Path, resumed: Checkpoint | None = None)
 
     async def main() -> int:
         worlds.append(World(seed, plan, folder, processes, resumed))
-        with watching(worlds[0].witness, plan.long_log):
+        with watching(worlds[0].witness, plan.long_log), patch.object(spreading, "PORTION", 1):
             return await worlds[0].live()
 
     broken: str | None = None

@@ -177,10 +177,11 @@ class Script:
 
     async def _epochs(self) -> None:
         client = self.client
-        # Three chunks: enough for two shards with several buckets.
         self.plan = Plan.of(self.cluster.spec)
         here = self.plan.optimizer_on == "worker"
-        layout = Layout.of(self.model, self.optimizer, chunk_elements=64, any_optimizer=here)
+        layout = Layout.of(
+            self.model, self.optimizer, chunk_elements=self.cluster.chunk_elements, any_optimizer=here
+        )
         spec = outer_spec() if here else OptimizerSpec.of(self.optimizer)
         registration = Registration(layout, spec, bucket_chunks=1)
         shown = await client.register(registration.to_bytes(), registration.digest, len(layout.chunks))
@@ -318,6 +319,7 @@ class Cluster:
         self.folder = folder
         self.sees = sees
         self.patience_s = 600.0
+        self.chunk_elements = 64  # three chunks: enough for two shards with several buckets
         self.silent = False  # scripts do not answer when they are asked to keep their optimizers' state
         self.resumed = resumed
         self.network = network
