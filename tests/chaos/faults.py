@@ -141,7 +141,7 @@ def draw(seed: int, *, coordinator_dies: bool) -> Plan:
         _grow(dice, plan)
         length_s = 4.0
         for joined_at in plan.joins.values():
-            for _ in range(dice.choice((0, 1, 1, 2))):
+            for _ in range(dice.choice((0, 1, 2, 3))):
                 fault = _of_growing(dice, plan, coordinator_dies=coordinator_dies)
                 plan.faults.append((joined_at + dice.uniform(0.0, 2.0), fault))
     _befall(dice, plan, length_s, coordinator_dies=coordinator_dies)

@@ -247,6 +247,7 @@ def test_chaos_catches_a_target_that_does_not_take_over_what_was_staged(
     assert caught("growing", MORE).broken
 
 
+@pytest.mark.soak
 def test_chaos_catches_an_edition_that_is_told_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     fact = Docket.fact
 
