@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zml.checkpoint import Checkpoint, newest, read
 from zml.checkpoint.folder import entries
+from zml.messages import Graft
 from zml.scheduler.ids import JobId
 from zml.shard.shard import Shard
 
@@ -33,7 +34,8 @@ def found_in(root: Path) -> list[Checkpoint]:
 def replay(
     name: str, history: Sequence[Record], moments: set[int]
 ) -> tuple[Shard, dict[int, dict[str, Tensor]]]:
-    """The shard of this history; and what a checkpoint should have of it after so many updates."""
+    """The shard of this history; and what a checkpoint should have of it after so many updates, of all that it held
+    then: what has come is there, too, and what went stays as it was."""
     shard = Shard(JobId("job"), name)
     seen: dict[int, dict[str, Tensor]] = {}
     for message, payload in pairs(history):
@@ -41,23 +43,26 @@ def replay(
         if (
             shard.steps in moments
             and shard.store is not None
-            and (shard.steps == 0 or shard.steps not in seen)
+            and (shard.steps == 0 or shard.steps not in seen or isinstance(message, Graft))
         ):
-            seen[shard.steps] = dict(shard.store.snapshot(published=False).tensors())
+            seen.setdefault(shard.steps, {}).update(shard.store.snapshot(published=False).tensors())
     return shard, seen
 
 
 def is_what_shards_had(
     checkpoint: Checkpoint, step: int, seen: Mapping[str, Mapping[int, Mapping[str, Tensor]]]
 ) -> None:
-    """After `step` updates of this run. `seen`: by shard and updates."""
+    """After `step` updates of this run. `seen`: by shard and updates. Who has moved was on two shards, and the same."""
+    found: set[int] = set()
     for shard, moments in seen.items():
-        assert step in moments, f"{checkpoint.path.name}: {shard} never stood at {step} updates"
-        for name, tensor in moments[step].items():
+        for name, tensor in moments.get(step, {}).items():
             chunk, _, part = name.partition("/")
+            found.add(int(chunk))
             assert np.array_equal(checkpoint.chunk(int(chunk))[part], tensor.numpy()), (
                 f"{checkpoint.path.name}: {shard} had another {name} after {step} updates"
             )
+    lacking = checkpoint.holders.keys() ^ found
+    assert not lacking, f"{checkpoint.path.name}: no shard with the chunks {lacking} stood at {step} updates"
 
 
 def held(checkpoint: Checkpoint, batches: int) -> set[Batch]:

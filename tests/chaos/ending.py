@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from zml.shard.shard import Shard
 
 from . import cuts, invariants
 from .faults import Freeze, Partition, Weather
+from .invariants import Account
 from .witness import pairs
 
 TAKE_S = 30.0
@@ -31,10 +33,10 @@ def check(world: World, code: int) -> None:
     witness.copies_follow()
     logs = {shard: home.log for shard, home in world.homes.items()}
     histories = {shard: witness.history(log) for shard, log in logs.items()}
-    accounts = {
-        shard: invariants.Reader(shard, plan.staleness).read(pairs(history))
-        for shard, history in histories.items()
-    }
+    read = {shard: pairs(history) for shard, history in histories.items()}
+    accounts = invariants.read_all(read, plan.staleness)
+    invariants.every_bucket_lives_on_one_shard(accounts, world.coordinator.facts.holders)
+    shards_know_the_placement(world, accounts)
     invariants.a_step_counts_on_all_or_none(accounts)
     invariants.what_was_acknowledged_is_in_the_logs(accounts, recorder)
     to_do = world.batches - world.before
@@ -52,14 +54,13 @@ def check(world: World, code: int) -> None:
     for shard, history in histories.items():
         whole, seen[shard] = cuts.replay(shard, history, set(steps))
         shard_is_what_its_history_makes(world, shard, whole)
-        assert whole.store is not None
+        if whole.store is None:
+            continue
         versions = [held.version for held in whole.store._trained]
         invariants.applied_as_often_as_counted(accounts[shard], versions, plan.staleness)
     backups_are_what_their_histories_make(world)
     for checkpoint, step in zip(checkpoints, steps, strict=True):
-        cuts.is_what_shards_had(
-            checkpoint, step, {shard: seen[shard] for shard in seen if accounts[shard].mine}
-        )
+        cuts.is_what_shards_had(checkpoint, step, seen)
         for account in accounts.values():
             if account.trains:
                 cuts.ledger_is_what_is_in_the_parameters(
@@ -72,10 +73,33 @@ def check(world: World, code: int) -> None:
     checkpoints_are_taken_in_time(world, checkpoints)
 
 
+def shards_know_the_placement(world: World, accounts: Mapping[str, Account]) -> None:
+    """Who is said to have the newest edition has it, and waits for none; others may wait for that one, or for the one
+    that was being decided when the job was over. In memory it is the same."""
+    facts, told = world.coordinator.facts, world.coordinator.shard_desk.editions
+    for shard, account in accounts.items():
+        assert account.edition <= facts.edition, f"{shard} has {account.edition}, which was never decided"
+        assert account.doubt in (0, facts.deciding, facts.edition), f"{shard} waits for {account.doubt}"
+        if told.get(shard) == facts.edition and account.doubt != facts.deciding:
+            assert not account.doubt, f"{shard} was told of {facts.edition}, and waits for {account.doubt}"
+        if shard in told:
+            assert account.edition >= told[shard], f"{shard} was told {told[shard]}, has {account.edition}"
+        index = int(world.homes[shard].host[1:])
+        core = world.shards[index].cores.get(shard)
+        if world.is_alive(index) and core is not None and core.store is not None:
+            assert core.buckets.keys() == {bucket.index for bucket in account.mine}, (
+                f"{shard}: {core.buckets}"
+            )
+            assert (core.doubt.edition if core.doubt is not None else 0) == account.doubt, shard
+
+
 def shard_is_what_its_history_makes(world: World, shard: str, whole: Shard) -> None:
     """On disk, and in the memory of the process in which it lives."""
     home = world.homes[shard]
     folder = folder_of(world, home.log)
+    if whole.store is None:  # it has joined, and got no further
+        assert not world.witness.is_on_disk(folder) or int(shard[1:]) >= world.plan.shards
+        return
     if world.witness.is_on_disk(folder) < len(world.witness.history(home.log)):
         same_bits(replayed(folder, shard), whole)
     index = int(home.host[1:])

@@ -1,8 +1,8 @@
 """What goes wrong in a run, drawn from its seed: a list of faults with their times.
 
 There are three kinds of worlds. In a fixed one every shard lives and dies with its own process. In a housed one shards
-have backups or are moved, processes are told to leave and come again, and checkpoints are taken all the while. A growing
-one is a housed one in which shards join, and get their share of the buckets, one by one, while all that goes on.
+have backups or are moved, processes are told to leave and come again, and checkpoints are taken all the while. In a
+growing one shards join beside all that, and get their share of the buckets, one by one.
 
 One worker of each run, the anchor, is spared what costs a worker its place: a job whose workers are all gone is over,
 and rightly so. It meets everything else: loss, delay, short partitions, lost shards, a coordinator that stands still.
@@ -141,7 +141,7 @@ def draw(seed: int, *, coordinator_dies: bool) -> Plan:
         _grow(dice, plan)
         length_s = 4.0
         for joined_at in plan.joins.values():
-            for _ in range(dice.choice((0, 1, 1, 2))):
+            for _ in range(dice.choice((0, 1, 2, 3))):
                 fault = _of_growing(dice, plan, coordinator_dies=coordinator_dies)
                 plan.faults.append((joined_at + dice.uniform(0.0, 2.0), fault))
     _befall(dice, plan, length_s, coordinator_dies=coordinator_dies)
@@ -160,6 +160,9 @@ def draw_after(seed: int, plan: Plan, *, coordinator_dies: bool) -> Plan:
     dice = random.Random(f"after {seed}")
     after, pace_s = _cluster(dice)
     _house(dice, after)
+    if plan.kind == "growing":
+        _grow(dice, after)
+        after.chunk_elements = plan.chunk_elements
     after.epochs, after.batches = plan.epochs, plan.batches
     after.compress, after.optimizer_on = plan.compress, plan.optimizer_on
     _befall(dice, after, max(1.0, plan.epochs * plan.batches * pace_s), coordinator_dies=coordinator_dies)

@@ -7,17 +7,33 @@ model of our own, and what the recorder has heard. A broken rule is an `Assertio
     a version   of a chunk never goes back for a worker
     a fence     nothing of a worker is in a log behind its `Settle`, or behind the roster without it
     a log       makes the same shard, to the bit; and all workers end with the parameters that the shards publish
+    a bucket    lives on one shard, the one that the newest edition of the placement names
+    a move      is of what its source has, and what is staged of it counts where it is; both know of the same steps
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import msgspec
 
 from zml.layout import Bucket, buckets
-from zml.messages import Advance, Assign, Commit, Enter, Load, Message, Muster, Push, Roster, Settle
+from zml.messages import (
+    Advance,
+    Assign,
+    Cede,
+    Commit,
+    Enter,
+    Graft,
+    Load,
+    Message,
+    Muster,
+    Push,
+    Roster,
+    Settle,
+)
 from zml.shard.begin import read_assignment
 
 from .recorder import Recorder, Said, Who
@@ -56,14 +72,22 @@ class Account:
     lows: list[int | None] = field(default_factory=lambda: [None])
     trains: bool = False  # it holds chunks that take steps
     mine: tuple[Bucket, ...] = ()
+    edition: int = -1  # of the placement; -1 before it had any
+    doubt: int = 0  # the edition that it waits for, if there is one
+    moves: int = 0  # editions by which it has got or given something
 
 
 class Reader:
     """Reads a history from its beginning; a second opinion on `shard` and `staleness`, and much simpler."""
 
-    def __init__(self, shard: str, bound: int | None) -> None:
+    def __init__(self, shard: str, bound: int | None, ceded: dict[int, "Reader"]) -> None:
+        """`ceded`: by edition, who cedes for it, as it was then. All readers of a run share it."""
         self.bound = bound
+        self.ceded = ceded
         self.account = Account(shard)
+        self.cut: tuple[Bucket, ...] = ()
+        self.gives: frozenset[int] = frozenset()  # the buckets that it has ceded, and may get back
+        self.staged: set[tuple[Who, int, int]] = set()  # pushes of what lives here
         self.roster: dict[str, int] = {}
         self.over: set[Who] = set()  # settled, or out of the roster
         self.active: dict[str, Stand] = {}
@@ -71,13 +95,15 @@ class Reader:
         self.furthest = 0
         self.pushed: frozenset[int] = frozenset()
 
-    def read(self, records: Iterable[tuple[Message, memoryview]]) -> Account:
+    def read(self, records: Iterable[tuple[Message, memoryview]]) -> Iterator[int]:
+        """Yields each edition for which the source's history must be read first (`read_all`)."""
         for number, (message, payload) in enumerate(records):
+            while isinstance(message, Graft) and message.edition not in self.ceded:
+                yield message.edition
             self._take(number, message, payload)
             low = self._low()
             self.furthest = max(self.furthest, low or 0)
             self.account.lows.append(low)
-        return self.account
 
     def _low(self) -> int | None:
         return min((stand.clock for stand in self.active.values()), default=None)
@@ -91,12 +117,16 @@ class Reader:
             )
         match message:
             case Assign():
-                registration, assignment = read_assignment(payload)
-                cut = buckets(registration.layout, assignment.placement, registration.bucket_chunks)
-                holders = assignment.holders or [bucket.shard for bucket in cut]
-                account.mine = tuple(b for b in cut if f"p{holders[b.index]}" == account.shard)
-                self.pushed = frozenset(bucket.index for bucket in account.mine if not bucket.frozen)
-                account.trains = bool(self.pushed)
+                self._assign(payload)
+            case Cede():
+                assert not account.doubt, f"{account.shard} cedes {message}, and waits for {account.doubt}"
+                self._doubt(message.edition)
+                self.gives = frozenset(message.buckets)
+                assert self.gives <= {b.index for b in account.mine}, f"{account.shard} cedes {message}"
+                assert message.edition not in self.ceded, f"two shards cede for edition {message.edition}"
+                self.ceded[message.edition] = deepcopy(self, {id(self.ceded): self.ceded})
+            case Graft():
+                self._graft(self.ceded[message.edition])
             case Roster():
                 self._muster(msgspec.msgpack.decode(payload, type=Muster))
             case Settle():
@@ -104,19 +134,75 @@ class Reader:
             case Enter():
                 self._enter(message.worker)
             case Push():
+                held = message.bucket in self.pushed and message.bucket not in self.gives
+                assert held, f"{account.shard} takes {message}, which it does not hold"
                 account.pushes[who, message.clock, message.bucket] += 1
+                self.staged.add((who, message.clock, message.bucket))
             case Commit():
+                assert not account.doubt, f"{account.shard} counts {message}, and waits for {account.doubt}"
                 account.commits[who, message.clock] += 1
                 self._count(Step(who, message.clock, message.epoch, message.done))
             case Advance():
                 stand = self.active[message.worker]
                 stand.rests_until = max(stand.rests_until, message.clock)
 
+    def _assign(self, payload: memoryview) -> None:
+        registration, assignment = read_assignment(payload)
+        account = self.account
+        if assignment.edition <= account.edition:
+            return
+        self.cut = buckets(registration.layout, assignment.placement, registration.bucket_chunks)
+        holders = assignment.holders or [bucket.shard for bucket in self.cut]
+        had, first = {bucket.index for bucket in account.mine}, account.edition < 0
+        mine = [bucket for bucket in self.cut if f"p{holders[bucket.index]}" == account.shard]
+        assert first or {bucket.index for bucket in mine} <= had, (
+            f"{account.shard} has only {sorted(had)}, and is told to hold {mine}"
+        )
+        if account.doubt:
+            assert assignment.edition >= account.doubt, f"{account.shard} hears of {assignment.edition} only"
+            account.moves += (len(mine) < len(had)) is bool(self.gives)
+        account.edition, account.doubt, self.gives = assignment.edition, 0, frozenset()
+        self._hold(mine)
+
+    def _doubt(self, edition: int) -> None:
+        account = self.account
+        assert edition > account.edition, f"{account.shard} knows edition {account.edition}, not {edition}"
+        account.doubt = edition
+
+    def _hold(self, mine: Collection[Bucket]) -> None:
+        self.account.mine = tuple(sorted(mine, key=lambda bucket: bucket.index))
+        self.pushed = frozenset(bucket.index for bucket in mine if not bucket.frozen)
+        self.account.trains = bool(self.pushed)
+        self.staged = {push for push in self.staged if push[2] in self.pushed}
+
+    def _graft(self, source: "Reader") -> None:
+        """It gets what the source had when it ceded; one that held nothing stands where that one stood."""
+        account, edition = self.account, source.account.doubt
+        assert not account.doubt, f"{account.shard} takes on for {edition}, and waits for {account.doubt}"
+        self._doubt(edition)
+        assert source.roster == self.roster, f"{account.shard} and {source.account.shard} know other workers"
+        if account.mine:
+            ours, theirs = Counter(account.steps), Counter(source.account.steps)
+            assert ours == theirs, (
+                f"edition {edition}: only {account.shard} counts {ours - theirs}, only "
+                + (f"{source.account.shard} {theirs - ours}")
+            )
+        else:
+            account.steps = list(source.account.steps)
+            self.active, self.former = deepcopy(source.active), dict(source.former)
+            self.furthest = source.furthest
+        self.over |= source.over
+        self.staged |= {push for push in source.staged if push[2] in source.gives}
+        self._hold([*account.mine, *(self.cut[index] for index in source.gives)])
+
     def _muster(self, muster: Muster) -> None:
         for step in muster.finished:
             who = Who(step.worker, step.incarnation)
             newest = max((s.clock for s in self.account.steps if s.who == who), default=-1)
-            if self.roster.get(who.worker) == who.incarnation and newest < step.clock:
+            knows = (
+                self.account.mine or who.worker in self.active
+            )  # of one that holds nothing, nothing is asked
+            if knows and self.roster.get(who.worker) == who.incarnation and newest < step.clock:
                 self._count(Step(who, step.clock, step.epoch, step.done))
         named = {seat.worker: seat.incarnation for seat in muster.seats}
         for worker, incarnation in self.roster.items():
@@ -141,7 +227,7 @@ class Reader:
 
     def _count(self, step: Step) -> None:
         account = self.account
-        lacking = [bucket for bucket in self.pushed if not account.pushes[step.who, step.clock, bucket]]
+        lacking = [bucket for bucket in self.pushed if (step.who, step.clock, bucket) not in self.staged]
         assert not lacking, f"{account.shard} counts {step} without a push of the buckets {lacking}"
         earlier = [s for s in account.steps if s.who == step.who]
         assert all(s.clock < step.clock for s in earlier), (
@@ -157,7 +243,32 @@ class Reader:
         stand.finished = max(stand.finished, step.clock + 1)
 
 
+def read_all(
+    histories: Mapping[str, Iterable[tuple[Message, memoryview]]], bound: int | None
+) -> dict[str, Account]:
+    """All shards; who gets buckets is read on when it is known what the source had."""
+    ceded: dict[int, Reader] = {}
+    readers = {shard: Reader(shard, bound, ceded) for shard in histories}
+    reading = {shard: readers[shard].read(history) for shard, history in histories.items()}
+    while reading:
+        waits = {shard: next(records, None) for shard, records in reading.items()}
+        reading = {shard: reading[shard] for shard, edition in waits.items() if edition is not None}
+        asked = {edition for edition in waits.values() if edition is not None}
+        assert len(reading) < len(waits) or asked & ceded.keys(), f"got from nobody, for the editions {asked}"
+    return {shard: reader.account for shard, reader in readers.items()}
+
+
 # -- the rules --------------------------------------------------------------------------------------------------
+
+
+def every_bucket_lives_on_one_shard(accounts: Mapping[str, Account], holders: Sequence[int]) -> None:
+    """Of those that know the newest edition; `holders` are its, or nobody's where nothing has ever moved."""
+    newest = max(account.edition for account in accounts.values())
+    for account in accounts.values():
+        if holders and account.edition == newest and not account.doubt:
+            ours = {bucket.index for bucket in account.mine}
+            named = {bucket for bucket, holder in enumerate(holders) if f"p{holder}" == account.shard}
+            assert ours == named, f"{account.shard} holds the buckets {ours}, and is to hold {named}"
 
 
 def a_step_counts_on_all_or_none(accounts: Mapping[str, Account]) -> None:

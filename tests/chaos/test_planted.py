@@ -9,6 +9,7 @@ import pytest
 
 from zml.coordinator import checkpoint_desk, holds
 from zml.coordinator.docket import Docket
+from zml.coordinator.facts import Fact, Spread
 from zml.coordinator.rosters import Rosters
 from zml.hyper import read_hyper
 from zml.messages import Commit, Message, Ok, Published, Snap
@@ -17,6 +18,7 @@ from zml.scheduler.events import BackupLost
 from zml.scheduler.machine import EVENTS
 from zml.scheduler.staleness import Gate
 from zml.scheduler.state import State
+from zml.shard import ceding
 from zml.shard.counted import Last, Step
 from zml.shard.holding import front_of
 from zml.shard.mirror import Mirror, Stage
@@ -215,3 +217,46 @@ def test_chaos_catches_a_ledger_that_is_not_of_the_cut(monkeypatch: pytest.Monke
     """It says what the workers have reported, and not what the shards have applied."""
     monkeypatch.setattr(checkpoint_desk, "applied_batches", lambda applied, incarnations: {})
     assert caught("housed", MORE).broken
+
+
+# -- what only growing worlds catch ----------------------------------------------------------------------------------
+
+
+def test_chaos_catches_a_source_that_goes_on_counting_while_it_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    holding_up = Shard._holding_up
+
+    def holding_up_others(self: Shard) -> Any:
+        return None if self.doubt is not None and self.doubt.gives else holding_up(self)
+
+    monkeypatch.setattr(Shard, "_holding_up", holding_up_others)
+    assert caught("growing", MORE).broken
+
+
+@pytest.mark.soak
+def test_chaos_catches_a_target_that_does_not_take_over_what_was_staged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take_in = ceding._take_in
+
+    def take_in_the_rest(core: Shard, account: Any, *what: Any) -> None:
+        take_in(core, msgspec.structs.replace(account, staged={}), *what)
+
+    monkeypatch.setattr(ceding, "_take_in", take_in_the_rest)
+    assert caught("growing", MORE).broken
+
+
+@pytest.mark.soak
+def test_chaos_catches_an_edition_that_is_told_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    fact = Docket.fact
+
+    def fact_later(self: Docket, what: Fact) -> None:
+        if not isinstance(what, Spread):
+            fact(self, what)
+            return
+        self.facts.note(what)
+        asyncio.get_running_loop().call_later(0.05, fact, self, what)
+
+    monkeypatch.setattr(Docket, "fact", fact_later)
+    assert caught("growing", MORE).broken

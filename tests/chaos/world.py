@@ -278,17 +278,13 @@ class World(Cluster):
                 self.crashes[place] = (replace(crash, about=""), left)
             elif left:
                 self.crashes[place] = (crash, left - 1)
-            elif answer or crash.target == ANY:
-                one = self.shard_of(whose) if crash.target == ANY else crash.target
-                found = replace(crash, target=one, about="" if answer else crash.about)
+            else:
+                found = replace(crash, target=self.shard_of(whose)) if crash.target == ANY else crash
                 if answer:
-                    self.crashes[place] = (found, 0)
+                    self.crashes[place] = (replace(found, about=""), 0)
                 else:
                     del self.crashes[place]
                     self.crash(found)
-            else:
-                del self.crashes[place]
-                self.crash(crash)
             return
 
     def processes_of(self, target: str) -> list[Process]:

@@ -285,3 +285,29 @@ def test_resting_lets_the_others_go_on() -> None:
     assert bench.version() == 3
     bench.shard.roster(2, [*bench.seats, Seat("w2", 1, False)])
     assert bench.ask("w2", Enter(JOB, "w2", 1)) == Entered(3), "a late worker begins at the slowest clock"
+
+
+def test_a_pull_that_waits_is_not_answered_by_a_shard_that_was_copied_and_moved_meanwhile() -> None:
+    """When it came there was no copy that the answer had to wait for."""
+
+    class Over:
+        def append(self, message: Any, payload: Any = None) -> None: ...
+
+        def settled(self) -> None:
+            raise Refusal("moved", "it lives elsewhere")
+
+    async def main() -> None:
+        bench = Bench(0)
+        bench.load()
+        bench.step("w0", 0)
+        pull = bench.ask("w0", Pull(JOB, "w0", 1, 1, 0, [0]))
+        assert isinstance(pull, Awaitable)
+        waiting = asyncio.ensure_future(pull)
+        await asyncio.sleep(0)
+        bench.shard.mirror = Over()  # type: ignore[assignment]
+        with pytest.raises(Refusal, match="elsewhere"):
+            bench.step("w1", 0)
+        with pytest.raises(Refusal, match="elsewhere"):
+            await waiting
+
+    simulate(main())

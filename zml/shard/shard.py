@@ -292,10 +292,10 @@ class Shard:
 
     def covered(self, reply: Reply | Awaitable[Reply]) -> Reply | Awaitable[Reply]:
         """The reply, once the backup has all that it follows from (`mirror` says why that holds for parameters too)."""
+        if isawaitable(reply):  # there may be a mirror by then
+            return self._covered_later(reply)
         if self.mirror is None:
             return reply
-        if isawaitable(reply):
-            return self._covered_later(reply)
         wait = self.mirror.settled()
         return reply if wait is None else _behind(wait, reply)
 
