@@ -32,6 +32,7 @@ import click
 from checkpoints import EXAMPLE, HERE, PATIENCE_S, WARM_UP, copy_ms
 
 from zml.layout import CHUNK
+from zml.runs.rundir import TIMELINE
 
 BEFORE = 40  # steps, before the shard is started
 STATES = 3  # a parameter and what AdamW keeps of it
@@ -79,15 +80,12 @@ def train(steps: int, arguments: tuple[str, ...]) -> tuple[list[float], list[tup
             running = subprocess.Popen(
                 [*zml, "run", *flags, *script], env=environment, stdout=file, stderr=subprocess.STDOUT
             )
-        status, joined = run_dir / "status.json", None
+        steps_made, joined = run_dir / TIMELINE / "w0.jsonl", None
 
         def trained() -> bool:
             if running.poll() is not None:
                 raise click.ClickException(f"zml run ended too early:\n{output.read_text()}")
-            try:
-                return int(json.loads(status.read_text())["steps"]) >= BEFORE
-            except (OSError, ValueError, KeyError):
-                return False
+            return steps_made.exists() and len(steps_made.read_text().splitlines()) >= BEFORE
 
         try:
             until(trained, "the first steps")
