@@ -14,7 +14,6 @@ another process was the coordinator, what it was deciding about stays as it was.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -82,14 +81,14 @@ class Spreading:
             if portion is None:
                 await hall.pause(asyncio.get_running_loop().time() + LOOK_S)
                 continue
-            began = time.monotonic()
+            began = asyncio.get_running_loop().time()
             try:
                 alike_s, given_s = await self._move(portion)
             except NotTaken as error:
                 log.warning("not moved", buckets=portion.buckets, because=str(error))
                 await asyncio.sleep(AGAIN_S)
                 continue
-            held_s = time.monotonic() - began
+            held_s = asyncio.get_running_loop().time() - began
             source, target = shard_id(portion.source), shard_id(portion.target)
             self.moved += len(portion.buckets)
             took = {
@@ -173,17 +172,17 @@ class Spreading:
         hall, source, target = self.hall, shard_id(portion.source), shard_id(portion.target)
         if not shards:
             raise NotTaken("a shard is away")
-        began = time.monotonic()
+        began = asyncio.get_running_loop().time()
         front = await hall.holds.stand_alike(number, shards)
         if not hall.rosters.known_at(front.generation):
             raise NotTaken("workers come or go")
-        alike_s = time.monotonic() - began
+        alike_s = asyncio.get_running_loop().time() - began
         where = hall.homes.addresses(target)
         order = Cede(hall.job, number, edition, list(portion.buckets), target, where)
         answer = await hall.holds.ask(source, order, msgspec.msgpack.encode(front), CEDE_S)
         if answer is None or not isinstance(answer.message, Ok):
             raise NotTaken(f"{source} could not give them to {target}; their logs say why")
-        return alike_s, time.monotonic() - began - alike_s
+        return alike_s, asyncio.get_running_loop().time() - began - alike_s
 
     async def _decide(self, edition: Spread, portion: Portion) -> None:
         """It holds as soon as it is written. Workers look who has what when the source refuses them, so the newcomer is
