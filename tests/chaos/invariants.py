@@ -199,10 +199,9 @@ class Reader:
         for step in muster.finished:
             who = Who(step.worker, step.incarnation)
             newest = max((s.clock for s in self.account.steps if s.who == who), default=-1)
-            knows = (
-                self.account.mine or who.worker in self.active
-            )  # of one that holds nothing, nothing is asked
-            if knows and self.roster.get(who.worker) == who.incarnation and newest < step.clock:
+            if not self.account.mine:
+                continue  # what it knows, it will get from who cedes
+            if self.roster.get(who.worker) == who.incarnation and newest < step.clock:
                 self._count(Step(who, step.clock, step.epoch, step.done))
         named = {seat.worker: seat.incarnation for seat in muster.seats}
         for worker, incarnation in self.roster.items():

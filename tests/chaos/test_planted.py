@@ -29,7 +29,7 @@ from .faults import Kind, kind_of
 from .world import Outcome, quiet, run
 
 SEEDS = 500  # as many as are always run
-MORE = 3000  # of which few are housed worlds
+MORE = 3000  # of which few are housed or growing worlds
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 Plant = Callable[[str], None]
 
@@ -172,7 +172,7 @@ def test_chaos_catches_a_coordinator_that_answers_before_it_writes(monkeypatch: 
 def test_chaos_catches_a_former_home_that_acknowledges(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it held back for a checkpoint counts there when it is let go, and nobody has it."""
     monkeypatch.setattr(Shard, "end", lambda self: None)
-    assert caught("housed", MORE).broken
+    assert caught("housed", 2 * MORE).broken
 
 
 @pytest.mark.soak

@@ -14,7 +14,6 @@ another process was the coordinator, what it was deciding about stays as it was.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -83,7 +82,7 @@ class Spreading:
             if portion is None:
                 await hall.pause(asyncio.get_running_loop().time() + LOOK_S)
                 continue
-            began = time.monotonic()
+            began = asyncio.get_running_loop().time()
             try:
                 alike_s, given_s = await self._move(portion)
             except Exception as error:  # each try has training stand still: the next is later, and smaller
@@ -93,8 +92,8 @@ class Spreading:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, AGAIN_MOST_S)
                 continue
-            pause_s = AGAIN_S
-            held_s = time.monotonic() - began
+            pause_s, self.most = AGAIN_S, min(2 * self.most, PORTION)
+            held_s = asyncio.get_running_loop().time() - began
             source, target = shard_id(portion.source), shard_id(portion.target)
             self.moved += len(portion.buckets)
             took = {
@@ -178,11 +177,11 @@ class Spreading:
         hall, source, target = self.hall, shard_id(portion.source), shard_id(portion.target)
         if not shards:
             raise NotTaken("a shard is away")
-        began = time.monotonic()
+        began = asyncio.get_running_loop().time()
         front = await hall.holds.stand_alike(number, shards)
         if not hall.rosters.known_at(front.generation):
             raise NotTaken("workers come or go")
-        alike_s = time.monotonic() - began
+        alike_s = asyncio.get_running_loop().time() - began
         lives = [self._life(source), self._life(target)]
         where = hall.homes.addresses(target)
         order = Cede(hall.job, number, edition, list(portion.buckets), target, where)
@@ -191,7 +190,7 @@ class Spreading:
             raise NotTaken(f"{source} could not give them to {target}; their logs say why")
         if lives != [self._life(source), self._life(target)]:
             raise NotTaken(f"{source} or {target} has begun another life meanwhile")
-        return alike_s, time.monotonic() - began - alike_s
+        return alike_s, asyncio.get_running_loop().time() - began - alike_s
 
     def _life(self, shard: str) -> object:
         """Another one after each death and each move."""
