@@ -239,8 +239,6 @@ def test_a_worker_that_dies_while_buckets_move_counts_everywhere_or_nowhere(
     case = simulate(main())
     alike(case)
     held_once(case)
-    done = case.cluster.coordinator.ledger
-    assert done.reissued >= 0
     for shard, core in case.cores.items():
         same_bits(replayed(tmp_path / shard), core)
 
@@ -265,6 +263,54 @@ def test_a_newcomer_that_dies_for_good_before_it_has_anything_is_no_loss(
 
     case = simulate(main())
     assert trained(case.scripts) == ALL and case.hosts["p2"] in ("p0", "p1")
+
+
+def test_a_newcomer_is_asked_of_lost_workers_once_it_holds_something(tmp_path: Path) -> None:
+    """One that is away and empty keeps nobody waiting for what it cannot say."""
+
+    async def main() -> tuple[list[str], list[str]]:
+        case = Case(1, replicas=0, folder=tmp_path, compute_s=0.3)
+        await case.start()
+        await case.until_trained(3)
+        hall = case.cluster.coordinator
+        case.cluster.start_shard(2)
+        await case.cluster.until(lambda: len(hall.shard_desk.all) == 3)
+        before = list(hall.rosters.asked())
+        await case.cluster.until(partial(has_its_share, case))
+        after = list(hall.rosters.asked())
+        await case.finish()
+        return before, after
+
+    assert simulate(main()) == (["p0", "p1"], ["p0", "p1", "p2"])
+
+
+def test_what_fails_in_the_midst_of_a_move_leaves_nobody_in_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> Case:
+        case = Case(1, replicas=0, folder=tmp_path, compute_s=0.3)
+        await case.start()
+        await case.until_trained(3)
+        spreading = case.cluster.coordinator.spreading
+        cede, failed = spreading._cede, list[Any]()
+
+        async def fails(*args: Any) -> Any:
+            took = await cede(*args)
+            if not failed:
+                failed.append(took)
+                raise KeyError("a mistake")
+            return took
+
+        monkeypatch.setattr(spreading, "_cede", fails)
+        case.cluster.start_shard(2)
+        await case.cluster.until(lambda: failed and has_its_share(case))
+        await case.finish()
+        return case
+
+    case = simulate(main())
+    case.audit()
+    alike(case)
+    held_once(case)
 
 
 # -- what comes beside ---------------------------------------------------------------------------------------
