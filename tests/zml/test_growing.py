@@ -265,8 +265,12 @@ def test_a_newcomer_that_dies_for_good_before_it_has_anything_is_no_loss(
     assert trained(case.scripts) == ALL and case.hosts["p2"] in ("p0", "p1")
 
 
-def test_a_newcomer_is_asked_of_lost_workers_once_it_holds_something(tmp_path: Path) -> None:
+def test_a_newcomer_is_asked_of_lost_workers_once_it_holds_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that is away and empty keeps nobody waiting for what it cannot say."""
+    start = Spreading.start
+    monkeypatch.setattr(Spreading, "start", lambda self: None)
 
     async def main() -> tuple[list[str], list[str]]:
         case = Case(1, replicas=0, folder=tmp_path, compute_s=0.3)
@@ -276,6 +280,7 @@ def test_a_newcomer_is_asked_of_lost_workers_once_it_holds_something(tmp_path: P
         case.cluster.start_shard(2)
         await case.cluster.until(lambda: len(hall.shard_desk.all) == 3)
         before = list(hall.rosters.asked())
+        start(hall.spreading)
         await case.cluster.until(partial(has_its_share, case))
         after = list(hall.rosters.asked())
         await case.finish()
