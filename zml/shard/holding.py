@@ -1,5 +1,5 @@
-"""How a checkpoint is cut through shards that do not stop: nothing counts for a moment, all come to stand alike, and
-each marks what it has.
+"""How shards that do not stop are held: nothing counts for a moment, and all come to stand alike. So a checkpoint is cut
+through them, where it is not cut without (`marking`), and so a bucket goes from one to another (`ceding`).
 
     Hold    what would count from now on waits
     Align   what counts on some shard counts here too; repeated until all stand alike
@@ -9,7 +9,8 @@ A worker commits when all shards have staged its step, so to stand alike takes n
 is on its way. In BSP a step may count and wait for the others' of its clock: it is not in the parameters, and
 `applied` leaves it out on all shards alike.
 
-Rule: whoever holds lets go by itself after HOLD_MOST_S, whatever became of the one who asked.
+Rule: whoever holds lets go by itself after HOLD_MOST_S, whatever became of the one who asked; only a shard in doubt
+(`doubt`) holds until it knows.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Holding:
             waiting.answer.set_exception(refusal)
 
     def _too_long(self) -> None:
-        log.warning("held for too long: going on without the checkpoint", shard=self.shard.name)
+        log.warning("held for too long: it goes on", shard=self.shard.name)
         self.release()
 
 

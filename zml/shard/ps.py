@@ -77,10 +77,7 @@ from .tenancy import InBulk, Tenancy
 if TYPE_CHECKING:
     from ..config import Settings
 
-SYNC_S = 1.0  # what was pushed longer ago survives the machine
-STANDING_S = 5.0  # for the coordinator to answer; it is asked again then
 GAUGE_S = 1.0  # between two words on what the shards see
-AGAIN_S = 0.1  # until the coordinator is asked again
 
 log = structlog.get_logger()
 

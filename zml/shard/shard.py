@@ -99,7 +99,7 @@ class Shard:
         self.buckets: dict[int, Bucket] = {}  # only those that live here
         self.pushed: frozenset[int] = (
             frozenset()
-        )  # of them, those that every step pushes: not the frozen ones
+        )  # of them, those that are in every step: not the frozen ones
         self.seats: Sequence[Seat] = ()  # of the newest generation
         self.gate = Gate(0)
         self.generation = 0
@@ -253,7 +253,10 @@ class Shard:
                 "checkpoint", f"{self.name} waits for edition {self.doubt.edition} of the placement"
             )
         if holding is None or holding.over or holding.checkpoint != checkpoint:
-            raise Refusal("checkpoint", f"{self.name} goes on already: checkpoint {checkpoint} came too late")
+            raise Refusal(
+                "checkpoint",
+                f"{self.name} goes on already: what was to come with hold {checkpoint} came too late",
+            )
         return holding
 
     def _release(self) -> None:
