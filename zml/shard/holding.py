@@ -1,5 +1,5 @@
-"""How shards that do not stop are held: nothing counts for a moment, and all come to stand alike. So a checkpoint is cut
-through them, where it is not cut without (`marking`), and so a bucket goes from one to another (`ceding`).
+"""How shards that do not stop are held: nothing counts for a moment, and all come to stand alike. So a checkpoint is
+cut through them, where it is not cut without (`marking`), and so a bucket goes from one to another (`ceding`).
 
     Hold    what would count from now on waits
     Align   what counts on some shard counts here too; repeated until all stand alike
