@@ -315,9 +315,7 @@ class Ledger:
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
-    def at_cut(
-        self, applied: Mapping[WorkerId, tuple[int, int]], *, gone_on: bool = False
-    ) -> Pass | None:
+    def at_cut(self, applied: Mapping[WorkerId, tuple[int, int]], *, gone_on: bool = False) -> Pass | None:
         """The open epoch as it is in parameters that hold, of each worker, the first batches of an epoch: a copy.
 
         `applied` is (epoch, done) by worker; what was committed before is in the parameters anyhow. `gone_on`: the
