@@ -49,6 +49,13 @@ def alike(case: Case) -> None:
     assert all(core.applied == cores[0].applied for core in cores)
 
 
+def whole(case: Case) -> None:
+    """Nothing is lost, nothing is doubled, and everything is where it is said to be."""
+    case.audit()
+    alike(case)
+    held_once(case)
+
+
 @pytest.mark.parametrize("staleness", MODES)
 @pytest.mark.parametrize("replicas", [0, 1])
 @pytest.mark.parametrize(
@@ -78,9 +85,7 @@ def test_a_shard_that_joins_gets_its_share_and_nobody_misses_anything(
         return case
 
     case = simulate(main())
-    case.audit()
-    alike(case)
-    held_once(case)
+    whole(case)
     for shard, core in case.cores.items():
         same_bits(replayed(tmp_path / shard), core)
 
@@ -162,9 +167,7 @@ def test_a_shard_that_dies_while_buckets_move_goes_on_where_its_log_says(
 
     case, killed = simulate(main())
     assert len(killed) == 1
-    case.audit()
-    alike(case)
-    held_once(case)
+    whole(case)
     for shard, core in case.cores.items():
         same_bits(replayed(tmp_path / shard), core)
 
@@ -185,14 +188,14 @@ def test_a_coordinator_that_dies_while_buckets_move_leaves_nobody_in_doubt(
         dead = asyncio.Event()
         spreading = case.cluster.coordinator.spreading
 
-        async def decide(edition: Spread, portion: Any) -> None:
+        async def decide(edition: Spread, *where: Any) -> None:
             if fact is Spread:
                 case.cluster.coordinator.docket.fact(edition)
             case.cluster.kill_coordinator()
             dead.set()
             await asyncio.get_running_loop().create_future()
 
-        spreading._decide = decide  # type: ignore[method-assign]
+        spreading._decide = decide  # type: ignore[method-assign,assignment]
         case.cluster.start_shard(2)
         await dead.wait()
         doubts = [ps.cores[name].doubt for ps in case.cluster.shards.values() for name in ps.cores]
@@ -205,9 +208,7 @@ def test_a_coordinator_that_dies_while_buckets_move_leaves_nobody_in_doubt(
         return case
 
     case = simulate(main())
-    case.audit()
-    alike(case)
-    held_once(case)
+    whole(case)
 
 
 @pytest.mark.parametrize("staleness", [0, *soak([2, None])])
@@ -313,9 +314,7 @@ def test_what_fails_in_the_midst_of_a_move_leaves_nobody_in_doubt(
         return case
 
     case = simulate(main())
-    case.audit()
-    alike(case)
-    held_once(case)
+    whole(case)
 
 
 # -- what comes beside ---------------------------------------------------------------------------------------
@@ -336,9 +335,7 @@ def test_two_shards_join_and_one_that_has_joined_leaves_again(tmp_path: Path) ->
         return case
 
     case = simulate(main())
-    case.audit()
-    alike(case)
-    held_once(case)
+    whole(case)
     assert case.hosts["p1"] == "p2", "the next on the ring, which is there"
 
 
@@ -368,9 +365,7 @@ def test_a_portion_that_cannot_be_taken_stays_where_it_is_and_is_tried_again(
 
     case = simulate(main())
     assert refused == [1], "it was decided that all stays as it was"
-    case.audit()
-    alike(case)
-    held_once(case)
+    whole(case)
 
 
 def test_a_checkpoint_after_a_move_has_every_chunk_once_and_is_gone_on_from(tmp_path: Path) -> None:

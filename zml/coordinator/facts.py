@@ -148,6 +148,11 @@ class Facts(msgspec.Struct):
     failures: list[MemberFailure] = []
     progress: Progressed | None = None
 
+    @property
+    def holding(self) -> set[int]:
+        """The shards that hold something, as numbers."""
+        return set(self.holders or self.placement)
+
     def note(self, fact: Fact) -> None:
         match fact:
             case Begun():

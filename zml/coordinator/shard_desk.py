@@ -57,7 +57,7 @@ class ShardDesk:
     def holding(self) -> list[str]:
         """The shards with chunks; none where one of them cannot be asked, or has no parameters yet."""
         facts = self.hall.docket.facts
-        held = set(facts.holders or facts.placement)
+        held = facts.holding
         shards = [str(shard) for number, shard in enumerate(self.all) if number in held]
         # Of a job that ends it is not known any more; the shards themselves say so then.
         ready = self.hall.docket.loaded or (self._ending() and set(shards) <= set(facts.took))
@@ -66,13 +66,12 @@ class ShardDesk:
     def had_nothing(self, shard: str) -> bool:
         """There is nothing that it could lack: it never had a layout, or has joined and got no chunks so far."""
         facts = self.hall.docket.facts
-        return shard not in facts.took or int(shard[1:]) not in set(facts.holders or facts.placement)
+        return shard not in facts.took or int(shard[1:]) not in facts.holding
 
     def asked(self) -> list[ShardId]:
         """Those that have something to say of workers: not one that has joined and got nothing so far."""
         facts = self.hall.docket.facts
-        held = set(facts.holders or facts.placement)
-        first = self.hall.spec.shards
+        held, first = facts.holding, self.hall.spec.shards
         if facts.deciding or len(self.all) == first:
             return self.all
         return [shard for number, shard in enumerate(self.all) if number < first or number in held]

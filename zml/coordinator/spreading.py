@@ -163,12 +163,9 @@ class Spreading:
             try:
                 took = await self._cede(portion, edition, number, shards)
             except Exception:  # whatever it was, what is being decided is decided
-                await self._decide(Spread(edition, holders), portion)
+                await self._decide(Spread(edition, holders), portion, number, shards)
                 raise
-            else:
-                await self._decide(Spread(edition, portion.applied_to(holders)), portion)
-            finally:
-                hall.holds.release(number, shards)
+            await self._decide(Spread(edition, portion.applied_to(holders)), portion, number, shards)
         return took
 
     async def _cede(
@@ -198,16 +195,14 @@ class Spreading:
         job = self.hall.docket.running
         return home, job and job.members.alive("shard").get(home.host) if home is not None else None
 
-    async def _decide(self, edition: Spread, portion: Portion) -> None:
-        """It holds as soon as it is written. Workers look who has what when the source refuses them, so the newcomer is
-        told first."""
+    async def _decide(self, edition: Spread, portion: Portion, number: int, shards: Sequence[str]) -> None:
+        """It holds as soon as it is written, and then all go on but those in doubt. Workers look who has what when the
+        source refuses them, so the newcomer is told first."""
         desk = self.hall.shard_desk
         self.hall.docket.fact(edition)
         await self._written()
+        self.hall.holds.release(number, shards)
         first = [shard_id(portion.target), shard_id(portion.source)]
-        self.hall.holds.release(
-            self.hall.holds.number, [shard for shard in desk.holding() if shard not in first]
-        )
         for group in ([first[0]], [first[1]], [shard for shard in desk.all if shard not in first]):
             given = [desk.assign(shard) for shard in group if desk.serves(shard)]
             if given:  # who is away gets it when it is back

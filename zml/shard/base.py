@@ -182,8 +182,12 @@ def become(shard: Shard, state: State) -> None:
         }
         for clock, steps in account.committed.items()
     }
-    mine = {name: tensor for name, tensor in tensors.items() if not name.startswith(STAGED)}
-    shard.store.load_state(account.versions, mine)
+    shard.store.load_state(account.versions, of_chunks(tensors))
+
+
+def of_chunks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that are no payloads."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(STAGED)}
 
 
 def stand_as(shard: Shard, account: Account) -> None:

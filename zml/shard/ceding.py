@@ -32,7 +32,7 @@ from ..transport import Refusal
 from . import base
 from .counted import Committed, Step
 from .doubt import Doubt, anew
-from .holding import front_of
+from .holding import front_of, must_stand
 
 if TYPE_CHECKING:
     from .held import Held
@@ -61,8 +61,7 @@ def cede(core: Shard, message: Cede, payload: bytes | memoryview) -> tuple[Messa
     if core.doubt is None:
         if not core.replaying:
             core.held(message.checkpoint)
-            if msgspec.msgpack.decode(payload, type=Front) != front_of(core):
-                raise Refusal("checkpoint", f"{core.name} stands elsewhere than all had agreed")
+            must_stand(core, payload)
             if message.edition <= core.edition or not buckets <= core.buckets.keys():
                 raise Refusal("placement", f"{core.name} does not hold all of buckets {sorted(buckets)}")
         parcel = b"" if core.replaying else _packed(core, buckets)
@@ -91,16 +90,16 @@ def graft(core: Shard, message: Graft, payload: bytes | memoryview) -> Message:
     """Hold these buckets too. Raises Refusal where they do not fit, and then nothing has changed."""
     if core.doubt is not None and core.doubt.edition == message.edition:
         return Ok()
-    parcel, tensors, chunks = _unpacked(core, message, payload)
+    account, buckets, tensors, chunks = _unpacked(core, message, payload)
     core.note(message, payload)
-    _take_in(core, parcel.account, tensors, chunks)
-    _doubt(core, Doubt(message.edition, frozenset(_buckets_of(core, parcel.account)), gives=False))
+    _take_in(core, account, buckets, tensors, chunks)
+    _doubt(core, Doubt(message.edition, buckets, gives=False))
     return Ok()
 
 
 def _unpacked(
     core: Shard, message: Graft, payload: bytes | memoryview
-) -> tuple[Parcel, dict[str, Tensor], dict[int, Held]]:
+) -> tuple[base.Account, frozenset[int], dict[str, Tensor], dict[int, Held]]:
     if core.store is None or core.doubt is not None or message.edition <= core.edition:
         raise Refusal("placement", f"{core.name} takes nothing in for edition {message.edition}")
     try:
@@ -116,20 +115,19 @@ def _unpacked(
     if core.buckets and parcel.front != front_of(core):
         raise Refusal("stale", f"{core.name} stands elsewhere than who cedes")
     try:
-        mine = {name: tensor for name, tensor in tensors.items() if not name.startswith(base.STAGED)}
-        chunks = core.store.made_of(parcel.account.versions, mine)
+        chunks = core.store.made_of(parcel.account.versions, base.of_chunks(tensors))
         for push in _pushes(parcel.account):
             base.staged_of(push, core.cut[push.bucket].chunks, tensors)
         for last in parcel.account.lasts():
             read_hyper(last[3], core.store.spec)
     except (ValueError, KeyError, IndexError) as bad:
         raise Refusal("frame", f"what was ceded to {core.name} does not fit: {bad}") from None
-    return parcel, tensors, chunks
+    return parcel.account, buckets, tensors, chunks
 
 
-def _buckets_of(core: Shard, account: base.Account) -> set[int]:
+def _buckets_of(core: Shard, account: base.Account) -> frozenset[int]:
     """Those whose chunks are in it. KeyError where they are not whole."""
-    found = {bucket.index for bucket in core.cut if account.versions.keys() & set(bucket.chunks)}
+    found = frozenset(bucket.index for bucket in core.cut if account.versions.keys() & set(bucket.chunks))
     if account.versions.keys() != {chunk for index in found for chunk in core.cut[index].chunks}:
         raise KeyError("a bucket is not whole")
     return found
@@ -144,7 +142,13 @@ def _pushes(account: base.Account) -> Iterable[base.Push]:
             yield from pushes
 
 
-def _take_in(core: Shard, account: base.Account, tensors: dict[str, Tensor], chunks: dict[int, Held]) -> None:
+def _take_in(
+    core: Shard,
+    account: base.Account,
+    buckets: frozenset[int],
+    tensors: dict[str, Tensor],
+    chunks: dict[int, Held],
+) -> None:
     assert core.store is not None
     if not core.buckets:  # it knows nothing of workers that the other does not know better, but who is lost
         fenced = core.fenced
@@ -167,7 +171,7 @@ def _take_in(core: Shard, account: base.Account, tensors: dict[str, Tensor], chu
             pushes |= come(kept)
             committed[WorkerId(name)] = base.committed_of(core, [pushes[i] for i in sorted(pushes)], last)
     core.store.take_in(chunks)
-    _hold_only(core, core.buckets.keys() | _buckets_of(core, account))
+    _hold_only(core, core.buckets.keys() | buckets)
 
 
 # -- both, and all others ----------------------------------------------------------------------------------

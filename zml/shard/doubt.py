@@ -25,6 +25,10 @@ class Doubt:
         await asyncio.shield(self.over)
         raise anew(name)
 
+    def undecided(self, name: str) -> Refusal:
+        """No cut is made through this shard now."""
+        return Refusal("checkpoint", f"{name} waits for edition {self.edition} of the placement")
+
     def end(self) -> None:
         if self.over is not None and not self.over.done():
             self.over.set_result(None)

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+import msgspec
 import structlog
 
 from ..messages import Advance, Commit, Enter, Front
@@ -126,6 +127,12 @@ def front_of(shard: Shard) -> Front:
             for worker, step in steps.items()
         ),
     )
+
+
+def must_stand(shard: Shard, agreed: bytes | memoryview) -> None:
+    """Raises Refusal where it does not stand at this `Front`: a roster that came since may have let a step count."""
+    if msgspec.msgpack.decode(agreed, type=Front) != front_of(shard):
+        raise Refusal("checkpoint", f"{shard.name} stands elsewhere than all had agreed")
 
 
 def alike(fronts: list[Front]) -> bool:

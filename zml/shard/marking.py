@@ -91,7 +91,7 @@ def mark(shard: Shard, order: Mark) -> Awaitable[Reply]:
     if shard.store is None or not shard.store.ready:
         raise Refusal("checkpoint", f"{shard.name} has no parameters yet")
     if shard.doubt is not None:
-        raise Refusal("checkpoint", f"{shard.name} waits for edition {shard.doubt.edition} of the placement")
+        raise shard.doubt.undecided(shard.name)
     if shard.gate.bound != 0:
         raise Refusal("checkpoint", f"{shard.name} is not in sync: its clocks are not those of others")
     if shard.marking is None or shard.marking.order != order:

@@ -39,7 +39,6 @@ from ..messages import (
     Enter,
     Entered,
     Finished,
-    Front,
     Graft,
     Held,
     Hold,
@@ -68,7 +67,7 @@ from .begin import CannotBegin, Sees, begin, read_assignment
 from .counted import Committed, Last, Step
 from .counts import Counts
 from .doubt import Doubt
-from .holding import Holding, Waiting, front_of
+from .holding import Holding, Waiting, front_of, must_stand
 from .marking import Marking, forget, mark
 from .pace import Pace
 from .pulling import Pulls, Reply
@@ -173,7 +172,7 @@ class Shard:
                 if self.store is None or not self.store.ready:
                     raise Refusal("checkpoint", f"{self.name} has no parameters yet")
                 if self.doubt is not None:
-                    raise Refusal("checkpoint", f"{self.name} waits for edition {self.doubt.edition}")
+                    raise self.doubt.undecided(self.name)
                 if self.holding is None or self.holding.checkpoint != message.checkpoint:
                     self._release()
                     self.holding = Holding(self, message.checkpoint, self._go)
@@ -184,9 +183,7 @@ class Shard:
                 return Held(), msgspec.msgpack.encode(front_of(self))
             case Snap():
                 holding = self.held(message.checkpoint)
-                agreed = msgspec.msgpack.decode(payload, type=Front)
-                if agreed != front_of(self):  # a roster has come since: it may have let a step count
-                    raise Refusal("checkpoint", f"{self.name} stands elsewhere than all had agreed")
+                must_stand(self, payload)
                 snapshot = self._store().snapshot(published=False)
                 self.copy = (message.checkpoint, snapshot)
                 held_s = time.perf_counter() - holding.began
@@ -249,9 +246,7 @@ class Shard:
     def held(self, checkpoint: int) -> Holding:
         holding = self.holding
         if self.doubt is not None:
-            raise Refusal(
-                "checkpoint", f"{self.name} waits for edition {self.doubt.edition} of the placement"
-            )
+            raise self.doubt.undecided(self.name)
         if holding is None or holding.over or holding.checkpoint != checkpoint:
             raise Refusal(
                 "checkpoint",

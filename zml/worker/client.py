@@ -125,7 +125,7 @@ class Client:
 
     @property
     def me(self) -> dict[str, Any]:
-        return {"job": self.seat.job, "worker": self.seat.worker, "incarnation": self.seat.incarnation}
+        return self.where.me
 
     # -- coordinator -------------------------------------------------------------------------------------
 
