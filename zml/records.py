@@ -2,13 +2,14 @@
 
 A folder holds segments, each named by the number of its first record. A record is
 
-    bytes of the body u32 | its number u64 | CRC-32 of the body u32 | CRC-32 of these 16 bytes u32 | body
+    bytes of the body u32 | its number u64 | sum of the body u32 | CRC-32 of these 16 bytes u32 | body
 
 Numbers have no gap, over all segments. What `append` has returned survives the death of the process; what `sync` has
 returned survives that of the machine. A process that dies while it writes leaves a record that ends too early: such a
 torn tail, of the last segment only, never was acknowledged, and is cut off when the folder is opened. Anything else
 that does not fit is damage, and an error that names the place: nothing behind it can be believed. The header has a sum
-of its own, so that a damaged length is not taken for a torn tail.
+of its own, so that a damaged length is not taken for a torn tail. That of the body is 32 bits of XXH3: a shard writes
+every gradient here before it uses it, and CRC-32 takes ten times as long as a copy.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
+
+import xxhash
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -105,10 +108,7 @@ class Records:
             raise ValueError(f"a record of {size} bytes; {MOST_BYTES} are allowed")
         if self._file < 0 or self._end >= self.segment_bytes:
             self.begin_segment()
-        crc = 0
-        for part in parts:
-            crc = zlib.crc32(part, crc)
-        head = HEAD.pack(size, self.next, crc)
+        head = HEAD.pack(size, self.next, _sum(*parts))
         try:
             _write_all(self._file, [head + SUM.pack(zlib.crc32(head)), *parts], self._end)
         except OSError as error:
@@ -207,7 +207,7 @@ def _scan(path: Path, number: int, *, last: bool) -> Iterator[tuple[int, memoryv
                 return
             raise Damaged(path, at, f"{len(data) - at} bytes, less than a header")
         head = data[at : at + HEAD.size]
-        size, found, crc = HEAD.unpack(head)
+        size, found, expected = HEAD.unpack(head)
         if SUM.unpack_from(data, at + HEAD.size)[0] != zlib.crc32(head):
             if last and not any(data[at:]):
                 return  # the machine died: the file had grown, and its bytes had not been written
@@ -219,11 +219,18 @@ def _scan(path: Path, number: int, *, last: bool) -> Iterator[tuple[int, memoryv
             if last:
                 return
             raise Damaged(path, at, f"record {number} has {len(body)} of {size} bytes")
-        if zlib.crc32(body) != crc:
+        if _sum(body) != expected:
             raise Damaged(path, at, f"the sum of record {number} is wrong")
         at += HEAD_BYTES + size
         yield number, body, at
         number += 1
+
+
+def _sum(*parts: Buffer) -> int:
+    body = xxhash.xxh3_64()
+    for part in parts:
+        body.update(part)
+    return body.intdigest() & 0xFFFF_FFFF
 
 
 def _write_all(file: int, parts: list[Buffer], at: int) -> None:
