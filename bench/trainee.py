@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import zml
+
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 RECORD = "TRAINEE_RECORD"  # the folder for this worker's times and losses; without it nothing is kept
 TIMES, BEGAN, RESULT = "steps.txt", "began-{}.txt", "result.json"
@@ -77,6 +79,11 @@ class Recorder:
 
     @torch.no_grad()
     def keep(self) -> None:
+        """What the job has learned: with the optimizer on the workers a worker's own model is more than that."""
+        with zml.published():
+            self._copy()
+
+    def _copy(self) -> None:
         row, at = self.copies[self.done // self.every], 0
         for parameter in self.model.parameters():
             row[at : at + parameter.numel()].view_as(parameter).copy_(parameter)
@@ -209,8 +216,6 @@ def main() -> None:
     recorder = Recorder(model, folder, a.steps, a.every) if folder else None
     epochs: Iterable[int] = range(1)
     if a.way == "zml":
-        import zml
-
         loader = zml.join(model, optimizer, DataLoader(data, batch_size=a.batch_size))
         epochs = zml.epochs(1)
         step = plain(model, optimizer)

@@ -15,13 +15,14 @@ every few seconds and `save` writes plain safetensors. Importing this package im
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["__version__", "epochs", "evaluate", "join", "log", "save"]
+__all__ = ["__version__", "epochs", "evaluate", "join", "log", "published", "save"]
 __version__ = "0.1.0"
 
 Loader = TypeVar("Loader")
@@ -75,6 +76,18 @@ def log(**values: Any) -> None:
     from .worker.script import current
 
     current().log(values)
+
+
+def published() -> AbstractContextManager[None]:
+    """`with zml.published(): validate(model)` looks at the model of the whole job in the middle of an epoch.
+
+    Where the optimizer runs on the workers, each worker's own model also has what has not left it yet, and validates
+    worse than what all of them hold. Inside, the model holds the latter, as this worker knows it; afterwards it is what
+    it was, to the bit. No other worker takes part. Raises `zml.errors.ZmlError` if the model is trained inside.
+    """
+    from .worker.script import current
+
+    return current().published()
 
 
 def save(path: str | PathLike[str]) -> None:

@@ -426,6 +426,13 @@ NOT_A_NUMBER = page(
     element.""",
     "Give the value that the message names as a number: loss.mean(), len(x), float(x).",
 )
+SHOWN = page(
+    "ZML-E506",
+    "the model shows the published parameters, and cannot be trained",
+    """Inside of `with zml.published():` the model holds what the whole job has learned, not what this worker
+    goes on with. A step, zml.save or zml.evaluate there would lose what this worker has not sent yet.""",
+    "Only look at the model there: leave the `with` block first. zml.save and zml.evaluate need no such block.",
+)
 WRAPPED = page(
     "ZML-E511",
     "the model is wrapped for another kind of distribution",

@@ -1,6 +1,7 @@
 """The optimizer on the worker: what its steps changed leaves, and the model goes back to what was published."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -277,6 +278,55 @@ def test_what_has_not_left_yet_acts_at_home_and_is_not_in_what_is_saved(io: IoTh
     assert torch.equal(here, published)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"compress": "topk:5%"},
+        {"compress": "topk:5%", "residual_decay": 0.9},
+        {"compress": "topk:5%", "staleness": 1},
+        {"compress": "topk:5%", "local_steps": 3},
+        {"local_steps": 3},
+    ],
+    ids=str,
+)
+def test_who_looks_at_what_is_published_trains_on_as_if_nobody_had_looked(
+    io: IoThread, asked: dict[str, Any]
+) -> None:
+    seen, unseen = (Twin(io, warm_up_steps=0, **asked) for _ in range(2))
+    for _ in range(7):
+        for twin in (seen, unseen):
+            twin.train(1)
+            if asked.get("staleness"):
+                twin.traffic.drain()  # when something comes is up to the other thread
+        before = parameters_of(seen)
+        with seen.updates.published(), seen.updates.published():
+            for chunk, values in enumerate(held(seen)):
+                assert torch.equal(values, seen.traffic.replica.held(chunk))
+        for own, parameter in zip(before, seen.model.parameters(), strict=True):
+            assert torch.equal(own, parameter)
+        for a, b in zip(parameters_of(seen), parameters_of(unseen), strict=True):
+            assert torch.equal(a, b)
+    for twin in (seen, unseen):
+        twin.updates.finish()
+    for a, b in zip(parameters_of(seen), parameters_of(unseen), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_is_published_is_not_trained(io: IoThread) -> None:
+    twin = Twin(io, compress="topk:5%", warm_up_steps=0)
+    twin.train(3)
+    own, (told, counted) = parameters_of(twin), (list(twin.told), twin.traffic.clock)
+    wrongs: list[Callable[[], None]] = [partial(twin.train, 1), twin.updates.flush, twin.updates.finish]
+    for wrong in wrongs:
+        with pytest.raises(ZmlError, match=r"inside of zml\.published"), twin.updates.published():
+            wrong()
+    assert (twin.told, twin.traffic.clock) == (told, counted)
+    assert all(torch.equal(a, b) for a, b in zip(own, parameters_of(twin), strict=True))
+    twin.train(1)
+    assert twin.traffic.clock == counted + 1
+
+
 def test_the_momentum_of_just_what_has_left_begins_anew(io: IoThread) -> None:
     twin = Twin(io, compress="topk:10%", warm_up_steps=0)
     twin.train(2)
@@ -326,6 +376,10 @@ def test_every_update_arrives_once_however_often_the_model_is_looked_at(
     for before, total, parameter in zip(began, moved, twin.model.parameters(), strict=True):
         off = (parameter.detach() - before + total).abs().max()
         assert off < (1e-5 if parameter.ndim > 1 else 1e-2 * total.abs().max())
+
+
+def parameters_of(twin: Twin) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in twin.model.parameters()]
 
 
 def held(twin: Twin) -> list[torch.Tensor]:

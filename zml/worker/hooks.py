@@ -10,6 +10,7 @@ leave with the step. Nothing counts before the commit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -177,6 +178,10 @@ class Hooks:
     def owes(self) -> bool:
         """Is there something that has not left yet, though its step was made?"""
         return False
+
+    def published(self) -> AbstractContextManager[None]:
+        """The model holds nothing else."""
+        return nullcontext()
 
     def close(self) -> None:
         """At the end of the process."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -253,6 +254,9 @@ class Member:
         self.reports.values = values
         if not self.alone and self.reports.due:
             self._report()
+
+    def published(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.hooks is None or self.alone else self.hooks.published()
 
     def save(self, path: str | PathLike[str]) -> None:
         if self.model is None:

@@ -1,4 +1,4 @@
-"""The script's side of zml: the same five calls alone and in a cluster.
+"""The script's side of zml: the same calls alone and in a cluster.
 
 Alone they do what a reader of the script would expect and nothing else, so that `python train.py` is plain PyTorch.
 """
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,7 +26,7 @@ EXACT, BEST_EFFORT = "exact", "best effort"  # what zml.join promises about the 
 
 
 class Script(Protocol):
-    """What `zml.join`, `zml.epochs`, `zml.evaluate`, `zml.log` and `zml.save` stand for."""
+    """What `zml.join` and the other calls stand for."""
 
     def join(
         self,
@@ -38,6 +39,7 @@ class Script(Protocol):
     def epochs(self, count: int) -> Iterator[int]: ...
     def evaluate(self, fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, float]: ...
     def log(self, values: dict[str, Any]) -> None: ...
+    def published(self) -> AbstractContextManager[None]: ...
     def save(self, path: str | PathLike[str]) -> None: ...
 
 
@@ -80,6 +82,9 @@ class Standalone:
         rate = (self.step - self.printed_step) / since_s
         print(f"step {self.step}  {numbers}  ({rate:.3g} steps/s)", file=sys.stderr, flush=True)
         self.printed_at, self.printed_step = now, self.step
+
+    def published(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def save(self, path: str | PathLike[str]) -> None:
         if self.model is None:

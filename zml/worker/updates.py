@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,7 @@ import torch
 
 from ..codec import NonFinite
 from ..codec.runs import Places, Run, within
-from ..errors import ZmlError
+from ..errors import SHOWN, ZmlError
 from ..hyper import Hyper, OptimizerSpec, write_hyper
 from ..layout import MATRICES, VECTORS
 from ..plan import Plan
@@ -108,6 +109,7 @@ class Updates:
         self.failed: ZmlError | None = None  # an exchange that cannot be made, nor made again
         self.gone = False  # the worker has left the job: what the script still computes is no step of it
         self.at_home = False  # the model is p less `less`, and not p
+        self.shown = False  # the model is p for as long as the script looks at it
         frozen = {p for bucket in traffic.all_buckets if bucket.frozen for p in bucket.parameters}
         self.frozen = sorted(frozen)
 
@@ -117,12 +119,34 @@ class Updates:
         self.optimizer.register_step_post_hook(self._after_step)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._must_train("the optimizer made a step")
         for index in self.frozen:
             gradient = self.binding.parameters[index].grad
             if gradient is not None and gradient.numel():
                 raise thawed(self.traffic, index)
         if self.traffic.watch.leaves_out:
             self._leave_out_unless_finite()
+
+    @contextmanager
+    def published(self) -> Iterator[None]:
+        """The model holds p meanwhile, and then what it held, whatever that was."""
+        if self.shown:
+            yield
+            return
+        tensors = [parameter.detach() for parameter in self.binding.parameters]
+        kept = [tensor.clone() for tensor in tensors]
+        self.traffic.replica.restore()
+        self.shown = True
+        try:
+            yield
+        finally:
+            self.shown = False
+            for tensor, own in zip(tensors, kept, strict=True):
+                tensor.copy_(own)
+
+    def _must_train(self, what: str) -> None:
+        if self.shown:
+            raise ZmlError(SHOWN, f"{what} inside of zml.published", "Leave the `with` block before.")
 
     def _leave_out_unless_finite(self) -> None:
         """Before the optimizer's own state has taken it up: afterwards there would be no way back."""
@@ -259,6 +283,7 @@ class Updates:
 
     def finish(self) -> None:
         """The script has made its last step: what still waits in the residual leaves, all of it."""
+        self._must_train("the last step was left behind")
         if self.residual and self.waiting:
             self.traffic.everything = True
             self._exchange()
@@ -285,6 +310,7 @@ class Updates:
 
     def flush(self) -> None:
         """Every step that the script has made counts, and the model holds what followed from it."""
+        self._must_train("zml.save or zml.evaluate was called")
         if self.inner:
             self._exchange()
         self.traffic.drain()
