@@ -13,6 +13,8 @@ from torch import Tensor
 from zml.codec import (
     UNKNOWN,
     BadFrame,
+    Behind,
+    Codec,
     Kind,
     NonFinite,
     Packer,
@@ -33,6 +35,14 @@ values_of = st.lists(floats, min_size=1, max_size=70).map(torch.tensor)
 
 def dense(name: str) -> Exact | Bf16:
     return Exact() if name == "none" else Bf16()
+
+
+def publish(
+    codec: Codec, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int = 0
+) -> bytes:
+    """One chunk's frame."""
+    (frame,) = codec.publish([Behind(chunk, w, p, base, version, budget)])
+    return frame
 
 
 def chunk_of(size: int, index: int = 3) -> Chunk:
@@ -223,7 +233,7 @@ def test_a_replica_that_adds_the_deltas_holds_what_was_published(history: list[T
     p = history[0][:size].clone()
     replica = p.clone()
     for version, w in enumerate(history[1:]):
-        frame = shard.publish(chunk, w[:size], p, version, version + 1)
+        frame = publish(shard, chunk, w[:size], p, version, version + 1)
         assert parse(frame)[:4] == (1, Kind.DELTA, chunk.index, version)
         worker.advance(chunk, frame, replica, version)
         assert torch.equal(replica, p)
@@ -235,7 +245,7 @@ def test_what_a_delta_drops_goes_out_with_the_next() -> None:
     p = torch.zeros(300)
     gaps = []
     for version in range(3):
-        codec.publish(chunk, w, p, version, version + 1)
+        publish(codec, chunk, w, p, version, version + 1)
         gaps.append((w - p).abs().max().item())
     assert gaps[0] > 0
     assert gaps[2] < gaps[0] / 2**14
@@ -244,7 +254,7 @@ def test_what_a_delta_drops_goes_out_with_the_next() -> None:
 def test_where_no_delta_leads_the_parameters_are_sent() -> None:
     chunk, codec = chunk_of(3), dense("bf16")
     w, p = torch.tensor([1.0, math.inf, math.nan]), torch.zeros(3)
-    frame = codec.publish(chunk, w, p, 4, 9)
+    frame = publish(codec, chunk, w, p, 4, 9)
     assert parse(frame)[:4] == (0, Kind.PARAMETERS, chunk.index, 9)
     assert torch.equal(p.view(torch.int32), w.view(torch.int32))
     assert torch.equal(read_parameters(chunk, frame, 9).view(torch.int32), w.view(torch.int32))
@@ -253,7 +263,7 @@ def test_where_no_delta_leads_the_parameters_are_sent() -> None:
 def test_none_publishes_the_parameters() -> None:
     chunk, codec = chunk_of(3), dense("none")
     w, p = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
-    frame = codec.publish(chunk, w, p, 0, 1)
+    frame = publish(codec, chunk, w, p, 0, 1)
     assert read_parameters(chunk, frame, 1).tolist() == p.tolist() == [1, 2, 3]
     with pytest.raises(BadFrame):
         codec.advance(chunk, frame, p, 1)
@@ -365,7 +375,7 @@ def test_a_damaged_frame_writes_nothing_unless_only_its_values_are_damaged(
 @pytest.mark.parametrize("change", [{"version": 4}, {"chunk": 1}, {"kind": 0}, {"codec": 0}, {"body": 22}])
 def test_a_delta_from_another_version_moves_nothing(change: dict[str, int]) -> None:
     codec, chunk = dense("bf16"), chunk_of(10)
-    body = codec.publish(chunk, torch.ones(10), torch.zeros(10), 5, 6)[16:]
+    body = publish(codec, chunk, torch.ones(10), torch.zeros(10), 5, 6)[16:]
     fields = {"codec": 1, "kind": 1, "chunk": 3, "version": 5, "body": 20} | change
     p = wrecked(chunk)
     with pytest.raises(BadFrame):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zml.codec import BadFrame, Kind, NonFinite, by_name, parse, split
+from zml.codec import BadFrame, Behind, Kind, NonFinite, by_name, parse, split
 from zml.codec.frame import HEADER
 from zml.codec.kernels import NOTICE
 from zml.codec.sparse import TopK, TopKPacker
@@ -24,6 +24,7 @@ from zml.compression import parse as parse_spec
 from zml.layout import CHUNK, Chunk, Layout
 
 from .reference import energy, top_k
+from .test_codec import publish
 
 Shape = tuple[int, ...]
 EPSILON = 2.0**-23
@@ -359,11 +360,36 @@ def test_replicas_hold_what_was_published_to_the_bit(values: str, indices: str) 
     replicas = [p.clone(), p.clone()]
     for version in range(6):
         w += heavy(chunk.size, 2 + version) * 0.01
-        frame = shard.publish(chunk, w, p, version, version + 1, [500, 0, 100_000, 41, 3_000, 500][version])
+        frame = publish(shard, chunk, w, p, version, version + 1, [500, 0, 100_000, 41, 3_000, 500][version])
         assert parse(frame)[:4] == (2, Kind.DELTA, chunk.index, version)
         for codec, replica in zip(workers, replicas, strict=True):
             codec.advance(chunk, frame, replica, version)
             assert torch.equal(replica.view(torch.int32), p.view(torch.int32))
+
+
+@pytest.mark.parametrize("values", ["fp32", "int4", "2bit"])
+def test_chunks_that_are_published_at_once_are_what_they_are_one_by_one(values: str) -> None:
+    """Matrices, vectors, both; nothing to send, everything, and a chunk to which no finite delta leads."""
+    chunks = chunks_of([(900, 100), (30,), (40, 40), (65_600,), (500, 300)])
+    assert len(chunks) == 5 and chunks[2].segments[0].ndim == 1
+    together, apart = topk(f"topk:1%:{values}"), topk(f"topk:1%:{values}")
+    ws = [heavy(chunk.size, 3 + chunk.index) for chunk in chunks]
+    ws[3][7] = math.inf
+    ps = [torch.zeros(chunk.size) for chunk in chunks], [torch.zeros(chunk.size) for chunk in chunks]
+    for version in range(4):
+        told = [(version, version + 1, (400 * chunk.index + version) % 1_300) for chunk in chunks]
+        frames = together.publish(
+            [Behind(chunk, w, p, *now) for chunk, w, p, now in zip(chunks, ws, ps[0], told, strict=True)]
+        )
+        for chunk, w, p, now, frame in zip(chunks, ws, ps[1], told, frames, strict=True):
+            assert frame == publish(apart, chunk, w, p, *now)
+            kind = Kind.PARAMETERS if chunk.index == 3 else Kind.DELTA
+            assert parse(frame).kind == kind and parse(frame).chunk == chunk.index
+        for at_once, alone in zip(*ps, strict=True):
+            assert torch.equal(at_once.view(torch.int32), alone.view(torch.int32))
+        for w in ws:
+            w += heavy(len(w), version) * 0.01
+    assert together.index_bytes == apart.index_bytes
 
 
 def test_where_the_budget_suffices_all_that_differs_goes_out() -> None:
@@ -372,10 +398,10 @@ def test_where_the_budget_suffices_all_that_differs_goes_out() -> None:
     p = w.clone()
     w[torch.arange(0, 40_000, 100)] = 1.0
     w[40_001] = 0.5
-    frame = codec.publish(chunk, w, p, 0, 1, 400)
+    frame = publish(codec, chunk, w, p, 0, 1, 400)
     assert codec.entries(chunk, frame) == 400
     assert torch.equal(p, w)
-    assert len(codec.publish(chunk, w, p, 1, 2, 400)) == HEADER.size + 2 * 77 + 4
+    assert len(publish(codec, chunk, w, p, 1, 2, 400)) == HEADER.size + 2 * 77 + 4
 
 
 def test_with_a_smaller_budget_the_largest_go_out_and_the_rest_later() -> None:
@@ -383,19 +409,19 @@ def test_with_a_smaller_budget_the_largest_go_out_and_the_rest_later() -> None:
     w, p = heavy(chunk.size, 3), torch.zeros(chunk.size)
     for version in range(4):
         gap = (w - p).numpy()
-        frame = codec.publish(chunk, w, p, version, version + 1, 1_000)
+        frame = publish(codec, chunk, w, p, version, version + 1, 1_000)
         assert codec.entries(chunk, frame) == 1_000
         moved = np.flatnonzero((w - p).numpy() != gap)
         assert np.array_equal(moved, top_k(gap, 1_000))
     for version in range(4, 45):
-        codec.publish(chunk, w, p, version, version + 1, 1_000)
+        publish(codec, chunk, w, p, version, version + 1, 1_000)
     assert torch.allclose(w, p, atol=1e-6)
 
 
 def test_a_delta_of_zero_budget_moves_vectors_only() -> None:
     codec, (chunk,) = topk(), chunks_of([(9, 9), (5,)])
     w, p = torch.ones(chunk.size), torch.zeros(chunk.size)
-    codec.publish(chunk, w, p, 0, 1, 0)
+    publish(codec, chunk, w, p, 0, 1, 0)
     assert p.tolist() == [0.0] * 81 + [1.0] * 5
 
 
@@ -408,7 +434,7 @@ def test_where_no_finite_delta_leads_the_parameters_are_sent(w_at: float, p_at: 
     w, p = torch.linspace(-1, 1, 101), torch.zeros(101)
     w[place], p[place] = w_at, p_at
     replica = p.clone()
-    frame = codec.publish(chunk, w, p, 4, 9, 50)
+    frame = publish(codec, chunk, w, p, 4, 9, 50)
     if parse(frame).kind == Kind.DELTA:  # it did lead there, and to something finite
         assert torch.isfinite(p).all()
         codec.advance(chunk, frame, replica, 4)
@@ -423,7 +449,7 @@ def test_where_no_finite_delta_leads_the_parameters_are_sent(w_at: float, p_at: 
 def test_a_delta_that_would_leave_what_is_finite_moves_nothing() -> None:
     codec, (chunk,) = topk("topk:1%:fp32"), chunks_of([(9, 9), (20,)])
     w = torch.full((101,), 3e38)
-    frame = codec.publish(chunk, w, torch.zeros(101), 0, 1, 81)
+    frame = publish(codec, chunk, w, torch.zeros(101), 0, 1, 81)
     p = torch.full((101,), 3e38)
     with pytest.raises(BadFrame, match="no longer be finite"):
         codec.advance(chunk, frame, p, 0)

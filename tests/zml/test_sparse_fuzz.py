@@ -22,6 +22,8 @@ from zml.codec.sparse import TopK
 from zml.compression import INDICES, VALUES
 from zml.layout import Chunk, Layout
 
+from .test_codec import publish
+
 CASES = 24_000
 SHAPES = [(5,), (40, 25), (11,), (1,), (60, 60), (3, 7, 2), (2,)]  # vectors before, between and after
 GUARD = 64  # elements on either side of where a decoder may write
@@ -218,7 +220,7 @@ def test_every_check_is_hit_and_what_passes_can_be_used(capsys: pytest.CaptureFi
         accepted += attempt(codec, chunk, damaged(rng, frame, codec.table(chunk).count_at))
     # A delta is refused where it would lead beyond what is finite: there is no such gradient.
     codec = frames[0][0]
-    delta = codec.publish(alone, torch.full((99,), 3e38), torch.zeros(99), 0, 1, 99)
+    delta = publish(codec, alone, torch.full((99,), 3e38), torch.zeros(99), 0, 1, 99)
     with pytest.raises(BadFrame) as caught:
         codec.advance(alone, delta, torch.full((99,), 3e38), 0)
     refused[what_for(caught.value)] += 1

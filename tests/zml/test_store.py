@@ -151,7 +151,7 @@ class Mean(Bf16):
     name = "mean"
     id = 77
 
-    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int = 0) -> bytes:
+    def _publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, _: int) -> bytes:
         step = torch.sub(w, p).mean().reshape(1)
         p.add_(step)
         return join(Header(self.id, Kind.DELTA, chunk.index, base, 4), step)

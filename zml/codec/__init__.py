@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..compression import parse as parse_spec
 from ..layout import Chunk
+from .behind import Behind
 from .dense import Bf16, Exact, NonFinite, read_parameters
 from .frame import UNKNOWN, BadFrame, Buffer, Header, Kind, cut, parse, split
 from .runs import Places, Run
@@ -19,6 +20,7 @@ from .runs import Places, Run
 __all__ = [
     "UNKNOWN",
     "BadFrame",
+    "Behind",
     "Buffer",
     "Codec",
     "Differing",
@@ -145,9 +147,9 @@ class Codec(Protocol):
         """Set `out` to the sum of several gradients, added in this order. Raises BadFrame."""
         ...
 
-    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int) -> bytes:
-        """The frame that brings replicas from `p` of version `base` towards `w`; `p` becomes what they will
-        then hold.
+    def publish(self, behind: Sequence[Behind]) -> list[bytes]:
+        """For each of these chunks the frame that brings replicas from `p` of version `base` towards `w`; `p` becomes
+        what they will then hold.
 
         That is version `version`. Mostly a delta; where none can be given, the parameters themselves. A codec
         that chooses sends about `budget` elements, or all that differ if they are fewer.

@@ -33,3 +33,13 @@ def compiled(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
 def inline(function: Callable[..., Any]) -> Any:
     """Code that kernels contain: written in the compiler's own language."""
     return intrinsic(function)
+
+
+@inline
+def floats(_typing: Any, _address: Any) -> Any:
+    """A pointer to float32."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.int64), code

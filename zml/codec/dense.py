@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..layout import CHUNK, Chunk, Segment
+from .behind import Behind
 from .frame import HEADER, BadFrame, Buffer, Header, Kind, expect, write_header
 
 # torch warns once in a process that a tensor over read-only memory could be written to. Received frames are
@@ -220,10 +221,11 @@ class Exact:
         for values in others[1:]:
             out.add_(values)
 
-    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int = 0) -> bytes:
-        if p.data_ptr() != w.data_ptr():
-            p.copy_(w)
-        return write_parameters(chunk, w, version)
+    def publish(self, behind: Sequence[Behind]) -> list[bytes]:
+        for each in behind:
+            if each.p.data_ptr() != each.w.data_ptr():
+                each.p.copy_(each.w)
+        return [write_parameters(each.chunk, each.w, each.version) for each in behind]
 
     def advance(self, chunk: Chunk, frame: Buffer, p: Tensor, base: int) -> None:
         raise BadFrame("the codec `none` has no deltas")
@@ -301,7 +303,10 @@ class Bf16:
         for index, frame in enumerate(frames):
             self.decode(chunk, frame, out, add=index > 0)
 
-    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int = 0) -> bytes:
+    def publish(self, behind: Sequence[Behind]) -> list[bytes]:
+        return [self._publish(*each) for each in behind]
+
+    def _publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, _: int) -> bytes:
         narrow = self._narrow[: chunk.size].copy_(torch.sub(w, p, out=self._wide[: chunk.size]))
         step = self._widened(narrow)  # d = C(w - p)
         if not finite(step):  # no delta leads there, or back

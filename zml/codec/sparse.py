@@ -22,13 +22,15 @@ from torch import Tensor
 
 from ..compression import INDICES, VALUES, Compression
 from ..layout import CHUNK, Chunk
-from .dense import NonFinite, part, write_parameters
+from .behind import Behind
+from .dense import NonFinite, part
 from .frame import HEADER, BadFrame, Buffer, Kind, expect
-from .kernels import ON_DEVICES, prepare
+from .kernels import DELTAS, ON_DEVICES, prepare
 from .kernels.reasons import SENTENCES
 from .runs import Run, joined
 
 if TYPE_CHECKING:
+    from .deltas import Deltas
     from .device import DevicePacker
 
 log = logging.getLogger(__name__)
@@ -90,12 +92,8 @@ class Table:
         self.segments = np.array(rows, np.int64).reshape(-1, 4)  # start, size, slice (-1: vector), number
         self.members = np.flatnonzero(self.segments[:, 2] >= 0)
         self.elements = int(self.segments[self.members, 1].sum())  # outside of vectors
-        self.slices = np.array([0, len(self.members)] if self.elements else [0], np.int64)
         self.sizes = np.array([self.elements], np.int64)
         self.present = np.zeros(max(1, len(rows)), np.bool_)
-        self.wanted = np.zeros(1, np.int64)
-        self.floors = np.zeros(1, np.float32)  # of the last delta; a guess for the next
-        self.row = np.array([(chunk.index, 0, 0, chunk.size, 0, len(rows))], np.int64)
         self.count_at = HEADER.size + 2 * (chunk.size - self.elements) + 1  # where a frame says its entries
 
 
@@ -288,9 +286,7 @@ class TopK:
         self.kernels: Any = prepare(log.warning)
         self.scratch = _Scratch()
         self.index_bytes = IndexBytes()
-        self._tables: dict[int, Table] = {}
-        self._published = 0
-        self._gain = np.zeros(6, np.int64)
+        self.tables: dict[int, Table] = {}
 
     @cached_property
     def spreading(self) -> _Scratch:
@@ -324,9 +320,9 @@ class TopK:
         self.index_bytes.tried_after += tried_after
 
     def table(self, chunk: Chunk) -> Table:
-        known = self._tables.get(chunk.index)
+        known = self.tables.get(chunk.index)
         if known is None or known.chunk is not chunk:
-            known = self._tables[chunk.index] = Table(chunk)
+            known = self.tables[chunk.index] = Table(chunk)
         return known
 
     # -- gradients ---------------------------------------------------------------------------------------
@@ -359,46 +355,16 @@ class TopK:
 
     # -- deltas --------------------------------------------------------------------------------------------
 
-    def publish(self, chunk: Chunk, w: Tensor, p: Tensor, base: int, version: int, budget: int) -> bytes:
-        table, scratch = self.table(chunk), self.scratch
-        table.row[0, 1] = base
-        table.wanted[0] = min(max(budget, 0), table.elements)
-        out = scratch.frame
-        self._gain[:4] = 0
-        size = self.kernels.pack(
-            scratch.total,
-            p.numpy(),
-            w.numpy(),
-            table.row,
-            table.segments,
-            table.slices,
-            table.members,
-            table.sizes,
-            table.wanted,
-            table.floors,
-            table.present,
-            DIFFERENCE,  # w - p
-            self._published,
-            int(Kind.DELTA),
-            self.index_coding,
-            self.value_coding,
-            True,
-            out,
-            scratch.pos,
-            scratch.val,
-            scratch.bytes,
-            scratch.kept,
-            scratch.counts,
-            scratch.places,
-            self._gain,
-        )
-        self._published += 1
-        if size >= 0:
-            if self._apply(chunk, out[:size], self.kernels.ADD_FINITE, p.numpy()) >= 0:
-                self.note(self._gain)
-                return out[:size].tobytes()
-        p.copy_(w)  # no finite delta leads there, or back
-        return write_parameters(chunk, p, version)
+    @cached_property
+    def deltas(self) -> "Deltas":
+        """Of the shard; workers publish nothing."""
+        prepare(log.warning, DELTAS)
+        from .deltas import Deltas
+
+        return Deltas(self)
+
+    def publish(self, behind: Sequence[Behind]) -> list[bytes]:
+        return self.deltas.publish(behind)
 
     def advance(self, chunk: Chunk, frame: Buffer, p: Tensor, base: int) -> None:
         expect(frame, self.id, Kind.DELTA, chunk.index, base)

@@ -24,6 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from ..codec.compiled import floats
 from ..hyper import Hyper
 from ..layout import CHUNK
 
@@ -60,16 +61,6 @@ def _kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
 
 _VECTOR = ir.VectorType(ir.FloatType(), LINE)
 _BITS = ir.VectorType(ir.IntType(32), LINE)
-
-
-@_inline
-def _floats(_typing: Any, _address: Any) -> Any:
-    """A pointer to float32."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return _types.CPointer(_types.float32)(_types.int64), code
 
 
 @_inline
@@ -125,7 +116,7 @@ def _add(spans: Any, sums: Any, entries: Any, factor: Any, touched: Any) -> None
     """w += factor * sums. Where few lines of w change, the others are not even read."""
     for row in range(spans.shape[0]):
         at, size, w_at = spans[row, AT], spans[row, SIZE], spans[row, W]
-        w, g = _numba.carray(_floats(w_at), size), sums[at : at + size]
+        w, g = _numba.carray(floats(w_at), size), sums[at : at + size]
         lines, count = size // LINE, 0
         if entries[row] > SPARSE * lines:
             for i in range(size):
@@ -148,7 +139,7 @@ def _decay_add(spans: Any, sums: Any, keep: Any, factor: Any) -> None:
     """w = keep * w + factor * sums."""
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
+        w, g = _numba.carray(floats(spans[row, W]), size), sums[at : at + size]
         for i in range(size):
             w[i] = keep * w[i] + factor * g[i]
 
@@ -168,8 +159,8 @@ def _momentum(
     """g = scale * sums + decay * w;  b = momentum * b + fresh * g;  w -= lr * (direct * g + through * b)."""
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
-        b = _numba.carray(_floats(spans[row, FIRST]), size)
+        w, g = _numba.carray(floats(spans[row, W]), size), sums[at : at + size]
+        b = _numba.carray(floats(spans[row, FIRST]), size)
         for i in range(size):
             x = scale * g[i] + decay * w[i]
             y = momentum * b[i] + fresh * x
@@ -194,10 +185,10 @@ def _adam(
     old2, fresh1, fresh2 = _f(beta2), _f(1.0 - beta1), _f(1.0 - beta2)
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        w, g = _numba.carray(_floats(spans[row, W]), size), sums[at : at + size]
-        m = _numba.carray(_floats(spans[row, FIRST]), size)
-        v = _numba.carray(_floats(spans[row, SECOND]), size)
-        step = _numba.carray(_floats(spans[row, STEP]), 1)
+        w, g = _numba.carray(floats(spans[row, W]), size), sums[at : at + size]
+        m = _numba.carray(floats(spans[row, FIRST]), size)
+        v = _numba.carray(floats(spans[row, SECOND]), size)
+        step = _numba.carray(floats(spans[row, STEP]), 1)
         step[0] += _f(1)
         rate = _f(lr / (1.0 - beta1 ** float(step[0])))
         widen = _f(1.0 / math.sqrt(1.0 - beta2 ** float(step[0])))

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..codec import UNKNOWN, BadFrame, Buffer, Codec, Kind, kernels, parse
+from ..codec import UNKNOWN, BadFrame, Behind, Buffer, Codec, Kind, kernels, parse
 from ..codec.sparse import TopK
 from ..hyper import Hyper, OptimizerSpec
 from ..layout import CHUNK, Chunk, Layout
@@ -484,12 +484,13 @@ class Store:
 
     def publish_bucket(self, chunks: Sequence[int]) -> None:
         """Bring the published parameters of these chunks to their newest version."""
-        for held in map(self._find, chunks):
-            if held.published != held.version:
-                self._publish(held)
+        behind = [held for held in map(self._find, chunks) if held.published != held.version]
+        if behind:
+            self._publish(behind)
 
     def pull(self, chunk: int, have: int) -> tuple[int, list[bytes]]:
         """A chunk's newest version, and the frames that lead there from `have` (UNKNOWN: from nothing)."""
+        self.publish_bucket((chunk,))
         held = self._find(chunk)
         frames = [frame if isinstance(frame, bytes) else bytes(frame) for frame in self._frames(held, have)]
         return held.published, frames
@@ -504,6 +505,7 @@ class Store:
         versions: list[int] = []
         counts: list[int] = []
         payload: list[Buffer] = []
+        self.publish_bucket(chunks)
         for chunk, version in zip(chunks, have, strict=True):
             held = self._find(chunk)
             frames = self._frames(held, version)
@@ -518,10 +520,8 @@ class Store:
         return versions, counts, copy.toreadonly()
 
     def _frames(self, held: Held, have: int) -> Sequence[Buffer]:
-        """What leads from `have` to the newest version. A memoryview is live: good until the next step."""
+        """What leads from `have` to what is published. A memoryview is live: good until the next step."""
         assert held.version != UNKNOWN, f"chunk {held.chunk.index} has no parameters yet"
-        if held.published != held.version:
-            self._publish(held)
         if have == held.published:
             return ()
         way: list[Buffer] = []
@@ -533,11 +533,8 @@ class Store:
                 return way[::-1]
         return (held.dense,)
 
-    def _publish(self, held: Held) -> None:
-        if not self.codec.lossless:
-            self._door.publishes(held.chunk.index)
-            budget = min(held.budget, held.chunk.size)
-            frame = self.codec.publish(held.chunk, held.w, held.p, held.published, held.version, budget)
+    def _publish(self, behind: Sequence[Held]) -> None:
+        for held, frame in zip(behind, () if self.codec.lossless else self._deltas(behind), strict=False):
             held.budget = 0
             if parse(frame).kind == Kind.DELTA:
                 held.log.append((held.published, frame))
@@ -547,8 +544,17 @@ class Store:
                 held.log_bytes = 0
             while held.log_bytes > len(held.dense):  # whoever is that far behind is better served with p
                 held.log_bytes -= len(held.log.popleft()[1])
-        held.published = held.version
-        held.head()
+        for held in behind:
+            held.published = held.version
+            held.head()
+
+    def _deltas(self, behind: Sequence[Held]) -> list[bytes]:
+        given = []
+        for held in behind:
+            self._door.publishes(held.chunk.index)
+            budget = min(held.budget, held.chunk.size)
+            given.append(Behind(held.chunk, held.w, held.p, held.published, held.version, budget))
+        return self.codec.publish(given)
 
     def _find(self, chunk: int) -> Held:
         held = self._held.get(chunk)

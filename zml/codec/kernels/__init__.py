@@ -17,7 +17,8 @@ from typing import Any
 
 ENTRY = "zml.codec.kernels.pack"
 _HERE = Path(__file__).parent
-ON_SHARDS = ("zml.codec.sums", "zml.shard.fused")  # more of them, called there
+DELTAS = "zml.codec.deltas"
+ON_SHARDS = ("zml.codec.sums", DELTAS, "zml.shard.fused")  # more of them, called there
 ON_DEVICES = ("zml.codec.device",)
 _loaded: dict[str, ModuleType] = {}
 NOTICE = "compiling the codec's kernels, once on this machine"

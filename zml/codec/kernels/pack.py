@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from .bits import sweep64, trailing_zeros
+from .bits import bits_of, sweep64, trailing_zeros
 from .frames import HEADER, add_body, put_frame, read_body, stays_finite
+from .indices import DENSE
 from .reasons import OVERFLOW as _OVERFLOW
-from .threshold import NEVER, TINY, choose, rank_of
+from .threshold import NEVER, TINY, choose, rank_of, rank_of_kept
 
 BLOCK = 4096
 READ, ADD, ADD_FINITE = range(3)
 _LOWER = np.float32(0.75)  # than the last threshold the next one will hardly be
+_EVERY = 4  # element of a sample of those that reached the last guess
 CHUNK = 65_536
 
 _F32 = types.float32[::1]
@@ -46,12 +48,15 @@ def _sweep(
     floor: Any,
     room: int,
     least: int,
+    passing: bool,
     masks: Any,
     pos: Any,
     val: Any,
     n: int,
 ) -> Any:
     """total = decay * residual + values in [begin, stop), and entries n... for what reaches the floor.
+
+    `passing`: nobody wants the totals, and they go into one block of memory that stays in the cache.
 
     `room` is how many more may equal the floor, and less `least` how many in all: where many elements are equal,
     the first of them must not keep larger ones from leaving.
@@ -64,28 +69,31 @@ def _sweep(
     while at < stop:
         until = min(stop, base + ((at - base) // BLOCK + 1) * BLOCK)
         words = (until - at) // 64
+        shift = at if passing else 0
         for word in range(words):
-            if sweep64(total, residual, values, at + 64 * word, decay, floor, masks, word):
-                return n, at + 64 * word
+            here = at + 64 * word
+            if sweep64(total, here - shift, residual, values, here, decay, floor, masks, word):
+                return n, here
         for word in range(words):
             mask = masks[word]
             start = at + 64 * word
             while mask:
                 here = start + trailing_zeros(mask)
                 mask &= mask - np.uint64(1)
-                if room <= 0 and (abs(total[here]) <= floor or room <= least):
+                if room <= 0 and (abs(total[here - shift]) <= floor or room <= least):
                     continue
                 pos[n] = here - base
-                val[n] = total[here]
+                val[n] = total[here - shift]
                 n += 1
                 room -= 1
         for i in range(at + 64 * words, until):
             if not abs(decay * residual[i] + values[i]) < infinite:
                 return n, i
-            total[i] = decay * residual[i] + values[i]
-            if abs(total[i]) >= floor and (room > 0 or (abs(total[i]) > floor and room > least)):
+            total[i - shift] = decay * residual[i] + values[i]
+            size = abs(total[i - shift])
+            if size >= floor and (room > 0 or (size > floor and room > least)):
                 pos[n] = i - base
-                val[n] = total[i]
+                val[n] = total[i - shift]
                 n += 1
                 room -= 1
         at = until
@@ -94,7 +102,9 @@ def _sweep(
 
 @njit
 def _narrow(
-    total: Any,
+    residual: Any,
+    values: Any,
+    decay: Any,
     segments: Any,
     first: int,
     last: int,
@@ -107,19 +117,29 @@ def _narrow(
     kept: Any,
     counts: Any,
 ) -> Any:
-    """Of n entries that reach `floor`, or of all where they are too few, the `wanted` largest; and their least."""
+    """Of n entries that reach `floor`, or of all where they are too few, the `wanted` largest; and what about twice as
+    many will reach the next time, if it is as now."""
+    guess, found = floor, n
     if n < wanted and floor > TINY:
         n, floor = 0, TINY
         for s in range(first, last):
             if segments[s, 2] >= 0:
                 for i in range(segments[s, 0], segments[s, 0] + segments[s, 1]):
-                    if abs(total[i]) >= TINY:
+                    one = decay * residual[i] + values[i]
+                    if abs(one) >= TINY:
                         pos[n] = i - base
-                        val[n] = total[i]
+                        val[n] = one
                         n += 1
     if n <= wanted:
-        return n, floor
+        return n, floor * _LOWER
     floor = rank_of(val[:n], wanted, kept, counts)
+    if not 1.5 * wanted < found < 3 * wanted:
+        guess = floor * _LOWER
+        if found > 3 * wanted:
+            few = n // _EVERY
+            for i in range(few):
+                kept[i] = bits_of(val[_EVERY * i]) & 0x7FFF_FFFF
+            guess = max(guess, rank_of_kept(kept, few, max(1, 2 * wanted // _EVERY), counts))
     many, ties = 0, wanted + 16  # of equal ones not all
     for i in range(n):
         if abs(val[i]) >= floor and (ties > 0 or abs(val[i]) > floor):
@@ -127,7 +147,7 @@ def _narrow(
             pos[many] = pos[i]
             val[many] = val[i]
             many += 1
-    return many, floor
+    return many, guess
 
 
 @njit(
@@ -169,11 +189,12 @@ def pack(
     """Frames of all chunks into `out`; returns their bytes, or -1 - parameter where an element is not finite.
 
     total     becomes decay * residual + values - what was sent; it is `residual` itself, but for differences and where
-    exact     there is one chunk and at most one slice, of which the largest are found exactly; `residual` stays
+    exact     there is one chunk and at most one slice, of which the largest are found exactly; `residual` stays, and
+              `total` means nothing
     chunks    a row (index, version, base, size, first segment, last) each
     slices    where the segments of slice i begin in `members`; one more than there are slices
     sizes     of each slice, in elements; wanted: of them to be sent
-    floors    becomes the threshold of each slice; with `exact` it is what it was the last time, 0 the first time
+    floors    becomes the threshold of each slice; with `exact` it is a guess, 0 the first time, and becomes the next
     phase     moves the sample
     gain      see `put_frame`; [4]: whether LZ4 is worth trying on more than one chunk;
               [5]: the chunk that is not finite
@@ -185,7 +206,7 @@ def pack(
     room, least = np.empty(slice_count, np.int64), np.zeros(slice_count + 1, np.int64)
     for i in range(slice_count):
         if exact and wanted[i] > 0 and 0 < floors[i] < NEVER:
-            floors[i] = max(TINY, floors[i] * _LOWER)
+            floors[i] = max(TINY, floors[i])
             room[i] = sizes[i]
             continue
         floors[i], room[i] = NEVER, 0
@@ -195,6 +216,8 @@ def pack(
                 decay, phase, exact, kept, counts,
             )  # fmt: skip
             room[i], least[i] = 2 * wanted[i] + 16, -6 * wanted[i] - 48
+    # Where a frame may come to hold every element, `put_frame` asks for them.
+    passing = exact and want_index != DENSE and (slice_count == 0 or 3 * wanted[0] <= sizes[0])
     masks = np.empty(BLOCK // 64, np.uint64)
     at = 0
     for c in range(len(chunks)):
@@ -208,7 +231,7 @@ def pack(
             n, reached = _sweep(
                 total, residual, values, begin, end, base, decay,
                 NEVER if part < 0 else floors[part], 0 if part < 0 else room[part], least[part],
-                masks, pos, val, n,
+                passing and part >= 0, masks, pos, val, n,
             )  # fmt: skip
             if part >= 0:
                 room[part] -= n - before
@@ -225,7 +248,20 @@ def pack(
             return -1 - segments[bad, 3]
         if exact and slice_count:
             n, floors[0] = _narrow(
-                total, segments, first, stop, base, wanted[0], floors[0], pos, val, n, kept, counts
+                residual,
+                values,
+                decay,
+                segments,
+                first,
+                stop,
+                base,
+                wanted[0],
+                floors[0],
+                pos,
+                val,
+                n,
+                kept,
+                counts,
             )
         probe = c == phase % len(chunks)
         if probe:
@@ -234,8 +270,9 @@ def pack(
             out, at, kind, chunks[c, 0], chunks[c, 1], total, base, size, segments, first, stop, absent,
             pos, val, n, want_index, coding, probe or gain[4] > 0, scratch, places, gain,
         )  # fmt: skip
-        for i in range(n):
-            total[base + np.int64(pos[i])] -= val[i]
+        if not exact:
+            for i in range(n):
+                total[base + np.int64(pos[i])] -= val[i]
         if probe and gain[2] > tried:
             gain[4] = 1 if gain[3] - squeezed < gain[2] - tried else 0
     return at

@@ -65,6 +65,12 @@ def _find(kept: Any, n: int, rank: int, counts: Any) -> int:
 
 
 @njit
+def rank_of_kept(kept: Any, n: int, rank: int, counts: Any) -> Any:
+    """The rank-th largest magnitude, from 1, of n whose bits are in `kept`, which lose their order."""
+    return float_of(_find(kept, n, rank, counts))
+
+
+@njit
 def rank_of(val: Any, rank: int, kept: Any, counts: Any) -> Any:
     """The rank-th largest magnitude of val, from 1."""
     for i in range(len(val)):
