@@ -15,7 +15,7 @@ demo: .venv/ready
 test: export PYTHONDONTWRITEBYTECODE :=
 test: lint
 	$(BIN)/pytest -q -n 2 -m "not soak and not cluster and not root and not slurm"
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not soak and (cluster or root)"
+	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not soak and (cluster or root)"
 	$(BIN)/pytest -q -n 2 -m "not soak and slurm"
 
 # The part that answers while you wait.
