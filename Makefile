@@ -11,9 +11,11 @@ demo: .venv/ready
 	$(BIN)/zml run -w 2 -p 2 examples/char_lm.py $(DEMO_ARGS)
 
 # First what needs no process of its own, then whole clusters of processes: those mostly wait, so two at once. Last a Slurm.
+# Hundreds of processes of zml start here: none of them is to compile it anew, whatever the environment says.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: lint
 	$(BIN)/pytest -q -n 2 -m "not soak and not cluster and not root and not slurm"
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not soak and (cluster or root)"
+	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not soak and (cluster or root)"
 	$(BIN)/pytest -q -n 2 -m "not soak and slurm"
 
 # The part that answers while you wait.

@@ -41,7 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly or all("scheduler" in item.path.parts for item in session.items):
         return
+    import torch
+
     from zml.codec import kernels
+
+    # Tests run side by side, and torch's threads spin while they wait for each other.
+    torch.set_num_threads(1)
 
     for module in (kernels.ENTRY, *kernels.ON_SHARDS, *kernels.ON_DEVICES):
         kernels.prepare(lambda text: print(f"{text} ..."), module)

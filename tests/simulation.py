@@ -99,8 +99,12 @@ def _keep_the_first(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
 def simulate(main: Coroutine[Any, Any, T], *, limit_s: float = 24 * 3600.0) -> T:
     """Run `main` to its end in virtual time, then cancel what is left. Raises an error that nobody saw."""
     loop = VirtualTimeLoop(limit_s=limit_s)
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        result = runner.run(main)
-    gc.collect()  # a task that failed unseen says so when it is collected
+    gc.freeze()  # what was there before is no garbage of this run: to look through it takes longer than most runs
+    try:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            result = runner.run(main)
+        gc.collect()  # a task that failed unseen says so when it is collected
+    finally:
+        gc.unfreeze()
     loop.raise_unseen()
     return result

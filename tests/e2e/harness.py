@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from tests.uncompiled import PYTHONPATH
+
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 90.0
 POLL_S = 0.05
@@ -115,7 +117,7 @@ print(f"steps {step}", flush=True)
 
 def environment(**more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ZML_")}
-    return {**kept, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "ZML_HTTP": "off", **more}
+    return {**kept, "PYTHONPATH": PYTHONPATH, "NO_COLOR": "1", "ZML_HTTP": "off", **more}
 
 
 class Process:

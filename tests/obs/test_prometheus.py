@@ -27,7 +27,8 @@ OTHER = "j7"
 TOKEN = "0123456789abcdef0123456789abcdef"
 GPU = {metric.name for metric in catalog.METRICS.values() if metric.name.startswith("zml_gpu_")}
 
-pytestmark = [pytest.mark.prometheus, pytest.mark.cluster]
+# In one group, so that one process of pytest starts the cluster for all.
+pytestmark = [pytest.mark.prometheus, pytest.mark.cluster, pytest.mark.xdist_group("prometheus")]
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import ROOT
 from tests.slurm.cluster import Slurm, lacking, slurm
+from tests.uncompiled import PYTHONPATH
 
 SCRIPT = """
 import argparse, os, time
@@ -75,7 +75,7 @@ class Desk:
         done = subprocess.run(
             [sys.executable, "-m", "zml", *words],
             cwd=self.folder,
-            env={**self.cluster.environment, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **env},
+            env={**self.cluster.environment, "PYTHONPATH": PYTHONPATH, "NO_COLOR": "1", **env},
             capture_output=True,
             text=True,
             timeout=60,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import ROOT
 from tests.slurm.conftest import ENOUGH, Desk
+from tests.uncompiled import PYTHONPATH
 
 pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(400)]
 
@@ -42,7 +42,7 @@ def test_nodes_come_from_slurm_and_go(desk: Desk) -> None:
         coordinator = subprocess.Popen(
             [sys.executable, "-m", "zml", "coordinator", *flags],
             cwd=desk.folder,
-            env={**desk.cluster.environment, "PYTHONPATH": str(ROOT)},
+            env={**desk.cluster.environment, "PYTHONPATH": PYTHONPATH},
             stdout=out,
             stderr=out,
         )

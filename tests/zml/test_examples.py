@@ -23,6 +23,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from tests.uncompiled import PYTHONPATH
+
 ROOT = Path(__file__).resolve().parents[2]
 CHAR_LM = ROOT / "examples" / "char_lm.py"
 MNIST = ROOT / "examples" / "mnist_distributed.py"
@@ -32,7 +34,7 @@ BOTH = pytest.mark.parametrize("script", [CHAR_LM, MNIST], ids=["char_lm", "mnis
 def run(script: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Plain python, with no cluster around it."""
     around = {name: value for name, value in os.environ.items() if not name.startswith("ZML_")}
-    around |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    around |= {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, str(script), *map(str, arguments)]
     return subprocess.run(command, env=around, capture_output=True, text=True, timeout=90)
 

@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +32,14 @@ MAKERS: dict[str, Callable[[Optimizer], Any]] = {
     "MultiplicativeLR": lambda o: S.MultiplicativeLR(o, lambda epoch: 0.9 + 0.01 * epoch),
     "ReduceLROnPlateau": lambda o: S.ReduceLROnPlateau(o, patience=1, cooldown=1, factor=0.5),
 }
+
+
+@pytest.fixture(autouse=True)
+def few_objects() -> Iterator[None]:
+    """Schedulers are looked for among all objects: what this process has of other tests is not to be gone through."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Script:

@@ -7,7 +7,6 @@ import ctypes
 import mmap
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Callable
 
@@ -24,7 +23,7 @@ from zml.layout import Chunk, Layout
 
 from .test_codec import publish
 
-CASES = 24_000
+CASES = 20_000
 SHAPES = [(5,), (40, 25), (11,), (1,), (60, 60), (3, 7, 2), (2,)]  # vectors before, between and after
 GUARD = 64  # elements on either side of where a decoder may write
 WORDS = {number: name for name, number in vars(reasons).items() if isinstance(number, int)}
@@ -162,10 +161,18 @@ def test_every_check_is_hit_and_what_passes_can_be_used(capsys: pytest.CaptureFi
     accepted = 0
     alone = chunks()[1]
     cliff = Cliff(1 << 19)
+    untouched: dict[
+        int, torch.Tensor
+    ] = {}  # by size: most frames are refused, and to fill it takes longer than that
+
+    def guarded_for(chunk: Chunk) -> torch.Tensor:
+        if chunk.size not in untouched:
+            untouched[chunk.size] = torch.full((chunk.size + 2 * GUARD,), 7.0)
+        return untouched[chunk.size]
 
     def advance(codec: TopK, chunk: Chunk, data: bytes, sound: bool) -> None:
         """The same as a delta of version 0."""
-        guarded = torch.full((chunk.size + 2 * GUARD,), 7.0)
+        guarded = guarded_for(chunk)
         try:
             codec.advance(
                 chunk, cliff.hold(data[:1] + bytes([Kind.DELTA]) + data[2:]), guarded[GUARD:-GUARD], 0
@@ -174,13 +181,14 @@ def test_every_check_is_hit_and_what_passes_can_be_used(capsys: pytest.CaptureFi
             assert not sound or what_for(refusal) == "OVERFLOW"
             assert (guarded == 7).all()
             return
+        del untouched[chunk.size]
         assert sound and torch.isfinite(guarded).all()
         assert (guarded[:GUARD] == 7).all() and (guarded[-GUARD:] == 7).all()
 
     def attempt(codec: TopK, chunk: Chunk, data: bytes) -> bool:
         twin = data if len(data) > 1 and data[1] == Kind.GRADIENT else b""
         frame = cliff.hold(data)
-        guarded = torch.full((chunk.size + 2 * GUARD,), 7.0)
+        guarded = guarded_for(chunk)
         out = guarded[GUARD:-GUARD]
         calls: list[Callable[[], object]] = [
             lambda: codec.decode(chunk, frame, out, add=False),
@@ -192,12 +200,14 @@ def test_every_check_is_hit_and_what_passes_can_be_used(capsys: pytest.CaptureFi
             codec.check(chunk, frame)
         except BadFrame as refusal:
             refused[what_for(refusal)] += 1
-            with pytest.raises(BadFrame, match=re.escape(str(refusal))):
+            with pytest.raises(BadFrame) as again:
                 rng.choice(calls)()
-            assert torch.equal(guarded, torch.full_like(guarded, 7.0))
+            assert str(again.value) == str(refusal)
+            assert (guarded == 7).all()
             if twin:
                 advance(codec, chunk, twin, False)
             return False
+        del untouched[chunk.size]
         rng.choice(calls)()  # what check accepts decode does not refuse
         assert (guarded[:GUARD] == 7).all() and (guarded[-GUARD:] == 7).all()
         assert 0 <= codec.entries(chunk, frame) <= chunk.size
