@@ -326,14 +326,17 @@ class Client:
             await asyncio.wait([former])
         while True:
             shard = self.where.holder(bucket)
-            # A shard stages one step of a worker at a time.
-            for clock, before in list(self.leaving.items()):
-                if clock < message.clock and before.committing and not before.over:
-                    await before.counted[shard].wait()
+            await self._counted_before(message.clock, shard)
             if self.where.holder(bucket) == shard:
                 break
         async with self.push_slots[shard]:
             await self._tell(lambda: self.where.holder(bucket), lambda _: message, payload)
+
+    async def _counted_before(self, clock: int, shard: str) -> None:
+        """A shard stages and counts one step of a worker at a time."""
+        for earlier, before in list(self.leaving.items()):
+            if earlier < clock and before.committing and not before.over:
+                await before.counted[shard].wait()
 
     def commit(
         self, clock: int, hyper: bytes, buckets: Sequence[Bucket], progress: Progress = (-1, 0)
@@ -365,6 +368,8 @@ class Client:
         told: list[str] = []
 
         async def tell(shard: str) -> None:
+            # Where it has nothing of the model that is trained no push has waited, nor anybody for its parameters.
+            await self._counted_before(clock, shard)
             await self._tell(lambda: shard, commit, hyper)
             self.trace.counted(clock, shard)
             leaving.counted[shard].set()

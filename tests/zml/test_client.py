@@ -1,0 +1,63 @@
+"""What a worker says to shards, and in which order."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.simulation import simulate
+from zml.agent.seat import Seat
+from zml.layout import Bucket
+from zml.messages import Commit, Message, Ok, Push
+from zml.transport import Answer, Refused
+from zml.worker.client import Client
+
+TRAINED = Bucket(index=0, shard=1, chunks=(0,), parameters=frozenset({0}), frozen=False)
+
+
+class Shards:
+    """Takes everything after a moment, but for the first so many messages to p0: it is not ready then."""
+
+    def __init__(self, early: int) -> None:
+        self.early = early
+        self.told: list[tuple[str, str, int]] = []
+        self.changed = asyncio.Event()
+
+    async def request(self, shard: str, message: Message, payload: Any = None, *, timeout_s: float) -> Answer:
+        await asyncio.sleep(0.01)
+        assert isinstance(message, Commit | Push)
+        if shard == "p0" and self.early:
+            self.early -= 1
+            raise Refused(shard, "early", "its log is being read")
+        self.told.append((shard, type(message).__name__, message.clock))
+        self.changed.set()
+        self.changed = asyncio.Event()
+        return Answer(Ok(), None)
+
+    def peers(self) -> dict[str, Any]:
+        return {}
+
+    async def until(self, *told: Any) -> None:
+        while told not in self.told:
+            await self.changed.wait()
+
+
+@pytest.mark.parametrize("early", [0, 1, 3])
+def test_a_shard_without_anything_to_push_hears_of_steps_in_their_order(early: int) -> None:
+    """It holds frozen parameters alone, so that nobody waits for it between two steps."""
+
+    async def main() -> None:
+        shards: Any = Shards(early)
+        client = Client(Seat(job="job", worker="w0", incarnation=1, coordinator=[]), shards, shards)
+        client.where.met(["p0", "p1"])
+        steps = []
+        for clock in range(4):
+            client.push(TRAINED, clock, memoryview(b"gradient"), [])
+            steps.append(asyncio.ensure_future(client.commit(clock, b"", [TRAINED])))
+            await shards.until("p1", "Commit", clock)  # then its parameters come, and the next step begins
+        await asyncio.gather(*steps)
+        for shard in ("p0", "p1"):
+            commits = [clock for who, what, clock in shards.told if (who, what) == (shard, "Commit")]
+            assert commits == [0, 1, 2, 3]
+
+    simulate(main())
