@@ -5,8 +5,8 @@ are many for the little it computes; the images of Fashion-MNIST in one shuffled
 k, n + k, 2n + k ... of it, and one process alone takes n batches at once. So every synchronous way sees the same
 samples in the same step.
 
-The worker that records keeps the time of each step and a copy of the parameters every few steps (some milliseconds,
-which count). When its training is over it computes the loss of the copies on held-out images: evaluation takes no time
+The worker that records keeps the time of each step and a copy of the parameters every few steps, which counts: some
+milliseconds, and some tens of them where zml first has to show what the job has published. When its training is over it computes the loss of the copies on held-out images: evaluation takes no time
 of the training.
 """
 

@@ -8,7 +8,7 @@ import pytest
 from tests.simulation import simulate
 from zml.agent.seat import Seat
 from zml.layout import Bucket
-from zml.messages import Commit, Message, Ok, Push
+from zml.messages import Advance, Commit, Message, Ok, Push
 from zml.transport import Answer, Refused
 from zml.worker.client import Client
 
@@ -25,7 +25,7 @@ class Shards:
 
     async def request(self, shard: str, message: Message, payload: Any = None, *, timeout_s: float) -> Answer:
         await asyncio.sleep(0.01)
-        assert isinstance(message, Commit | Push)
+        assert isinstance(message, Commit | Push | Advance)
         if shard == "p0" and self.early:
             self.early -= 1
             raise Refused(shard, "early", "its log is being read")
@@ -55,9 +55,10 @@ def test_a_shard_without_anything_to_push_hears_of_steps_in_their_order(early: i
             client.push(TRAINED, clock, memoryview(b"gradient"), [])
             steps.append(asyncio.ensure_future(client.commit(clock, b"", [TRAINED])))
             await shards.until("p1", "Commit", clock)  # then its parameters come, and the next step begins
+        await client.advance(9)
         await asyncio.gather(*steps)
         for shard in ("p0", "p1"):
-            commits = [clock for who, what, clock in shards.told if (who, what) == (shard, "Commit")]
-            assert commits == [0, 1, 2, 3]
+            told = [(what, clock) for who, what, clock in shards.told if who == shard and what != "Push"]
+            assert told == [("Commit", 0), ("Commit", 1), ("Commit", 2), ("Commit", 3), ("Advance", 9)]
 
     simulate(main())

@@ -392,6 +392,49 @@ def test_chunks_that_are_published_at_once_are_what_they_are_one_by_one(values: 
     assert together.index_bytes == apart.index_bytes
 
 
+SHAPES = {
+    "a vector behind": [(20, 20), (20,)],
+    "a vector between": [(20, 20), (20,), (200, 200)],
+    "a vector before": [(77,), (200, 200)],
+    "few elements that are chosen from": [(600,), (20, 5)],
+    "all alike, matrices only": [(100, 100)],
+}
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("values", VALUES)
+def test_what_is_published_brings_p_closer_to_w_and_follows_from_nothing_else(
+    shapes: Sequence[Shape], values: str
+) -> None:
+    """Whatever was published before, of whichever chunk."""
+    (chunk,) = chunks_of(shapes)
+    vector = np.zeros(chunk.size, bool)
+    for segment in chunk.segments:
+        vector[segment.offset : segment.offset + segment.size] = segment.ndim < 2
+    steady = torch.ones(chunk.size)
+    steady[:: 7 if len(shapes) > 1 else 5] = 3.0
+    for w in (heavy(chunk.size, 5), steady, torch.ones(chunk.size)):
+        fresh, used = topk(f"topk:1%:{values}"), topk(f"topk:1%:{values}")
+        for memory in (used.scratch.total, used.scratch.val):
+            memory.fill(777.0)
+        used.scratch.pos.fill(9)
+        for guess, codec in enumerate((fresh, used)):
+            # The threshold of the last delta is a guess for the next, and no more than that.
+            publish(codec, chunk, w * (0.1 + 9 * guess), torch.zeros(chunk.size), 0, 1, 50 + 200 * guess)
+        ps = torch.zeros(chunk.size), torch.zeros(chunk.size)
+        for version in range(3):
+            before = np.abs((w - ps[0]).numpy())
+            budget = int((~vector).sum()) // 3
+            frames = [
+                publish(c, chunk, w, p, version, 0, budget) for c, p in zip((fresh, used), ps, strict=True)
+            ]
+            assert frames[0] == frames[1] and torch.equal(*ps)
+            after = np.abs((w - ps[0]).numpy())
+            assert (after[vector] <= before[vector] * 2.0**-8 + 1e-37).all(), "rounded to bfloat16"
+            assert (after <= before * 1.0001 + 0.4 * before.max()).all()
+            assert (after**2).sum() <= (before**2).sum()
+
+
 def test_where_the_budget_suffices_all_that_differs_goes_out() -> None:
     codec, (chunk,) = topk("topk:1%:fp32"), chunks_of([(200, 200), (77,)])
     w = torch.zeros(chunk.size)

@@ -313,11 +313,24 @@ def test_who_looks_at_what_is_published_trains_on_as_if_nobody_had_looked(
         assert torch.equal(a, b)
 
 
+def test_a_model_that_is_converted_while_it_is_looked_at_has_its_own_parameters_again(io: IoThread) -> None:
+    twin = Twin(io, compress="topk:5%", warm_up_steps=0, frozen=True)
+    twin.train(3)
+    own = parameters_of(twin)
+    with pytest.raises(KeyError), twin.updates.published():
+        twin.model.double()
+        raise KeyError("in the script")
+    assert not twin.updates.shown
+    for before, parameter in zip(own, parameters_of(twin), strict=True):
+        assert torch.equal(before.double(), parameter)
+
+
 def test_what_is_published_is_not_trained(io: IoThread) -> None:
     twin = Twin(io, compress="topk:5%", warm_up_steps=0)
     twin.train(3)
     own, (told, counted) = parameters_of(twin), (list(twin.told), twin.traffic.clock)
-    wrongs: list[Callable[[], None]] = [partial(twin.train, 1), twin.updates.flush, twin.updates.finish]
+    updates = twin.updates
+    wrongs: list[Callable[[], None]] = [partial(twin.train, 1), updates.flush, updates.finish, updates.depart]
     for wrong in wrongs:
         with pytest.raises(ZmlError, match=r"inside of zml\.published"), twin.updates.published():
             wrong()

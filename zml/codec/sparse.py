@@ -67,7 +67,6 @@ class _Scratch:
         self.counts = np.zeros(2048, np.uint32)
         self.places = np.zeros(4096, np.int32)
         self.total = np.zeros(CHUNK, np.float32)
-        self.frame = np.zeros(frame_bound(CHUNK), np.uint8)
         self.places_in_all = np.zeros(0, np.int64)  # as long as the largest bucket that was asked for
         self.host = np.zeros(0, np.float32)  # of the largest bucket whose gradients live on a device
 

@@ -534,16 +534,17 @@ class Store:
         return (held.dense,)
 
     def _publish(self, behind: Sequence[Held]) -> None:
-        for held, frame in zip(behind, () if self.codec.lossless else self._deltas(behind), strict=False):
-            held.budget = 0
-            if parse(frame).kind == Kind.DELTA:
-                held.log.append((held.published, frame))
-                held.log_bytes += len(frame)
-            else:
-                held.log.clear()
-                held.log_bytes = 0
-            while held.log_bytes > len(held.dense):  # whoever is that far behind is better served with p
-                held.log_bytes -= len(held.log.popleft()[1])
+        if not self.codec.lossless:
+            for held, frame in zip(behind, self._deltas(behind), strict=True):
+                held.budget = 0
+                if parse(frame).kind == Kind.DELTA:
+                    held.log.append((held.published, frame))
+                    held.log_bytes += len(frame)
+                else:
+                    held.log.clear()
+                    held.log_bytes = 0
+                while held.log_bytes > len(held.dense):  # whoever is that far behind is better served with p
+                    held.log_bytes -= len(held.log.popleft()[1])
         for held in behind:
             held.published = held.version
             held.head()

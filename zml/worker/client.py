@@ -288,7 +288,12 @@ class Client:
     async def advance(self, clock: int) -> None:
         """Rest until `clock`: nobody waits for this worker below it."""
         message = Advance(clock=clock, **self.me)
-        await self._everywhere(lambda shard: self._tell(lambda: shard, lambda _: message))
+
+        async def tell(shard: str) -> None:
+            await self._counted_before(clock, shard)
+            await self._tell(lambda: shard, lambda _: message)
+
+        await self._everywhere(tell)
 
     async def _everywhere(
         self, tell: Callable[[str], Coroutine[Any, Any, object]], told: Collection[str] = ()

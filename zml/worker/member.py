@@ -134,7 +134,7 @@ class Member:
         with self.timeline.measure("wait"):
             return self.io.call(work)
 
-    # -- the script's five calls ------------------------------------------------------------------------
+    # -- the script's calls ------------------------------------------------------------------------
 
     def join(
         self,

@@ -119,7 +119,7 @@ class Updates:
         self.optimizer.register_step_post_hook(self._after_step)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._must_train("the optimizer made a step")
+        self._must_not_be_shown("the optimizer made a step")
         for index in self.frozen:
             gradient = self.binding.parameters[index].grad
             if gradient is not None and gradient.numel():
@@ -133,18 +133,18 @@ class Updates:
         if self.shown:
             yield
             return
-        tensors = [parameter.detach() for parameter in self.binding.parameters]
-        kept = [tensor.clone() for tensor in tensors]
-        self.traffic.replica.restore()
+        trained = [p for index, p in enumerate(self.binding.parameters) if index not in self.frozen]
+        kept = [parameter.detach().clone() for parameter in trained]
         self.shown = True
         try:
+            self.traffic.replica.restore()
             yield
         finally:
             self.shown = False
-            for tensor, own in zip(tensors, kept, strict=True):
-                tensor.copy_(own)
+            for parameter, own in zip(trained, kept, strict=True):
+                parameter.detach().copy_(own)  # looked up now: the model may have been converted or moved
 
-    def _must_train(self, what: str) -> None:
+    def _must_not_be_shown(self, what: str) -> None:
         if self.shown:
             raise ZmlError(SHOWN, f"{what} inside of zml.published", "Leave the `with` block before.")
 
@@ -283,7 +283,7 @@ class Updates:
 
     def finish(self) -> None:
         """The script has made its last step: what still waits in the residual leaves, all of it."""
-        self._must_train("the last step was left behind")
+        self._must_not_be_shown("the last step was left behind")
         if self.residual and self.waiting:
             self.traffic.everything = True
             self._exchange()
@@ -292,6 +292,7 @@ class Updates:
 
     def depart(self) -> None:
         """The same, where the other workers go on: it counts, and the model lacks what follows from it."""
+        self._must_not_be_shown("the loader was asked for a batch")
         if self.owes:
             self.traffic.everything = True
             self._exchange(parting=True)
@@ -310,7 +311,7 @@ class Updates:
 
     def flush(self) -> None:
         """Every step that the script has made counts, and the model holds what followed from it."""
-        self._must_train("zml.save or zml.evaluate was called")
+        self._must_not_be_shown("zml.save or zml.evaluate was called")
         if self.inner:
             self._exchange()
         self.traffic.drain()

@@ -113,17 +113,16 @@ def fetch(_context: Any, array: Any, at: Any) -> Any:
 
 @intrinsic
 def sweep64(
-    _context: Any, out: Any, to: Any, e: Any, g: Any, at: Any, decay: Any, floor: Any, masks: Any, slot: Any
+    _context: Any, out: Any, e: Any, g: Any, at: Any, decay: Any, floor: Any, masks: Any, slot: Any
 ) -> Any:
-    """out[to:] = decay * e[at:] + g[at:] for 64 elements, and in masks[slot] a bit for each with |out| >= floor.
+    """out = decay * e + g for 64 elements, and in masks[slot] a bit for each with |out| >= floor.
 
     Returns True, and has written no element, if one of them would be infinite or not a number.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        target = _at(context, builder, signature.args[0], args[0], args[1])
-        before, value = (_at(context, builder, signature.args[i], args[i], args[4]) for i in (2, 3))
-        factor, least = _splat(builder, args[5]), _splat(builder, args[6])
+        target, before, value = (_at(context, builder, signature.args[i], args[i], args[3]) for i in range(3))
+        factor, least = _splat(builder, args[4]), _splat(builder, args[5])
         infinite = _splat(builder, ir.Constant(F32, float("inf")))
         totals, mask, bad = (
             [],
@@ -138,12 +137,12 @@ def sweep64(
             mask = builder.or_(mask, builder.shl(bits, ir.Constant(I64, lane)))
             bad = builder.or_(bad, builder.fcmp_unordered(">=", size, infinite))
             totals.append(total)
-        builder.store(mask, _at(context, builder, signature.args[7], args[7], args[8]))
+        builder.store(mask, _at(context, builder, signature.args[6], args[6], args[7]))
         refused = builder.icmp_unsigned("!=", builder.bitcast(bad, I16), ir.Constant(I16, 0))
         with builder.if_then(builder.not_(refused), likely=True):
             for index, total in enumerate(totals):
                 _store(builder, target, index * LANES, total)
         return refused
 
-    arguments = (out, types.int64, e, g, types.int64, types.float32, types.float32, masks, types.int64)
+    arguments = (out, e, g, types.int64, types.float32, types.float32, masks, types.int64)
     return types.boolean(*arguments), codegen

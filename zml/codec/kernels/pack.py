@@ -12,7 +12,6 @@ from numba import njit, types
 
 from .bits import bits_of, sweep64, trailing_zeros
 from .frames import HEADER, add_body, put_frame, read_body, stays_finite
-from .indices import DENSE
 from .reasons import OVERFLOW as _OVERFLOW
 from .threshold import NEVER, TINY, choose, rank_of, rank_of_kept
 
@@ -48,15 +47,12 @@ def _sweep(
     floor: Any,
     room: int,
     least: int,
-    passing: bool,
     masks: Any,
     pos: Any,
     val: Any,
     n: int,
 ) -> Any:
     """total = decay * residual + values in [begin, stop), and entries n... for what reaches the floor.
-
-    `passing`: nobody wants the totals, and they go into one block of memory that stays in the cache.
 
     `room` is how many more may equal the floor, and less `least` how many in all: where many elements are equal,
     the first of them must not keep larger ones from leaving.
@@ -69,31 +65,28 @@ def _sweep(
     while at < stop:
         until = min(stop, base + ((at - base) // BLOCK + 1) * BLOCK)
         words = (until - at) // 64
-        shift = at if passing else 0
         for word in range(words):
-            here = at + 64 * word
-            if sweep64(total, here - shift, residual, values, here, decay, floor, masks, word):
-                return n, here
+            if sweep64(total, residual, values, at + 64 * word, decay, floor, masks, word):
+                return n, at + 64 * word
         for word in range(words):
             mask = masks[word]
             start = at + 64 * word
             while mask:
                 here = start + trailing_zeros(mask)
                 mask &= mask - np.uint64(1)
-                if room <= 0 and (abs(total[here - shift]) <= floor or room <= least):
+                if room <= 0 and (abs(total[here]) <= floor or room <= least):
                     continue
                 pos[n] = here - base
-                val[n] = total[here - shift]
+                val[n] = total[here]
                 n += 1
                 room -= 1
         for i in range(at + 64 * words, until):
             if not abs(decay * residual[i] + values[i]) < infinite:
                 return n, i
-            total[i - shift] = decay * residual[i] + values[i]
-            size = abs(total[i - shift])
-            if size >= floor and (room > 0 or (size > floor and room > least)):
+            total[i] = decay * residual[i] + values[i]
+            if abs(total[i]) >= floor and (room > 0 or (abs(total[i]) > floor and room > least)):
                 pos[n] = i - base
-                val[n] = total[i - shift]
+                val[n] = total[i]
                 n += 1
                 room -= 1
         at = until
@@ -102,9 +95,7 @@ def _sweep(
 
 @njit
 def _narrow(
-    residual: Any,
-    values: Any,
-    decay: Any,
+    total: Any,
     segments: Any,
     first: int,
     last: int,
@@ -125,10 +116,9 @@ def _narrow(
         for s in range(first, last):
             if segments[s, 2] >= 0:
                 for i in range(segments[s, 0], segments[s, 0] + segments[s, 1]):
-                    one = decay * residual[i] + values[i]
-                    if abs(one) >= TINY:
+                    if abs(total[i]) >= TINY:
                         pos[n] = i - base
-                        val[n] = one
+                        val[n] = total[i]
                         n += 1
     if n <= wanted:
         return n, floor * _LOWER
@@ -189,8 +179,7 @@ def pack(
     """Frames of all chunks into `out`; returns their bytes, or -1 - parameter where an element is not finite.
 
     total     becomes decay * residual + values - what was sent; it is `residual` itself, but for differences and where
-    exact     there is one chunk and at most one slice, of which the largest are found exactly; `residual` stays, and
-              `total` means nothing
+    exact     there is one chunk and at most one slice, of which the largest are found exactly; `residual` stays
     chunks    a row (index, version, base, size, first segment, last) each
     slices    where the segments of slice i begin in `members`; one more than there are slices
     sizes     of each slice, in elements; wanted: of them to be sent
@@ -216,8 +205,6 @@ def pack(
                 decay, phase, exact, kept, counts,
             )  # fmt: skip
             room[i], least[i] = 2 * wanted[i] + 16, -6 * wanted[i] - 48
-    # Where a frame may come to hold every element, `put_frame` asks for them.
-    passing = exact and want_index != DENSE and (slice_count == 0 or 3 * wanted[0] <= sizes[0])
     masks = np.empty(BLOCK // 64, np.uint64)
     at = 0
     for c in range(len(chunks)):
@@ -231,7 +218,7 @@ def pack(
             n, reached = _sweep(
                 total, residual, values, begin, end, base, decay,
                 NEVER if part < 0 else floors[part], 0 if part < 0 else room[part], least[part],
-                passing and part >= 0, masks, pos, val, n,
+                masks, pos, val, n,
             )  # fmt: skip
             if part >= 0:
                 room[part] -= n - before
@@ -248,20 +235,7 @@ def pack(
             return -1 - segments[bad, 3]
         if exact and slice_count:
             n, floors[0] = _narrow(
-                residual,
-                values,
-                decay,
-                segments,
-                first,
-                stop,
-                base,
-                wanted[0],
-                floors[0],
-                pos,
-                val,
-                n,
-                kept,
-                counts,
+                total, segments, first, stop, base, wanted[0], floors[0], pos, val, n, kept, counts
             )
         probe = c == phase % len(chunks)
         if probe:
@@ -270,9 +244,8 @@ def pack(
             out, at, kind, chunks[c, 0], chunks[c, 1], total, base, size, segments, first, stop, absent,
             pos, val, n, want_index, coding, probe or gain[4] > 0, scratch, places, gain,
         )  # fmt: skip
-        if not exact:
-            for i in range(n):
-                total[base + np.int64(pos[i])] -= val[i]
+        for i in range(n):
+            total[base + np.int64(pos[i])] -= val[i]
         if probe and gain[2] > tried:
             gain[4] = 1 if gain[3] - squeezed < gain[2] - tried else 0
     return at
