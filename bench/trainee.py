@@ -6,8 +6,8 @@ k, n + k, 2n + k ... of it, and one process alone takes n batches at once. So ev
 samples in the same step.
 
 The worker that records keeps the time of each step and a copy of the parameters every few steps, which counts: some
-milliseconds, and some tens of them where zml first has to show what the job has published. When its training is over it computes the loss of the copies on held-out images: evaluation takes no time
-of the training.
+milliseconds, and some tens of them where zml first has to show what the job has published. When its training is over it
+computes the loss of the copies on held-out images: evaluation takes no time of the training.
 """
 
 import argparse
