@@ -132,6 +132,8 @@ class Housing:
             yield Fence(job.id, here, former.incarnation, because)
             self._close(job, here, Fate.LOST, because, EXIT_LOST)
             yield from self._promote_from(job, here, because, now)
+            if not isinstance(job.phase, Running | Draining):
+                return  # whoever asks again is told that it is over
         yield from self._admit(job, name, peer)
         for shard, home in self.served_by(job.id, here):
             job.homes[shard] = replace(home, incarnation=home.incarnation + 1)
@@ -224,6 +226,8 @@ class Housing:
     def _unhouse(self, job: Job, host: ShardId, because: str, now: float, alone: str = ALONE) -> Actions:
         """A shard's process is gone: what lived there is promoted, or waited for."""
         yield from self._promote_from(job, host, because, now)
+        if not isinstance(job.phase, Running | Draining):
+            return
         for shard, home in job.homes.items():
             if home.host == host and shard not in job.promoting:
                 until = job.away.setdefault(shard, now + self.rules.return_s)
@@ -242,6 +246,8 @@ class Housing:
             if home.host == host and shard in job.backups:
                 yield from self._hand_over(job, shard, because, now)
         for shard in [shard for shard, home in job.promoting.items() if home.host == host]:
+            if not isinstance(job.phase, Running | Draining):
+                return  # it was over with the one before, for which there was nobody
             yield from self._fall_back(job, shard, f"{because}; the backup of {shard} was there", now)
 
     def _hand_over(self, job: Job, shard: ShardId, because: str, now: float) -> Actions:

@@ -544,3 +544,27 @@ class BareRing(Ring):
 
 BareRing.TestCase.settings = Ring.TestCase.settings
 TestBareRing = BareRing.TestCase
+
+
+def test_a_job_that_ends_over_one_shard_does_not_look_for_the_others_on_their_way() -> None:
+    """All three were on their way to a process that dies, and for the first of them there is nobody else."""
+    state = Ring()
+    state.dies(member="p2")
+    state.nobody_comes_back_in_time()
+    state.comes_back(member="p0")
+    state.nobody_comes_back_in_time()
+    state.comes_back(member="p2")
+    state.dies(member="p0")
+    state.dies(member="p1")
+    state.nobody_comes_back_in_time()
+    state.nobody_comes_back_in_time()
+    state.comes_back(member="p0")
+    state.time_passes()
+    state.nobody_comes_back_in_time()
+    state.nobody_comes_back_in_time()
+    state.time_passes()
+    state.nobody_comes_back_in_time()
+    on_their_way = state.play.machine.jobs[JOB].promoting
+    assert len(on_their_way) > 1 and {home.host for home in on_their_way.values()} == {P0}
+    state.dies(member="p0")
+    assert state.play.state() != "RUNNING" and not state.play.machine.jobs[JOB].away
