@@ -132,7 +132,7 @@ class Housing:
             yield Fence(job.id, here, former.incarnation, because)
             self._close(job, here, Fate.LOST, because, EXIT_LOST)
             yield from self._promote_from(job, here, because, now)
-            if not isinstance(job.phase, Running | Draining):
+            if not job.under_way:
                 return  # whoever asks again is told that it is over
         yield from self._admit(job, name, peer)
         for shard, home in self.served_by(job.id, here):
@@ -226,7 +226,7 @@ class Housing:
     def _unhouse(self, job: Job, host: ShardId, because: str, now: float, alone: str = ALONE) -> Actions:
         """A shard's process is gone: what lived there is promoted, or waited for."""
         yield from self._promote_from(job, host, because, now)
-        if not isinstance(job.phase, Running | Draining):
+        if not job.under_way:
             return
         for shard, home in job.homes.items():
             if home.host == host and shard not in job.promoting:
@@ -246,7 +246,7 @@ class Housing:
             if home.host == host and shard in job.backups:
                 yield from self._hand_over(job, shard, because, now)
         for shard in [shard for shard, home in job.promoting.items() if home.host == host]:
-            if not isinstance(job.phase, Running | Draining):
+            if not job.under_way:
                 return  # it was over with the one before, for which there was nobody
             yield from self._fall_back(job, shard, f"{because}; the backup of {shard} was there", now)
 
@@ -276,9 +276,9 @@ class Housing:
         job.off.add(host)
         lived = [each for each, home in job.homes.items() if home.host == host]
         for each in lived:
-            if each not in job.promoting and isinstance(job.phase, Running | Draining):
+            if each not in job.promoting and job.under_way:
                 yield from self._adopt(job, each, because, now, "nobody else has its chunks")
-        if isinstance(job.phase, Running | Draining):
+        if job.under_way:
             yield from self._spread(job, now)
 
     def _adopt(self, job: Job, shard: ShardId, because: str, now: float, or_else: str) -> Actions:

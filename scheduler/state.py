@@ -191,6 +191,11 @@ class Job:
         return self.phase.state
 
     @property
+    def under_way(self) -> bool:
+        """It has begun, and nobody was told to stop."""
+        return isinstance(self.phase, Running | Draining)
+
+    @property
     def missing_workers(self) -> int:
         return max(0, self.workers - len(self.members.alive("worker")))
 

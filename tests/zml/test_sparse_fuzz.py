@@ -161,9 +161,8 @@ def test_every_check_is_hit_and_what_passes_can_be_used(capsys: pytest.CaptureFi
     accepted = 0
     alone = chunks()[1]
     cliff = Cliff(1 << 19)
-    untouched: dict[
-        int, torch.Tensor
-    ] = {}  # by size: most frames are refused, and to fill it takes longer than that
+    # By size: most frames are refused, and to fill it takes longer than that.
+    untouched: dict[int, torch.Tensor] = {}
 
     def guarded_for(chunk: Chunk) -> torch.Tensor:
         if chunk.size not in untouched:

@@ -35,11 +35,15 @@ def inline(function: Callable[..., Any]) -> Any:
     return intrinsic(function)
 
 
-@inline
-def floats(_typing: Any, _address: Any) -> Any:
-    """A pointer to float32."""
+def _pointer_to(kind: Any) -> Any:
+    def pointer(_typing: Any, _address: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+        return types.CPointer(kind)(types.int64), code
 
-    return types.CPointer(types.float32)(types.int64), code
+    return inline(pointer)
+
+
+# In kernels: a pointer to what lies at an address.
+floats, octets = _pointer_to(types.float32), _pointer_to(types.uint8)

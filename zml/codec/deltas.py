@@ -21,8 +21,7 @@ from .behind import Behind
 from .compiled import carray, compiled, floats, types
 from .dense import write_parameters
 from .frame import Kind
-from .kernels.frames import HEADER, add_body, read_body, stays_finite
-from .kernels.pack import pack
+from .kernels.pack import ADD_FINITE, apply, pack
 from .sparse import DIFFERENCE, Table, TopK, frame_bound
 
 INDEX, BASE, SIZE, W, P, SEGMENT, SEGMENTS, MEMBER, MEMBERS = range(9)  # columns of a chunk's row
@@ -49,7 +48,7 @@ class _Tables:
             row[SEGMENTS], row[MEMBERS] = segment, member
         self.tensors: list[tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = []
         self.lengths = np.zeros(len(tables), np.int64)
-        self.present = np.zeros(max(len(table.present) for table in tables), np.bool_)
+        self.absent = np.zeros(max(len(table.segments) for table in tables), np.bool_)  # none ever is
 
     def lie_at(self, tensors: list[tuple[Tensor, Tensor]]) -> None:
         """w and p of each chunk: mostly those of before. Their objects are not looked into then, which has a cost while
@@ -94,19 +93,14 @@ class Deltas:
             given.sizes,
             given.wanted,
             given.floors,
-            given.present,
+            given.absent,
             self._made,
             self._codec.index_coding,
             self._codec.value_coding,
             given.lengths,
             self._out,
             scratch.total,
-            scratch.pos,
-            scratch.val,
-            scratch.bytes,
-            scratch.kept,
-            scratch.counts,
-            scratch.places,
+            *scratch.packing,
             self._gain,
         )
         self._made += len(behind)
@@ -154,7 +148,7 @@ def _publish(
     sizes: Any,
     wanted: Any,
     guesses: Any,
-    present: Any,
+    absent: Any,
     phase: int,
     index_coding: int,
     value_coding: int,
@@ -181,14 +175,9 @@ def _publish(
         slices[1] = len(matrices)
         n = pack(
             total, p, w, table, own, slices[: 2 if sizes[c] > 0 else 1], matrices, sizes[c : c + 1], wanted[c : c + 1],
-            guesses[c : c + 1], present, DIFFERENCE, phase + c, DELTA, index_coding, value_coding, True,
+            guesses[c : c + 1], absent, DIFFERENCE, phase + c, DELTA, index_coding, value_coding, True,
             out[at:], pos, val, scratch, kept, counts, places, gain,
         )  # fmt: skip
         lengths[c] = -1
-        if n < 0:
-            continue
-        end, body = at + n, at + HEADER
-        found = read_body(out, body, end, size, own, 0, len(own), 0, pos, val, scratch)
-        if found >= 0 and stays_finite(out, body, own, 0, len(own), 0, pos, val, found, p):
-            add_body(out, body, own, 0, len(own), 0, pos, val, found, p)
-            lengths[c], at = n, end
+        if n >= 0 and apply(out[at : at + n], size, own, ADD_FINITE, p, pos, val, scratch) >= 0:
+            lengths[c], at = n, at + n

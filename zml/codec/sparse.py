@@ -66,6 +66,8 @@ class _Scratch:
         self.kept = np.zeros(SAMPLE, np.uint32)
         self.counts = np.zeros(2048, np.uint32)
         self.places = np.zeros(4096, np.int32)
+        # What `kernels.pack` works in, in the order of its parameters.
+        self.packing = (self.pos, self.val, self.bytes, self.kept, self.counts, self.places)
         self.total = np.zeros(CHUNK, np.float32)
         self.places_in_all = np.zeros(0, np.int64)  # as long as the largest bucket that was asked for
         self.host = np.zeros(0, np.float32)  # of the largest bucket whose gradients live on a device
@@ -92,7 +94,6 @@ class Table:
         self.members = np.flatnonzero(self.segments[:, 2] >= 0)
         self.elements = int(self.segments[self.members, 1].sum())  # outside of vectors
         self.sizes = np.array([self.elements], np.int64)
-        self.present = np.zeros(max(1, len(rows)), np.bool_)
         self.count_at = HEADER.size + 2 * (chunk.size - self.elements) + 1  # where a frame says its entries
 
 
@@ -205,12 +206,7 @@ class TopKPacker:
             self.codec.value_coding,
             False,
             self._out,
-            scratch.pos,
-            scratch.val,
-            scratch.bytes,
-            scratch.kept,
-            scratch.counts,
-            scratch.places,
+            *scratch.packing,
             self._gain,
         )
         if size < 0:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layout import CHUNK, Chunk
-from .compiled import carray, compiled, inline, types
+from .compiled import carray, compiled, octets, types
 from .frame import Buffer
 from .kernels.frames import HEADER, add_body, read_body
 from .sparse import TopK
@@ -73,16 +73,6 @@ class Sums:
 # -- the kernel --------------------------------------------------------------------------------------------
 
 
-@inline
-def _bytes(_typing: Any, _address: Any) -> Any:
-    """A pointer to bytes."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.uint8)(types.int64), code
-
-
 @compiled(
     types.int64[:, :, ::1],
     _INTS,
@@ -104,7 +94,7 @@ def _sum(
             length = frames[c, f, BYTES]
             if length < HEADER:
                 continue
-            data = carray(_bytes(frames[c, f, ADDRESS]), length)
+            data = carray(octets(frames[c, f, ADDRESS]), length)
             n = read_body(data, HEADER, length, size, segments, first, last, 0, pos, val, scratch)
             if n >= 0:
                 entries[c] += n

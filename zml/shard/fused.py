@@ -21,10 +21,9 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ..codec.compiled import floats
+from ..codec.compiled import carray, floats, inline, types
 from ..hyper import Hyper
 from ..layout import CHUNK
 
@@ -43,12 +42,6 @@ Update = Callable[[Spans, Sums, Counts], None]
 
 _f = np.float32
 _numba: Any = numba  # its own annotations stop where the compiler begins
-_types: Any = numba.core.types
-
-
-def _inline(function: Callable[..., Any]) -> Any:
-    """Code that the kernels contain: written in the compiler's own language."""
-    return intrinsic(function)
 
 
 def _kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
@@ -63,7 +56,7 @@ _VECTOR = ir.VectorType(ir.FloatType(), LINE)
 _BITS = ir.VectorType(ir.IntType(32), LINE)
 
 
-@_inline
+@inline
 def _any_set(_typing: Any, _address: Any) -> Any:
     """1 if one of the LINE elements there is not zero, else 0."""
 
@@ -75,10 +68,10 @@ def _any_set(_typing: Any, _address: Any) -> Any:
         found = builder.icmp_unsigned("!=", mask, ir.Constant(ir.IntType(LINE), 0))
         return builder.zext(found, ir.IntType(64))
 
-    return _types.int64(_types.int64), code
+    return types.int64(types.int64), code
 
 
-@_inline
+@inline
 def _prefetch(_typing: Any, _address: Any) -> Any:
     """Ask memory for the line that holds this address, to write there soon. Any address will do."""
 
@@ -90,10 +83,10 @@ def _prefetch(_typing: Any, _address: Any) -> Any:
         builder.call(function, [builder.inttoptr(arguments[0], byte), number(1), number(3), number(1)])
         return context.get_dummy_value()
 
-    return _types.void(_types.int64), code
+    return types.void(types.int64), code
 
 
-@_inline
+@inline
 def _add_line(_typing: Any, _w: Any, _sums: Any, _factor: Any) -> Any:
     """w += factor * sums for the LINE elements at two addresses."""
 
@@ -105,7 +98,7 @@ def _add_line(_typing: Any, _w: Any, _sums: Any, _factor: Any) -> Any:
         builder.store(builder.fadd(builder.load(w, align=4), product), w, align=4)
         return context.get_dummy_value()
 
-    return _types.void(_types.int64, _types.int64, _types.float32), code
+    return types.void(types.int64, types.int64, types.float32), code
 
 
 # -- kernels ---------------------------------------------------------------------------------------------
@@ -116,7 +109,7 @@ def _add(spans: Any, sums: Any, entries: Any, factor: Any, touched: Any) -> None
     """w += factor * sums. Where few lines of w change, the others are not even read."""
     for row in range(spans.shape[0]):
         at, size, w_at = spans[row, AT], spans[row, SIZE], spans[row, W]
-        w, g = _numba.carray(floats(w_at), size), sums[at : at + size]
+        w, g = carray(floats(w_at), size), sums[at : at + size]
         lines, count = size // LINE, 0
         if entries[row] > SPARSE * lines:
             for i in range(size):
@@ -139,7 +132,7 @@ def _decay_add(spans: Any, sums: Any, keep: Any, factor: Any) -> None:
     """w = keep * w + factor * sums."""
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        w, g = _numba.carray(floats(spans[row, W]), size), sums[at : at + size]
+        w, g = carray(floats(spans[row, W]), size), sums[at : at + size]
         for i in range(size):
             w[i] = keep * w[i] + factor * g[i]
 
@@ -159,8 +152,8 @@ def _momentum(
     """g = scale * sums + decay * w;  b = momentum * b + fresh * g;  w -= lr * (direct * g + through * b)."""
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        w, g = _numba.carray(floats(spans[row, W]), size), sums[at : at + size]
-        b = _numba.carray(floats(spans[row, FIRST]), size)
+        w, g = carray(floats(spans[row, W]), size), sums[at : at + size]
+        b = carray(floats(spans[row, FIRST]), size)
         for i in range(size):
             x = scale * g[i] + decay * w[i]
             y = momentum * b[i] + fresh * x
@@ -185,10 +178,10 @@ def _adam(
     old2, fresh1, fresh2 = _f(beta2), _f(1.0 - beta1), _f(1.0 - beta2)
     for row in range(spans.shape[0]):
         at, size = spans[row, AT], spans[row, SIZE]
-        w, g = _numba.carray(floats(spans[row, W]), size), sums[at : at + size]
-        m = _numba.carray(floats(spans[row, FIRST]), size)
-        v = _numba.carray(floats(spans[row, SECOND]), size)
-        step = _numba.carray(floats(spans[row, STEP]), 1)
+        w, g = carray(floats(spans[row, W]), size), sums[at : at + size]
+        m = carray(floats(spans[row, FIRST]), size)
+        v = carray(floats(spans[row, SECOND]), size)
+        step = carray(floats(spans[row, STEP]), 1)
         step[0] += _f(1)
         rate = _f(lr / (1.0 - beta1 ** float(step[0])))
         widen = _f(1.0 / math.sqrt(1.0 - beta2 ** float(step[0])))
