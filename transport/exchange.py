@@ -79,6 +79,7 @@ class Exchange(ABC):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._peers: dict[str, Peer] = {}
+        self._awaited: dict[str, set[asyncio.Future[None]]] = {}  # by peer, who waits until it is found
         self._links: dict[Hashable, Link] = {}  # those with a peer
         self._door = Door(name, limits.peers, admit)
         self._grant = limits.credit_bytes
@@ -197,6 +198,24 @@ class Exchange(ABC):
 
     def peers(self) -> Mapping[str, PeerInfo]:
         return {peer.name: peer.info() for peer in self._peers.values()}
+
+    async def found(self, peer: str, *, timeout_s: float) -> bool:
+        known = self._peers.get(peer)
+        if known is not None and known.found:
+            return True
+        come: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited.setdefault(peer, set()).add(come)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await come
+        except TimeoutError:
+            return False
+        finally:
+            waiting = self._awaited[peer]
+            waiting.discard(come)
+            if not waiting:
+                del self._awaited[peer]
+        return True
 
     async def close(self) -> None:
         if self._closed:
@@ -469,6 +488,9 @@ class Exchange(ABC):
             peer.found = peer.met = True
             log.debug("peer found", peer=peer.name, session=peer.session.number)
             self._tell(self._on_found, peer.name)
+            for come in self._awaited.get(peer.name, ()):
+                if not come.done():
+                    come.set_result(None)
 
     def _tell(self, callback: Callable[..., None] | None, *args: str) -> None:
         if callback is None:

@@ -180,6 +180,9 @@ class Endpoint(Protocol):
     def peers(self) -> Mapping[str, PeerInfo]:
         """Those that have said hello, and those we dial."""
 
+    async def found(self, peer: str, *, timeout_s: float) -> bool:
+        """Returns when this peer is connected, whoever dialled; false if it is not in time."""
+
     async def close(self) -> None:
         """Say goodbye to everybody, stop handlers, free everything. Requests under way end with PeerLost."""
 

@@ -95,6 +95,7 @@ class Attempts:
         self.trunk = trunk
         self.dispatch = dispatch
         self.lives: dict[JobId, Life] = {}
+        self.members = 0  # of all of them
         self.journals: set[Journal] = set()
         self.syncing: asyncio.Task[None] | None = None
         # Of their own: with thousands of attempts to be read, others who need a thread would wait behind them.
@@ -112,6 +113,7 @@ class Attempts:
             task = asyncio.ensure_future(self._live(name, job, number, workers, submission))
             members = workers + submission.shards
             self.lives[name] = Life(job, number, task, members)
+            self.members += members
 
     def drain(self, job: JobId, number: int, because: str) -> None:
         if (life := self.lives.get(attempt_name(job, number))) is not None:
@@ -137,6 +139,7 @@ class Attempts:
         """It is over, or is to be, whatever it waits for."""
         life = self.lives.pop(attempt_name(job, number), None)
         if life is not None:
+            self.members -= life.members
             life.task.cancel()
 
     async def close_all(self) -> None:
@@ -179,7 +182,7 @@ class Attempts:
     ) -> tuple[Outcome, int, str]:
         folder, life = self.run_dir(job, number), self.lives[name]
         resolved = resolve_for(submission, workers)
-        settings = paced(resolved.settings, submission, sum(life.members for life in self.lives.values()))
+        settings = paced(resolved.settings, submission, self.members)
         resumed, journal = await self._prepare(job, number, resolved, submission)
         try:
             coordinator = Coordinator(

@@ -45,5 +45,8 @@ class Branch:
     def peers(self) -> Mapping[str, PeerInfo]:
         return self.trunk.peers()
 
+    async def found(self, peer: str, *, timeout_s: float) -> bool:
+        return await self.trunk.found(peer, timeout_s=timeout_s)
+
     async def close(self) -> None:
         """The trunk goes on for others."""

@@ -66,6 +66,12 @@ class When:
             return f"every {self.minutes:g} minutes"
         return ""
 
+    def rest_s(self, now: float) -> float | None:
+        """For so long none can be due, or need not be looked for; None: for ever."""
+        if self.steps:
+            return LOOK_EVERY_S
+        return max(LOOK_EVERY_S, self.last_at + 60 * self.minutes - now) if self.minutes else None
+
     def taken(self, steps: int, now: float) -> None:
         self.last_steps, self.last_at = steps, now
 
@@ -122,8 +128,9 @@ class Checkpoints:
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         self.when.begin(loop.time())
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
+        # Thousands of jobs look, and most of them for what is due in minutes.
+        while (rest_s := self.when.rest_s(loop.time())) is not None:
+            await asyncio.sleep(rest_s)
             if because := self.when.due(self.steps(), loop.time()):
                 await self.take(because)
 

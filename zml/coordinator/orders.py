@@ -17,7 +17,8 @@ from ..transport import Answer, Endpoint, PeerLost, Refused, TransportError
 ORDER_S = 30.0  # a member that takes no order for this long is left to its lease
 STRANGER_S = 3.0
 EARLY_S = 0.02
-AGAIN_MOST_S = 0.16  # for one that is not there, or not ready
+EARLY_MOST_S = 0.16  # between two tries, where a member is not ready
+AWAY_S = 1.0  # and where it is not there: then it is seen whether it is still to come
 MOST_S = 24 * 3600.0  # of what takes as long as it goes on
 
 log = structlog.get_logger()
@@ -106,6 +107,7 @@ class Orders:
         until = loop.time() + within_s
         pause_s = EARLY_S
         while True:
+            away = False
             try:
                 return await self.endpoint.request(
                     peer, message, payload, timeout_s=max(until - loop.time(), EARLY_S)
@@ -114,15 +116,17 @@ class Orders:
                 # An order may overtake the answer to the member's own join.
                 again, because = refused.code == "early", refused.because
             except PeerLost as lost:
-                again, because = self.patient(member, peer), str(lost)
+                away, again, because = True, self.patient(member, peer), str(lost)
             except TransportError as error:
                 again, because = False, str(error)
             if not again or loop.time() >= until:
                 log.warning("order not taken", member=member, order=type(message).__name__, because=because)
                 return None
-            await asyncio.sleep(pause_s)
-            # Of many jobs, thousands are waited for at once when a coordinator was started again.
-            pause_s = min(2 * pause_s, AGAIN_MOST_S)
+            if away:  # of many jobs, thousands are waited for at once when a coordinator was started again
+                await self.endpoint.found(peer, timeout_s=min(AWAY_S, max(until - loop.time(), EARLY_S)))
+            else:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, EARLY_MOST_S)
 
 
 async def while_moving(
