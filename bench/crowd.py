@@ -182,6 +182,7 @@ class Peer:
             if header[5] == NOTICE and b"Pulse" in header:
                 self.heard_at = time.monotonic()
                 self.crowd.heard(self)
+                self.paced(header)
                 continue
             payload = None
             while self.socket.getsockopt(zmq.RCVMORE):
@@ -228,6 +229,9 @@ class Peer:
 
     def opened(self) -> None:
         """The coordinator knows this session."""
+
+    def paced(self, pulse: bytes) -> None:
+        """A pulse may ask for fewer heartbeats."""
 
     def order(self, message: Struct, payload: memoryview | None) -> Struct:
         raise NotImplementedError
@@ -309,6 +313,7 @@ class Member(Peer):
         self.incarnation = 0  # until it has joined
         self.launched = slot[0] == "p"
         self.leaving = self.exited = False
+        self.every_s, self.pulse = 0.0, b""  # between heartbeats; the end of the latest pulse
         self.begin()
         join = messages.Join(
             job=job,
@@ -325,8 +330,8 @@ class Member(Peer):
             self.crowd.wrong(f"{self.name} did not join: {answer}")
             return
         self.incarnation = answer.incarnation
-        self.heartbeat = messages.Heartbeat(self.job, self.slot, self.incarnation)
-        self.crowd.beats(self, answer.heartbeat_s)
+        self.every_s = answer.heartbeat_s
+        self.crowd.beats(self, self.every_s)
         self.crowd.count("joined")
 
     def order(self, message: Struct, payload: memoryview | None) -> Struct:
@@ -364,7 +369,17 @@ class Member(Peer):
 
     def beat(self) -> None:
         self.beat_at = time.monotonic()
-        self.notify(self.heartbeat)
+        self.notify(messages.Heartbeat(self.job, self.slot, self.incarnation, self.every_s))
+
+    def paced(self, pulse: bytes) -> None:
+        if pulse[-9:] == self.pulse:
+            return
+        self.pulse = pulse[-9:]  # the pace is its last field
+        body = unpack(pulse, None, VOCABULARY, payload_bytes=MOST_BYTES).body
+        assert isinstance(body, messages.Pulse)
+        if 0.0 < self.every_s != body.every_s:
+            self.every_s = body.every_s
+            self.crowd.beats(self, self.every_s)
 
 
 class Crowd:
@@ -387,6 +402,7 @@ class Crowd:
         # Who beats in which tick of the interval, in turn; all have the same one, but for nodes.
         self.wheels: dict[float, list[set[Peer]]] = {}
         self.spoke: dict[Peer, set[Peer]] = {}
+        self.paces: dict[Peer, float] = {}
         self.nodes = [Node(self, f"n{number}", cpus) for number in range(first, first + nodes)]
 
     def count(self, what: str) -> None:
@@ -399,7 +415,11 @@ class Crowd:
 
     def beats(self, peer: Peer, every_s: float) -> None:
         """From now on it says a heartbeat so often, all of them evenly spread."""
-        if peer not in self.spoke:
+        every_s = round(every_s, 1)
+        if self.paces.get(peer) != every_s:
+            if (turn := self.spoke.pop(peer, None)) is not None:
+                turn.discard(peer)
+            self.paces[peer] = every_s
             wheel = self.wheels.setdefault(every_s, [set() for _ in range(max(1, round(every_s / TICK_S)))])
             self.spoke[peer] = min(random.sample(wheel, k=min(4, len(wheel))), key=len)
             self.spoke[peer].add(peer)
@@ -407,6 +427,7 @@ class Crowd:
     def leave(self, peer: Peer) -> None:
         if (turn := self.spoke.pop(peer, None)) is not None:
             turn.discard(peer)
+        self.paces.pop(peer, None)
         self.pulsed.discard(peer)
 
     def heard(self, peer: Peer) -> None:

@@ -88,10 +88,9 @@ def _why_not_again(job: Job, event: Joined) -> str:
 def _why_not_shard(job: Job, shard: ShardId, leases: Leases) -> str:
     if (job.id, shard) not in leases:
         return ""
-    silent_s = leases.silent_s((job.id, shard))
-    if silent_s >= leases.rules.silent_s:
+    if leases.is_silent((job.id, shard)):
         return ""
-    return f"{shard} is another process, which was heard {silent_s:.1f} s ago"
+    return f"{shard} is another process, which was heard {leases.silent_s((job.id, shard)):.1f} s ago"
 
 
 def why_stranger(job: Job, event: FromMember) -> str:

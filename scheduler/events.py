@@ -51,11 +51,12 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """A member was heard: its lease begins anew."""
+    """A member was heard: its lease begins anew, `times` as long as usual, for it speaks so much seldomer."""
 
     job: JobId
     member: str
     incarnation: int
+    times: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ loaded machine, whose p99 was seen to reach that second.
 Leases run on the observer's own time, which stands still while nobody looks: if the observer comes later than the
 deadline it had asked for, it was held up, and renewals may lie unread before it. What was left of each lease when it
 last looked is then still left (Dadgar, Phillips, Currey, "Lifeguard: Local Health Awareness for More Accurate Failure
-Detection", 2017). That is granted once until a renewal is heard again, so that a lost member is found in any case.
+Detection", 2017). That is granted once until a renewal is heard again, so that a lost member is found in any case. An
+observer with more to read than it has time for looks often, and is late nevertheless: it says so (`first_ended`).
 """
 
 from collections.abc import Iterator
@@ -36,14 +37,16 @@ class Lease:
     ends: float
     usual_gap_s: float | None = None  # smoothed; None before the first renewal
     lateness_s: float = 0.0  # the worst of late, beyond the usual gap
+    times: float = 1.0  # as long as the rules say, for a member that speaks so much seldomer
 
-    def renew(self, at: float, rules: Rules) -> None:
+    def renew(self, at: float, rules: Rules, times: float) -> None:
         gap = at - self.heard
         usual = gap if self.usual_gap_s is None else self.usual_gap_s
         self.lateness_s = max(gap - usual, MEMORY * self.lateness_s)
         self.usual_gap_s = usual + (gap - usual) / 8  # the gain of TCP's round-trip estimate, RFC 6298
-        self.heard = at
-        lasts_s = min(rules.lease_s + rules.jitter_factor * self.lateness_s, rules.lease_most_s)
+        self.heard, self.times = at, times
+        lasts_s = times * rules.lease_s + rules.jitter_factor * self.lateness_s
+        lasts_s = min(lasts_s, times * rules.lease_most_s)
         self.ends = max(self.ends, at + lasts_s)  # a renewal never shortens: the heap relies on it
 
 
@@ -93,9 +96,9 @@ class Leases:
         lease = self._leases[key] = Lease(next(self._serials), here, ends)
         heappush(self._heap, (lease.ends, lease.serial, key))
 
-    def renew(self, key: Key) -> None:
-        """A member was heard."""
-        self._leases[key].renew(self._here, self.rules)
+    def renew(self, key: Key, times: float = 1.0) -> None:
+        """A member was heard, and will be again within `times` the usual."""
+        self._leases[key].renew(self._here, self.rules, times)
         self._excused = False
 
     def drop(self, key: Key) -> None:
@@ -105,11 +108,16 @@ class Leases:
     def silent_s(self, key: Key) -> float:
         return self._here - self._leases[key].heard
 
-    def first_ended(self) -> Ended | None:
-        """The lease that ran out first and was not dropped yet."""
+    def is_silent(self, key: Key) -> bool:
+        """May it be given up for another that asks for its place?"""
+        return self.silent_s(key) >= self._leases[key].times * self.rules.silent_s
+
+    def first_ended(self, unread_s: float = 0.0) -> Ended | None:
+        """The lease that ran out first and was not dropped yet. What came within the last `unread_s` was not read, and
+        may be renewals: leases that were not over before are not over."""
         # In the caller's time, as in `next_deadline`: rounded otherwise, a lease would be due and not over.
         deadline = self.next_deadline()
-        if deadline is None or deadline > self._looked:
+        if deadline is None or deadline > self._looked - unread_s:
             return None
         _, _, key = self._heap[0]
         return Ended(key, self.silent_s(key))
@@ -153,6 +161,9 @@ class Unwatched(Leases):
 
     def look(self, now: float) -> None:
         self._looked = now
+
+    def is_silent(self, key: Key) -> bool:
+        return True
 
     def silent_s(self, key: Key) -> float:
         return inf

@@ -150,10 +150,11 @@ class Machine(Housing, Looking, GoingOn):
             actions += self.tell(finding, now)
         return actions if isinstance(event, Renewed) else [*actions, *self.tell(event, now)]
 
-    def finding(self, now: float) -> Finding | None:
-        """What time alone has done and nobody has been told yet: to be told to `tell`, and then to be asked again."""
+    def finding(self, now: float, unread_s: float = 0.0) -> Finding | None:
+        """What time alone has done and nobody has been told yet: to be told to `tell`, and then to be asked again.
+        `unread_s`: for so long members may have been heard, and nobody has listened yet."""
         self.leases.look(now)
-        if (ended := self.leases.first_ended()) is not None:
+        if (ended := self.leases.first_ended(unread_s)) is not None:
             job, member = ended.key
             return Lost(job, member, f"silent for {ended.silent_s:.1f} s")
         return next((TimeUp(job) for job, until in self._waits() if until <= now), None)
@@ -347,7 +348,7 @@ class Machine(Housing, Looking, GoingOn):
     # -- staying and leaving -------------------------------------------------------------------------
 
     def _renew(self, job: Job, event: Renewed, now: float) -> Actions:
-        self.leases.renew((job.id, as_member(event.member)))
+        self.leases.renew((job.id, as_member(event.member)), event.times)
         return iter(())
 
     def _lose(self, job: Job, event: Lost | Died, now: float) -> Actions:

@@ -21,6 +21,7 @@ import resource
 import secrets
 import socket as unix
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
@@ -88,6 +89,9 @@ class _Channel:
         self._queued_bytes: dict[bytes, int] = {}
         self._draining = False
         self._look_again = False  # a look is due in this turn of the loop
+        # All that had come until then was read. Not in the loop's time, which stands still while it turns.
+        self._read_at = time.monotonic()
+        self._unread = False  # more has come than was read in one turn
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
         self._descriptor = int(socket.getsockopt(zmq.FD))
@@ -133,6 +137,9 @@ class _Channel:
                     break
                 if budget < 0:
                     break
+            self._unread = more
+            if not more:
+                self._read_at = time.monotonic()
             if self._queues:
                 self.retry()
                 more = True
@@ -141,6 +148,11 @@ class _Channel:
             # An edge that nobody waits for is never signalled again, and to send may have swallowed one.
             if more:
                 self._look()
+
+    @property
+    def unread_s(self) -> float:
+        """How old what has come and was not read may be."""
+        return time.monotonic() - self._read_at if self._unread or self._draining else 0.0
 
     def _has_input(self) -> bool:
         """Also makes the descriptor signal the next input: it shows edges, and every call may swallow one."""
@@ -391,9 +403,11 @@ class ZmqEndpoint(Exchange):
         while any(channel.queued for channel in channels) and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(RETRY_S)  # each channel retries by itself
 
-    def _poll(self) -> None:
-        for channel in [*self._dialled, *filter(None, [self._listener])]:
+    def catch_up(self) -> float:
+        channels = [*self._dialled, *filter(None, [self._listener])]
+        for channel in channels:
             channel.drain()
+        return max((channel.unread_s for channel in channels), default=0.0)
 
     def _rank(self, address: str) -> int | None:
         if address.startswith("ipc://"):

@@ -1,4 +1,8 @@
-"""A member keeps its lease: heartbeats to the coordinator, and the end when that stays silent for too long."""
+"""A member keeps its lease: heartbeats to the coordinator, and the end when that stays silent for too long.
+
+A coordinator of thousands asks for fewer of them. Rule: each heartbeat says when the next will come, and that is never
+much later than the one before said, so that the lease which is known there covers some that are lost.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import structlog
 
 from .errors import LOST, UNREACHABLE, ZmlError
 from .logs import outlets as logs
-from .messages import Fenced, Heartbeat, JobSpec, Join, Joined, Leave, Message
+from .messages import Fenced, Heartbeat, JobSpec, Join, Joined, Leave, Message, Pulse
 from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused, TransportError
 
 if TYPE_CHECKING:
@@ -22,7 +26,9 @@ COORDINATOR = "coordinator"
 GOODBYE_S = 3.0  # a coordinator that was started again mostly answers within this time
 ASK_S = 5.0
 RETRY_S = 0.1
-SAY_S = 5.0  # of silence, before it is said
+SAY_S = 5.0  # of silence, before it is said; and so many heartbeats
+SAY_BEATS = 3
+SLOWER = 1.5  # times as long from one heartbeat to the next, at most: a lease lasts for three and more
 AWAY_FIX = "Start it again with the same --run-dir: it goes on where it was, and the members find it."
 NO_ROOM = "no-room"  # the coordinator refuses so what it cannot write down: to be asked again
 
@@ -30,7 +36,7 @@ log = structlog.get_logger()
 
 
 class Lease:
-    """One member's place in the job. `heard()` is to be called at every sign of life of the coordinator."""
+    """One member's place in the job. `heard` is to be called at every sign of life of the coordinator."""
 
     def __init__(self, endpoint: Endpoint, joined: Joined, spec: JobSpec, away_s: float) -> None:
         self.endpoint = endpoint
@@ -39,8 +45,10 @@ class Lease:
         self.away_s = away_s
         self.heard_at = asyncio.get_running_loop().time()
         self.waiting = False  # and it was said
+        self.asked_s = joined.heartbeat_s  # between two heartbeats, as the coordinator wants it now
 
-    def heard(self) -> None:
+    def heard(self, pulse: Pulse) -> None:
+        self.asked_s = pulse.every_s or self.joined.heartbeat_s
         now = asyncio.get_running_loop().time()
         if self.waiting:
             log.info("the coordinator is back", member=self.joined.member, away_s=round(now - self.heard_at))
@@ -57,16 +65,17 @@ class Lease:
         It may have died, and be started again: meanwhile training goes on, and the transport dials by itself.
         """
         loop = asyncio.get_running_loop()
-        heartbeat_s = self.joined.heartbeat_s
-        beat = Heartbeat(self.joined.job, self.joined.member, self.joined.incarnation)
+        every_s = self.joined.heartbeat_s
         while (silent_s := loop.time() - self.heard_at) < self.away_s:
-            if silent_s > SAY_S and not self.waiting:
+            if silent_s > max(SAY_S, SAY_BEATS * every_s) and not self.waiting:
                 self.waiting = True
                 log.warning("waiting for the coordinator", member=self.joined.member, at_most_s=self.away_s)
+            every_s = min(self.asked_s, SLOWER * every_s)
+            beat = Heartbeat(self.joined.job, self.joined.member, self.joined.incarnation, every_s)
             self.endpoint.notify(COORDINATOR, beat)
-            due = loop.time() + heartbeat_s
-            await asyncio.sleep(heartbeat_s)
-            if (late_s := loop.time() - due) > heartbeat_s:
+            due = loop.time() + every_s
+            await asyncio.sleep(every_s)
+            if (late_s := loop.time() - due) > every_s:
                 self.heard_at += late_s  # while this process was held up nobody could be heard
         return ZmlError(
             LOST, f"{self.joined.member}: the coordinator has been silent for {self.away_s:g} s", AWAY_FIX

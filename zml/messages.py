@@ -92,18 +92,22 @@ class Joined(Message, kw_only=True):
 
 
 class Heartbeat(Message):
-    """A notice: I am alive. Renews the lease; answered by a `Pulse`."""
+    """A notice: I am alive, and say so again in `every_s` (0: in what `Joined` said). Renews the lease, which is longer
+    in the same proportion; answered by a `Pulse`."""
 
     job: str
     member: str
     incarnation: int
+    every_s: float = 0.0
 
 
 class Pulse(Message):
-    """A notice: the coordinator is alive too, and this is the generation of the job."""
+    """A notice: the coordinator is alive too, and this is the generation of the job. It wants a heartbeat `every_s` (0:
+    as `Joined` said)."""
 
     job: str
     generation: int
+    every_s: float = 0.0
 
 
 class Returned(Message):

@@ -91,10 +91,11 @@ class Machine(Lives):
                 heappush(self._dues, (due, job.id))
         return actions
 
-    def finding(self, now: float) -> Finding | None:
-        """What time alone has done: to be told, and then to be asked again."""
+    def finding(self, now: float, unread_s: float = 0.0) -> Finding | None:
+        """What time alone has done: to be told, and then to be asked again. `unread_s`: for so long nodes may have been
+        heard, and nobody has listened yet."""
         self.leases.look(now)
-        if (ended := self.leases.first_ended()) is not None:
+        if (ended := self.leases.first_ended(unread_s)) is not None:
             return NodeLost(NodeId(ended.key[1]), f"silent for {ended.silent_s:.1f} s")
         due = self._first_due()
         is_due = due is not None and max(due[0], self.patient_until) <= now

@@ -163,3 +163,34 @@ def test_the_deadline_is_the_earliest_end_and_every_end_comes(steps: list[tuple[
             leases.grant(key(number))
         assert leases.next_deadline() == min(lease.ends for lease in leases._leases.values())
         assert (leases.next_deadline() or 0.0) > now
+
+
+def test_a_member_that_speaks_seldomer_is_waited_for_longer_in_every_respect() -> None:
+    leases = granted(0, 1)
+    leases.renew(key(0), 4.0)
+    leases.renew(key(1))
+    leases.look(11.0)
+    assert leases.ended() == [Ended(key(1), 1.0)]
+    leases.look(11.9)
+    assert not leases.is_silent(key(0)), "half of its lease is not over"
+    leases.look(12.0)
+    assert leases.is_silent(key(0))
+    assert leases.next_deadline() == 14.0
+    leases.renew(key(0))
+    deadline = leases.next_deadline()
+    assert deadline is not None and deadline >= 14.0, "no renewal makes a lease shorter"
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 2.0), st.floats(0.0, 2.0)), min_size=1, max_size=30))
+def test_nobody_is_called_silent_for_a_time_of_which_not_all_was_read(
+    turns: list[tuple[float, float]],
+) -> None:
+    """Whoever would be over at a moment up to which everything was read is over, and nobody else."""
+    leases, now = granted(0, at=0.0), 0.0
+    for after_s, unread_s in turns:
+        now += after_s
+        leases.look(now)
+        deadline = leases.next_deadline()
+        assert deadline is not None
+        ended = leases.first_ended(unread_s)
+        assert (ended is not None) == (deadline <= now - unread_s)

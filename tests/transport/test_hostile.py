@@ -736,3 +736,28 @@ def test_connections_with_half_a_handshake_do_not_keep_others_out(limit: int, tm
                 connection.close()
 
     run(main())
+
+
+def test_an_endpoint_that_cannot_keep_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zml.transport.endpoint.BATCH", 1)
+
+    async def main() -> None:
+        shard = Party("p0", [LOCAL], limits=LIMITS)
+        async with running(shard):
+            assert shard.endpoint.catch_up() == 0.0
+            with attacker(shard) as mallory:
+                await mallory.come_in()
+                for number in range(200):
+                    mallory.say(Kind.PING, id=number + 1)
+                listener, read, behind = shard.endpoint._listener, 0, [0.0]
+                assert listener is not None
+                before = listener._traffic.received_bytes
+                while read < 200:
+                    unread_s = shard.endpoint.catch_up()  # one message, where there is one
+                    if listener._traffic.received_bytes > before:
+                        before, read = listener._traffic.received_bytes, read + 1
+                        behind.append(unread_s)
+                assert shard.endpoint.catch_up() == 0.0
+                assert max(behind) > 0, "two messages were never there at the same time"
+
+    run(main())

@@ -368,3 +368,56 @@ def test_a_storm_of_partitions_and_crashes_leaves_every_request_ended() -> None:
             await life.endpoint.close()
 
     simulate(main())
+
+
+def test_who_is_waited_for_is_found_when_he_comes_and_not_before() -> None:
+    async def main(network: MemoryNetwork) -> list[tuple[bool, float]]:
+        loop = asyncio.get_running_loop()
+        shard, worker = Party(network, "p0", (SHARD,)), Party(network, "w0")
+        await shard.endpoint.start()
+        found: list[tuple[bool, float]] = []
+
+        async def wait(timeout_s: float) -> None:
+            begin = loop.time()
+            found.append((await shard.endpoint.found("w0", timeout_s=timeout_s), loop.time() - begin))
+
+        await wait(2.0)
+        waiting = [asyncio.ensure_future(wait(60.0)) for _ in range(2)]
+        await asyncio.sleep(5.0)
+        await worker.endpoint.start()
+        await worker.endpoint.connect("p0", [SHARD], timeout_s=600)
+        await asyncio.gather(*waiting)
+        await wait(60.0)
+        await worker.endpoint.close()
+        await asyncio.sleep(1.0)
+        await wait(3.0)
+        await shard.endpoint.close()
+        return found
+
+    network = MemoryNetwork(1)
+    (never, took), first, second, (again, at_once), (gone, last) = simulate(main(network))
+    assert not never and took == pytest.approx(2.0)
+    assert [first[0], second[0]] == [True, True] and 5.0 <= first[1] < 6.0
+    assert (again, at_once) == (True, 0.0)
+    assert not gone and last == pytest.approx(3.0)
+
+
+def test_who_has_not_read_all_that_came_calls_nobody_silent() -> None:
+    async def main(network: MemoryNetwork) -> list[tuple[str, ...]]:
+        loop = asyncio.get_running_loop()
+        told: list[tuple[str, ...]] = []
+        async with pair(network) as (_, shard):
+            await asyncio.sleep(5.0)
+            since = loop.time()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(shard.endpoint, "catch_up", lambda: loop.time() - since)
+                network.crash("w0")
+                await asyncio.sleep(60.0)
+                told.append(tuple(shard.told))
+            await asyncio.sleep(60.0)
+            told.append(tuple(shard.told))
+        return told
+
+    held_up, caught_up = simulate(main(MemoryNetwork(3)))
+    assert held_up == ("found w0",)
+    assert [what.partition(":")[0] for what in caught_up] == ["found w0", "lost w0"]

@@ -122,7 +122,7 @@ class Script:
                 return Ok()
             case Pulse():
                 if self.lease is not None:
-                    self.lease.heard()
+                    self.lease.heard(message)
         return None
 
     async def _train(self, order: Launch) -> None:

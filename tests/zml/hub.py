@@ -32,10 +32,10 @@ from zml.cluster.wire import (
 )
 from zml.config import Settings
 from zml.journal import Journal
-from zml.lease import COORDINATOR, ask
+from zml.lease import COORDINATOR, Lease, ask
 from zml.messages import (
     Exited,
-    Heartbeat,
+    JobSpec,
     Join,
     Joined,
     Launch,
@@ -64,6 +64,7 @@ class FakeMember:
     def __init__(self, node: FakeNode, job: str, slot: str) -> None:
         self.node, self.job, self.slot = node, job, slot
         self.incarnation = 0
+        self.lease: Lease | None = None
         self.ending = ""  # why
         self.launched = False
         self.heard = 0
@@ -93,14 +94,15 @@ class FakeMember:
         answer = (await ask(self.endpoint, wish, within_s=ASK_S)).message
         assert isinstance(answer, Joined)
         self.incarnation = answer.incarnation
-        while True:
-            self.endpoint.notify(COORDINATOR, Heartbeat(self.job, self.slot, self.incarnation))
-            await asyncio.sleep(answer.heartbeat_s)
+        self.lease = Lease(self.endpoint, answer, JobSpec(), ASK_S)
+        await self.lease.keep()
 
     def handle(self, peer: str, message: Any, payload: memoryview | None) -> Message | None:
         match message:
             case Pulse():
                 self.heard += 1
+                if self.lease is not None:
+                    self.lease.heard(message)
                 return None
             case Launch():
                 if not self.incarnation:

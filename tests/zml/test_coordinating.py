@@ -13,7 +13,7 @@ from zml.config import Settings
 from zml.coordinator.coordinating import serve, where
 from zml.errors import HELD, LOST, ZmlError
 from zml.lease import COORDINATOR, NO_ROOM, Lease, ask
-from zml.messages import AnyMessage, Exited, JobSpec, Joined, Ok
+from zml.messages import AnyMessage, Exited, JobSpec, Joined, Ok, Pulse
 from zml.runs import rundir
 from zml.transport import DeadlineExceeded, Refusal, Refused
 from zml.transport.memory import MemoryNetwork
@@ -72,7 +72,7 @@ def test_a_member_waits_as_long_as_it_was_told_and_says_what_to_do() -> None:
         keeping = asyncio.ensure_future(lease.keep())
         await asyncio.sleep(500.0)
         assert lease.waiting
-        lease.heard()
+        lease.heard(Pulse("j", 1))
         assert not lease.waiting
         since = loop.time()
         error = await keeping

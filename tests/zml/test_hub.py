@@ -12,7 +12,8 @@ import pytest
 
 from tests.simulation import simulate
 from tests.zml.hub import ADDRESS, FakeCluster
-from zml.cluster.attempts import BEATS, paced, resolve_for
+from zml.cluster import attempts
+from zml.cluster.attempts import BEATS, resolve_for, slower
 from zml.cluster.jobs import Problem, Submission
 from zml.cluster.retention import Retention
 from zml.cluster.wire import Ceased, Goodbye, NodeBeat, Offer, Run, Runs, Vocabulary
@@ -434,14 +435,45 @@ def test_who_waits_for_news_is_not_told_that_time_passes(tmp_path: Path) -> None
     run(main())
 
 
-def test_where_thousands_are_members_newcomers_are_heard_seldomer_unless_they_ask_for_it() -> None:
+def test_where_thousands_are_members_all_are_heard_seldomer_unless_they_ask_for_it() -> None:
     usual = Submission(script="t.py", folder="/code")
     hurried = msgspec.structs.replace(usual, settings={"lease_s": 3.0})
-    pace = [
-        (s.heartbeat_s, s.lease_s)
-        for members in (3, BEATS, 5 * BEATS)
-        for s in [paced(resolve_for(usual, 1).settings, usual, members)]
-    ]
-    assert pace == [(1.0, 5.0), (1.0, 5.0), (5.0, 25.0)]
-    asked = paced(resolve_for(hurried, 1).settings, hurried, 5 * BEATS)
-    assert (asked.heartbeat_s, asked.lease_s) == (1.0, 3.0)
+    settings = resolve_for(usual, 1).settings
+    assert [slower(settings, usual, members) for members in (3, BEATS, 5 * BEATS)] == [1.0, 1.0, 5.0]
+    assert slower(resolve_for(hurried, 1).settings, hurried, 5 * BEATS) == 1.0
+
+
+def test_all_members_speak_seldomer_when_others_come_and_nobody_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=400.0)
+        await cluster.start()
+        node = cluster.node("n1", cpus=64)
+        first = cluster.submit()
+        await cluster.until_state(first, "RUNNING")
+        member = node.members[f"{first}.1", "w0"]
+
+        async def heard_in(seconds: float) -> int:
+            before = member.heard
+            await asyncio.sleep(seconds)
+            return member.heard - before
+
+        assert await heard_in(40.0) == pytest.approx(40, abs=2)
+        monkeypatch.setattr(attempts, "BEATS", 2)
+        jobs = [cluster.submit() for _ in range(7)]
+        for job in jobs:
+            await cluster.until_state(job, "RUNNING")
+        await asyncio.sleep(60.0)
+        assert await heard_in(80.0) == pytest.approx(10, abs=1), "16 members at two heartbeats a second"
+        # Another coordinator does not know how seldom they speak until it has heard them.
+        await cluster.kill()
+        await cluster.start()
+        await asyncio.sleep(60.0)
+        assert await heard_in(40.0) == pytest.approx(5, abs=1)
+        for job in [first, *jobs]:
+            await cluster.until_state(job, "SUCCEEDED")
+            assert states(cluster, job) == ["SUCCEEDED"]
+        await cluster.close()
+
+    run(main())

@@ -1,13 +1,14 @@
 """A member keeps its lease, and knows its own pauses from the coordinator's silence."""
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from tests.simulation import simulate
-from zml.lease import Lease
-from zml.messages import Heartbeat, JobSpec, Joined
+from zml.lease import SLOWER, Lease
+from zml.messages import Heartbeat, JobSpec, Joined, Pulse
 from zml.scheduler.ids import JobId
 
 JOINED = Joined(
@@ -20,10 +21,12 @@ class Line:
 
     def __init__(self) -> None:
         self.beats = 0
+        self.paces: list[tuple[float, float]] = []  # when, and what was said
 
     def notify(self, peer: str, message: Any) -> None:
-        assert message == Heartbeat("job", "w0", 1)
+        assert message == Heartbeat("job", "w0", 1, message.every_s)
         self.beats += 1
+        self.paces.append((asyncio.get_running_loop().time(), message.every_s))
 
 
 def test_a_coordinator_that_says_nothing_for_thirty_seconds_is_given_up() -> None:
@@ -57,3 +60,27 @@ def test_a_pause_of_this_process_is_no_silence_of_the_coordinator() -> None:
         return line.beats
 
     assert simulate(main()) == pytest.approx(30 / 0.15, abs=4)
+
+
+def test_a_coordinator_of_thousands_is_told_of_each_longer_pause_before_it_is_made() -> None:
+    async def main() -> list[tuple[float, float]]:
+        line = Line()
+        lease = Lease(line, JOINED, JobSpec(), 600.0)  # type: ignore[arg-type]
+        keeping = asyncio.ensure_future(lease.keep())
+        for asked_s, for_s in ((0.0, 1.0), (1.5, 20.0), (0.3, 3.0)):
+            lease.heard(Pulse("job", 1, asked_s))
+            await asyncio.sleep(for_s)
+        keeping.cancel()
+        return line.paces
+
+    paces = simulate(main())
+    for (before, said), (now, _) in pairwise(paces):
+        assert now - before == pytest.approx(said)
+    for (_, said), (_, next_said) in pairwise(paces):
+        assert next_said <= SLOWER * said * 1.0001
+    spoken = [every for _, every in paces]
+    assert spoken[0] == 0.15 and max(spoken) == pytest.approx(1.5) and spoken[-1] == pytest.approx(0.3)
+    # A lease is ten times as long as the pause that was said last: one, two or three lost heartbeats do not end it.
+    for lost in (1, 2, 3):
+        for (before, every_s), (now, _) in zip(paces, paces[lost + 1 :], strict=False):
+            assert now - before < 10 * every_s

@@ -151,7 +151,7 @@ class Agent:
         match message:
             case Pulse():
                 if self.lease is not None:
-                    self.lease.heard()
+                    self.lease.heard(message)
                 return None
             case Launch():
                 if self.lease is None or message.incarnation != self.lease.joined.incarnation:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ log = structlog.get_logger()
 
 # Slower than alone: thousands of members may talk to one process, and nodes tell of deaths at once.
 ATTEMPT = {"heartbeat_s": 1.0, "lease_s": 5.0}
-BEATS = 2000  # a second, that all members together may come to: half a core (`python bench/jobs.py`)
+BEATS = 2000  # heartbeats a second of all members together: a third of a core (`python bench/jobs.py`)
 RECORD_S = 5.0  # between two rows of a job's history
 OUTCOMES: dict[Cause, Outcome] = {
     Cause.WORKERS_DONE: Outcome.SUCCEEDED,
@@ -182,7 +182,7 @@ class Attempts:
     ) -> tuple[Outcome, int, str]:
         folder, life = self.run_dir(job, number), self.lives[name]
         resolved = resolve_for(submission, workers)
-        settings = paced(resolved.settings, submission, self.members)
+        settings = resolved.settings
         resumed, journal = await self._prepare(job, number, resolved, submission)
         try:
             coordinator = Coordinator(
@@ -195,6 +195,7 @@ class Attempts:
                 run_dir=str(folder),
                 journal=journal,
                 resumed=resumed,
+                slower=lambda: slower(settings, submission, self.members),
             )
         except BaseException:
             journal.close()
@@ -299,13 +300,12 @@ def resolve_for(submission: Submission, workers: int) -> Resolved:
     return _resolved(msgspec.json.encode(asked))
 
 
-def paced(settings: Settings, submission: Submission, members: int) -> Settings:
-    """With so many members in all: an attempt that begins among thousands is heard seldomer, and waited for longer,
-    unless it was asked for otherwise."""
+def slower(settings: Settings, submission: Submission, members: int) -> float:
+    """How many times seldomer an attempt's members are to be heard while there are so many in all; one that was asked
+    for otherwise is not touched."""
     if not ATTEMPT.keys().isdisjoint(submission.settings):
-        return settings
-    times = max(1.0, members / (BEATS * settings.heartbeat_s))
-    return replace(settings, heartbeat_s=times * settings.heartbeat_s, lease_s=times * settings.lease_s)
+        return 1.0
+    return max(1.0, members / (BEATS * settings.heartbeat_s))
 
 
 @lru_cache(256)

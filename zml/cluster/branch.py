@@ -48,5 +48,8 @@ class Branch:
     async def found(self, peer: str, *, timeout_s: float) -> bool:
         return await self.trunk.found(peer, timeout_s=timeout_s)
 
+    def catch_up(self) -> float:
+        return self.trunk.catch_up()
+
     async def close(self) -> None:
         """The trunk goes on for others."""

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ GRACE_S = 15.0  # for nodes to find a coordinator that was started again
 RETURN_S = 2.0  # without a round at first: it would give the same, and nodes and members are to be heard
 ROOM_S = 0.5
 TICK_S = 0.001
+BEHIND_S = 0.05  # until it is looked again who is silent, where more has come than was read
 MOST_STRANGERS = 10_000
 ROUNDS = 1_000  # whose times are kept
 
@@ -86,6 +88,7 @@ class Hub:
         self.fleet = ""  # what an autoscaler says of the number of nodes, where there is one
         self.changed = asyncio.Event()
         self.abandoned = False
+        self.behind = False  # more has come than was read
         self.timer: asyncio.TimerHandle | None = None
         self.round_timer: asyncio.Handle | None = None
         self.round_at = 0.0  # when it is due; uvloop's handles do not all say so
@@ -144,7 +147,7 @@ class Hub:
         decided: list[actions.Action] = []
         if isinstance(event, events.NodeHeard):  # heard at last, before its lease is looked at
             decided += self.docket.event(event)
-        self._find(decided)
+        self._find(decided, inf)
         if not isinstance(event, events.NodeHeard):
             decided += self.docket.event(event)
         self._act(decided)
@@ -165,9 +168,12 @@ class Hub:
         job = self.machine.cluster.jobs.get(event.job)
         return job is not None and job.request.least == job.request.most
 
-    def _find(self, decided: list[actions.Action]) -> None:
-        """What time has done changes the state too: it has to wait while nothing can be written."""
-        while self.docket.settled() and (finding := self.machine.finding(self.docket.now)) is not None:
+    def _find(self, decided: list[actions.Action], unread_s: float) -> None:
+        """What time has done changes the state too: it has to wait while nothing can be written. Who is silent is found
+        by `_tick` alone, which has read what has come."""
+        while (
+            self.docket.settled() and (finding := self.machine.finding(self.docket.now, unread_s)) is not None
+        ):
             decided += self.docket.event(finding)
             if isinstance(finding, events.NodeLost):
                 log.warning("node lost", node=finding.node, because=finding.because)
@@ -177,8 +183,10 @@ class Hub:
         self.timer = None
         if self.abandoned:
             return
+        unread_s = self.endpoint.catch_up()
+        self.behind = unread_s > 0
         decided: list[actions.Action] = []
-        self._find(decided)
+        self._find(decided, unread_s)
         self._act(decided)
         if decided:
             self.wake()
@@ -253,7 +261,8 @@ class Hub:
         if not self.docket.settled():
             self.timer = loop.call_at(loop.time() + ROOM_S, self._tick)
         elif (deadline := self.machine.next_deadline()) is not None:
-            self.timer = loop.call_later(max(deadline - self.docket.now, TICK_S), self._tick)
+            least_s = BEHIND_S if self.behind else TICK_S
+            self.timer = loop.call_later(max(deadline - self.docket.now, least_s), self._tick)
 
     def soon(self, after_s: float = 0.0) -> None:
         """A round is due, as soon as the former one was long enough ago."""

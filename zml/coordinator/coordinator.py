@@ -97,7 +97,9 @@ GRACE_S = (
 LINGER_S = 3.0  # for those who do not know that the job is over to ask
 ROOM_S = 0.5  # how often it is tried to write what the journal had no room for
 TICK_S = 0.001
+BEHIND_S = 0.05  # until it is looked again who is silent, where more has come than was read
 PROGRESS_S = 5.0
+SLOWEST = 30.0  # times as seldom as was asked for, members may be heard
 GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
 
 log = structlog.get_logger()
@@ -122,9 +124,11 @@ class Coordinator:
         run_dir: str = "",
         journal: Journal | None = None,
         resumed: Checkpoint | None = None,
+        slower: Callable[[], float] = lambda: 1.0,
     ) -> None:
         """Where the journal holds a job, that one goes on, as it was asked for then. `resumed`: what a job that begins
-        begins with. Raises ZmlError."""
+        begins with. `slower`: members are to be heard so many times seldomer than was asked for, now. Raises
+        ZmlError."""
         self.docket = docket = Docket(job, machine, journal, asyncio.get_running_loop().time)
         begun = docket.facts.begun or Begun(
             job,
@@ -147,6 +151,7 @@ class Coordinator:
         self.dealer = Dealer(self)
         self.events = event_log
         self.run_dir = run_dir
+        self.slower = slower
         self.endpoint: Endpoint = endpoint(self.handle)
         self.metrics = ""  # where it is scraped, and its dashboard is
         self.board = Board(self.spec, self.facts.failures)
@@ -189,6 +194,7 @@ class Coordinator:
         self.interrupts = 0
         self.progress_at = -math.inf
         self.abandoned = False
+        self.behind = False  # more has come than was read
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -274,15 +280,18 @@ class Coordinator:
 
     # -- deciding and acting ---------------------------------------------------------------------------
 
-    def dispatch(self, event: events.Event) -> None:
-        """Hand an event to the machine and perform what it orders. The only place that does."""
+    def dispatch(self, event: events.Event, unread_s: float = math.inf) -> None:
+        """Hand an event to the machine and perform what it orders. The only place that does. Who is silent is found by
+        `_tick` alone, which has read what has come."""
         decided: list[actions.Action] = []
         if isinstance(event, events.Renewed):  # heard at last, before its lease is looked at
             decided += self.docket.event(event)
             if not decided and self.timer is not None:
                 return  # what time does is looked at in its time, which no heartbeat brings nearer
         # What time has done changes the state too: it has to wait while nothing can be written.
-        while self.docket.settled() and (finding := self.machine.finding(self.docket.now)) is not None:
+        while (
+            self.docket.settled() and (finding := self.machine.finding(self.docket.now, unread_s)) is not None
+        ):
             decided += self.docket.event(finding)
         if not isinstance(event, events.Renewed):
             decided += self.docket.event(event)
@@ -306,10 +315,16 @@ class Coordinator:
         deadline = self.machine.next_deadline()
         at = None
         if deadline is not None:  # rounded, it could be a little too early, and that again and again
-            at = max(self.docket.by_clock(deadline), loop.time() + TICK_S)
+            least_s = BEHIND_S if self.behind else TICK_S
+            at = max(self.docket.by_clock(deadline), loop.time() + least_s)
         if not self.docket.settled():
             at = loop.time() + ROOM_S
-        self.timer = None if at is None else loop.call_at(at, self.dispatch, events.Ticked(self.job))
+        self.timer = None if at is None else loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        unread_s = self.endpoint.catch_up()
+        self.behind = unread_s > 0
+        self.dispatch(events.Ticked(self.job), unread_s)
 
     def wake(self) -> None:
         self.changed.set()
@@ -444,9 +459,12 @@ class Coordinator:
     def heartbeat(self, peer: str, message: Heartbeat) -> None:
         current = self.is_current(message.member, message.incarnation)
         if current and self.is_member_at(message.member, peer):
-            self.dispatch(events.Renewed(self.job, message.member, message.incarnation))
+            usual_s = self.begun.heartbeat_s
+            times = min(max(1.0, message.every_s / usual_s), SLOWEST)
+            self.dispatch(events.Renewed(self.job, message.member, message.incarnation, times))
             self.board.heard(message.member, asyncio.get_running_loop().time())
-            self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job)))
+            every_s = usual_s * min(self.slower(), SLOWEST)
+            self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job), every_s))
             return
         job = self.docket.running
         if job is None:  # it did not hear of the end

@@ -291,7 +291,7 @@ class Ps(Tenancy):
         match message:
             case Pulse():
                 if self.lease is not None:
-                    self.lease.heard()
+                    self.lease.heard(message)
                 return None
             case Assign() | Roster() | Settle() | Mark() | Hold() | Align() | Snap() | Release():
                 return self._order(message, bytes(payload or b""))
