@@ -93,11 +93,12 @@ class Tail:
             self.inode, self.offset = inodes[index], 0
         return parts[index]
 
-    def answered(self, sent: int, stored: Stored) -> None:
-        """The coordinator's answer to a piece of so many bytes, or to the question how far it is."""
+    def answered(self, stored: Stored) -> None:
+        """The coordinator's answer to a piece, or to the question how far it is."""
         if self.at >= 0:
-            # Less than `at`, where the machine has died and its disk lacks what it had: then back to that.
-            self.offset = max(0, self.offset + min(stored.bytes - self.at, sent))
+            # It may have more than this piece, whose forerunner arrived and was not answered; and less than it had,
+            # where its machine died with that not on disk. Nobody else writes there meanwhile.
+            self.offset = max(0, self.offset + stored.bytes - self.at)
         self.at, self.full = stored.bytes, stored.full
 
 
@@ -224,7 +225,7 @@ class Sender:
         try:
             answer = await self.endpoint.request(COORDINATOR, output, piece.data or None, timeout_s=ASK_S)
             assert isinstance(answer.message, Stored), answer.message
-            tail.answered(len(piece.data), answer.message)
+            tail.answered(answer.message)
         except Refused as refused:
             because = refused.because
             if refused.code == "elsewhere":  # it is to end, and no longer this node's word
