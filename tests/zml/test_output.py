@@ -138,7 +138,7 @@ def test_a_process_that_is_started_here_anew_sends_only_what_it_writes_itself() 
 def test_what_was_rotated_away_or_emptied_is_not_waited_for() -> None:
     tail = Tail("w0.out", [File(Path("w0.out"), 1, 10, 0.0)])
     parts = [File(Path("w0.out.1"), 5, 3, 0.0), File(Path("w0.out"), 6, 4, 0.0)]
-    assert tail.next(parts) == parts[0] and (tail.offset, tail.behind) == (0, 7)
+    assert tail.next(parts) == parts[0] and (tail.offset, tail.behind, tail.missed) == (0, 7, True)
     tail.offset = 3
     assert tail.next([parts[0], File(Path("w0.out"), 6, 2, 0.0)]) is not None and tail.offset == 0
 

@@ -68,6 +68,7 @@ class Tail:
         self.offset = before[-1].size if before else 0  # up to which it has been
         self.at = -1  # where in the coordinator's file the next byte belongs; -1: it has to be asked
         self.full = False  # it takes no more
+        self.missed = False  # some of it was rotated away before it was sent
         self.behind = 0  # bytes that were there when it was looked, and not sent
 
     def next(self, parts: Sequence[Part]) -> Part | None:
@@ -77,10 +78,7 @@ class Tail:
         if self.full or not parts:
             return None
         if self.inode not in inodes:
-            if self.inode:
-                log.warning(
-                    "output is lost", name=self.name, because="it was rotated away before it was sent"
-                )
+            self.missed = self.missed or self.inode != 0
             self.inode, self.offset = inodes[0], 0
         index = inodes.index(self.inode)
         if parts[index].size < self.offset:  # somebody has emptied it
@@ -191,32 +189,45 @@ class Sender:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
+            try:
+                pause_s = await self._turn()
+            except Exception:  # a mistake of ours is not the end of everybody's output
+                log.exception("output is not sent", node=self.node)
+                pause_s = AGAIN_S
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self.woken.wait()
+            except TimeoutError:
+                pass
+
+    async def _turn(self) -> float:
+        """Send until nothing is left, or nobody takes it; returns when to look again."""
+        while True:
             self.woken.clear()
             # Those that are about to end first, then those that had their turn longest ago.
             turn = sorted(self.followed.values(), key=lambda each: not each.ending)
             ending = [each for each in turn if each.ending]
             found = await asyncio.to_thread(look, turn)
+            for each in turn:
+                self._say_what_is_lost(each)
             for each in ending:
-                if all(not tail.behind for tail in each.tails):
+                if not any(tail.behind for tail in each.tails):
                     each.empty.set()
-            pause_s = LOOK_S
-            if found is not None:
-                followed, piece = found
-                sent = await self._send(followed, piece)
-                if sent and (key := (followed.job, followed.slot)) in self.followed:
-                    self.followed[key] = self.followed.pop(key)
-                if sent:
-                    await asyncio.sleep(len(piece.data) / MOST_BYTES_S)
-                    continue
-                pause_s = AGAIN_S
-            await self._pause(pause_s)
+            if found is None:
+                return LOOK_S
+            followed, piece = found
+            if not await self._send(followed, piece):
+                return AGAIN_S
+            if (key := (followed.job, followed.slot)) in self.followed:
+                self.followed[key] = self.followed.pop(key)
+            await asyncio.sleep(len(piece.data) / MOST_BYTES_S)
 
-    async def _pause(self, pause_s: float) -> None:
-        try:
-            async with asyncio.timeout(pause_s):
-                await self.woken.wait()
-        except TimeoutError:
-            pass
+    def _say_what_is_lost(self, followed: Followed) -> None:
+        for tail in followed.tails:
+            if tail.missed:
+                tail.missed = False
+                because = "it was rotated away before it was sent"
+                log.warning("output is lost", job=followed.job, name=tail.name, because=because)
 
     async def _send(self, followed: Followed, piece: Piece) -> bool:
         """Whether there is an answer."""
