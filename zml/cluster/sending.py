@@ -119,9 +119,7 @@ class Followed:
     folder: Path
     tails: list[Tail]
     ending: bool = False
-    empty: asyncio.Event = field(
-        default_factory=asyncio.Event
-    )  # nothing is left to be sent, and it is ending
+    empty: asyncio.Event = field(default_factory=asyncio.Event)  # set when it ends and nothing is left
 
 
 def parts_of(path: Path) -> list[Part]:
