@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,10 @@ class Cluster:
         found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         return found
 
-    def node(self, name: str, cpus: int = 2) -> Process:
+    def node(self, name: str, cpus: int = 2, prefix: Sequence[str] = ()) -> Process:
         (address,) = self.here()["addresses"]
         flags = ["--coordinator", address, "--name", name, "--cpus", str(cpus), "--memory-mb", "4000"]
-        process = self.place.start("node", *flags, name=f"node-{name}-{len(self.nodes)}")
+        process = self.place.start("node", *flags, name=f"node-{name}-{len(self.nodes)}", prefix=prefix)
         self.nodes.append(process)
         is_there = lambda: any(node["id"] == name for node in self.ask("nodes")["nodes"])  # noqa: E731
         self.place.until(is_there, f"node {name} is there")

@@ -505,6 +505,23 @@ def test_an_output_that_is_named_is_waited_for_where_nothing_is_there_yet(call: 
     assert (wrong.code, wrong.err.splitlines()[1]) == (2, "  Did you mean w1.out?")
 
 
+def test_what_is_followed_without_a_name_is_what_a_script_prints(call: Call, api: Served) -> None:
+    """And not what zml says before that."""
+    call("submit", "train.py")
+    desk = api.desk
+
+    def first() -> None:
+        desk.move("j1", "STARTING")
+        desk.write("j1", "w0.jsonl", "{}\n")
+
+    def end() -> None:
+        desk.write("j1", "w0.out", "hello\n")
+        desk.move("j1", "FAILED")
+
+    steps(api, first, end)
+    assert call("job", "logs", "-f", "j1")[:2] == (0, "hello\n")
+
+
 def test_a_followed_log_goes_on_where_its_connection_broke(call: Call, api: Served) -> None:
     call("submit", "train.py")
     api.do(lambda: api.desk.move("j1", "STARTING"))

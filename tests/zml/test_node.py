@@ -12,11 +12,11 @@ import pytest
 
 from zml.cluster import node, nodes
 from zml.cluster.archive import pack
-from zml.cluster.node import NodeAgent, hold_to
+from zml.cluster.node import NodeAgent
 from zml.cluster.nodes import archive_file, read_piece
 from zml.cluster.wire import Quit, Run, Want, Work
 from zml.config import Settings
-from zml.launch.child import spawn
+from zml.launch.child import hold_to, spawn
 from zml.scheduler.cluster.resources import Resources
 from zml.transport import Answer, PeerLost
 

@@ -24,6 +24,7 @@ from ..config import Settings
 from ..journal import Journal
 from ..lease import NO_ROOM
 from ..messages import Stop
+from ..runs import rundir
 from ..scheduler.cluster import actions, events
 from ..scheduler.cluster.machine import Machine
 from ..scheduler.cluster.plan import Plan, Policy, Quota
@@ -31,11 +32,12 @@ from ..scheduler.cluster.rules import Rules
 from ..scheduler.ids import JobId
 from ..transport import Endpoint, Handler, Refusal
 from .attempts import Attempts, chosen
+from .away import mark_of
 from .docket import Docket
 from .nodes import Nodes, archive_file
 from .profiles import Profiles
 from .retention import Remains
-from .wire import Ceased, Goodbye, NodeBeat, Offer, Want, Work
+from .wire import Ceased, Goodbye, NodeBeat, Offer, Output, Want, Work
 
 GREET_S = 0.01  # between two rounds about newcomers alone, at least,
 GREET_SHARE = 3  # and so many times as long as one takes
@@ -82,7 +84,9 @@ class Hub:
         self.docket = Docket(self.machine, journal, run_dir, clock)
         self.docket.beside = self.beside
         self.remains = Remains(folder, self.docket)
-        self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, heartbeat_s)
+        self.mark = mark_of(folder)
+        logs = lambda job, n: self.attempts.run_dir(job, n) / rundir.LOGS  # noqa: E731
+        self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, logs, heartbeat_s)
         self.profiles = Profiles(self.attempts)
         self.held: list[actions.Action] = []
         self.fleet = ""  # what an autoscaler says of the number of nodes, where there is one
@@ -234,6 +238,7 @@ class Hub:
         archive_at = str(archive_file(self.folder, asked.archive)) if asked.archive else ""
         return Work(
             run_dir=str(self.attempts.run_dir(job, attempt)),
+            mark=self.mark,
             coordinator=list(self.endpoint.addresses),
             settings=chosen(asked),
             environment=asked.environment,
@@ -391,7 +396,7 @@ class Hub:
 
     def handle(self, peer: str, message: Struct, payload: memoryview | None) -> Any:
         """A node's own message, or one of an attempt's members, which goes to the attempt's coordinator."""
-        if isinstance(message, NodeBeat | Want):
+        if isinstance(message, NodeBeat | Want | Output):
             return self.nodes.handle(peer, message, payload)
         if isinstance(message, Offer | Ceased | Goodbye):
             self.settle()

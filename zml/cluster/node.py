@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import secrets
 import shutil
 import signal
 import socket
 from asyncio.subprocess import Process
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -27,15 +26,18 @@ from msgspec import Struct
 from ..address import any_port
 from ..config import ANY_PORT, Settings, resolve
 from ..errors import EX_TEMPFAIL, INTERRUPTED, LOST, NO_SCRIPT, UNREACHABLE, ZmlError
-from ..launch.child import how_ended, spawn
-from ..launch.local import PROGRAM, environment, lines_of
+from ..launch.child import hold_to, how_ended, spawn
+from ..launch.local import PROGRAM, environment
 from ..launch.revival import Revivals
 from ..lease import COORDINATOR, RETRY_S, ask
 from ..link import control_endpoint
 from ..logs.printed import Printed
 from ..messages import Message, Ok
 from ..metrics.endpoint import http_hosts
+from ..runs import rundir
 from ..transport import Refusal, Refused, TransportError
+from .away import Away
+from .sending import LAST_S, Sender, copy
 from .wire import (
     Ceased,
     Goodbye,
@@ -59,8 +61,8 @@ if TYPE_CHECKING:
 
 SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: EX_TEMPFAIL, signal.SIGUSR1: EX_TEMPFAIL}
 TELL_S = 600.0  # that a process has ended is told for so long
-LAST_LINES = 5
 SAY_S = 10.0  # of silence, before it is said
+HEARD = 3  # heartbeats; a coordinator that is silent for longer is away
 KILLED_S = 5.0
 PIECE_S = 30.0
 CODE = "code"
@@ -77,6 +79,7 @@ class Place:
     work: Work
     gpu: int | None
     revivals: Revivals
+    run_dir: Path = field(default_factory=Path)  # of its attempt, once it is known which this node has
     task: asyncio.Task[None] | None = None
     process: Process | None = None
     quitting: bool = False  # it was told to end: it is not started again
@@ -92,16 +95,6 @@ class Place:
     @property
     def key(self) -> tuple[str, str]:
         return self.job, self.slot
-
-
-def hold_to(pid: int, memory_mb: int) -> None:
-    """What was asked for is what there is: beyond it the process itself fails to allocate, and not a neighbour.
-
-    RLIMIT_DATA counts private writable memory, as of Linux 4.7; its children inherit it.
-    """
-    if memory_mb:
-        with suppress(ProcessLookupError):
-            resource.prlimit(pid, resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
 
 
 class NodeAgent:
@@ -135,8 +128,11 @@ class NodeAgent:
         self.code = EX_TEMPFAIL
         self.empty = asyncio.Event()
         self.over: asyncio.Future[int] | None = None
+        shared = settings.shared_folder == "auto"
+        self.away = Away(Path(settings.runs), name, shared=shared)
         here = f"node-{name}-{os.getpid()}"
         self.endpoint = control_endpoint(settings, here, self.handle, vocabulary=Vocabulary)
+        self.sender = Sender(name, self.endpoint, self._is_heard)
 
     async def run(self) -> int:
         """Offer, and serve until it is told to go. Raises ZmlError where no coordinator takes the offer."""
@@ -145,16 +141,15 @@ class NodeAgent:
         for number, code in SIGNALS.items():
             loop.add_signal_handler(number, self.leave, number.name, code)
         await self.endpoint.start()
-        beating: asyncio.Task[None] | None = None
+        beside: list[asyncio.Task[None]] = []
         try:
             await self._first_offer()
-            beating = asyncio.ensure_future(self._beat())
+            beside += [asyncio.ensure_future(self._beat()), asyncio.ensure_future(self.sender.run())]
             return await self.over
         finally:
-            if beating is not None:
-                beating.cancel()
-            await self._end_all()
+            await self._end_all(beside)
             await self.endpoint.close()
+            self.away.close()
 
     # -- the coordinator ---------------------------------------------------------------------------------
 
@@ -217,6 +212,9 @@ class NodeAgent:
 
     def _heard(self) -> None:
         self.heard_at, self.silent = asyncio.get_running_loop().time(), False
+
+    def _is_heard(self) -> bool:
+        return asyncio.get_running_loop().time() - self.heard_at < HEARD * self.heartbeat_s
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -295,6 +293,7 @@ class NodeAgent:
         """Run the process, again where it was killed; then tell that it is gone."""
         because, done = "it could not be started", False
         try:
+            await self._settle(place)
             folder = await self._folder(place)
             command = self._command(place, settings)
             told = self._environment(place, settings)
@@ -322,10 +321,11 @@ class NodeAgent:
         except Exception as error:  # a mistake of ours is this process's end, and not this node's
             log.exception("cannot keep", job=place.job, slot=place.slot)
             because = f"cannot be kept: {type(error).__name__}: {error}"
+        await self.sender.finish(*place.key)
         log.info("gone", job=place.job, slot=place.slot, because=because)
         del self.places[place.key]
         self._cease(place.job, place.slot, because, done)
-        await self._tidy(place.job)
+        await self._tidy(place)
         if not self.places:
             self.empty.set()
 
@@ -333,16 +333,28 @@ class NodeAgent:
         self.ended.add((job, slot))
         self._tell(Ceased(self.name, job, slot, f"its process {because}", done))
 
-    async def _tidy(self, job: str) -> None:
-        """What was unpacked here alone for an attempt goes with the last process of it."""
-        if all(place.job != job for place in self.places.values()):
-            folder = Path(self.settings.runs).absolute() / CODE / job
+    async def _tidy(self, ended: Place) -> None:
+        """What was unpacked here alone for an attempt goes with the last process of it, what it wrote a day later."""
+        if all(place.job != ended.job for place in self.places.values()):
+            folder = Path(self.settings.runs).absolute() / CODE / ended.job
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(self.away.touch, ended.run_dir)
+        await asyncio.to_thread(self.away.tidy, {place.run_dir for place in self.places.values()})
+
+    async def _settle(self, place: Place) -> None:
+        """Where its attempt's files lie, and who brings what it writes to the coordinator."""
+        work, away = place.work, self.away
+        place.run_dir = await asyncio.to_thread(away.run_dir, place.job, work.run_dir, work.mark)
+        if self._is_away(place):
+            await self.sender.follow(*place.key, place.run_dir / rundir.LOGS)
+
+    def _is_away(self, place: Place) -> bool:
+        return place.run_dir != Path(place.work.run_dir)
 
     def _command(self, place: Place, settings: Settings) -> list[str]:
         work = place.work
         at = [part for address in work.coordinator for part in ("--coordinator", address)]
-        there = ["--run-dir", work.run_dir]
+        there = ["--run-dir", str(place.run_dir)]
         if self.settings.keys:
             there += ["--keys", self.settings.keys]
         if place.slot[0] == "p":
@@ -358,6 +370,8 @@ class NodeAgent:
         tokens = self.settings.http_tokens and os.path.abspath(self.settings.http_tokens)  # of this folder
         told |= {"ZML_HTTP": any_port(self.settings.http), "ZML_HTTP_TOKENS": tokens}
         told |= {"ZML_ATTEMPT": place.job, "ZML_JOB": place.job, "ZML_COORDINATOR": "", "ZML_KEYS": ""}
+        if self._is_away(place):
+            told["ZML_SHARED_FOLDER"] = "no"
         return told
 
     async def _folder(self, place: Place) -> str | None:
@@ -373,8 +387,9 @@ class NodeAgent:
             return None
         from .archive import unpack
 
-        here, run_dir = Path(self.settings.runs).absolute(), Path(work.run_dir)
-        into = run_dir / CODE if run_dir.is_dir() else here / CODE / place.job
+        here = Path(self.settings.runs).absolute()
+        near = place.run_dir.is_dir() and not self._is_away(place)
+        into = place.run_dir / CODE if near else here / CODE / place.job
         at = Path(work.archive_at)
         if not at.is_file():
             at = await self._fetch(work.archive, here / "archives")
@@ -402,28 +417,10 @@ class NodeAgent:
             scratch.unlink(missing_ok=True)
         return path
 
-    async def _copy(self, place: Place, process: Process, last: list[str]) -> None:
-        """What it prints goes to its log, where this node sees the run directory; its last lines are remembered."""
-        assert process.stdout is not None and process.stderr is not None
-        folder = Path(place.work.run_dir, "logs")
-        printed = Printed.of_member(folder, place.slot, place.job, process.pid)
-
-        async def keep(name: str, stream: asyncio.StreamReader, *, remember: bool) -> None:
-            async for line in lines_of(stream):
-                if remember:
-                    last.append(line)
-                    del last[:-LAST_LINES]
-                    if folder.is_dir():
-                        printed.line(name, line)
-
-        # A worker's stdout is its script's, which its agent has written down already.
-        try:
-            await asyncio.gather(
-                keep("stdout", process.stdout, remember=place.slot[0] == "p"),
-                keep("stderr", process.stderr, remember=True),
-            )
-        finally:
-            printed.close()
+    def _copy(self, place: Place, process: Process, last: list[str]) -> Coroutine[Any, Any, None]:
+        logs = place.run_dir / rundir.LOGS
+        printed = Printed.of_member(logs, place.slot, place.job, process.pid)
+        return copy(process, printed, last, both=place.slot[0] == "p")
 
     def _tell(self, message: Ceased | Goodbye) -> None:
         task = asyncio.ensure_future(self._tell_until(message))
@@ -482,14 +479,15 @@ class NodeAgent:
         else:
             self.over.set_result(result)
 
-    async def _end_all(self) -> None:
+    async def _end_all(self, beside: list[asyncio.Task[None]]) -> None:
         """Nothing is left behind; the coordinator is told, if it can be."""
+        self.sender.hurried = True
         for place in self.places.values():
             self._quit(place, at_once=True, because="its node ends")
         keeping = [place.task for place in self.places.values() if place.task is not None]
         if keeping:
-            await asyncio.wait(keeping, timeout=KILLED_S)
-        for task in self.telling:
+            await asyncio.wait(keeping, timeout=KILLED_S + LAST_S)
+        for task in (*self.telling, *beside):  # a heartbeat behind the goodbye would be a stranger's
             task.cancel()
         try:
             goodbye = Goodbye(self.name, self.boot, True, f"{self.leaving or 'an error'} at the node")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from ..scheduler.ids import JobId
 from ..transport import Endpoint, Refusal
 from .attempts import attempt_name
 from .jobs import NAME
+from .storing import Outputs
 from .wire import (
     Ceased,
     Goodbye,
@@ -34,9 +35,11 @@ from .wire import (
     NodePulse,
     Offer,
     Offered,
+    Output,
     Quit,
     Run,
     Runs,
+    Stored,
     Strange,
     Want,
     Work,
@@ -74,7 +77,8 @@ NOWHERE = Reached("", frozenset())
 
 
 class Nodes:
-    """`dispatch` is told what nodes say; `work` makes what a node needs to start a process of an attempt."""
+    """`dispatch` is told what nodes say; `work` makes what a node needs to start a process of an attempt; `logs` is
+    where an attempt's outputs lie."""
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class Nodes:
         machine: Machine,
         dispatch: Callable[[events.Event], object],
         work: Callable[[JobId, int], Work | None],
+        logs: Callable[[str, int], Path],
         heartbeat_s: float,
     ) -> None:
         self.folder = folder
@@ -90,6 +95,8 @@ class Nodes:
         self.machine = machine
         self.dispatch = dispatch
         self.work = work
+        self.logs = logs
+        self.outputs = Outputs()
         self.heartbeat_s = heartbeat_s
         self.peers: dict[str, str] = {}  # node -> its endpoint
         self.heard_at: dict[str, float] = {}
@@ -118,6 +125,8 @@ class Nodes:
                 return self._goodbye(peer, message)
             case Want():
                 return self._piece(message)
+            case Output():
+                return self._output(peer, message, bytes(payload or b""))
         raise Refusal("unexpected", f"a coordinator does not take {type(message).__name__}")
 
     def _beat(self, peer: str, message: NodeBeat) -> None:
@@ -164,6 +173,15 @@ class Nodes:
             return await asyncio.to_thread(read_piece, path, message.offset)
         except OSError as error:
             raise Refusal("archive", f"archive {message.sha256[:12]} cannot be read: {error}") from None
+
+    def _output(self, peer: str, message: Output, payload: bytes) -> Coroutine[Any, Any, Stored]:
+        self._must_know(message.node, peer)
+        if not self._is_there(message.job, message.slot, NodeId(message.node)):
+            raise Refusal(
+                "elsewhere", f"{message.job[:40]} {message.slot[:20]} does not run on {message.node}"
+            )
+        job, _, number = message.job.rpartition(".")
+        return self.outputs.take(message, payload, self.logs(job, int(number)))
 
     def _is_well(self, name: NodeId) -> bool:
         """Was it heard just now, by its former self?"""
@@ -252,6 +270,7 @@ class Nodes:
 
     async def close(self) -> None:
         self.orders.cancel()
+        self.outputs.close()
         await asyncio.gather(*self.orders.tasks, return_exceptions=True)
 
 

@@ -5,6 +5,8 @@ Offer      ------------->              resources, and what runs there
            <-------------  Offered
 NodeBeat   ------------->              a notice, answered by NodePulse or Strange
            <-------------  Run, Quit   orders, repeated until they are taken; twice is the same as once
+Output     ------------->              what a process has printed, where the node does not see the coordinator's folder
+           <-------------  Stored
 Ceased     ------------->              a process has ended for good
 """
 
@@ -13,6 +15,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from ..messages import AnyMessage, Message
+
+OUTPUT_BYTES = 256 << 10  # of a piece
 
 
 class Offer(Message, kw_only=True):
@@ -60,6 +64,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """What a node needs to know of an attempt to start a process of it."""
 
     run_dir: str  # where the attempt's files lie, if this node sees them
+    mark: str = ""  # a folder that it sees just if it sees them
     coordinator: list[str]  # addresses
     settings: dict[str, Any]  # of the training, that were chosen
     environment: dict[str, str]  # of the user's script
@@ -120,6 +125,24 @@ class Have(Message):
     bytes: int
 
 
+class Output(Message):
+    """The next bytes of an output of a process of an attempt are the payload, `OUTPUT_BYTES` at most; in the file on
+    the coordinator's side they begin at `at`. What is there already counts once. At -1: how far is it?"""
+
+    node: str
+    job: str
+    slot: str
+    name: str  # of the file, such as "w0.out"
+    at: int
+
+
+class Stored(Message):
+    """The file has so many bytes by now. `full`: it takes no more."""
+
+    bytes: int
+    full: bool
+
+
 class Goodbye(Message):
     """A node wants to go. `empty`: nothing runs there, and it goes now; else all of it is to leave in order."""
 
@@ -130,6 +153,19 @@ class Goodbye(Message):
 
 
 NodeMessage = (
-    Offer | Offered | NodeBeat | NodePulse | Strange | Run | Quit | LetGo | Ceased | Want | Have | Goodbye
+    Offer
+    | Offered
+    | NodeBeat
+    | NodePulse
+    | Strange
+    | Run
+    | Quit
+    | LetGo
+    | Ceased
+    | Want
+    | Have
+    | Output
+    | Stored
+    | Goodbye
 )
 Vocabulary = AnyMessage | NodeMessage

@@ -23,10 +23,12 @@ AGAIN_S = 2.0
 LOOK_S = 1.0  # between two looks whether an output is there by now
 
 
-def patiently(what: Callable[[], Iterator[JobView | None]]) -> Iterator[JobView | None]:
-    """The changes of a job, over the server's restarts. Raises ZmlError when it stays away, or never was there."""
+def patiently(
+    what: Callable[[], Iterator[JobView | None]], *, reached: bool = False
+) -> Iterator[JobView | None]:
+    """The changes of a job, over the server's restarts. Raises ZmlError when it stays away, or never was there.
+    `reached`: it was there before."""
     away_since: float | None = None
-    reached = False
     while True:
         try:
             for job in what():
@@ -101,9 +103,11 @@ def name_of(client: Client, job: str, attempt: int, *, follow: bool) -> str:
     said = False
     for view in patiently(lambda: client.changes(job, LOOK_S)) if follow else iter([None]):
         files = [each.name for each in client.logs(job, attempt).files]
-        if files:
+        over = view is not None and view.state in ENDS
+        # What zml itself says is there before a script has printed anything.
+        if any(name.endswith(".out") for name in files) or (files and (over or not follow)):
             return first(files)
-        if view is not None and view.state in ENDS:
+        if over:
             break
         if not said and view is not None:
             click.echo(f"zml: {event(view)}; it has printed nothing yet", err=True)
@@ -166,7 +170,7 @@ def next_attempt(client: Client, job: str, number: int, *, pinned: bool) -> int 
     """Which attempt to go on with when the output of this one has ended, broke off or has not begun; None: there is
     nothing more to come."""
     seen: JobView | None = None
-    for view in patiently(lambda: client.changes(job, LOOK_S)):
+    for view in patiently(lambda: client.changes(job, LOOK_S), reached=True):
         looked_before = seen is not None
         seen = view or seen
         assert seen is not None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from subprocess import DEVNULL
 
@@ -40,6 +42,16 @@ async def spawn(
         process_group=0,  # a Ctrl-C at the terminal is ours to handle
     )
     return Process(transport, protocol, loop), protocol.gone
+
+
+def hold_to(pid: int, memory_mb: int) -> None:
+    """What was asked for is what there is: beyond it the process itself fails to allocate, and not a neighbour.
+
+    RLIMIT_DATA counts private writable memory, as of Linux 4.7; its children inherit it.
+    """
+    if memory_mb:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
 
 
 def how_ended(code: int) -> str:

@@ -188,6 +188,8 @@ class Handlers:
             return True
         if view.state in ENDS or latest(view) > attempt:
             return True
+        if latest(view) == attempt and view.nodes:
+            return False  # of processes that are still there the last words may be on their way
         return any(each.number == attempt and each.ended_at is not None for each in view.attempts)
 
     async def _pieces(self, reader: Reader, end: int) -> AsyncIterator[bytes]:

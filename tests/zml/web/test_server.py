@@ -320,6 +320,24 @@ def test_a_follower_of_an_attempt_that_is_over_is_let_go(run: Run) -> None:
     run(test, limits=Limits(poll_s=0.01))
 
 
+def test_a_follower_stays_while_processes_of_an_attempt_that_has_ended_are_left(run: Run) -> None:
+    """Their nodes may still be sending what they have printed."""
+
+    async def test(ask: Asking) -> None:
+        await ask.submit()
+        ask.desk.move("j1", "STARTING", nodes=["n1"])
+        ask.desk.write("j1", "w0.out", "first\n")
+        ask.desk.move("j1", "QUEUED")  # its end is known, and nobody has left yet
+        async with ask.session.get(f"{ask.server.url}{API}/jobs/j1/logs/w0.out?follow") as response:
+            assert await response.content.readline() == b"first\n"
+            ask.desk.write("j1", "w0.out", "last\n")
+            assert await response.content.readline() == b"last\n"
+            ask.desk.move("j1", "CANCELLED")
+            assert await response.read() == b""
+
+    run(test, limits=Limits(poll_s=0.01))
+
+
 def test_a_follower_is_let_go_after_a_while_and_can_go_on_from_there(run: Run) -> None:
     async def test(ask: Asking) -> None:
         await ask.submit()
