@@ -55,14 +55,12 @@ from ..messages import (
     OpenEpoch,
     Piece,
     Probe,
-    Pulse,
     Register,
     Report,
     Returned,
     Skip,
     Standing,
     Status,
-    Stop,
     Take,
     TakeCheckpoint,
     Vacate,
@@ -82,6 +80,7 @@ from .dealer import HOLD_S, Dealer
 from .docket import Docket
 from .endings import Endings
 from .facts import Begun, Entered, Listening
+from .heartbeats import Heartbeats
 from .holds import Holds
 from .homes import ShardHomes
 from .notes import Notes
@@ -99,7 +98,6 @@ ROOM_S = 0.5  # how often it is tried to write what the journal had no room for
 TICK_S = 0.001
 BEHIND_S = 0.05  # until it is looked again who is silent, where more has come than was read
 PROGRESS_S = 5.0
-SLOWEST = 30.0  # times as seldom as was asked for, members may be heard
 GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
 
 log = structlog.get_logger()
@@ -151,7 +149,6 @@ class Coordinator:
         self.dealer = Dealer(self)
         self.events = event_log
         self.run_dir = run_dir
-        self.slower = slower
         self.endpoint: Endpoint = endpoint(self.handle)
         self.metrics = ""  # where it is scraped, and its dashboard is
         self.board = Board(self.spec, self.facts.failures)
@@ -190,7 +187,7 @@ class Coordinator:
         self.examine_desk = ExamineDesk(self)
         self.changed = asyncio.Event()
         self.finished: asyncio.Future[int] | None = None
-        self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
+        self.heartbeats = Heartbeats(self, slower)
         self.interrupts = 0
         self.progress_at = -math.inf
         self.abandoned = False
@@ -427,7 +424,7 @@ class Coordinator:
         if job not in ("", self.job):
             raise Refusal("job", f"this coordinator serves job {self.job}, not {job}")
         if isinstance(message, Heartbeat):
-            self.heartbeat(peer, message)
+            self.heartbeats.take(peer, message)
             return None
         if isinstance(message, Probe | Examine):
             return self.examine_desk.handle(message)
@@ -455,30 +452,6 @@ class Coordinator:
         """What has changed is written. Raises Refusal where it cannot be."""
         if not self.docket.settled():
             raise Refusal(NO_ROOM, self.docket.trouble)
-
-    def heartbeat(self, peer: str, message: Heartbeat) -> None:
-        current = self.is_current(message.member, message.incarnation)
-        if current and self.is_member_at(message.member, peer):
-            usual_s = self.begun.heartbeat_s
-            times = min(max(1.0, message.every_s / usual_s), SLOWEST)
-            self.dispatch(events.Renewed(self.job, message.member, message.incarnation, times))
-            self.board.heard(message.member, asyncio.get_running_loop().time())
-            every_s = usual_s * min(self.slower(), SLOWEST)
-            self.endpoint.notify(peer, Pulse(self.job, self.machine.generation(self.job), every_s))
-            return
-        job = self.docket.running
-        if job is None:  # it did not hear of the end
-            if peer not in self.seen_off:
-                self.seen_off.add(peer)
-                self.orders.stranger(peer, Stop(self.job, "the job is over"))
-            return
-        # It was told when it was fenced, if it could be reached then.
-        because = "another process took its place"
-        if not current:
-            because = job.members.why_not(message.member, message.incarnation)
-            if message.member not in job.members.records:
-                because += " of this job, as far as the coordinator's journal says"
-        self.endpoint.notify(peer, Fenced(self.job, message.member, message.incarnation, because))
 
     def report(self, message: Report) -> None:
         now = asyncio.get_running_loop().time()

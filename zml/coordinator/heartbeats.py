@@ -1,0 +1,54 @@
+"""What comes of a member's heartbeat: its lease begins anew, and it is answered; a stranger is told why it is one.
+
+Rule: the lease is as long as the member's own word asks for, and never for longer than `SLOWEST` times the usual. So a
+coordinator of thousands may ask all of them for fewer heartbeats: whoever has not heard it yet, or hears it late, is
+not given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..messages import Fenced, Heartbeat, Pulse, Stop
+from ..scheduler import events
+
+if TYPE_CHECKING:
+    from .coordinator import Coordinator
+
+SLOWEST = 30.0
+
+
+class Heartbeats:
+    """One job's. `slower`: so many times seldomer than was asked for members are to be heard, now."""
+
+    def __init__(self, hall: Coordinator, slower: Callable[[], float]) -> None:
+        self.hall = hall
+        self.slower = slower
+        self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
+
+    def take(self, peer: str, message: Heartbeat) -> None:
+        hall = self.hall
+        current = hall.is_current(message.member, message.incarnation)
+        if current and hall.is_member_at(message.member, peer):
+            usual_s = hall.begun.heartbeat_s
+            times = min(max(1.0, message.every_s / usual_s), SLOWEST)
+            hall.dispatch(events.Renewed(hall.job, message.member, message.incarnation, times))
+            hall.board.heard(message.member, asyncio.get_running_loop().time())
+            every_s = usual_s * min(self.slower(), SLOWEST)
+            hall.endpoint.notify(peer, Pulse(hall.job, hall.machine.generation(hall.job), every_s))
+            return
+        job = hall.docket.running
+        if job is None:  # it did not hear of the end
+            if peer not in self.seen_off:
+                self.seen_off.add(peer)
+                hall.orders.stranger(peer, Stop(hall.job, "the job is over"))
+            return
+        # It was told when it was fenced, if it could be reached then.
+        because = "another process took its place"
+        if not current:
+            because = job.members.why_not(message.member, message.incarnation)
+            if message.member not in job.members.records:
+                because += " of this job, as far as the coordinator's journal says"
+        hall.endpoint.notify(peer, Fenced(hall.job, message.member, message.incarnation, because))
