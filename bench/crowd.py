@@ -32,6 +32,7 @@ from zml import messages
 from zml.transport.frames import Bye, Envelope, Hello, Kind, No, Vocabulary, pack, unpack
 
 TICK_S = 0.01
+PING_S = 1.5  # as of connections with a heartbeat each second, which then need no pings
 LOOK_S = 0.25  # who still waits for an answer looks so often
 AGAIN_S = 2.0  # and asks again after this
 RETRY_S = 0.1
@@ -105,7 +106,7 @@ class Peer:
     def hello(self) -> None:
         self.hellos += 1
         self.hello_at, self.hello_s = time.monotonic() + self.hello_s, min(2 * self.hello_s, AGAIN_S)
-        body = Hello(name=self.name, to="coordinator", resume=False, requests=64, ping_s=0.5)
+        body = Hello(name=self.name, to="coordinator", resume=False, requests=64, ping_s=PING_S)
         self.send(
             Envelope(kind=Kind.HELLO, session=self.session, id=self.hellos, credit=MOST_BYTES, body=body)
         )

@@ -406,7 +406,8 @@ class ZmqEndpoint(Exchange):
     def catch_up(self) -> float:
         channels = [*self._dialled, *filter(None, [self._listener])]
         for channel in channels:
-            channel.drain()
+            if not channel.unread_s:  # else it is about to go on anyway, and others have their turn before
+                channel.drain()
         return max((channel.unread_s for channel in channels), default=0.0)
 
     def _rank(self, address: str) -> int | None:

@@ -199,6 +199,11 @@ class Exchange(ABC):
     def peers(self) -> Mapping[str, PeerInfo]:
         return {peer.name: peer.info() for peer in self._peers.values()}
 
+    def pace(self, peer: str, ping_s: float) -> None:
+        known = self._peers.get(peer)
+        if known is not None:
+            known.session.pace(ping_s)
+
     async def found(self, peer: str, *, timeout_s: float) -> bool:
         known = self._peers.get(peer)
         if known is not None and known.found:

@@ -19,16 +19,25 @@ class Liveness:
 
     def __init__(self, now: float, *, interval_s: float, floor_s: float, most_s: float) -> None:
         self.last_heard = now
-        self._interval_s = interval_s
-        # Three pings must be missed at least, however short the floor.
-        self._floor_s = max(floor_s, 3 * interval_s)
-        self._most_s = max(most_s, self._floor_s)
+        self._least_s, self._longest_s = floor_s, most_s
+        self._space(interval_s)
         # The newest gaps in microseconds: their sums are kept up to date, and stay exact because they are integers.
         self._gaps_us: deque[int] = deque(maxlen=SAMPLES)
         self._sum_us = 0
         self._squares = 0
         self._sampled_at = now
         self._limit_s = self._floor_s
+
+    def _space(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        # Three pings must be missed at least, however short the floor.
+        self._floor_s = max(self._least_s, 3 * interval_s)
+        self._most_s = max(self._longest_s, self._floor_s)
+
+    def pace(self, interval_s: float) -> None:
+        """It is to be heard so often from now on."""
+        self._space(interval_s)
+        self._limit_s = max(self._limit_s, self._floor_s)  # a shorter one shows in what is heard
 
     @property
     def limit_s(self) -> float:

@@ -183,6 +183,10 @@ class Endpoint(Protocol):
     async def found(self, peer: str, *, timeout_s: float) -> bool:
         """Returns when this peer is connected, whoever dialled; false if it is not in time."""
 
+    def pace(self, peer: str, ping_s: float) -> None:
+        """Whoever dialled pings so often from now on, where nothing else is said; both sides are to be told. No peer
+        of that name: nothing happens."""
+
     def catch_up(self) -> float:
         """Read what has come, as far as one turn allows; the seconds since all was read. To be asked before anybody is
         called silent: what he has said since may lie unread."""

@@ -41,6 +41,7 @@ from .frames import NO_PAYLOAD, Bye, Envelope, Freed, Hello, Kind, No, RingOffer
 from .incoming import WINDOW, Incoming, Verdict
 from .liveness import Liveness
 from .peers import Limits
+from .pings import Pings
 
 NOTICES: Final = 1024  # ids of notices in which a duplicate is recognised
 LINKS: Final = 1 << 24  # sessions of one life
@@ -96,7 +97,6 @@ class Session:
         self.state = State.DIALLING if dialled else State.OPEN
         self.outbox: deque[Envelope] = deque()
         self.ring: RingOffer | None = None  # goes out with the next hello or welcome
-        self.rtt_s = 0.0  # smoothed; 0 before the first pong
         self.outstanding = 0  # requests of ours that have left and not ended
         self.outstanding_bytes = 0  # and their payloads: never above `credit`
         self.credit = peer_credit
@@ -130,9 +130,7 @@ class Session:
         self._hello_at = now if dialled else _NEVER
         self._hello_s = HELLO_S
         self._hello_id = 0  # of the last one that was said, or heard
-        self._ping_at = _NEVER
-        self._ping_id = 0
-        self._pinged_at = now
+        self._pings = Pings(limits.ping_s)
         self._forget_at = _NEVER
 
     # -- what the user does ----------------------------------------------------------------------------------
@@ -185,9 +183,19 @@ class Session:
         if self.state is State.OPEN:
             self._put(Kind.FREED, body=Freed(slots))
 
+    def pace(self, ping_s: float) -> None:
+        """One side pings so often from now on, and the other expects it."""
+        self._pings.every_s = ping_s
+        self._liveness.pace(ping_s)
+
     def forgive(self, seconds: float) -> None:
         """We were held up for so long ourselves."""
         self._liveness.forgive(seconds)
+
+    @property
+    def rtt_s(self) -> float:
+        """Smoothed; 0 before the first pong."""
+        return self._pings.rtt_s
 
     @property
     def last_heard(self) -> float:
@@ -221,7 +229,7 @@ class Session:
     def next_deadline(self) -> float:
         """Call `tick` at this time, in seconds by the clock that `now` is read from; earlier does no harm."""
         if self.state is State.OPEN:
-            return min(self._alarm, self._ping_at, self._liveness.deadline)
+            return min(self._alarm, self._pings.due, self._liveness.deadline)
         if self.state is State.DIALLING:
             return min(self._alarm, self._hello_at)
         return min(self._alarm, self._forget_at) if self.state is State.SUSPENDED else _NEVER
@@ -238,8 +246,9 @@ class Session:
                 self._forget_at = now + self._limits.forget_s
         elif self.state is State.SUSPENDED and now >= self._forget_at:
             events.append(Gone(f"silent for {now - self._liveness.last_heard:.1f} s"))
-        if self.state is State.OPEN and now >= self._ping_at:
-            self._ping(now)
+        if self.state is State.OPEN and now >= self._pings.due:
+            if (number := self._pings.next(now, needed=bool(self._waiting))) is not None:
+                self._put(Kind.PING, number)
         if self.state is State.DIALLING and now >= self._hello_at:
             self._hello(now)
         if now >= self._alarm:
@@ -251,7 +260,7 @@ class Session:
         assert self.dialled and self.state is not State.CLOSED
         self.state = State.DIALLING
         self.outbox.clear()
-        self._ping_at = _NEVER
+        self._pings.end()
         self._hello_s = HELLO_S
         self._hello_at = now
 
@@ -282,6 +291,7 @@ class Session:
             self._resend_all(now)
             return [Returned(), *events]
         self._liveness.heard(now)
+        self._pings.listened = True
         return events
 
     def is_newest_hello(self, envelope: Envelope) -> bool:
@@ -452,9 +462,7 @@ class Session:
 
     def _on_pong(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
         self.credit = envelope.credit
-        if envelope.id == self._ping_id:
-            rtt_s = now - self._pinged_at
-            self.rtt_s = rtt_s if self.rtt_s == 0 else 0.875 * self.rtt_s + 0.125 * rtt_s  # RFC 6298
+        self._pings.answered(envelope.id, now)
         self._send_waiting(now)
         return []
 
@@ -488,7 +496,7 @@ class Session:
             to=self.peer,
             resume=self._opened_once,
             requests=self._limits.requests,
-            ping_s=self._limits.ping_s,
+            ping_s=self._pings.every_s,
             ring=self.ring,
         )
         self._hello_id += 1
@@ -507,7 +515,7 @@ class Session:
         self._peer_requests = max(body.requests, 1)
         self._liveness.resume(now)
         self._hello_at = _NEVER
-        self._ping_at = now + self._limits.ping_s
+        self._pings.begin(now)
         self._resend_all(now)
         return [Opened(body.resumed, body.mapped, body.ring)]
 
@@ -534,12 +542,6 @@ class Session:
         # Otherwise the hello itself was refused: it is said again when its time comes, not at once.
         return events
 
-    def _ping(self, now: float) -> None:
-        self._ping_id += 1
-        self._pinged_at = now
-        self._ping_at = now + self._limits.ping_s
-        self._put(Kind.PING, self._ping_id)
-
     def _put(
         self,
         kind: Kind,
@@ -549,6 +551,7 @@ class Session:
         *,
         again: bool = False,
     ) -> None:
+        self._pings.spoke = True
         self.outbox.append(self._envelope(kind, number, body, payload, again=again))
 
     def _envelope(

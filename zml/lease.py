@@ -17,7 +17,7 @@ import structlog
 from .errors import LOST, UNREACHABLE, ZmlError
 from .logs import outlets as logs
 from .messages import Fenced, Heartbeat, JobSpec, Join, Joined, Leave, Message, Pulse
-from .transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused, TransportError
+from .transport import CONTROL, Answer, DeadlineExceeded, Endpoint, PeerLost, Refused, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -28,11 +28,17 @@ ASK_S = 5.0
 RETRY_S = 0.1
 SAY_S = 5.0  # of silence, before it is said; and so many heartbeats
 SAY_BEATS = 3
+PING_BEATS = 1.5
 SLOWER = 1.5  # times as long from one heartbeat to the next, at most: a lease lasts for three and more
 AWAY_FIX = "Start it again with the same --run-dir: it goes on where it was, and the members find it."
 NO_ROOM = "no-room"  # the coordinator refuses so what it cannot write down: to be asked again
 
 log = structlog.get_logger()
+
+
+def ping_s(heartbeat_s: float) -> float:
+    """How often a connection is pinged on which heartbeats go: no ping is needed while they are answered."""
+    return max(CONTROL.ping_s, PING_BEATS * heartbeat_s)
 
 
 class Lease:
@@ -70,7 +76,9 @@ class Lease:
             if silent_s > max(SAY_S, SAY_BEATS * every_s) and not self.waiting:
                 self.waiting = True
                 log.warning("waiting for the coordinator", member=self.joined.member, at_most_s=self.away_s)
-            every_s = min(self.asked_s, SLOWER * every_s)
+            if self.asked_s != every_s:
+                every_s = min(self.asked_s, SLOWER * every_s)
+                self.endpoint.pace(COORDINATOR, ping_s(every_s))
             beat = Heartbeat(self.joined.job, self.joined.member, self.joined.incarnation, every_s)
             self.endpoint.notify(COORDINATOR, beat)
             due = loop.time() + every_s

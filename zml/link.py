@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BAD_KEYS, OPEN_BIND, PORT_IN_USE, USAGE, ZmlError
+from .lease import ping_s
 from .messages import AnyMessage
 from .transport import BULK, CONTROL, AddressInUse, BadAddress, BadKeys, Endpoint, Handler, Limits, OpenBind
 from .transport.endpoint import ZmqEndpoint
@@ -38,6 +39,17 @@ def keys_of(folder: str, *names: str) -> Keys | None:
         raise ZmlError(BAD_KEYS, str(bad), "`zml keys FOLDER` makes a set of keys.") from None
 
 
+def paced(heartbeat_s: float) -> Limits:
+    """For connections on which heartbeats go, or to a coordinator that hears so many of them."""
+    every_s = ping_s(heartbeat_s)
+    return replace(
+        CONTROL_LIMITS,
+        ping_s=every_s,
+        silence_s=max(CONTROL_LIMITS.silence_s, 3 * every_s),
+        silence_most_s=max(CONTROL_LIMITS.silence_most_s, 3 * every_s),
+    )
+
+
 def control_endpoint(
     settings: Settings,
     name: str,
@@ -51,7 +63,7 @@ def control_endpoint(
     """For orders and questions. `keys`: whose key to show, where the folder holds several. `peers`: how many may be
     connected at once."""
     shown = keys_of(settings.keys, *(keys or (WORKER, LISTENER)))
-    limits = replace(CONTROL_LIMITS, peers=peers)
+    limits = replace(paced(settings.heartbeat_s), peers=peers)
     return _endpoint(name, handler, shown, limits, bind, vocabulary)
 
 
@@ -69,7 +81,8 @@ def script_endpoints(seat: Seat, handler: Handler) -> tuple[Endpoint, Endpoint]:
     # The coordinator may have many jobs, and in each of them a w0; a shard has one.
     here = f"{name}-{re.sub('[^!-.0-~]', '_', seat.job)[:JOB_CHARS]}"
     keys = keys_of(seat.keys, WORKER)
-    return _endpoint(here, handler, keys, CONTROL_LIMITS), _endpoint(name, handler, keys, BULK)
+    control = paced(seat.heartbeat_s)
+    return _endpoint(here, handler, keys, control), _endpoint(name, handler, keys, BULK)
 
 
 def _endpoint(

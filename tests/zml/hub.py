@@ -35,6 +35,7 @@ from zml.journal import Journal
 from zml.lease import COORDINATOR, Lease, ask
 from zml.messages import (
     Exited,
+    Fenced,
     JobSpec,
     Join,
     Joined,
@@ -103,6 +104,9 @@ class FakeMember:
                 self.heard += 1
                 if self.lease is not None:
                     self.lease.heard(message)
+                return None
+            case Fenced() if self.lease is not None and self.lease.is_mine(message):
+                self.end()
                 return None
             case Launch():
                 if not self.incarnation:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.simulation import simulate
-from zml.lease import SLOWER, Lease
+from zml.lease import COORDINATOR, SLOWER, Lease
 from zml.messages import Heartbeat, JobSpec, Joined, Pulse
 from zml.scheduler.ids import JobId
 
@@ -22,6 +22,9 @@ class Line:
     def __init__(self) -> None:
         self.beats = 0
         self.paces: list[tuple[float, float]] = []  # when, and what was said
+
+    def pace(self, peer: str, ping_s: float) -> None:
+        assert peer == COORDINATOR and ping_s >= 0.5
 
     def notify(self, peer: str, message: Any) -> None:
         assert message == Heartbeat("job", "w0", 1, message.every_s)

@@ -304,6 +304,7 @@ class Agent:
             bucket_chunks=self.settings.bucket_chunks,
             patience_s=self.settings.patience_s,
             run=joined.run_dir,
+            heartbeat_s=joined.heartbeat_s,
             trace=self.settings.trace,
             spec=msgspec.structs.replace(lease.spec, args=[]),  # which may be too long for a variable
         )

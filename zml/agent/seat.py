@@ -25,6 +25,7 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     spec: JobSpec = JobSpec()  # what was asked for
     patience_s: float = 600.0  # how long a step may wait for other members before the script gives up
     run: str = ""  # the run directory as the coordinator calls it: the same for all workers
+    heartbeat_s: float = 0.15  # of its agent
     trace: str = "off"  # which steps are traced, as the setting says
 
     def to_environment(self) -> dict[str, str]:

@@ -48,6 +48,9 @@ class Branch:
     async def found(self, peer: str, *, timeout_s: float) -> bool:
         return await self.trunk.found(peer, timeout_s=timeout_s)
 
+    def pace(self, peer: str, ping_s: float) -> None:
+        self.trunk.pace(peer, ping_s)
+
     def catch_up(self) -> float:
         return self.trunk.catch_up()
 

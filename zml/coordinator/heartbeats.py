@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..lease import ping_s
 from ..messages import Fenced, Heartbeat, Pulse, Stop
 from ..scheduler import events
 
@@ -26,6 +27,7 @@ class Heartbeats:
     def __init__(self, hall: Coordinator, slower: Callable[[], float]) -> None:
         self.hall = hall
         self.slower = slower
+        self.paces: dict[str, float] = {}  # of members: how much seldomer they speak than usual
         self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
 
     def take(self, peer: str, message: Heartbeat) -> None:
@@ -34,6 +36,9 @@ class Heartbeats:
         if current and hall.is_member_at(message.member, peer):
             usual_s = hall.begun.heartbeat_s
             times = min(max(1.0, message.every_s / usual_s), SLOWEST)
+            if times != self.paces.get(message.member, 1.0):
+                self.paces[message.member] = times
+                hall.endpoint.pace(peer, ping_s(times * usual_s))
             hall.dispatch(events.Renewed(hall.job, message.member, message.incarnation, times))
             hall.board.heard(message.member, asyncio.get_running_loop().time())
             every_s = usual_s * min(self.slower(), SLOWEST)
