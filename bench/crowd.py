@@ -29,6 +29,7 @@ from peer import quiet
 
 import zml.cluster.wire as wire
 from zml import messages
+from zml.lease import SLOWER
 from zml.transport.frames import Bye, Envelope, Hello, Kind, No, Vocabulary, pack, unpack
 
 TICK_S = 0.01
@@ -379,7 +380,8 @@ class Member(Peer):
         body = unpack(pulse, None, VOCABULARY, payload_bytes=MOST_BYTES).body
         assert isinstance(body, messages.Pulse)
         if 0.0 < self.every_s != body.every_s:
-            self.every_s = body.every_s
+            self.every_s = min(body.every_s, SLOWER * self.every_s)  # as a lease is kept
+            self.pulse = b"" if self.every_s < body.every_s else self.pulse
             self.crowd.beats(self, self.every_s)
 
 

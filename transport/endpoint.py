@@ -15,6 +15,7 @@ which loses messages when a recv is cancelled. What the measurements behind it d
 import asyncio
 import errno
 import ipaddress
+import itertools
 import os
 import re
 import resource
@@ -42,7 +43,8 @@ COPY_BELOW: Final = (
     64 * KB
 )  # sent by reference from here on: pyzmq's bookkeeping costs more than a small copy
 KEEP_FROM: Final = 8 * KB  # smaller frames lie in a receive buffer that they would pin, at any alignment
-BATCH: Final = 64  # messages taken in before others have a turn
+BATCH: Final = 64  # messages taken in before others have a turn, and more if that is quick:
+READ_S: Final = 0.05  # with thousands of peers others may need as long, and reading must not come too short
 BATCH_BYTES: Final = 8 * MB
 RETRY_S: Final = 0.005  # for what a full socket did not take, should its signal be missed
 LINGER_MS: Final = 1000  # for goodbyes
@@ -125,8 +127,8 @@ class _Channel:
         self._draining = True
         more = True
         try:
-            budget = BATCH_BYTES
-            for _ in range(BATCH):
+            budget, until = BATCH_BYTES, time.monotonic() + READ_S
+            for count in itertools.count(1):
                 frames = self._receive()
                 if frames is not None:
                     size = self._take(self, frames)
@@ -135,7 +137,7 @@ class _Channel:
                 if frames is None or not self._has_input():
                     more = False
                     break
-                if budget < 0:
+                if budget < 0 or (count >= BATCH and time.monotonic() >= until):
                     break
             self._unread = more
             if not more:

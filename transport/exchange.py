@@ -40,6 +40,7 @@ from .violations import Violations
 
 PATIENCE_S: Final = 1.0  # for the first address before the next is tried; longer each time
 PATIENCE_MOST_S: Final = 5.0
+BEHIND_S: Final = 0.5  # that silence is not looked at again, at least, where more has come than was read
 LATE_S: Final = 0.05  # a timer that fires later than this shows that we were held up ourselves
 
 log = structlog.get_logger("zml.transport")
@@ -553,7 +554,8 @@ class Exchange(ABC):
             session.forgive(late_s)
         if session.state is State.OPEN and now >= session.next_deadline():
             # What has come while we were held up counts, and also what is too much to be read now.
-            session.forgive(self.catch_up())
+            if (unread_s := self.catch_up()) > 0:
+                session.forgive(max(unread_s, BEHIND_S))
             if self._peers.get(peer.name) is not peer:
                 return
         self._perform(peer, session.tick(now))

@@ -47,7 +47,9 @@ log = structlog.get_logger()
 
 # Slower than alone: thousands of members may talk to one process, and nodes tell of deaths at once.
 ATTEMPT = {"heartbeat_s": 1.0, "lease_s": 5.0}
-BEATS = 2000  # heartbeats a second of all members together: a third of a core (`python bench/jobs.py`)
+# Heartbeats a second of all members together: a fifth of a core (`python bench/jobs.py`). That a process or a node is
+# gone is known sooner: nodes tell of processes, and have leases of their own.
+BEATS = 1000
 RECORD_S = 5.0  # between two rows of a job's history
 OUTCOMES: dict[Cause, Outcome] = {
     Cause.WORKERS_DONE: Outcome.SUCCEEDED,

@@ -48,7 +48,9 @@ GRACE_S = 15.0  # for nodes to find a coordinator that was started again
 RETURN_S = 2.0  # without a round at first: it would give the same, and nodes and members are to be heard
 ROOM_S = 0.5
 TICK_S = 0.001
-BEHIND_S = 0.05  # until it is looked again who is silent, where more has come than was read
+BUSY_S = 0.2  # more has come than was read in this time: nobody begins before those who are here are heard,
+PUT_OFF_S = 5.0  # for so long at most
+BEHIND_S = 0.5  # until it is looked again who is silent, where more has come than was read
 MOST_STRANGERS = 10_000
 ROUNDS = 1_000  # whose times are kept
 
@@ -93,6 +95,7 @@ class Hub:
         self.changed = asyncio.Event()
         self.abandoned = False
         self.behind = False  # more has come than was read
+        self.put_off_at = 0.0  # since when nobody begins for that; 0: it is not so
         self.timer: asyncio.TimerHandle | None = None
         self.round_timer: asyncio.Handle | None = None
         self.round_at = 0.0  # when it is due; uvloop's handles do not all say so
@@ -286,8 +289,23 @@ class Hub:
             loop = asyncio.get_running_loop()
             self.greeting = loop.call_at(max(loop.time(), self.greeted_until), self._greet)
 
+    def _is_put_off(self) -> bool:
+        """Would more begin than can be listened to? Each job that begins talks more than one that runs."""
+        now = asyncio.get_running_loop().time()
+        if self.endpoint.catch_up() < BUSY_S:
+            self.put_off_at = 0.0
+            return False
+        self.put_off_at = self.put_off_at or now
+        if now - self.put_off_at < PUT_OFF_S:
+            return True
+        self.put_off_at = now
+        return False
+
     def _greet(self) -> None:
         self.greeting = None
+        if self._is_put_off():
+            self.greeting = asyncio.get_running_loop().call_later(BUSY_S, self._greet)
+            return
         begin = time.perf_counter()
         if not self.docket.settled():
             self.soon()  # it looks again and again
@@ -313,6 +331,9 @@ class Hub:
         self.round_timer = None
         if self.planning is not None:
             self.round_due = True
+            return
+        if self._is_put_off():
+            self.soon(BUSY_S)
             return
         began, machine = time.perf_counter(), self.machine
         if not self.docket.settled():

@@ -96,7 +96,7 @@ GRACE_S = (
 LINGER_S = 3.0  # for those who do not know that the job is over to ask
 ROOM_S = 0.5  # how often it is tried to write what the journal had no room for
 TICK_S = 0.001
-BEHIND_S = 0.05  # until it is looked again who is silent, where more has come than was read
+BEHIND_S = 0.5  # until it is looked again who is silent, where more has come than was read
 PROGRESS_S = 5.0
 GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
 
