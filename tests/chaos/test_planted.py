@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -164,6 +165,26 @@ def test_chaos_catches_a_coordinator_that_answers_before_it_writes(monkeypatch: 
 
     monkeypatch.setattr(Docket, "_write", write_later)
     assert caught().broken
+
+
+def test_chaos_catches_a_worker_whose_commits_and_advances_overtake_a_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a shard that is pushed to none do: a push waits for the commit before it. Where all is frozen none is."""
+    push, counted_before = Client._push, Client._counted_before
+    pushing = ContextVar("pushing", default=False)
+
+    async def push_marked(self: Client, *what: Any) -> None:
+        pushing.set(True)  # each push is a task, with a context of its own
+        await push(self, *what)
+
+    async def counted_before_a_push(self: Client, clock: int, shard: str) -> None:
+        if pushing.get():
+            await counted_before(self, clock, shard)
+
+    monkeypatch.setattr(Client, "_push", push_marked)
+    monkeypatch.setattr(Client, "_counted_before", counted_before_a_push)
+    assert caught(begin=121).broken
 
 
 # -- what only housed worlds catch -----------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def where(span: Span) -> str:
 
 
 def must_be_trees(spans: list[Span], roots: int) -> None:
-    """Every span lies within its parent, which is there."""
+    """Every span lies within its parent, which is there; but what goes on with a shard may outlast its step."""
     by_id = {span.context.span_id: span for span in spans}
     assert len(by_id) == len(spans)
     assert sum(span.parent_id is None for span in spans) == roots
@@ -82,7 +82,8 @@ def must_be_trees(spans: list[Span], roots: int) -> None:
         if span.parent_id is not None:
             above = by_id[span.parent_id]
             assert above.context.trace_id == span.context.trace_id
-            assert above.began <= span.began <= span.ended <= above.ended, (above, span)
+            assert above.began <= span.began <= span.ended, (above, span)
+            assert span.ended <= above.ended or span.name in ("zml.push", "zml.pull"), (above, span)
 
 
 def tree(spans: list[Span], root: Span) -> Tree:
