@@ -236,9 +236,7 @@ class Reader:
         # Where nothing is trained nobody is given parameters for a clock, and commits overtake each other.
         bound = self.bound if self.pushed else None
         if bound is not None and low is not None and step.who not in self.over:
-            assert step.clock - low <= bound, (
-                f"{account.shard} counts {step}, and the slowest is at {low}"
-            )
+            assert step.clock - low <= bound, f"{account.shard} counts {step}, and the slowest is at {low}"
         account.steps.append(step)
         stand = self.active[step.who.worker]
         stand.finished = max(stand.finished, step.clock + 1)

@@ -90,7 +90,8 @@ class Script:
         self.ahead = 0  # it asks for more batches when it has so many left, and goes on meanwhile
         self.changes: Callable[[], bool] = lambda: False  # is a gradient changed after its bucket has left?
         self.trace: Untraced = UNTRACED  # what it tells of its steps
-        self.task: asyncio.Task[None] | None = None
+        self.running: asyncio.Task[None] | None = None  # the agent
+        self.task: asyncio.Task[None] | None = None  # the script
         self.over = asyncio.Event()
         self.error: BaseException | None = None
         self.lease: Lease | None = None
@@ -106,9 +107,11 @@ class Script:
         lease = await join(self.agent, self.cluster.settings, "worker", self.name)
         keeping = asyncio.ensure_future(lease.keep())
         self.lease = lease
-        await self.over.wait()
-        await lease.leave("stopped")
-        keeping.cancel()
+        try:
+            await self.over.wait()
+            await lease.leave("stopped")
+        finally:
+            keeping.cancel()
         await self.agent.close()
 
     def probe(self, name: str) -> MemoryEndpoint:
@@ -664,13 +667,16 @@ class Cluster:
     def script(self, name: str, *, batches: int = 12, epochs: int = 2, seed: int = 7) -> Script:
         script = Script(self, name, batches, epochs, seed)
         self.scripts[name] = script
-        self.tasks.append(asyncio.ensure_future(script.run()))
+        script.running = asyncio.ensure_future(script.run())
+        self.tasks.append(script.running)
         return script
 
     def kill(self, name: str) -> None:
         """As kill -9 of an agent and its script."""
         script = self.scripts[name]
         self.network.crash(f"agent-{name}")
+        assert script.running is not None
+        script.running.cancel()
         if script.task is not None:
             script.task.cancel()
             self.network.crash(script.script_name)

@@ -348,6 +348,22 @@ def ledger_of(cluster: Cluster, worker: str) -> int:
     return len(current.given.get(WorkerId(worker), [])) if current is not None else 0
 
 
+@pytest.mark.parametrize("staleness", MODES)
+def test_nothing_of_a_worker_that_was_killed_goes_on(staleness: int | None) -> None:
+    """What did would fail without anybody who sees it, and `simulate` raises that."""
+
+    async def main() -> int:
+        cluster = Cluster(MemoryNetwork(1), JobSpec(workers=3, shards=2, staleness=staleness))
+        await cluster.start()
+        for index in range(3):
+            cluster.script(f"w{index}")
+        await cluster.until(lambda: cluster.scripts["w1"].trained)
+        cluster.kill("w1")
+        return await cluster.finish()
+
+    assert simulate(main()) == 0
+
+
 async def cluster_pause(seconds: float = 0.01) -> None:
     """Virtual time."""
     await asyncio.sleep(seconds)
