@@ -116,9 +116,10 @@ def test_a_step_is_one_tree_across_workers_and_shards(spans: list[Span]) -> None
         for span in mine
         if span.name == "zml.ps.pull"
     }
-    for shard in ("p0", "p1"):  # w0 waits at each shard for the 30 ms that w1 computes longer
-        assert parked[shard, "w0"] == pytest.approx(0.03, abs=0.005)
-        assert parked[shard, "w1"] == pytest.approx(0.0, abs=0.005)
+    # w0 waits at each shard for the 30 ms that w1 computes longer. Both ask before their commits are there.
+    for shard in ("p0", "p1"):
+        assert parked[shard, "w0"] == pytest.approx(0.03, abs=0.01)
+        assert parked[shard, "w1"] == pytest.approx(0.0, abs=0.01)
 
 
 @pytest.mark.parametrize("staleness", [0, 2, None])
