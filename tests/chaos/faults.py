@@ -2,7 +2,8 @@
 
 There are three kinds of worlds. In a fixed one every shard lives and dies with its own process. In a housed one shards
 have backups or are moved, processes are told to leave and come again, and checkpoints are taken all the while. In a
-growing one shards join beside all that, and get their share of the buckets, one by one.
+growing one shards join beside all that, and get their share of the buckets, one by one. In any of them a part of the
+model may be frozen, so that some shards hold nothing that is trained.
 
 One worker of each run, the anchor, is spared what costs a worker its place: a job whose workers are all gone is over,
 and rightly so. It meets everything else: loss, delay, short partitions, lost shards, a coordinator that stands still.
