@@ -1,7 +1,7 @@
 """Whole clusters in one thread: training that ends, whoever joins, is slow, is cut off or dies."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Literal
@@ -386,6 +386,43 @@ def test_a_step_goes_on_beside_what_follows_it_as_in_a_real_worker(staleness: in
         assert heard.index(("Pull", 3)) < heard.index(("Push", 2)) < heard.index(("answer", 3))
     buckets = heard.count(("answer", 2 + staleness))
     assert buckets and heard.count(("Push", 1)) == 2 * buckets
+
+
+@pytest.mark.parametrize("staleness", MODES)
+def test_no_worker_is_two_steps_ahead_of_a_shard_whose_parameters_are_frozen(staleness: int | None) -> None:
+    """If it were lost then, the shards could not be brought to count the same steps."""
+    counted: dict[bool, list[int]] = {True: [], False: []}  # by: does the shard train?
+
+    async def main() -> int:
+        cluster = Cluster(MemoryNetwork(1), JobSpec(workers=2, shards=2, staleness=staleness))
+        cluster.frozen = ("0.weight", "0.bias", "1.bias")
+
+        async def late(reply: Callable[[], Any]) -> Any:
+            await asyncio.sleep(1.0)
+            return reply()
+
+        def deliver(ps: Ps, peer: str, message: Any, payload: memoryview | None, handler: Any) -> Any:
+            def count() -> Any:
+                answer = handler(peer, message, payload)
+                counted[trains].append(message.clock)
+                clocks = [clocks[-1] for clocks in counted.values() if clocks]
+                assert len(clocks) < 2 or abs(clocks[0] - clocks[1]) <= 1, counted
+                return answer
+
+            if not isinstance(message, Commit) or message.worker != "w1":
+                return handler(peer, message, payload)
+            assert ps.core is not None
+            trains = bool(ps.core.pushed)
+            return count() if trains else late(count)
+
+        cluster.deliver = deliver
+        await cluster.start()
+        for index in range(2):
+            cluster.script(f"w{index}", epochs=1)
+        return await cluster.finish()
+
+    assert simulate(main()) == 0
+    assert len(counted[True]) == len(counted[False]) > 3
 
 
 @pytest.mark.parametrize("staleness", MODES)
