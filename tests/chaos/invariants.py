@@ -233,8 +233,8 @@ class Reader:
             f"{account.shard} counts {step} after {earlier[-1]}"
         )
         low = self._low()
-        # Where nothing is trained nobody is given parameters for a clock: one commit of each worker may be on its way.
-        bound = self.bound + (not self.pushed) if self.bound is not None else None
+        # Where nothing is trained nobody is given parameters for a clock: who rests may not be heard of here yet.
+        bound = self.bound if self.pushed else None
         if bound is not None and low is not None and step.who not in self.over:
             assert step.clock - low <= bound, f"{account.shard} counts {step}, and the slowest is at {low}"
         account.steps.append(step)
