@@ -430,7 +430,8 @@ SHOWN = page(
     "ZML-E506",
     "the model shows the published parameters, and cannot be trained",
     """Inside of `with zml.published():` the model holds what the whole job has learned, not what this worker
-    goes on with. A step, zml.save or zml.evaluate there would lose what this worker has not sent yet.""",
+    goes on with. A step, zml.save or zml.evaluate there would lose what this worker has not sent yet, and gradients
+    that were computed there are not those of the model that makes the next step.""",
     "Only look at the model there: leave the `with` block first. zml.save and zml.evaluate need no such block.",
 )
 WRAPPED = page(

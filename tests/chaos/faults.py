@@ -2,7 +2,8 @@
 
 There are three kinds of worlds. In a fixed one every shard lives and dies with its own process. In a housed one shards
 have backups or are moved, processes are told to leave and come again, and checkpoints are taken all the while. In a
-growing one shards join beside all that, and get their share of the buckets, one by one.
+growing one shards join beside all that, and get their share of the buckets, one by one. In any of them a part of the
+model may be frozen, so that some shards hold nothing that is trained.
 
 One worker of each run, the anchor, is spared what costs a worker its place: a job whose workers are all gone is over,
 and rightly so. It meets everything else: loss, delay, short partitions, lost shards, a coordinator that stands still.
@@ -100,7 +101,10 @@ class Plan:
     replicas: int = 0  # or 1
     checkpoint_s: float = 0.0  # between two checkpoints; 0: there are none
     long_log: int = LONG_LOG  # bytes from which on a push log is cut
-    chunk_elements: int = 64  # three buckets
+    chunk_elements: int = 64  # three buckets, or four
+    frozen: tuple[str, ...] = ()  # parameters that are not trained; some shards then hold no others
+    ahead: int = 0  # batches that a worker has left when it asks for more
+    changes: float = 0.0  # how often a gradient is another one once it has left
     joins: dict[int, float] = field(default_factory=dict)  # shards that come later, by number, and when
     faults: list[tuple[float, Fault]] = field(default_factory=list)  # seconds after the start, in order
 
@@ -109,6 +113,8 @@ class Plan:
             f"{self.workers} workers {self.shards} shards staleness {self.staleness} {self.compress} "
             f"optimizer on {self.optimizer_on}, {self.epochs} epochs of {self.batches} batches, "
             f"anchor {self.anchor}, late {self.late}, {self.weather}",
+            f"frozen {', '.join(self.frozen) or 'nothing'}, {self.ahead} batches ahead, "
+            f"gradients change at {self.changes:.0%}",
             f"{self.kind}: {self.replicas} replicas, a checkpoint every {self.checkpoint_s:.2f} s, "
             f"logs cut at {self.long_log} bytes, shards join {self.joins}",
             *(f"  {at:.3f} {fault}" for at, fault in self.faults),
@@ -145,7 +151,15 @@ def draw(seed: int, *, coordinator_dies: bool) -> Plan:
                 fault = _of_growing(dice, plan, coordinator_dies=coordinator_dies)
                 plan.faults.append((joined_at + dice.uniform(0.0, 2.0), fault))
     _befall(dice, plan, length_s, coordinator_dies=coordinator_dies)
+    _compute(random.Random(f"computes {seed}"), plan)
     return plan
+
+
+def _compute(dice: random.Random, plan: Plan) -> None:
+    """What workers do with their model and their batches."""
+    plan.frozen = dice.choice(((), (), (), *FROZEN))
+    plan.ahead = dice.choice((0, 0, 1, 3))
+    plan.changes = dice.choice((0.0, 0.0, 0.1, 1.0))
 
 
 def _befall(dice: random.Random, plan: Plan, length_s: float, *, coordinator_dies: bool) -> None:
@@ -165,6 +179,8 @@ def draw_after(seed: int, plan: Plan, *, coordinator_dies: bool) -> Plan:
         after.chunk_elements = plan.chunk_elements
     after.epochs, after.batches = plan.epochs, plan.batches
     after.compress, after.optimizer_on = plan.compress, plan.optimizer_on
+    _compute(random.Random(f"computes after {seed}"), after)
+    after.frozen = plan.frozen
     _befall(dice, after, max(1.0, plan.epochs * plan.batches * pace_s), coordinator_dies=coordinator_dies)
     return after
 
@@ -296,3 +312,9 @@ KINDS = {
 }  # what a crash may be about, of a shard, the coordinator and a worker
 ORDERS = ("Cede", "Assign")  # that the coordinator gives, and at which it may die
 HOUSING = ("Copy", "Copy", "Pair", "Promote", "Adopt", "Retire", "Hold", "Align", "Snap", "Write")
+FROZEN = (
+    ("0.weight",),
+    ("0.weight", "0.bias"),
+    ("0.weight", "0.bias", "1.bias"),
+    ("1.weight", "1.bias"),
+)  # what may be frozen of the model: most of it, so that few buckets are left to train, or little

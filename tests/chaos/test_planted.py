@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -70,7 +71,7 @@ def test_chaos_catches_a_shard_that_counts_a_step_twice(monkeypatch: pytest.Monk
         return commit(self, worker, message, payload)
 
     monkeypatch.setattr(Shard, "_commit", commit_again)
-    assert caught(begin=31).broken
+    assert caught(begin=64).broken
 
 
 def test_chaos_catches_a_shard_that_answers_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +167,26 @@ def test_chaos_catches_a_coordinator_that_answers_before_it_writes(monkeypatch: 
     assert caught().broken
 
 
+def test_chaos_catches_a_worker_whose_commits_and_advances_overtake_a_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a shard that is pushed to none do: a push waits for the commit before it. Where all is frozen none is."""
+    push, counted_before = Client._push, Client._counted_before
+    pushing = ContextVar("pushing", default=False)
+
+    async def push_marked(self: Client, *what: Any) -> None:
+        pushing.set(True)  # each push is a task, with a context of its own
+        await push(self, *what)
+
+    async def counted_before_a_push(self: Client, clock: int, shard: str) -> None:
+        if pushing.get():
+            await counted_before(self, clock, shard)
+
+    monkeypatch.setattr(Client, "_push", push_marked)
+    monkeypatch.setattr(Client, "_counted_before", counted_before_a_push)
+    assert caught(begin=121).broken
+
+
 # -- what only housed worlds catch -----------------------------------------------------------------------------------
 
 
@@ -211,7 +232,7 @@ def test_chaos_catches_a_checkpoint_of_shards_that_stand_apart(monkeypatch: pyte
 
     monkeypatch.setattr(Shard, "order", order_anyhow)
     monkeypatch.setattr(holds, "alike", lambda fronts: True)
-    assert caught("housed", MORE, begin=38).broken
+    assert caught("housed", MORE, begin=74).broken
 
 
 def test_chaos_catches_a_ledger_that_is_not_of_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +253,7 @@ def test_chaos_catches_a_source_that_goes_on_counting_while_it_is_in_doubt(
         return None if self.doubt is not None and self.doubt.gives else holding_up(self)
 
     monkeypatch.setattr(Shard, "_holding_up", holding_up_others)
-    assert caught("growing", MORE, begin=230).broken
+    assert caught("growing", MORE, begin=482).broken
 
 
 @pytest.mark.soak

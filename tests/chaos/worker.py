@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ class Worker(Script):
         self.agent = world.network.endpoint(
             f"agent-{name}.{life}", vocabulary=AnyMessage, handler=self.handle
         )
+        dice = random.Random(f"{world.network.seed} {name} {life}")
+        self.changes = lambda: dice.random() < world.plan.changes
+        self.ahead = world.plan.ahead
         self.process = world.process(f"agent-{name}.{life}")
         self.script_process: Process | None = None
         self.order: Launch = Launch("", "", 0)  # none yet

@@ -110,6 +110,7 @@ class World(Cluster):
             **journal,
         )
         self.chunk_elements = plan.chunk_elements
+        self.frozen = plan.frozen
         self.coordinator_is_back = asyncio.Event()
         self.coordinator_process = self.process(COORDINATOR)
         self.shard_processes: dict[int, Process] = {}

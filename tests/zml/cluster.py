@@ -1,15 +1,17 @@
-"""A whole cluster on the in-memory network: the real coordinator, shards and clients, in virtual time, from one seed.
+"""A whole cluster on the in-memory network: the real coordinator, shards, clients and their traffic, in virtual time,
+from one seed.
 
-Only what needs processes is left out: agents do not start scripts, they are the script, a coroutine that does what
-`hooks` and `member` do in their threads.
+Only what needs processes and threads is left out: agents do not start scripts, they are the script, a coroutine that
+does what `hooks` and `member` do in their threads. Where those would wait inside of `traffic`, it waits before.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable
+import queue
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from inspect import isawaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,13 +24,13 @@ from zml.coordinator.coordinator import Coordinator
 from zml.doctor.answering import Examinee
 from zml.doctor.findings import Check
 from zml.doctor.means import Means
-from zml.hyper import OptimizerSpec, hyper_of, write_hyper
+from zml.hyper import Hyper, OptimizerSpec, hyper_of, write_hyper
 from zml.journal import Journal
 from zml.layout import Bucket, Layout, Registration, buckets
 from zml.lease import COORDINATOR, Lease, ask, join
 from zml.messages import (
     AnyMessage,
-    Delta,
+    EpochOver,
     Examine,
     Exited,
     Heartbeat,
@@ -54,13 +56,13 @@ from zml.tracing.steps import UNTRACED, Untraced
 from zml.transport import BULK, CONTROL, Limits, Refusal, TransportError
 from zml.transport.memory import MemoryEndpoint, MemoryNetwork
 from zml.worker.binding import Binding
-from zml.worker.client import Client
-from zml.worker.outbox import Outbox
-from zml.worker.replica import Replica
+from zml.worker.client import Client, Progress
+from zml.worker.traffic import Traffic
 from zml.worker.updates import outer_hyper, outer_spec
 
 ADDRESS = "tcp://127.0.0.1:7077"
 JOB = "job"
+T = TypeVar("T")
 
 
 def model_of(seed: int) -> torch.nn.Module:
@@ -77,27 +79,39 @@ class Script:
         self.batches = batches
         self.epochs = epochs
         self.model = model_of(seed)
+        for parameter in cluster.frozen:
+            self.model.get_parameter(parameter).requires_grad_(False)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
-        self.trained: list[tuple[int, int]] = []  # (epoch, batch), in the order of this worker's steps
+        # (epoch, batch), in the order in which this worker's steps were acknowledged
+        self.trained: list[tuple[int, int]] = []
         self.greatest_staleness = 0
         self.keep: Keep | None = None  # the newest
-        self.clock = 0
+        self.traffic: Traffic
+        self.ahead = 0  # it asks for more batches when it has so many left, and goes on meanwhile
+        self.changes: Callable[[], bool] = lambda: False  # is a gradient changed after its bucket has left?
         self.trace: Untraced = UNTRACED  # what it tells of its steps
-        self.task: asyncio.Task[None] | None = None
+        self.running: asyncio.Task[None] | None = None  # the agent
+        self.task: asyncio.Task[None] | None = None  # the script
         self.over = asyncio.Event()
         self.error: BaseException | None = None
         self.lease: Lease | None = None
         self.agent = cluster.network.endpoint(f"agent-{name}", vocabulary=AnyMessage, handler=self.handle)
         self.examinee = cluster.fit(Examinee(self.agent, self.probe))
 
+    @property
+    def clock(self) -> int:
+        return self.traffic.clock if hasattr(self, "traffic") else 0
+
     async def run(self) -> None:
         await self.agent.start()
         lease = await join(self.agent, self.cluster.settings, "worker", self.name)
         keeping = asyncio.ensure_future(lease.keep())
         self.lease = lease
-        await self.over.wait()
-        await lease.leave("stopped")
-        keeping.cancel()
+        try:
+            await self.over.wait()
+            await lease.leave("stopped")
+        finally:
+            keeping.cancel()
         await self.agent.close()
 
     def probe(self, name: str) -> MemoryEndpoint:
@@ -142,8 +156,10 @@ class Script:
         await control.start()
         await bulk.start()
         await control.connect(COORDINATOR, [ADDRESS])
-        self.client = Client(seat, control, bulk)
+        self.client = Noting(seat, control, bulk)
+        self.client.acknowledged = self.trained
         self.client.trace = self.trace
+        self.io = Here()
         code = 0
         try:
             await self._epochs()
@@ -151,6 +167,7 @@ class Script:
             self.error = error
             code = 1
         finally:
+            self.io.close()
             await bulk.close()
             await control.close()
         exited = Exited(job=JOB, member=order.member, incarnation=order.incarnation, code=code)
@@ -176,6 +193,7 @@ class Script:
                 self.cluster.tasks.append(asyncio.ensure_future(self.client.of_checkpoint(kept)))
 
     async def _epochs(self) -> None:
+        """What `member.Member` does, and `data.DividedLoader`."""
         client = self.client
         self.plan = Plan.of(self.cluster.spec)
         here = self.plan.optimizer_on == "worker"
@@ -190,9 +208,11 @@ class Script:
         cut = buckets(layout, placement, 1)
         codec = by_name(str(self.plan.compression))
         binding = Binding(layout, self.model)
-        self.replica = Replica(binding, codec, keep=here)
-        outboxes = [Outbox(bucket, layout, codec) for bucket in cut]
-        self.clock = await client.enter()
+        self.traffic = traffic = Traffic(binding, cut, codec, client, self.io, self.plan, self)  # type: ignore[arg-type]
+        traffic.arrived = self.arrivals = Arrivals()
+        self.leased, self.on_their_way, self.done = deque[int](), deque[int](), list[int]()
+        self.rested_at: int | None = None  # the clock at which it ran out of batches, while it rests
+        traffic.clock = await client.enter()
         if registered.initialiser == self.seat.worker:
             for bucket in cut:
                 values = torch.empty(sum(layout.chunks[chunk].size for chunk in bucket.chunks))
@@ -202,100 +222,260 @@ class Script:
                     at += layout.chunks[chunk].size
                 await client.load(bucket, memoryview(values.numpy().tobytes()))
             await client.loaded()
-        await self._pull(cut, self.clock)
+        await self._pull(traffic.clock, everything=True)
         for epoch in range(registered.epoch, self.epochs):
             opened = await client.open_epoch(epoch, self.batches, b"")
             assert opened is not None, "nobody drains"
             if opened[0].opener == self.seat.worker:
                 await client.tell_note(epoch, f"{self.name} at epoch {epoch}".encode())
-            first, end = opened[0].first_clock, opened[0].first_clock + self.batches
-            if self.clock < first:
-                await client.advance(first)
-                self.clock = first
-            rested: int | None = None
-            self.taken = 0
+            first = opened[0].first_clock
+            if self.rested_at is not None and traffic.clock > first:
+                traffic.clock = await client.enter(at_least=self.rested_at)
+            await self._rest_until(first)
+            self.rested_at = None
+            self.next_clock = first + self.batches
+            self.epoch, self.taken = epoch, 0
             self.trace.pause()
-            done: list[int] = []
-            rests, wanted = 0, 1
-            while True:
-                reply = await client.take(epoch, self.clock, 2, done, hold=rests >= wanted)
-                done = []
-                rests, wanted = rests + 1, 1
-                if isinstance(reply, Wait):
-                    wanted = 2 if reply.dealt_again else 1
-                    if (rested is None and self.clock >= end) or (rested is not None and reply.dealt_again):
-                        end = self.clock + self.batches
-                    if self.clock < end:
-                        rested = self.clock if rested is None else rested
-                        self.clock = end
-                        await client.advance(end)
-                    continue
+            while (over := await self._through_what_there_is(epoch)) is None:
+                pass
+            await self._settle(over, registered.staleness or 0)
+
+    async def _through_what_there_is(self, epoch: int) -> int | None:
+        """Until there are no more batches for now, and then until there are again; the epoch's end, if it is over."""
+        asked: asyncio.Task[Any] | None = None
+        while True:
+            if asked is None and len(self.leased) <= self.ahead:
+                take = self.client.take(epoch, self.clock, 2, self._take_done(), hold=False)
+                asked = self.io.submit(take)
+            if asked is not None and (asked.done() or not self.leased):
+                reply, asked = await asked, None
                 if not isinstance(reply, Taken):
                     break
-                if rested is not None:
-                    self.clock = await client.enter(at_least=rested)
-                    await self._pull(cut, self.clock)
-                    rested = None
-                rests = 0
-                for batch in reply.batches:
-                    await self._step(cut, outboxes, binding, epoch, batch)
-                    done.append(batch)
-            if rested is not None and self.clock > reply.next_clock:  # type: ignore[union-attr]
-                self.clock = await client.enter(at_least=rested)
-            if self.clock < reply.next_clock:  # type: ignore[union-attr]
-                self.clock = reply.next_clock  # type: ignore[union-attr]
-                await client.advance(self.clock)
-            await self._pull(cut, self.clock + (registered.staleness or 0))
+                self.leased.extend(reply.batches)
+            if self.leased:
+                await self._step(self.leased.popleft())
+        while self.leased:
+            await self._step(self.leased.popleft())
+        await self._flush()
+        rests, wanted = 0, 1
+        while True:
+            reply = await self.client.take(epoch, self.clock, 2, self._take_done(), hold=rests >= wanted)
+            match reply:
+                case Taken():
+                    if self.rested_at is not None:
+                        self.traffic.clock = await self.client.enter(at_least=self.rested_at)
+                        await self._pull(self.clock)
+                        self.rested_at = None
+                    self.leased.extend(reply.batches)
+                    return None
+                case EpochOver():
+                    return reply.next_clock
+                case Wait():
+                    await self._rest(longer=reply.dealt_again)
+                    rests, wanted = rests + 1, 2 if reply.dealt_again else 1
+                case other:
+                    raise AssertionError(f"nobody drains: {other}")
 
-    async def _step(
-        self, cut: tuple[Bucket, ...], outboxes: list[Outbox], binding: Binding, epoch: int, batch: int
-    ) -> None:
-        now = asyncio.get_running_loop().time
-        await asyncio.sleep(self.cluster.compute_s(self.name))
-        generator = torch.Generator().manual_seed(1000 * epoch + batch)
+    def _take_done(self) -> list[int]:
+        done, self.done = self.done, []
+        return done
+
+    async def _rest(self, *, longer: bool) -> None:
+        if self.rested_at is None and self.clock < self.next_clock:
+            await self._rest_until(self.next_clock)
+        elif self.rested_at is None or longer:
+            await self._rest_until(self.clock + self.batches)
+
+    async def _rest_until(self, clock: int) -> None:
+        await self._flush()
+        if self.clock < clock:
+            await self.client.advance(clock)
+            self.rested_at = self.clock if self.rested_at is None else self.rested_at
+            self.traffic.clock = clock
+
+    async def _settle(self, clock: int, staleness: int) -> None:
+        rested_at = self.rested_at
+        if rested_at is not None and self.clock > clock:
+            self.traffic.clock = await self.client.enter(at_least=rested_at)
+        await self._rest_until(clock)
+        self.rested_at = rested_at
+        await self._pull(clock + staleness)
+
+    # -- a step, as `hooks` and `updates` have it ----------------------------------------------------------------
+
+    async def _step(self, batch: int) -> None:
+        self.batch = batch
+        compute_s = self.cluster.compute_s(self.name)
+        await asyncio.sleep(compute_s / 2)
+        generator = torch.Generator().manual_seed(1000 * self.epoch + batch)
         for parameter in self.model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.grad = 0.01 * parameter.detach() + 0.01 * noise
-        hyper = hyper_of(self.optimizer)
+            if parameter.requires_grad:
+                parameter.grad = 0.01 * parameter.detach() + 0.01 * noise
         if self.plan.optimizer_on == "worker":
-            hyper = outer_hyper(
-                self.plan,
-                self.plan.density(self.clock, 0),
-                self.plan.workers,
-                momentum=True,
-                normalised=False,
-            )
-            self.optimizer.step()
-        values = {chunk: tensor for outbox in outboxes for chunk, tensor in outbox.values.items()}
-        if self.plan.optimizer_on == "worker":
-            for chunk, into in values.items():
-                binding.difference(chunk, self.replica.held(chunk), into)
+            await asyncio.sleep(compute_s / 2)
+            hyper = self._update()
         else:
-            for index in range(len(binding.parameters)):
-                binding.gather(index, values)
-        for outbox in outboxes:
-            payload = outbox.pack(self.plan.density(self.clock, 0), self.plan.decay)
-            seen = max(self.replica.versions[chunk] for chunk in outbox.bucket.chunks)
-            self.client.push(outbox.bucket, self.clock, payload, [], seen if self.plan.damping else -1)
-        self.taken += 1
-        await self.client.commit(self.clock, write_hyper(hyper), cut, (epoch, self.taken))
-        self.trained.append((epoch, batch))
-        for outbox in outboxes:
-            outbox.next_step()
-        self.clock += 1
+            hyper = await self._backward(compute_s / 2)
+        if self.plan.overlap:
+            await self._landed()
+        self.traffic.begin(write_hyper(hyper))
+        if not self.plan.overlap:
+            await self._landed()
+        clock = self.clock
+        self.traffic.end(self.traffic.replica.restore)
+        self.greatest_staleness = max(self.greatest_staleness, self.traffic.staleness)
+        self.trace.close(clock, 0, 0)
+
+    async def _backward(self, for_s: float) -> list[Hyper]:
+        """Buckets leave as soon as their gradients are complete, and once more where those change afterwards."""
+        traffic, binding = self.traffic, self.traffic.binding
+        trained = [index for index, p in enumerate(binding.parameters) if p.grad is not None]
+        touching = {i: [o for o in traffic.outboxes.values() if i in o.bucket.parameters] for i in trained}
+        scaled = [index for index in trained if self.changes()]
+        for index in scaled:
+            gradient_of(binding, index).mul_(2)
+        for index in reversed(trained):
+            await asyncio.sleep(for_s / len(trained))
+            binding.gather(index, traffic.values)
+            for outbox in touching[index]:
+                outbox.missing.discard(index)
+                if not outbox.missing:
+                    traffic.leave(outbox)
+        for index in scaled:
+            gradient_of(binding, index).mul_(0.5)
+            for outbox in touching[index]:
+                outbox.take_back()
+            binding.gather(index, traffic.values)
+        for outbox in traffic.outboxes.values():
+            if not outbox.sent:
+                traffic.leave(outbox)
+        return hyper_of(self.optimizer)
+
+    def _update(self) -> list[Hyper]:
+        """The optimizer steps on the model, and what that has changed leaves."""
+        traffic = self.traffic
+        self.optimizer.step()
+        for outbox in reversed(traffic.outboxes.values()):
+            for chunk, into in outbox.values.items():
+                traffic.binding.difference(chunk, traffic.replica.held(chunk), into)
+            traffic.leave(outbox)
+        return outer_hyper(self.plan, traffic.density, self.plan.workers, momentum=True, normalised=False)
+
+    async def _landed(self) -> None:
+        """What the training thread is about to wait for is here."""
+        now = asyncio.get_running_loop().time
         began = now()
-        await self._pull(cut, self.clock, self.clock - 1)
+        await self.arrivals.landed(self.traffic.due)
         self.trace.phase("wait", began, now())
-        self.trace.close(self.clock - 1, 0, 0)
 
-    async def _pull(self, cut: tuple[Bucket, ...], clock: int, step: int | None = None) -> None:
-        def deliver(bucket: Bucket, delta: Delta, payload: memoryview | None) -> None:
-            self.replica.take(bucket.chunks, delta.versions, delta.frames, payload or b"")
-            self.greatest_staleness = max(self.greatest_staleness, delta.staleness)
+    async def _flush(self) -> None:
+        await self._landed()
+        self.traffic.drain()
 
-        wanted = [(bucket, [self.replica.versions[chunk] for chunk in bucket.chunks]) for bucket in cut]
-        await self.client.pull_all(wanted, clock, deliver, step)
-        self.replica.restore()
+    async def _pull(self, clock: int, *, everything: bool = False) -> None:
+        await self._flush()
+        self.traffic.ask(clock, everything=everything)
+        await self._landed()
+        self.traffic.receive(everything=everything)
+
+    # -- which steps count, as Traffic tells it -------------------------------------------------------------------
+
+    def leaving(self) -> Progress:
+        self.taken += 1
+        self.on_their_way.append(self.batch)
+        self.client.carries[self.clock] = (self.epoch, self.batch)
+        return self.epoch, self.taken
+
+    def counted(self) -> None:
+        self.done.append(self.on_their_way.popleft())
+
+    leaves_out = False
+
+    def left_out(self, because: str) -> bool:
+        return False
+
+
+def gradient_of(binding: Binding, index: int) -> torch.Tensor:
+    gradient = binding.parameters[index].grad
+    assert gradient is not None
+    return gradient
+
+
+class Here:
+    """An IoThread for who lives in the loop itself: what it is given happens soon, in the same order."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def post(self, function: Callable[..., object], *args: Any) -> None:
+        asyncio.get_running_loop().call_soon(function, *args)
+
+    def post_task(
+        self, work: Coroutine[Any, Any, None], ended: Callable[[BaseException | None], None]
+    ) -> None:
+        self.post(self._start, work, ended)
+
+    def _start(self, work: Coroutine[Any, Any, None], ended: Callable[[BaseException | None], None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self.tasks.discard(task)
+            ended(asyncio.CancelledError() if task.cancelled() else task.exception())
+
+        task.add_done_callback(done)
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        # A script that fails meanwhile does not ask for it.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return task
+
+    def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+
+
+class Arrivals(queue.SimpleQueue[Any]):
+    """Where a training thread would wait: here what it is to find is waited for before it looks."""
+
+    def __init__(self) -> None:
+        self.came = asyncio.Event()
+        self.failed = False
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item)
+        self.failed |= isinstance(item, BaseException)
+        self.came.set()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        return super().get(block=False)
+
+    async def landed(self, due: int) -> None:
+        """Until so many are here, or what ended their exchange is."""
+        while self.qsize() < due and not self.failed:
+            self.came.clear()
+            await self.came.wait()
+
+
+class Noting(Client):
+    """Says which steps were acknowledged. `carries`: the epoch and the batch of each clock."""
+
+    def __init__(self, seat: Seat, control: MemoryEndpoint, bulk: MemoryEndpoint) -> None:
+        super().__init__(seat, control, bulk)
+        self.carries: dict[int, tuple[int, int]] = {}
+        self.acknowledged: list[tuple[int, int]] = []
+
+    def commit(
+        self, clock: int, hyper: bytes, buckets: Sequence[Bucket], progress: Progress = (-1, 0)
+    ) -> Coroutine[Any, Any, None]:
+        return self._commit_noted(clock, super().commit(clock, hyper, buckets, progress))
+
+    async def _commit_noted(self, clock: int, commit: Coroutine[Any, Any, None]) -> None:
+        await commit
+        self.acknowledged.append(self.carries[clock])
 
 
 class Cluster:
@@ -320,6 +500,7 @@ class Cluster:
         self.sees = sees
         self.patience_s = 600.0
         self.chunk_elements = 64  # three chunks: enough for two shards with several buckets
+        self.frozen: tuple[str, ...] = ()  # parameters of every script's model that are not trained
         self.silent = False  # scripts do not answer when they are asked to keep their optimizers' state
         self.resumed = resumed
         self.network = network
@@ -486,13 +667,16 @@ class Cluster:
     def script(self, name: str, *, batches: int = 12, epochs: int = 2, seed: int = 7) -> Script:
         script = Script(self, name, batches, epochs, seed)
         self.scripts[name] = script
-        self.tasks.append(asyncio.ensure_future(script.run()))
+        script.running = asyncio.ensure_future(script.run())
+        self.tasks.append(script.running)
         return script
 
     def kill(self, name: str) -> None:
         """As kill -9 of an agent and its script."""
         script = self.scripts[name]
         self.network.crash(f"agent-{name}")
+        assert script.running is not None
+        script.running.cancel()
         if script.task is not None:
             script.task.cancel()
             self.network.crash(script.script_name)

@@ -1,6 +1,8 @@
 """Whole clusters in one thread: training that ends, whoever joins, is slow, is cut off or dies."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +13,11 @@ from tests.simulation import simulate
 from tests.zml.cluster import Cluster, Script, parameters
 from zml.errors import ZmlError
 from zml.lease import COORDINATOR
-from zml.messages import Exited, JobSpec, Taken
+from zml.messages import Commit, Exited, JobSpec, Pull, Push, Taken
 from zml.scheduler import calls
 from zml.scheduler.audit import audit
 from zml.scheduler.ids import WorkerId
+from zml.shard.ps import Ps
 from zml.transport import Refused
 from zml.transport.memory import MemoryNetwork
 
@@ -346,6 +349,96 @@ def ledger_of(cluster: Cluster, worker: str) -> int:
     """Batches that this worker has taken."""
     current = cluster.coordinator.ledger.current
     return len(current.given.get(WorkerId(worker), [])) if current is not None else 0
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_step_goes_on_beside_what_follows_it_as_in_a_real_worker(staleness: int) -> None:
+    """In sync the parameters are asked for beside the commit; with a bound the next step leaves while they are awaited;
+    and what has changed leaves again."""
+    heard: list[tuple[str, int]] = []
+
+    async def main() -> None:
+        spec = JobSpec(workers=2, shards=2, staleness=staleness)
+        cluster = Cluster(MemoryNetwork(1), spec, compute_s=lambda name: 0.02 if name == "w0" else 0.2)
+
+        async def waiting(clock: int, answer: Awaitable[Any]) -> Any:
+            found = await answer
+            heard.append(("answer", clock))
+            return found
+
+        def deliver(ps: Ps, peer: str, message: Any, payload: memoryview | None, handler: Any) -> Any:
+            answer = handler(peer, message, payload)
+            if ps.name != "p1" or not isinstance(message, Push | Commit | Pull) or message.worker != "w0":
+                return answer
+            heard.append((type(message).__name__, message.clock))
+            return waiting(message.clock, answer) if isawaitable(answer) else answer
+
+        cluster.deliver = deliver
+        await cluster.start()
+        scripts = [cluster.script(f"w{index}", epochs=1) for index in range(2)]
+        scripts[0].changes = lambda: True
+        assert await cluster.finish() == 0, [script.error for script in scripts]
+
+    simulate(main())
+    if staleness == 0:
+        assert heard.index(("Pull", 2)) < heard.index(("Commit", 1))
+    else:
+        assert heard.index(("Pull", 3)) < heard.index(("Push", 2)) < heard.index(("answer", 3))
+    buckets = heard.count(("answer", 2 + staleness))
+    assert buckets and heard.count(("Push", 1)) == 2 * buckets
+
+
+@pytest.mark.parametrize("staleness", MODES)
+def test_no_worker_is_two_steps_ahead_of_a_shard_whose_parameters_are_frozen(staleness: int | None) -> None:
+    """If it were lost then, the shards could not be brought to count the same steps."""
+    counted: dict[bool, list[int]] = {True: [], False: []}  # by: does the shard train?
+
+    async def main() -> int:
+        cluster = Cluster(MemoryNetwork(1), JobSpec(workers=2, shards=2, staleness=staleness))
+        cluster.frozen = ("0.weight", "0.bias", "1.bias")
+
+        async def late(reply: Callable[[], Any]) -> Any:
+            await asyncio.sleep(1.0)
+            return reply()
+
+        def deliver(ps: Ps, peer: str, message: Any, payload: memoryview | None, handler: Any) -> Any:
+            def count() -> Any:
+                answer = handler(peer, message, payload)
+                counted[trains].append(message.clock)
+                clocks = [clocks[-1] for clocks in counted.values() if clocks]
+                assert len(clocks) < 2 or abs(clocks[0] - clocks[1]) <= 1, counted
+                return answer
+
+            if not isinstance(message, Commit) or message.worker != "w1":
+                return handler(peer, message, payload)
+            assert ps.core is not None
+            trains = bool(ps.core.pushed)
+            return count() if trains else late(count)
+
+        cluster.deliver = deliver
+        await cluster.start()
+        for index in range(2):
+            cluster.script(f"w{index}", epochs=1)
+        return await cluster.finish()
+
+    assert simulate(main()) == 0
+    assert len(counted[True]) == len(counted[False]) > 3
+
+
+@pytest.mark.parametrize("staleness", MODES)
+def test_nothing_of_a_worker_that_was_killed_goes_on(staleness: int | None) -> None:
+    """What did would fail without anybody who sees it, and `simulate` raises that."""
+
+    async def main() -> int:
+        cluster = Cluster(MemoryNetwork(1), JobSpec(workers=3, shards=2, staleness=staleness))
+        await cluster.start()
+        for index in range(3):
+            cluster.script(f"w{index}")
+        await cluster.until(lambda: cluster.scripts["w1"].trained)
+        cluster.kill("w1")
+        return await cluster.finish()
+
+    assert simulate(main()) == 0
 
 
 async def cluster_pause(seconds: float = 0.01) -> None:

@@ -97,10 +97,11 @@ def test_a_killed_shard_comes_back_and_nothing_is_lost_or_doubled(
         cluster = Cluster(MemoryNetwork(seed), spec, folder=tmp_path)
         await cluster.start()
         scripts = [cluster.script(f"w{index}") for index in range(3)]
-        for _ in range(4):
+        for _ in range(3):
             more = len(trained(scripts)) + dice.randrange(4)
             await cluster.until(partial(have_trained, scripts, more))
-            await asyncio.sleep(dice.uniform(0, 0.1))
+            await asyncio.sleep(dice.uniform(0, 0.05))
+            assert not cluster.coordinator.machine.over
             shard = dice.randrange(2)
             cluster.kill_shard(shard)
             await asyncio.sleep(dice.uniform(0.8, 4.0))

@@ -138,6 +138,19 @@ def test_only_this_optimizers_outermost_living_schedulers_are_found() -> None:
     assert script.schedules.tell(0)[0].schedulers == []
 
 
+def test_who_was_found_before_a_script_freezes_what_it_has_made_is_known_behind_it() -> None:
+    script = Script(MAKERS["StepLR"])
+    script.schedules.look()
+    gc.freeze()
+    assert find(script.optimizer) == []
+    later = S.ExponentialLR(script.optimizer, 0.9)
+    told = read(script.schedules.note(0))
+    assert told is not None and [name for name, _ in told.schedulers] == ["ExponentialLR", "StepLR"]
+    both = S.ChainedScheduler([script.scheduler, later])
+    told = read(script.schedules.note(1))
+    assert told is not None and [name for name, _ in told.schedulers] == [kind(both)]
+
+
 def test_of_two_of_one_kind_each_gets_its_own() -> None:
     def two(optimizer: Optimizer) -> list[Any]:
         return [S.StepLR(optimizer, 2, 0.5), S.StepLR(optimizer, 3, 0.1)]

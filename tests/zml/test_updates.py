@@ -340,6 +340,47 @@ def test_what_is_published_is_not_trained(io: IoThread) -> None:
     assert twin.traffic.clock == counted + 1
 
 
+def gradients(twin: Twin) -> None:
+    F.cross_entropy(twin.model(twin.x), twin.y).backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_no_step_is_made_of_gradients_of_what_is_published(io: IoThread, clips: bool) -> None:
+    twin = Twin(io, compress="topk:5%", warm_up_steps=0, frozen=True)
+    twin.train(3)
+    told, own = list(twin.told), parameters_of(twin)
+    twin.optimizer.zero_grad()
+    with twin.updates.published():
+        gradients(twin)
+    if clips:
+        torch.nn.utils.clip_grad_norm_(twin.model.parameters(), 0.1)
+    with pytest.raises(ZmlError, match=r"computed inside of zml\.published"):
+        twin.optimizer.step()
+    assert twin.told == told
+    assert all(torch.equal(a, b) for a, b in zip(own, parameters_of(twin), strict=True))
+    twin.train(1)
+    assert len(twin.told) > len(told) and not twin.updates.telling
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_who_looks_at_gradients_of_what_is_published_trains_on_as_ever(
+    io: IoThread, set_to_none: bool
+) -> None:
+    looks, other = (Twin(io, compress="topk:5%", warm_up_steps=0) for _ in range(2))
+    for _ in range(4):
+        with looks.updates.published():
+            gradients(looks)
+        for twin in (looks, other):
+            twin.optimizer.zero_grad(set_to_none=set_to_none)
+            gradients(twin)
+            twin.optimizer.step()
+    for a, b in zip(parameters_of(looks), parameters_of(other), strict=True):
+        assert torch.equal(a, b)
+    with looks.updates.published(), torch.no_grad():
+        looks.model(looks.x)
+    assert not looks.updates.telling, "nothing is left behind on the parameters"
+
+
 def test_the_momentum_of_just_what_has_left_begins_anew(io: IoThread) -> None:
     twin = Twin(io, compress="topk:10%", warm_up_steps=0)
     twin.train(2)

@@ -384,6 +384,10 @@ class Client:
             if len(self.where.shards) == 1 and len(pushes) <= PUSHES_AT_ONCE and not leaving.twice:
                 told = await self._commit_behind(self.where.shards[0], clock, commit, hyper)
             await asyncio.gather(*pushes)
+            # So no shard is more than one step behind another, also one that is pushed to none: if this worker is lost
+            # now, they can be brought to count the same.
+            for shard in list(self.where.shards):
+                await self._counted_before(clock, shard)
             await self._everywhere(tell, told)
         finally:
             leaving.over = True

@@ -49,11 +49,16 @@ class NotPlain(ValueError):
 # -- finding -----------------------------------------------------------------------------------------------
 
 
-def find(optimizer: Optimizer) -> list[Any]:
-    """The optimizer's schedulers that are not part of another one, by their kinds."""
+def find(optimizer: Optimizer, before: Iterable[Any] = ()) -> list[Any]:
+    """The optimizer's schedulers that are not part of another one, by their kinds.
+
+    `before`: those found before. Behind a `gc.freeze()` of the script's nobody lists them any more; those that it has
+    frozen before the first look are not found, for nothing leads to them but what holds them.
+    """
     # By `type`, not `isinstance`: that asks __class__, and proxies among all objects may answer by doing something.
     known = {LRScheduler, *_below(LRScheduler)}
-    found = [each for each in gc.get_objects() if type(each) in known]
+    listed = [each for each in gc.get_objects() if type(each) in known]
+    found = list({id(each): each for each in (*before, *listed)}.values())
     found = [each for each in found if vars(each).get("optimizer") is optimizer]
     inside = {id(part) for each in found for part in _parts(each)}
     return sorted((each for each in found if id(each) not in inside), key=kind)
@@ -90,7 +95,7 @@ class Schedules:
         self._known: list[weakref.ref[Any]] | None = None  # the script's own: they go when it lets them go
 
     def look(self) -> Self:
-        self._known = [weakref.ref(each) for each in find(self.optimizer)]
+        self._known = [weakref.ref(each) for each in find(self.optimizer, self._living())]
         return self
 
     def tell(self, epoch: int) -> tuple[Told, list[str]]:
@@ -125,6 +130,9 @@ class Schedules:
     def _alive(self) -> list[Any]:
         if self._known is None:
             self.look()
+        return self._living()
+
+    def _living(self) -> list[Any]:
         return [each for ref in self._known or () if (each := ref()) is not None]
 
 

@@ -294,11 +294,19 @@ class Traffic:
     def pull(self, clock: int, *, everything: bool = False) -> None:
         """Bring the model to what the shards hold once `clock` may start; `everything`: the frozen chunks too."""
         self.drain()
+        self.ask(clock, everything=everything)
+        self.receive(everything=everything)
+
+    def ask(self, clock: int, *, everything: bool) -> None:
+        """Begin to pull; nothing is in flight."""
         wanted = self.all_buckets if everything else self.buckets
         self.due = len(wanted)
         self.io.post_task(
             self.client.pull_all(self._wanted(wanted), clock, self._deliver), self._exchange_ended
         )
+
+    def receive(self, *, everything: bool) -> None:
+        """What was asked for is in the model."""
         self._receive()
         self.replica.restore(frozen=everything)
         self.timeline.pause()

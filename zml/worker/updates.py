@@ -110,6 +110,9 @@ class Updates:
         self.gone = False  # the worker has left the job: what the script still computes is no step of it
         self.at_home = False  # the model is p less `less`, and not p
         self.shown = False  # the model is p for as long as the script looks at it
+        # Gradients of p, by parameter, and what tells of them: until there are others, or a step is made without them.
+        self.foreign: dict[int, torch.Tensor] = {}
+        self.telling: list[torch.utils.hooks.RemovableHandle] = []
         frozen = {p for bucket in traffic.all_buckets if bucket.frozen for p in bucket.parameters}
         self.frozen = sorted(frozen)
 
@@ -120,6 +123,7 @@ class Updates:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._must_not_be_shown("the optimizer made a step")
+        self._must_be_gradients_of_its_own()
         for index in self.frozen:
             gradient = self.binding.parameters[index].grad
             if gradient is not None and gradient.numel():
@@ -136,17 +140,50 @@ class Updates:
         trained = [p for index, p in enumerate(self.binding.parameters) if index not in self.frozen]
         kept = [parameter.detach().clone() for parameter in trained]
         self.shown = True
+        self._tell_of_gradients()
         try:
             self.traffic.replica.restore()
             yield
         finally:
             self.shown = False
+            if not self.foreign:
+                self._tell_no_more()
             for parameter, own in zip(trained, kept, strict=True):
                 parameter.detach().copy_(own)  # looked up now: the model may have been converted or moved
 
     def _must_not_be_shown(self, what: str) -> None:
         if self.shown:
             raise ZmlError(SHOWN, f"{what} inside of zml.published", "Leave the `with` block before.")
+
+    def _tell_of_gradients(self) -> None:
+        self._tell_no_more()
+        for index, parameter in enumerate(self.binding.parameters):
+            if index not in self.frozen and parameter.requires_grad:
+                hook = parameter.register_post_accumulate_grad_hook(partial(self._computed, index))  # type: ignore[no-untyped-call]
+                self.telling.append(hook)
+
+    def _tell_no_more(self) -> None:
+        for hook in self.telling:
+            hook.remove()
+        self.telling.clear()
+
+    def _computed(self, index: int, parameter: torch.Tensor) -> None:
+        if self.shown and parameter.grad is not None:
+            self.foreign[index] = parameter.grad
+        else:
+            self.foreign.pop(index, None)
+
+    def _must_be_gradients_of_its_own(self) -> None:
+        """p was not the model that is about to make a step. Whoever only looked at gradients has cleared them since."""
+        for index, gradient in self.foreign.items():
+            if self.binding.parameters[index].grad is gradient and bool(gradient.any()):
+                raise ZmlError(
+                    SHOWN,
+                    "the optimizer made a step with gradients that were computed inside of zml.published",
+                    "Call loss.backward() behind the `with` block.",
+                )
+        self.foreign.clear()
+        self._tell_no_more()
 
     def _leave_out_unless_finite(self) -> None:
         """Before the optimizer's own state has taken it up: afterwards there would be no way back."""

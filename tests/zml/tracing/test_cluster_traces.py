@@ -74,7 +74,7 @@ def where(span: Span) -> str:
 
 
 def must_be_trees(spans: list[Span], roots: int) -> None:
-    """Every span lies within its parent, which is there."""
+    """Every span lies within its parent, which is there; but what goes on with a shard may outlast its step."""
     by_id = {span.context.span_id: span for span in spans}
     assert len(by_id) == len(spans)
     assert sum(span.parent_id is None for span in spans) == roots
@@ -82,7 +82,8 @@ def must_be_trees(spans: list[Span], roots: int) -> None:
         if span.parent_id is not None:
             above = by_id[span.parent_id]
             assert above.context.trace_id == span.context.trace_id
-            assert above.began <= span.began <= span.ended <= above.ended, (above, span)
+            assert above.began <= span.began <= span.ended, (above, span)
+            assert span.ended <= above.ended or span.name in ("zml.push", "zml.pull"), (above, span)
 
 
 def tree(spans: list[Span], root: Span) -> Tree:
@@ -115,9 +116,10 @@ def test_a_step_is_one_tree_across_workers_and_shards(spans: list[Span]) -> None
         for span in mine
         if span.name == "zml.ps.pull"
     }
-    for shard in ("p0", "p1"):  # w0 waits at each shard for the 30 ms that w1 computes longer
-        assert parked[shard, "w0"] == pytest.approx(0.03, abs=0.005)
-        assert parked[shard, "w1"] == pytest.approx(0.0, abs=0.005)
+    # w0 waits at each shard for the 30 ms that w1 computes longer. Both ask before their commits are there.
+    for shard in ("p0", "p1"):
+        assert parked[shard, "w0"] == pytest.approx(0.03, abs=0.01)
+        assert parked[shard, "w1"] == pytest.approx(0.0, abs=0.01)
 
 
 @pytest.mark.parametrize("staleness", [0, 2, None])
