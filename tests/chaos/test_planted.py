@@ -191,13 +191,6 @@ def test_chaos_catches_a_worker_whose_commits_and_advances_overtake_a_commit(
 
 
 @pytest.mark.soak
-def test_chaos_catches_a_former_home_that_acknowledges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it held back for a checkpoint counts there when it is let go, and nobody has it."""
-    monkeypatch.setattr(Shard, "end", lambda self: None)
-    assert caught("housed", 2 * MORE).broken
-
-
-@pytest.mark.soak
 def test_chaos_catches_a_backup_that_is_promoted_and_not_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The coordinator agrees that it is out of date, and counts on it all the same."""
     for state in (State.RUNNING, State.DRAINING):

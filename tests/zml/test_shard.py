@@ -11,7 +11,21 @@ from tests.simulation import simulate
 from zml.codec import by_name
 from zml.hyper import hyper_of, write_hyper
 from zml.layout import Bucket, Registration, buckets
-from zml.messages import Advance, Commit, Delta, Enter, Entered, Finished, Load, Ok, Pull, Push, Seat, Wait
+from zml.messages import (
+    Advance,
+    Commit,
+    Delta,
+    Enter,
+    Entered,
+    Finished,
+    Hold,
+    Load,
+    Ok,
+    Pull,
+    Push,
+    Seat,
+    Wait,
+)
 from zml.scheduler.ids import JobId
 from zml.shard.shard import Shard
 from zml.transport import Refusal
@@ -309,5 +323,26 @@ def test_a_pull_that_waits_is_not_answered_by_a_shard_that_was_copied_and_moved_
             bench.step("w1", 0)
         with pytest.raises(Refusal, match="elsewhere"):
             await waiting
+
+    simulate(main())
+
+
+def test_what_is_held_back_for_a_checkpoint_does_not_count_where_the_shard_lives_no_more() -> None:
+    """Let go here it would be acknowledged, and the shard that serves elsewhere would not have it."""
+
+    async def main() -> None:
+        bench = Bench(None, workers=1)
+        bench.load()
+        bench.step("w0", 0)
+        bench.shard.order(Hold(JOB, 1), b"")
+        assert bench.push("w0", 1) == Ok()
+        commit = bench.commit("w0", 1)
+        assert isinstance(commit, Awaitable)
+        waiting = asyncio.ensure_future(commit)
+        await asyncio.sleep(0)
+        bench.shard.end()
+        with pytest.raises(Refusal, match="another process") as refused:
+            await waiting
+        assert refused.value.code == "moved" and bench.version() == 1
 
     simulate(main())
