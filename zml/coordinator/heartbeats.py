@@ -1,8 +1,8 @@
 """What comes of a member's heartbeat: its lease begins anew, and it is answered; a stranger is told why it is one.
 
-Rule: the lease is as long as the member's own word asks for, and never for longer than `SLOWEST` times the usual. So a
-coordinator of thousands may ask all of them for fewer heartbeats: whoever has not heard it yet, or hears it late, is
-not given up.
+Rule: the lease is as long as the member's own word asks for, or what is asked of it now, whichever is longer, and never
+longer than `SLOWEST` times the usual. So a coordinator of thousands may ask all of them for fewer heartbeats: whoever
+has not heard it yet, or hears it late, is not given up.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ class Heartbeats:
         current = hall.is_current(message.member, message.incarnation)
         if current and hall.is_member_at(message.member, peer):
             usual_s = hall.begun.heartbeat_s
-            times = min(max(1.0, message.every_s / usual_s), SLOWEST)
-            if times != self.paces.get(message.member, 1.0):
-                self.paces[message.member] = times
-                hall.endpoint.pace(peer, ping_s(times * usual_s))
+            slower = min(self.slower(), SLOWEST)
+            speaks = min(max(1.0, message.every_s / usual_s), SLOWEST)
+            if speaks != self.paces.get(message.member, 1.0):
+                self.paces[message.member] = speaks
+                hall.endpoint.pace(peer, ping_s(speaks * usual_s))
+            times = max(speaks, slower)
             hall.dispatch(events.Renewed(hall.job, message.member, message.incarnation, times))
             hall.board.heard(message.member, asyncio.get_running_loop().time())
-            every_s = usual_s * min(self.slower(), SLOWEST)
+            every_s = usual_s * slower
             hall.endpoint.notify(peer, Pulse(hall.job, hall.machine.generation(hall.job), every_s))
             return
         job = hall.docket.running
