@@ -373,6 +373,10 @@ class Member(Peer):
         self.beat_at = time.monotonic()
         self.notify(messages.Heartbeat(self.job, self.slot, self.incarnation, self.every_s))
 
+    def opened(self) -> None:
+        if self.incarnation:  # as a lease is kept: a coordinator that was started again is to hear of it soon
+            self.beat()
+
     def paced(self, pulse: bytes) -> None:
         if pulse[-9:] == self.pulse:
             return
@@ -397,6 +401,7 @@ class Crowd:
         self.counts: Counter[str] = Counter()
         self.errors: list[str] = []
         self.scripts: dict[Member, None] = {}  # that were launched and have not ended
+        self.late_s = 0.0  # how much later than it should a heartbeat was said, at most
         self.ending = False
         self.ended = 0
         self.pulsed: set[Peer] = set()  # members heard since they were last told to forget it
@@ -446,6 +451,7 @@ class Crowd:
         tick, looked_at = 0, start
         while True:
             now = time.monotonic()
+            self.late_s = max(self.late_s, now - start - tick * TICK_S)
             while tick < (now - start) / TICK_S:
                 for wheel in self.wheels.values():
                     for peer in list(wheel[tick % len(wheel)]):
@@ -477,6 +483,7 @@ class Crowd:
             "launched": len(self.scripts),
             "unanswered": sum(len(peer.asked) + len(peer.waiting) for peer in self.restless),
             "replies_ms": [1e3 * reply for reply in replies[:: max(1, len(replies) // 2000)]],
+            "late_s": round(self.late_s, 3),
             "errors": self.errors,
             "cpu_s": time.process_time(),
         }

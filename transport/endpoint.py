@@ -43,8 +43,12 @@ COPY_BELOW: Final = (
     64 * KB
 )  # sent by reference from here on: pyzmq's bookkeeping costs more than a small copy
 KEEP_FROM: Final = 8 * KB  # smaller frames lie in a receive buffer that they would pin, at any alignment
-BATCH: Final = 64  # messages taken in before others have a turn, and more if that is quick:
-READ_S: Final = 0.05  # with thousands of peers others may need as long, and reading must not come too short
+BATCH: Final = 64  # messages taken in before others have a turn, and more
+READ_S: Final = (
+    0.02  # for this long, or for as long as the others have taken since: where all are late, nobody is to
+)
+READ_MOST_S: Final = 1.0  # wait for what lies unread
+UNREAD_MOST_S: Final = 30.0  # peers are read in turn: what one of them has said does not lie here for longer
 BATCH_BYTES: Final = 8 * MB
 RETRY_S: Final = 0.005  # for what a full socket did not take, should its signal be missed
 LINGER_MS: Final = 1000  # for goodbyes
@@ -93,6 +97,7 @@ class _Channel:
         self._look_again = False  # a look is due in this turn of the loop
         # All that had come until then was read. Not in the loop's time, which stands still while it turns.
         self._read_at = time.monotonic()
+        self._drained_at = self._read_at
         self._unread = False  # more has come than was read in one turn
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
@@ -127,7 +132,8 @@ class _Channel:
         self._draining = True
         more = True
         try:
-            budget, until = BATCH_BYTES, time.monotonic() + READ_S
+            now = time.monotonic()
+            budget, until = BATCH_BYTES, now + min(max(READ_S, now - self._drained_at), READ_MOST_S)
             for count in itertools.count(1):
                 frames = self._receive()
                 if frames is not None:
@@ -147,6 +153,7 @@ class _Channel:
                 more = True
         finally:
             self._draining = False
+            self._drained_at = time.monotonic()
             # An edge that nobody waits for is never signalled again, and to send may have swallowed one.
             if more:
                 self._look()
@@ -410,7 +417,7 @@ class ZmqEndpoint(Exchange):
         for channel in channels:
             if not channel.unread_s:  # else it is about to go on anyway, and others have their turn before
                 channel.drain()
-        return max((channel.unread_s for channel in channels), default=0.0)
+        return min(max((channel.unread_s for channel in channels), default=0.0), UNREAD_MOST_S)
 
     def _rank(self, address: str) -> int | None:
         if address.startswith("ipc://"):

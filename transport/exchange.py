@@ -203,11 +203,12 @@ class Exchange(ABC):
     def pace(self, peer: str, ping_s: float) -> None:
         known = self._peers.get(peer)
         if known is not None:
-            known.session.pace(ping_s)
+            known.session.pace(ping_s, self._running().time())
+            self._arm(known)
 
-    async def found(self, peer: str, *, timeout_s: float) -> bool:
+    async def found(self, peer: str, *, timeout_s: float, anew: bool = False) -> bool:
         known = self._peers.get(peer)
-        if known is not None and known.found:
+        if known is not None and known.found and not anew:
             return True
         come: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._awaited.setdefault(peer, set()).add(come)
@@ -551,11 +552,11 @@ class Exchange(ABC):
         session = peer.session
         late_s = now - peer.armed_at
         if late_s > LATE_S:
-            session.forgive(late_s)
-        if session.state is State.OPEN and now >= session.next_deadline():
+            session.forgive(late_s, now)
+        if session.is_silent(now):
             # What has come while we were held up counts, and also what is too much to be read now.
             if (unread_s := self.catch_up()) > 0:
-                session.forgive(max(unread_s, BEHIND_S))
+                session.forgive(max(unread_s, BEHIND_S), now)
             if self._peers.get(peer.name) is not peer:
                 return
         self._perform(peer, session.tick(now))

@@ -30,8 +30,9 @@ class Liveness:
 
     def _space(self, interval_s: float) -> None:
         self._interval_s = interval_s
-        # Three pings must be missed at least, however short the floor.
-        self._floor_s = max(self._least_s, 3 * interval_s)
+        # Of pings that are spared two may be apart by nearly two intervals. Two more must be missed, however short the
+        # floor.
+        self._floor_s = max(self._least_s, 4 * interval_s)
         self._most_s = max(self._longest_s, self._floor_s)
 
     def pace(self, interval_s: float) -> None:
@@ -57,8 +58,9 @@ class Liveness:
             self._sampled_at = now
             self._limit_s = self._fit(round(gap * 1e6))
 
-    def forgive(self, seconds: float) -> None:
-        """We were held up ourselves for so long: that part of the silence is ours."""
+    def forgive(self, seconds: float, now: float) -> None:
+        """We were held up ourselves for so long: that part of the silence is ours, and never more than all of it."""
+        seconds = min(seconds, max(0.0, now - self.last_heard))
         self.last_heard += seconds
         self._sampled_at += seconds
 

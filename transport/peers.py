@@ -180,16 +180,18 @@ class Endpoint(Protocol):
     def peers(self) -> Mapping[str, PeerInfo]:
         """Those that have said hello, and those we dial."""
 
-    async def found(self, peer: str, *, timeout_s: float) -> bool:
-        """Returns when this peer is connected, whoever dialled; false if it is not in time."""
+    async def found(self, peer: str, *, timeout_s: float, anew: bool = False) -> bool:
+        """Returns when this peer is connected, whoever dialled; false if it is not in time. `anew`: when it is found
+        the next time, after it was lost or started again."""
 
     def pace(self, peer: str, ping_s: float) -> None:
         """Whoever dialled pings so often from now on, where nothing else is said; both sides are to be told. No peer
         of that name: nothing happens."""
 
     def catch_up(self) -> float:
-        """Read what has come, as far as one turn allows; the seconds since all was read. To be asked before anybody is
-        called silent: what he has said since may lie unread."""
+        """Read what has come, as far as one turn allows; the seconds since all was read, but 30 at most, or a peer that
+        never stops talking would keep others from being missed. To be asked before anybody is called silent: what he
+        has said since may lie unread."""
 
     async def close(self) -> None:
         """Say goodbye to everybody, stop handlers, free everything. Requests under way end with PeerLost."""

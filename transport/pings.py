@@ -25,6 +25,11 @@ class Pings:
         """The connection is there."""
         self.due = now + self.every_s
 
+    def pace(self, every_s: float, now: float) -> None:
+        self.every_s = every_s
+        if self.due < inf:
+            self.due = min(self.due, now + every_s)
+
     def end(self) -> None:
         self.due = inf
 

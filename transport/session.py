@@ -183,14 +183,18 @@ class Session:
         if self.state is State.OPEN:
             self._put(Kind.FREED, body=Freed(slots))
 
-    def pace(self, ping_s: float) -> None:
+    def pace(self, ping_s: float, now: float) -> None:
         """One side pings so often from now on, and the other expects it."""
-        self._pings.every_s = ping_s
+        self._pings.pace(ping_s, now)
         self._liveness.pace(ping_s)
 
-    def forgive(self, seconds: float) -> None:
+    def forgive(self, seconds: float, now: float) -> None:
         """We were held up for so long ourselves."""
-        self._liveness.forgive(seconds)
+        self._liveness.forgive(seconds, now)
+
+    def is_silent(self, now: float) -> bool:
+        """Is it to be called silent, unless what has come says otherwise?"""
+        return self.state is State.OPEN and now >= self._liveness.deadline
 
     @property
     def rtt_s(self) -> float:

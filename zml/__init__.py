@@ -85,8 +85,8 @@ def published() -> AbstractContextManager[None]:
     worse than what all of them hold. Inside, the model holds the latter, as this worker knows it; afterwards its
     parameters are what they were, to the bit (what a forward pass changes in buffers stays). No other worker takes
     part. Only look at the model inside, and differentiate no graph of before afterwards: where the optimizer runs on
-    the workers, a step inside, or with gradients from inside, raises `zml.errors.ZmlError`; elsewhere it is a step
-    like any other.
+    the workers, a step inside, or with gradients from inside alone, raises `zml.errors.ZmlError`; elsewhere it is a
+    step like any other.
     """
     from .worker.script import current
 

@@ -29,6 +29,7 @@ RETRY_S = 0.1
 SAY_S = 5.0  # of silence, before it is said; and so many heartbeats
 SAY_BEATS = 3
 PING_BEATS = 1.5
+SLOWEST = 30.0  # times as long as usual; what is asked beyond it is not done
 SLOWER = 1.5  # times as long from one heartbeat to the next, at most: a lease lasts for three and more
 AWAY_FIX = "Start it again with the same --run-dir: it goes on where it was, and the members find it."
 NO_ROOM = "no-room"  # the coordinator refuses so what it cannot write down: to be asked again
@@ -54,7 +55,9 @@ class Lease:
         self.asked_s = joined.heartbeat_s  # between two heartbeats, as the coordinator wants it now
 
     def heard(self, pulse: Pulse) -> None:
-        self.asked_s = pulse.every_s or self.joined.heartbeat_s
+        usual_s = self.joined.heartbeat_s
+        if usual_s <= pulse.every_s <= SLOWEST * usual_s:  # and no NaN
+            self.asked_s = pulse.every_s
         now = asyncio.get_running_loop().time()
         if self.waiting:
             log.info("the coordinator is back", member=self.joined.member, away_s=round(now - self.heard_at))
@@ -72,7 +75,7 @@ class Lease:
         """
         loop = asyncio.get_running_loop()
         every_s = self.joined.heartbeat_s
-        while (silent_s := loop.time() - self.heard_at) < self.away_s:
+        while (silent_s := loop.time() - self.heard_at) < max(self.away_s, SAY_BEATS * every_s):
             if silent_s > max(SAY_S, SAY_BEATS * every_s) and not self.waiting:
                 self.waiting = True
                 log.warning("waiting for the coordinator", member=self.joined.member, at_most_s=self.away_s)
@@ -82,7 +85,8 @@ class Lease:
             beat = Heartbeat(self.joined.job, self.joined.member, self.joined.incarnation, every_s)
             self.endpoint.notify(COORDINATOR, beat)
             due = loop.time() + every_s
-            await asyncio.sleep(every_s)
+            # A coordinator that was started again does not know for how long it would have to wait.
+            await self.endpoint.found(COORDINATOR, timeout_s=every_s, anew=True)
             if (late_s := loop.time() - due) > every_s:
                 self.heard_at += late_s  # while this process was held up nobody could be heard
         return ZmlError(

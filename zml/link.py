@@ -45,8 +45,8 @@ def paced(heartbeat_s: float) -> Limits:
     return replace(
         CONTROL_LIMITS,
         ping_s=every_s,
-        silence_s=max(CONTROL_LIMITS.silence_s, 3 * every_s),
-        silence_most_s=max(CONTROL_LIMITS.silence_most_s, 3 * every_s),
+        silence_s=max(CONTROL_LIMITS.silence_s, 4 * every_s),
+        silence_most_s=max(CONTROL_LIMITS.silence_most_s, 4 * every_s),
     )
 
 

@@ -740,7 +740,7 @@ def test_connections_with_half_a_handshake_do_not_keep_others_out(limit: int, tm
 
 def test_an_endpoint_that_cannot_keep_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zml.transport.endpoint.BATCH", 1)
-    monkeypatch.setattr("zml.transport.endpoint.READ_S", 0.0)
+    monkeypatch.setattr("zml.transport.endpoint.READ_MOST_S", 0.0)
 
     async def main() -> None:
         shard = Party("p0", [LOCAL], limits=LIMITS)

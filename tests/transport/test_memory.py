@@ -402,22 +402,35 @@ def test_who_is_waited_for_is_found_when_he_comes_and_not_before() -> None:
     assert not gone and last == pytest.approx(3.0)
 
 
-def test_who_has_not_read_all_that_came_calls_nobody_silent() -> None:
+@pytest.mark.parametrize("asks", [0, 3])
+@pytest.mark.parametrize(("who", "whom"), [("p0", "w0"), ("w0", "p0")])
+def test_who_has_not_read_all_that_came_calls_nobody_silent_and_everybody_soon_after(
+    who: str, whom: str, asks: int
+) -> None:
+    """Whoever dialled pings meanwhile, and requests are sent again: each time it is looked at the peer."""
+
     async def main(network: MemoryNetwork) -> list[tuple[str, ...]]:
         loop = asyncio.get_running_loop()
         told: list[tuple[str, ...]] = []
-        async with pair(network) as (_, shard):
+        async with pair(network) as (worker, shard):
+            party = worker if who == "w0" else shard
             await asyncio.sleep(5.0)
             since = loop.time()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(shard.endpoint, "catch_up", lambda: loop.time() - since)
-                network.crash("w0")
-                await asyncio.sleep(60.0)
-                told.append(tuple(shard.told))
-            await asyncio.sleep(60.0)
-            told.append(tuple(shard.told))
+                patch.setattr(party.endpoint, "catch_up", lambda: loop.time() - since)
+                network.crash(whom)
+                requests = [
+                    asyncio.ensure_future(party.endpoint.request(whom, Do(number), timeout_s=300))
+                    for number in range(asks)
+                ]
+                await asyncio.sleep(25.0)
+                told.append(tuple(party.told))
+            await asyncio.sleep(10.0)
+            told.append(tuple(party.told))
+            for request in requests:
+                request.cancel()
         return told
 
     held_up, caught_up = simulate(main(MemoryNetwork(3)))
-    assert held_up == ("found w0",)
-    assert [what.partition(":")[0] for what in caught_up] == ["found w0", "lost w0"]
+    assert held_up == (f"found {whom}",)
+    assert [what.partition(":")[0] for what in caught_up] == [f"found {whom}", f"lost {whom}"]

@@ -443,6 +443,38 @@ def test_where_thousands_are_members_all_are_heard_seldomer_unless_they_ask_for_
     assert slower(resolve_for(hurried, 1).settings, hurried, 5 * BEATS) == 1.0
 
 
+@pytest.mark.parametrize("every_s", [0.01, 0.4, 2.0])
+def test_a_node_is_missed_however_often_others_are_heard_once_all_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_s: float
+) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=1000.0)
+        await cluster.start()
+        nodes = [cluster.node(name) for name in ("n1", "n2")]
+        await cluster.until(lambda: len(cluster.desk.nodes()) == 2, "the nodes are here")
+        loop, behind = asyncio.get_running_loop(), [True]
+        began = loop.time()
+        monkeypatch.setattr(
+            cluster.hub.endpoint, "catch_up", lambda: loop.time() - began if behind[0] else 0.0
+        )
+        job = cluster.submit()
+        cluster.desk.cancel(job, "for a try")
+        nodes[1].die()
+        await asyncio.sleep(20.0)
+        assert len(cluster.desk.nodes()) == 2, "what it has said since may not have been read"
+        behind[0], caught_up = False, loop.time()
+        number = 0
+        while len(cluster.desk.nodes()) == 2:
+            assert loop.time() < caught_up + 10.0
+            cluster.submit(key=f"k{number % 3}")
+            cluster.hub.look_again()
+            number += 1
+            await asyncio.sleep(every_s)
+        await cluster.close()
+
+    run(main())
+
+
 def test_all_members_speak_seldomer_when_others_come_and_nobody_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,11 @@ class Line:
         self.beats = 0
         self.paces: list[tuple[float, float]] = []  # when, and what was said
 
+    async def found(self, peer: str, *, timeout_s: float, anew: bool) -> bool:
+        assert peer == COORDINATOR and anew
+        await asyncio.sleep(timeout_s)
+        return False
+
     def pace(self, peer: str, ping_s: float) -> None:
         assert peer == COORDINATOR and ping_s >= 0.5
 

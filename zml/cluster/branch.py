@@ -45,8 +45,8 @@ class Branch:
     def peers(self) -> Mapping[str, PeerInfo]:
         return self.trunk.peers()
 
-    async def found(self, peer: str, *, timeout_s: float) -> bool:
-        return await self.trunk.found(peer, timeout_s=timeout_s)
+    async def found(self, peer: str, *, timeout_s: float, anew: bool = False) -> bool:
+        return await self.trunk.found(peer, timeout_s=timeout_s, anew=anew)
 
     def pace(self, peer: str, ping_s: float) -> None:
         self.trunk.pace(peer, ping_s)

@@ -57,6 +57,21 @@ ROUNDS = 1_000  # whose times are kept
 log = structlog.get_logger()
 
 
+class PutOff:
+    """Would more begin than can be listened to? Each job that begins talks more than one that runs."""
+
+    def __init__(self) -> None:
+        self.since = inf
+
+    def is_due(self, unread_s: float) -> bool:
+        """Is it to wait once more? `unread_s`: something may have lain unread for so long."""
+        now = asyncio.get_running_loop().time()
+        self.since = min(self.since, now) if unread_s >= BUSY_S else inf
+        if now - self.since >= PUT_OFF_S:
+            self.since = inf
+        return self.since < inf
+
+
 class Hub:
     """`changed` is set and replaced at each change of jobs."""
 
@@ -94,8 +109,9 @@ class Hub:
         self.fleet = ""  # what an autoscaler says of the number of nodes, where there is one
         self.changed = asyncio.Event()
         self.abandoned = False
-        self.behind = False  # more has come than was read
-        self.put_off_at = 0.0  # since when nobody begins for that; 0: it is not so
+        self.timer_at = 0.0  # when it is due
+        self.quiet_until = 0.0  # nobody is called silent before: more has come than was read
+        self.newcomers, self.rounds = PutOff(), PutOff()
         self.timer: asyncio.TimerHandle | None = None
         self.round_timer: asyncio.Handle | None = None
         self.round_at = 0.0  # when it is due; uvloop's handles do not all say so
@@ -191,7 +207,8 @@ class Hub:
         if self.abandoned:
             return
         unread_s = self.endpoint.catch_up()
-        self.behind = unread_s > 0
+        if unread_s > 0:
+            self.quiet_until = asyncio.get_running_loop().time() + BEHIND_S
         decided: list[actions.Action] = []
         self._find(decided, unread_s)
         self._act(decided)
@@ -261,16 +278,19 @@ class Hub:
     def look_again(self) -> None:
         """Come back when time will have done something, or when there may be room in the journal again."""
         loop = asyncio.get_running_loop()
+        now, at = loop.time(), inf
+        if not self.docket.settled():
+            at = now + ROOM_S
+        elif (deadline := self.machine.next_deadline()) is not None:
+            at = max(now + max(deadline - self.docket.now, TICK_S), self.quiet_until)
         if self.timer is not None:
+            # One that is due sooner stays: who is called often would put it off for ever.
+            if self.timer_at <= at and not self.abandoned:
+                return
             self.timer.cancel()
             self.timer = None
-        if self.abandoned:
-            return
-        if not self.docket.settled():
-            self.timer = loop.call_at(loop.time() + ROOM_S, self._tick)
-        elif (deadline := self.machine.next_deadline()) is not None:
-            least_s = BEHIND_S if self.behind else TICK_S
-            self.timer = loop.call_later(max(deadline - self.docket.now, least_s), self._tick)
+        if at < inf and not self.abandoned:
+            self.timer_at, self.timer = at, loop.call_at(at, self._tick)
 
     def soon(self, after_s: float = 0.0) -> None:
         """A round is due, as soon as the former one was long enough ago."""
@@ -289,21 +309,9 @@ class Hub:
             loop = asyncio.get_running_loop()
             self.greeting = loop.call_at(max(loop.time(), self.greeted_until), self._greet)
 
-    def _is_put_off(self) -> bool:
-        """Would more begin than can be listened to? Each job that begins talks more than one that runs."""
-        now = asyncio.get_running_loop().time()
-        if self.endpoint.catch_up() < BUSY_S:
-            self.put_off_at = 0.0
-            return False
-        self.put_off_at = self.put_off_at or now
-        if now - self.put_off_at < PUT_OFF_S:
-            return True
-        self.put_off_at = now
-        return False
-
     def _greet(self) -> None:
         self.greeting = None
-        if self._is_put_off():
+        if self.newcomers.is_due(self.endpoint.catch_up()):
             self.greeting = asyncio.get_running_loop().call_later(BUSY_S, self._greet)
             return
         begin = time.perf_counter()
@@ -332,15 +340,14 @@ class Hub:
         if self.planning is not None:
             self.round_due = True
             return
-        if self._is_put_off():
-            self.soon(BUSY_S)
-            return
         began, machine = time.perf_counter(), self.machine
         if not self.docket.settled():
             self._rest(began)
         elif again := machine.replacements():
             self._carry_out(again)
             self._rest(began)
+        elif self.rounds.is_due(self.endpoint.catch_up()):
+            self.soon(BUSY_S)
         else:
             view = machine.look(
                 self.docket.now,

@@ -37,7 +37,7 @@ from ..metrics.endpoint import http_hosts
 from ..runs import rundir
 from ..transport import Refusal, Refused, TransportError
 from .away import Away
-from .sending import LAST_S, Sender, copy
+from .sending import FAILED_S, LAST_S, Sender, copy
 from .wire import (
     Ceased,
     Goodbye,
@@ -321,7 +321,7 @@ class NodeAgent:
         except Exception as error:  # a mistake of ours is this process's end, and not this node's
             log.exception("cannot keep", job=place.job, slot=place.slot)
             because = f"cannot be kept: {type(error).__name__}: {error}"
-        await self.sender.finish(*place.key)
+        await self.sender.finish(*place.key, LAST_S if done else FAILED_S)
         log.info("gone", job=place.job, slot=place.slot, because=because)
         del self.places[place.key]
         self._cease(place.job, place.slot, because, done)
@@ -338,7 +338,8 @@ class NodeAgent:
         if all(place.job != ended.job for place in self.places.values()):
             folder = Path(self.settings.runs).absolute() / CODE / ended.job
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            await asyncio.to_thread(self.away.touch, ended.run_dir)
+            if self._is_away(ended) and ended.run_dir != Path():
+                await asyncio.to_thread(self.away.touch, ended.run_dir)
         await asyncio.to_thread(self.away.tidy, {place.run_dir for place in self.places.values()})
 
     async def _settle(self, place: Place) -> None:

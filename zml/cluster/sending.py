@@ -30,6 +30,7 @@ LOOK_S = 0.5
 AGAIN_S = 1.0
 MOST_BYTES_S = 8 << 20
 LAST_S = 10.0  # for the last bytes of a process; time in which the coordinator is away does not count
+FAILED_S = 2.0  # of one that did not end well: others wait to hear of it
 LAST_LINES = 5
 
 log = structlog.get_logger()
@@ -158,12 +159,12 @@ class Sender:
 
         self.followed[job, slot] = Followed(job, slot, folder, await asyncio.to_thread(tails))
 
-    async def finish(self, job: str, slot: str) -> None:
+    async def finish(self, job: str, slot: str, within_s: float = LAST_S) -> None:
         """Its process is gone: return when all of its output has arrived, or when that takes too long."""
         followed = self.followed.get((job, slot))
         if followed is None:
             return
-        followed.ending, left_s = True, LAST_S
+        followed.ending, left_s = True, within_s
         self.woken.set()
         while not followed.empty.is_set() and left_s > 0 and (self.heard() or not self.hurried):
             try:
@@ -179,7 +180,7 @@ class Sender:
                 job=job,
                 slot=slot,
                 bytes=waiting,
-                because=self.trouble or f"it takes longer than {LAST_S:g} s",
+                because=self.trouble or f"it takes longer than {within_s:g} s",
                 lies_in=str(followed.folder),
             )
         del self.followed[job, slot]

@@ -191,7 +191,8 @@ class Coordinator:
         self.interrupts = 0
         self.progress_at = -math.inf
         self.abandoned = False
-        self.behind = False  # more has come than was read
+        self.timer_at = 0.0  # when it is due
+        self.quiet_until = 0.0  # nobody is called silent before: more has come than was read
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -305,22 +306,26 @@ class Coordinator:
     def look_again(self) -> None:
         """Come back when time will have done something, or when there may be room in the journal again."""
         loop = asyncio.get_running_loop()
-        if self.timer is not None:
-            self.timer.cancel()
-        if self.abandoned:
-            return
         deadline = self.machine.next_deadline()
         at = None
         if deadline is not None:  # rounded, it could be a little too early, and that again and again
-            least_s = BEHIND_S if self.behind else TICK_S
-            at = max(self.docket.by_clock(deadline), loop.time() + least_s)
+            at = max(self.docket.by_clock(deadline), loop.time() + TICK_S, self.quiet_until)
         if not self.docket.settled():
             at = loop.time() + ROOM_S
-        self.timer = None if at is None else loop.call_at(at, self._tick)
+        if self.timer is not None:
+            # One that is due sooner stays: who is called often would put it off for ever.
+            if at is not None and self.timer_at <= at and not self.abandoned:
+                return
+            self.timer.cancel()
+            self.timer = None
+        if at is not None and not self.abandoned:
+            self.timer_at, self.timer = at, loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
+        self.timer = None
         unread_s = self.endpoint.catch_up()
-        self.behind = unread_s > 0
+        if unread_s > 0:
+            self.quiet_until = asyncio.get_running_loop().time() + BEHIND_S
         self.dispatch(events.Ticked(self.job), unread_s)
 
     def wake(self) -> None:

@@ -1,8 +1,9 @@
 """What comes of a member's heartbeat: its lease begins anew, and it is answered; a stranger is told why it is one.
 
 Rule: the lease is as long as the member's own word asks for, or what is asked of it now, whichever is longer, and never
-longer than `SLOWEST` times the usual. So a coordinator of thousands may ask all of them for fewer heartbeats: whoever
-has not heard it yet, or hears it late, is not given up.
+longer than what has been asked for. So a coordinator of thousands may ask all of them for fewer heartbeats: whoever has
+not heard it yet, or hears it late, is not given up. Of what a former process has asked for only the limit is known. A
+lease that is longer stays so until its end.
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..lease import ping_s
+from ..lease import SLOWEST, ping_s
 from ..messages import Fenced, Heartbeat, Pulse, Stop
 from ..scheduler import events
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
-
-SLOWEST = 30.0
 
 
 class Heartbeats:
@@ -27,6 +26,7 @@ class Heartbeats:
     def __init__(self, hall: Coordinator, slower: Callable[[], float]) -> None:
         self.hall = hall
         self.slower = slower
+        self.most = SLOWEST if hall.docket.resumed else 1.0  # that may have been asked for
         self.paces: dict[str, float] = {}  # of members: how much seldomer they speak than usual
         self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
 
@@ -36,7 +36,8 @@ class Heartbeats:
         if current and hall.is_member_at(message.member, peer):
             usual_s = hall.begun.heartbeat_s
             slower = min(self.slower(), SLOWEST)
-            speaks = min(max(1.0, message.every_s / usual_s), SLOWEST)
+            self.most = max(self.most, slower)
+            speaks = min(max(1.0, message.every_s / usual_s), self.most)
             if speaks != self.paces.get(message.member, 1.0):
                 self.paces[message.member] = speaks
                 hall.endpoint.pace(peer, ping_s(speaks * usual_s))
