@@ -534,6 +534,7 @@ class Coordinator:
         if isinstance(answer, Refusal):
             raise answer
         assert isinstance(answer, Joined)
+        self.heartbeats.begin(answer.member, answer.incarnation)
         self.docket.fact(
             Entered(
                 answer.member,

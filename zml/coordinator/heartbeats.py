@@ -30,6 +30,12 @@ class Heartbeats:
         self.paces: dict[str, float] = {}  # of members: how much seldomer they speak than usual
         self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
 
+    def begin(self, member: str, incarnation: int) -> None:
+        """It has just become a member; among thousands its first heartbeat may be late, too."""
+        slower = min(self.slower(), SLOWEST)
+        if slower > 1.0:
+            self.hall.dispatch(events.Renewed(self.hall.job, member, incarnation, slower))
+
     def take(self, peer: str, message: Heartbeat) -> None:
         hall = self.hall
         current = hall.is_current(message.member, message.incarnation)
