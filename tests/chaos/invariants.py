@@ -283,8 +283,8 @@ def what_was_acknowledged_is_in_the_logs(accounts: Mapping[str, Account], record
         if said.bucket >= 0:
             # Or its step counts, and came here with its bucket: a worker that had no answer from the former holder says
             # it once more. That no step counts without all of its pushes is seen where it counts.
-            counted = any((step.who, step.clock) == (said.who, said.clock) for step in account.steps)
-            found = counted or account.pushes[said.who, said.clock, said.bucket]
+            came = any((step.who, step.clock) == (said.who, said.clock) for step in account.steps)
+            found = came or account.pushes[said.who, said.clock, said.bucket]
             assert found, f"{said} was acknowledged, and is not in the log"
         else:
             counted = sum((s.who, s.clock) == (said.who, said.clock) for s in account.steps)
