@@ -177,7 +177,7 @@ class Crowds:
         self.all = [Crowd(address, first, min(share, nodes - first)) for first in range(0, nodes, share)]
 
     async def ask(self, what: str = "stats") -> dict[str, Any]:
-        """Numbers are sums; `last_pulse` is the latest."""
+        """Numbers are sums; `last_pulse` is the latest, `late_s` the most."""
         answers = await asyncio.gather(*(asyncio.to_thread(crowd.ask, what) for crowd in self.all))
         found: Counter[str] = Counter()
         for answer in answers:
@@ -185,8 +185,8 @@ class Crowds:
         lists = {
             name: [each for answer in answers for each in answer[name]] for name in ("replies_ms", "errors")
         }
-        last = max(answer["last_pulse"] for answer in answers)
-        return {**Counter(), **found, **lists, "last_pulse": last}
+        most = {name: max(answer[name] for answer in answers) for name in ("last_pulse", "late_s")}
+        return {**Counter(), **found, **lists, **most}
 
     async def until(self, condition: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         until = time.monotonic() + WAIT_S

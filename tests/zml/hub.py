@@ -276,7 +276,8 @@ class FakeCluster:
         hub = self.hub
         self.network.crash(COORDINATOR)
         hub.abandoned = True
-        for timer in (hub.timer, hub.round_timer, hub.greeting):
+        hub.vigil.end()
+        for timer in (hub.round_timer, hub.greeting):
             if timer is not None:
                 timer.cancel()
         for life in hub.attempts.lives.values():

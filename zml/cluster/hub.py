@@ -21,6 +21,7 @@ import structlog
 from msgspec import Struct
 
 from ..config import Settings
+from ..coordinator.vigil import Vigil
 from ..journal import Journal
 from ..lease import NO_ROOM
 from ..messages import Stop
@@ -47,10 +48,8 @@ AGAIN_S = 10.0  # without news: what time does to the order of jobs
 GRACE_S = 15.0  # for nodes to find a coordinator that was started again
 RETURN_S = 2.0  # without a round at first: it would give the same, and nodes and members are to be heard
 ROOM_S = 0.5
-TICK_S = 0.001
 BUSY_S = 0.2  # more has come than was read in this time: nobody begins before those who are here are heard,
 PUT_OFF_S = 5.0  # for so long at most
-BEHIND_S = 0.5  # until it is looked again who is silent, where more has come than was read
 MOST_STRANGERS = 10_000
 ROUNDS = 1_000  # whose times are kept
 
@@ -109,10 +108,8 @@ class Hub:
         self.fleet = ""  # what an autoscaler says of the number of nodes, where there is one
         self.changed = asyncio.Event()
         self.abandoned = False
-        self.timer_at = 0.0  # when it is due
-        self.quiet_until = 0.0  # nobody is called silent before: more has come than was read
         self.newcomers, self.rounds = PutOff(), PutOff()
-        self.timer: asyncio.TimerHandle | None = None
+        self.vigil = Vigil(lambda: self.endpoint.catch_up(), self._tick)
         self.round_timer: asyncio.Handle | None = None
         self.round_at = 0.0  # when it is due; uvloop's handles do not all say so
         self.rested_until = 0.0  # no round before
@@ -149,7 +146,8 @@ class Hub:
 
     async def close(self) -> None:
         self.abandoned = True
-        for timer in (self.timer, self.round_timer, self.greeting):
+        self.vigil.end()
+        for timer in (self.round_timer, self.greeting):
             if timer is not None:
                 timer.cancel()
         for threads in (self.planner, self.writer):
@@ -202,13 +200,7 @@ class Hub:
                 log.warning("node lost", node=finding.node, because=finding.because)
                 self.nodes.forget(finding.node)
 
-    def _tick(self) -> None:
-        self.timer = None
-        if self.abandoned:
-            return
-        unread_s = self.endpoint.catch_up()
-        if unread_s > 0:
-            self.quiet_until = asyncio.get_running_loop().time() + BEHIND_S
+    def _tick(self, unread_s: float) -> None:
         decided: list[actions.Action] = []
         self._find(decided, unread_s)
         self._act(decided)
@@ -277,20 +269,12 @@ class Hub:
 
     def look_again(self) -> None:
         """Come back when time will have done something, or when there may be room in the journal again."""
-        loop = asyncio.get_running_loop()
-        now, at = loop.time(), inf
+        after_s = inf
         if not self.docket.settled():
-            at = now + ROOM_S
+            after_s = ROOM_S
         elif (deadline := self.machine.next_deadline()) is not None:
-            at = max(now + max(deadline - self.docket.now, TICK_S), self.quiet_until)
-        if self.timer is not None:
-            # One that is due sooner stays: who is called often would put it off for ever.
-            if self.timer_at <= at and not self.abandoned:
-                return
-            self.timer.cancel()
-            self.timer = None
-        if at < inf and not self.abandoned:
-            self.timer_at, self.timer = at, loop.call_at(at, self._tick)
+            after_s = deadline - self.docket.now
+        self.vigil.look_at(asyncio.get_running_loop().time() + after_s)
 
     def soon(self, after_s: float = 0.0) -> None:
         """A round is due, as soon as the former one was long enough ago."""

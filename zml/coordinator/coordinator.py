@@ -89,14 +89,13 @@ from .rosters import Rosters
 from .shard_desk import ShardDesk, digest_of
 from .spreading import Spreading
 from .taking_over import take_over
+from .vigil import Vigil
 
 GRACE_S = (
     8.0  # for everybody to find a coordinator that was started again: they dial every second at the latest
 )
 LINGER_S = 3.0  # for those who do not know that the job is over to ask
 ROOM_S = 0.5  # how often it is tried to write what the journal had no room for
-TICK_S = 0.001
-BEHIND_S = 0.5  # until it is looked again who is silent, where more has come than was read
 PROGRESS_S = 5.0
 GOODBYE_S = 8.0  # at the end of a job: for members to take their Stop and end
 
@@ -191,9 +190,7 @@ class Coordinator:
         self.interrupts = 0
         self.progress_at = -math.inf
         self.abandoned = False
-        self.timer_at = 0.0  # when it is due
-        self.quiet_until = 0.0  # nobody is called silent before: more has come than was read
-        self.timer: asyncio.TimerHandle | None = None
+        self.vigil = Vigil(lambda: self.endpoint.catch_up(), self._tick)
 
     @property
     def ledger(self) -> Ledger:
@@ -262,8 +259,7 @@ class Coordinator:
     def abandon(self) -> None:
         """Decide and order nothing more."""
         self.abandoned = True
-        if self.timer is not None:
-            self.timer.cancel()
+        self.vigil.end()
         self.orders.cancel()
         for task in self.under_way():
             task.cancel()
@@ -284,7 +280,7 @@ class Coordinator:
         decided: list[actions.Action] = []
         if isinstance(event, events.Renewed):  # heard at last, before its lease is looked at
             decided += self.docket.event(event)
-            if not decided and self.timer is not None:
+            if not decided and self.vigil.is_set:
                 return  # what time does is looked at in its time, which no heartbeat brings nearer
         # What time has done changes the state too: it has to wait while nothing can be written.
         while (
@@ -305,27 +301,14 @@ class Coordinator:
 
     def look_again(self) -> None:
         """Come back when time will have done something, or when there may be room in the journal again."""
-        loop = asyncio.get_running_loop()
-        deadline = self.machine.next_deadline()
-        at = None
-        if deadline is not None:  # rounded, it could be a little too early, and that again and again
-            at = max(self.docket.by_clock(deadline), loop.time() + TICK_S, self.quiet_until)
+        at = math.inf
         if not self.docket.settled():
-            at = loop.time() + ROOM_S
-        if self.timer is not None:
-            # One that is due sooner stays: who is called often would put it off for ever.
-            if at is not None and self.timer_at <= at and not self.abandoned:
-                return
-            self.timer.cancel()
-            self.timer = None
-        if at is not None and not self.abandoned:
-            self.timer_at, self.timer = at, loop.call_at(at, self._tick)
+            at = asyncio.get_running_loop().time() + ROOM_S
+        elif (deadline := self.machine.next_deadline()) is not None:
+            at = self.docket.by_clock(deadline)
+        self.vigil.look_at(at)
 
-    def _tick(self) -> None:
-        self.timer = None
-        unread_s = self.endpoint.catch_up()
-        if unread_s > 0:
-            self.quiet_until = asyncio.get_running_loop().time() + BEHIND_S
+    def _tick(self, unread_s: float) -> None:
         self.dispatch(events.Ticked(self.job), unread_s)
 
     def wake(self) -> None:

@@ -30,10 +30,15 @@ class Heartbeats:
         self.paces: dict[str, float] = {}  # of members: how much seldomer they speak than usual
         self.seen_off: set[str] = set()  # peers that were told of the end when they were heard after it
 
+    def _slower(self) -> float:
+        """As is asked for now."""
+        slower = min(self.slower(), SLOWEST)
+        self.most = max(self.most, slower)
+        return slower
+
     def begin(self, member: str, incarnation: int) -> None:
         """It has just become a member; among thousands its first heartbeat may be late, too."""
-        slower = min(self.slower(), SLOWEST)
-        if slower > 1.0:
+        if (slower := self._slower()) > 1.0:
             self.hall.dispatch(events.Renewed(self.hall.job, member, incarnation, slower))
 
     def take(self, peer: str, message: Heartbeat) -> None:
@@ -41,8 +46,7 @@ class Heartbeats:
         current = hall.is_current(message.member, message.incarnation)
         if current and hall.is_member_at(message.member, peer):
             usual_s = hall.begun.heartbeat_s
-            slower = min(self.slower(), SLOWEST)
-            self.most = max(self.most, slower)
+            slower = self._slower()
             speaks = min(max(1.0, message.every_s / usual_s), self.most)
             if speaks != self.paces.get(message.member, 1.0):
                 self.paces[message.member] = speaks

@@ -183,9 +183,8 @@ class Member:
             self.io.call(self.client.loaded())
         traffic.pull(traffic.clock, everything=True)
         traffic.measure_link()
-        self.schedules = Schedules(
-            optimizer, self.seat.worker
-        ).look()  # before the script freezes what it has made
+        # Now, before the script freezes what it has made.
+        self.schedules = Schedules(optimizer, self.seat.worker).look()
         on_worker = self.plan.optimizer_on == "worker"
         self.keeping = Keeping(self.client, self.io, model, self.schedules, on_worker=on_worker)
         self.schedule = self.keeping.restore()
