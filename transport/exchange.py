@@ -80,7 +80,7 @@ class Exchange(ABC):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._peers: dict[str, Peer] = {}
-        self._awaited: dict[str, set[asyncio.Future[None]]] = {}  # by peer, who waits until it is found
+        self._awaited: dict[str, list[asyncio.Future[None]]] = {}  # by peer, who waits until it is found
         self._links: dict[Hashable, Link] = {}  # those with a peer
         self._door = Door(name, limits.peers, admit)
         self._grant = limits.credit_bytes
@@ -211,7 +211,7 @@ class Exchange(ABC):
         if known is not None and known.found and not anew:
             return True
         come: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._awaited.setdefault(peer, set()).add(come)
+        self._awaited.setdefault(peer, []).append(come)
         try:
             async with asyncio.timeout(timeout_s):
                 await come
@@ -219,7 +219,7 @@ class Exchange(ABC):
             return False
         finally:
             waiting = self._awaited[peer]
-            waiting.discard(come)
+            waiting.remove(come)
             if not waiting:
                 del self._awaited[peer]
         return True

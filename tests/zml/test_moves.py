@@ -507,8 +507,10 @@ def test_checkpoints_while_shards_move_hold_each_batch_once_or_are_not_taken(
 def test_a_coordinator_that_dies_before_it_gives_an_order_of_a_move_gives_it_when_it_is_back(
     tmp_path: Path, order: type[Action]
 ) -> None:
+    """An order that overtakes the welcome is lost, and given again after 2 s: steps take long enough for that."""
+
     async def main() -> Case:
-        case = Case(1, replicas=0, folder=tmp_path / "logs", state=tmp_path / "state", compute_s=0.2)
+        case = Case(1, replicas=0, folder=tmp_path / "logs", state=tmp_path / "state", compute_s=0.6)
         await case.start()
         await case.until_trained(4)
         perform = case.cluster.coordinator.perform
