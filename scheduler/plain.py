@@ -11,13 +11,25 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 KIND = "is"
 
 
 class NotPlain(ValueError):
     """Data that are not of the type that is meant. Names the place and what was found."""
+
+
+class _Wrong(Exception):
+    """The same, and `place` grows as it is passed up: nobody writes down where they are while all is well."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.place = ""
+
+    def within(self, place: str) -> "_Wrong":
+        self.place = place + self.place
+        return self
 
 
 def plain(value: Any) -> Any:
@@ -48,32 +60,55 @@ def plain_fields(value: Any) -> dict[str, Any]:
 
 def build(kind: Any, data: Any, where: str) -> Any:
     """The value of type `kind` that `plain` has made these data of. Raises NotPlain; `where` names the place."""
-    return _builder(kind)(data, where)
+    return _named(_builder(kind), data, where)
 
 
 def build_fields(kind: type, data: Any, where: str) -> Any:
     """A dataclass from its fields, without its name."""
-    _must(isinstance(data, dict), data, kind.__name__, where)
-    kinds = _kinds(kind)
-    if unknown := [name for name in data if name not in kinds]:
-        raise NotPlain(f"{where}: {kind.__name__} has no {unknown[0]!r}")
-    if missing := [name for name in kinds if name not in data]:
-        raise NotPlain(f"{where}: {kind.__name__} needs {missing[0]!r}")
-    values = {name: build(kinds[name], each, f"{where}.{name}") for name, each in data.items()}
+    return _named(_fields_builder(kind), data, where)
+
+
+def _named(make: "_Build", data: Any, where: str) -> Any:
     try:
-        return kind(**values)
-    except ValueError as bad:
-        raise NotPlain(f"{where}: {bad}") from None
+        return make(data)
+    except _Wrong as wrong:
+        raise NotPlain(f"{where}{wrong.place}: {wrong}") from None
+
+
+_Build: TypeAlias = Callable[[Any], Any]
+"""Makes a value of plain data. Raises _Wrong."""
 
 
 @cache
-def _kinds(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind) if field.init}
+def _fields_builder(kind: type) -> _Build:
+    made_by: dict[str, _Build] = {}  # filled when it is needed first: a type may hold itself
+
+    def of_fields(data: Any) -> Any:
+        if not made_by:
+            hints = get_type_hints(kind)
+            made_by.update({each.name: _builder(hints[each.name]) for each in fields(kind) if each.init})
+        _must(isinstance(data, dict), data, kind.__name__)
+        if data.keys() != made_by.keys():
+            if unknown := [name for name in data if name not in made_by and name != KIND]:
+                raise _Wrong(f"{kind.__name__} has no {unknown[0]!r}")
+            if missing := [name for name in made_by if name not in data]:
+                raise _Wrong(f"{kind.__name__} needs {missing[0]!r}")
+        name, values = "", {}
+        try:
+            for name, make in made_by.items():
+                values[name] = make(data[name])
+        except _Wrong as wrong:
+            raise wrong.within(f".{name}") from None
+        try:
+            return kind(**values)
+        except ValueError as bad:
+            raise _Wrong(str(bad)) from None
+
+    return of_fields
 
 
 @cache
-def _builder(kind: Any) -> Callable[[Any, str], Any]:
+def _builder(kind: Any) -> _Build:
     """How to build a value of this type."""
     origin, args = get_origin(kind), get_args(kind)
     if isinstance(kind, NewType):
@@ -94,7 +129,7 @@ def _builder(kind: Any) -> Callable[[Any, str], Any]:
     raise TypeError(f"{kind} is not plain")
 
 
-def _of_type(kind: type) -> Callable[[Any, str], Any]:
+def _of_type(kind: type) -> _Build:
     if issubclass(kind, Enum):
         return _checked(lambda data: data in kind.__members__, lambda data: kind[data], kind.__name__)
     if is_dataclass(kind):
@@ -111,26 +146,29 @@ def _of_type(kind: type) -> Callable[[Any, str], Any]:
     return _checked(lambda data: type(data) is kind, lambda data: data, kind.__name__)
 
 
-def _of_union(kinds: Iterable[Any]) -> Callable[[Any, str], Any]:
+def _of_union(kinds: Iterable[Any]) -> _Build:
     """Dataclasses by name; of everything else at most one that is not None."""
-    classes: dict[str, type] = {
-        kind.__name__: kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)
+    classes = {
+        kind.__name__: _fields_builder(kind)
+        for kind in kinds
+        if isinstance(kind, type) and is_dataclass(kind)
     }
     others = {_bare(kind) for kind in kinds if not is_dataclass(kind)}
     optional = type(None) in others
     rest = [*others - {type(None)}]
     assert len(rest) <= 1, rest
+    other = _builder(rest[0]) if rest else None
 
-    def of_union(data: Any, where: str) -> Any:
+    def of_union(data: Any) -> Any:
         if data is None and optional:
             return None
-        if rest and not (isinstance(data, dict) and KIND in data):
-            return build(rest[0], data, where)
+        if other is not None and not (isinstance(data, dict) and KIND in data):
+            return other(data)
         name = data.get(KIND) if isinstance(data, dict) else None
-        kind = classes.get(name) if isinstance(name, str) else None
-        if kind is None:
-            raise NotPlain(f"{where}: {str(name or data)[:60]!r} where {' or '.join(classes)} is meant")
-        return build_fields(kind, {key: each for key, each in data.items() if key != KIND}, where)
+        of_fields = classes.get(name) if isinstance(name, str) else None
+        if of_fields is None:
+            raise _Wrong(f"{str(name or data)[:60]!r} where {' or '.join(classes)} is meant")
+        return of_fields(data)
 
     return of_union
 
@@ -140,49 +178,64 @@ def _bare(kind: Any) -> Any:
     return kind.__supertype__ if isinstance(kind, NewType) else kind
 
 
-def _of_dict(key: Any, value: Any) -> Callable[[Any, str], Any]:
-    def of_dict(data: Any, where: str) -> Any:
-        _must(isinstance(data, dict), data, "a dict", where)
-        return {build(key, k, where): build(value, v, f"{where}[{k!r}]") for k, v in data.items()}
+def _of_dict(key: Any, value: Any) -> _Build:
+    of_key, of_value = _builder(key), _builder(value)
+
+    def of_dict(data: Any) -> Any:
+        _must(isinstance(data, dict), data, "a dict")
+        made = {}
+        for k, v in data.items():
+            known = of_key(k)
+            try:
+                made[known] = of_value(v)
+            except _Wrong as wrong:
+                raise wrong.within(f"[{k!r}]") from None
+        return made
 
     return of_dict
 
 
-def _of_many(make: Any, kind: Any) -> Callable[[Any, str], Any]:
-    def of_many(data: Any, where: str) -> Any:
-        _must(isinstance(data, list | tuple), data, "a list", where)
+def _of_many(make: Any, kind: Any) -> _Build:
+    of_each = _builder(kind)
+
+    def of_many(data: Any) -> Any:
+        _must(isinstance(data, list | tuple), data, "a list")
         if kind is int and all(type(each) is int for each in data):  # an epoch's batches: millions
             return make(data)
-        return make(build(kind, each, f"{where}[{place}]") for place, each in enumerate(data))
+        made: list[Any] = []
+        try:
+            for each in data:
+                made.append(of_each(each))
+        except _Wrong as wrong:
+            raise wrong.within(f"[{len(made)}]") from None
+        return make(made)
 
     return of_many
 
 
-def _of_tuple(kind: Any) -> Callable[[Any, str], Any]:
-    kinds = list(get_type_hints(kind).values())
+def _of_tuple(kind: Any) -> _Build:
+    made_by = [_builder(each) for each in get_type_hints(kind).values()]
 
-    def of_tuple(data: Any, where: str) -> Any:
-        right = isinstance(data, list | tuple) and len(data) == len(kinds)
-        _must(right, data, kind.__name__, where)
-        return kind(*(build(each, value, where) for each, value in zip(kinds, data, strict=True)))
+    def of_tuple(data: Any) -> Any:
+        _must(isinstance(data, list | tuple) and len(data) == len(made_by), data, kind.__name__)
+        return kind(*(of_each(value) for of_each, value in zip(made_by, data, strict=True)))
 
     return of_tuple
 
 
-def _checked(
-    is_right: Callable[[Any], bool], make: Callable[[Any], Any], name: str
-) -> Callable[[Any, str], Any]:
-    def checked(data: Any, where: str) -> Any:
+def _checked(is_right: Callable[[Any], bool], make: _Build, name: str) -> _Build:
+    def checked(data: Any) -> Any:
         try:
             right = is_right(data)
         except TypeError:  # what cannot be looked up, because it is a list or a dict
             right = False
-        _must(right, data, name, where)
+        if not right:
+            _must(right, data, name)
         return make(data)
 
     return checked
 
 
-def _must(right: bool, data: Any, name: str, where: str) -> None:
+def _must(right: bool, data: Any, name: str) -> None:
     if not right:
-        raise NotPlain(f"{where}: {str(data)[:60]!r} where {name} is meant")
+        raise _Wrong(f"{str(data)[:60]!r} where {name} is meant")

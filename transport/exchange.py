@@ -77,6 +77,7 @@ class Exchange(ABC):
         self._on_lost = on_lost
         self._idempotent = idempotent
         self._next_session = (secrets.randbelow(LIVES) if life is None else life % LIVES) * LINKS
+        self._log = log.bind()  # once: thousands come and go at once, and most logs leave that out
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._peers: dict[str, Peer] = {}
@@ -487,13 +488,13 @@ class Exchange(ABC):
         peer.because = because
         if peer.found:
             peer.found = False
-            log.info("peer lost", peer=peer.name, because=because)
+            self._log.info("peer lost", peer=peer.name, because=because)
             self._tell(self._on_lost, peer.name, because)
 
     def _tell_found(self, peer: Peer) -> None:
         if not peer.found:
             peer.found = peer.met = True
-            log.debug("peer found", peer=peer.name, session=peer.session.number)
+            self._log.debug("peer found", peer=peer.name, session=peer.session.number)
             self._tell(self._on_found, peer.name)
             for come in self._awaited.get(peer.name, ()):
                 if not come.done():

@@ -102,7 +102,7 @@ class Attempt:
 
     def is_short(self, shards: int) -> bool:
         """Is one of its shards nowhere?"""
-        return any(name not in self.slots for name in shard_names(shards))
+        return not self.slots.keys() >= _shard_names(shards)  # asked of all jobs whenever one comes
 
     def allocation(self, *, all_of_it: bool = False) -> Allocation:
         """Without those that are leaving."""
@@ -119,6 +119,11 @@ def number_of(slot: str) -> int:
 @cache
 def shard_names(count: int) -> tuple[str, ...]:
     return tuple(f"p{number}" for number in range(count))
+
+
+@cache
+def _shard_names(count: int) -> frozenset[str]:
+    return frozenset(shard_names(count))
 
 
 @dataclass(slots=True)

@@ -41,7 +41,8 @@ from .retention import Remains
 from .wire import Ceased, Goodbye, NodeBeat, Offer, Output, Want, Work
 
 GREET_S = 0.01  # between two rounds about newcomers alone, at least,
-GREET_SHARE = 3  # and so many times as long as one takes
+GREET_SHARE = 3  # and so many times as long as one takes,
+GREETED = 3  # the shortest of so many: one that memory was cleared away in says nothing of the next
 ROUND_S = 0.1  # between two rounds, at least
 ROUND_SHARE = 5  # and so many times as long as one takes
 AGAIN_S = 10.0  # without news: what time does to the order of jobs
@@ -115,6 +116,7 @@ class Hub:
         self.rested_until = 0.0  # no round before
         self.greeting: asyncio.Handle | None = None
         self.greeted_until = 0.0  # the same of rounds about newcomers
+        self.greet_s: deque[float] = deque(maxlen=GREETED)  # how long the latest of those took
         self.planner = ThreadPoolExecutor(1, "zml-planning")
         self.writer = ThreadPoolExecutor(1, "zml-snapshots")
         self.planning: asyncio.Future[Plan] | None = None
@@ -307,8 +309,9 @@ class Hub:
                 self.soon()
             else:
                 self._carry_out(decisions)
-        took = time.perf_counter() - begin
-        self.greeted_until = asyncio.get_running_loop().time() + max(GREET_S, GREET_SHARE * took)
+        self.greet_s.append(time.perf_counter() - begin)
+        rest_s = max(GREET_S, GREET_SHARE * min(self.greet_s))
+        self.greeted_until = asyncio.get_running_loop().time() + rest_s
 
     def _carry_out(self, decisions: list[events.Decision]) -> None:
         decided: list[actions.Action] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -155,7 +155,7 @@ class Offer:
         self.seen: Mapping[str, Identity] = (
             loaded.seen if loaded is not None and str(loaded.path) == folder else {}
         )
-        self.given: Counter[str] = Counter()  # answers with bytes, by the member that asked
+        self.given: defaultdict[str, int] = defaultdict(int)  # answers with bytes, by the member that asked
         self._lock = asyncio.Lock()  # one file at a time is verified
         self._manifest: Manifest | None = None
         # Also what is not there, or cannot be given out.

@@ -6,7 +6,7 @@ import json
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..scheduler.actions import (
 from ..status import EventLine
 
 RECENT = 50
+_ENCODE = json.JSONEncoder(default=str).encode
 
 
 class EventLog:
@@ -47,10 +48,10 @@ class EventLog:
         if isinstance(action, Ignored):
             return
         at = time.time()
-        fields = {name: value for name, value in asdict(action).items() if name != "placement"}
+        named = {each.name: getattr(action, each.name) for each in fields(action) if each.name != "placement"}
         line = told(action, at)
         words = {"what": line.what, "member": line.member} if line is not None else {"what": ""}
-        self._append({"at": at, "event": type(action).__name__, **fields, **words})
+        self._append({"at": at, "event": type(action).__name__, **named, **words})
         if line is not None:
             self.recent.append(line)
 
@@ -64,8 +65,9 @@ class EventLog:
         """Nothing is decided by these lines: a full disk keeps nobody from acting."""
         self.written += 1
         if self.path is not None:
-            with suppress(OSError), self.path.open("a") as file:
-                file.write(json.dumps(line, default=str) + "\n")
+            # Without a buffer, and not as text: a third of the time, and a job that begins writes many.
+            with suppress(OSError), open(self.path, "ab", buffering=0) as file:
+                file.write(_ENCODE(line).encode() + b"\n")
 
     def close(self) -> None:
         """Nothing more is written."""
