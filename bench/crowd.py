@@ -332,7 +332,7 @@ class Member(Peer):
             self.crowd.wrong(f"{self.name} did not join: {answer}")
             return
         self.incarnation = answer.incarnation
-        self.every_s = answer.heartbeat_s
+        self.every_s = max(answer.heartbeat_s, answer.every_s)
         self.crowd.beats(self, self.every_s)
         self.crowd.count("joined")
 

@@ -56,6 +56,16 @@ REDIAL_MS: Final = 100  # a connection that broke is made again after this long,
 REDIAL_HERE_MS: Final = 250  # on this machine, where nobody minds, and
 # elsewhere: thousands dial whoever is started again, and should not all come at once
 REDIAL_MOST_MS: Final = 1000
+# Connections to machines that are gone are cleared away by the kernel; our own pings decide who is lost. Not by ZMTP's
+# heartbeats: each message that comes looks for its connection's timer among those of all (libzmq 4.3.5,
+# poller_base.cpp, `cancel_timer`), which with thousands of peers took more than half of a core.
+HALF_OPEN: Final[dict[int, int]] = {
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 30,
+    zmq.TCP_KEEPALIVE_INTVL: 10,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+    zmq.TCP_MAXRT: 60_000,  # for what was sent and nobody acknowledges, or takes
+}
 LARGE: Final = MB  # payloads for which memory is worth keeping
 LOOPBACK_SEND_BYTES: Final = 512 * KB  # small enough that what was sent is received out of the cache
 REVOKE_S: Final = 2.0  # how often the list of authorized keys is looked at
@@ -480,12 +490,7 @@ class ZmqEndpoint(Exchange):
             zmq.HANDSHAKE_IVL: 3000,
             zmq.RECONNECT_IVL: REDIAL_MS,
             zmq.RECONNECT_IVL_MAX: REDIAL_MOST_MS,
-            zmq.TCP_KEEPALIVE: 1,
-            # Clears away half-open connections; our own pings decide who is lost. A frame that is on its way for
-            # longer than the timeout would be cut off, so the timeout is long.
-            zmq.HEARTBEAT_IVL: 5000,
-            zmq.HEARTBEAT_TIMEOUT: 30_000,
-            zmq.HEARTBEAT_TTL: 60_000,
+            **HALF_OPEN,
         }
         if kind == zmq.ROUTER:
             options |= {zmq.ROUTER_MANDATORY: 1, zmq.ROUTER_HANDOVER: 1, zmq.BACKLOG: 4096}

@@ -554,13 +554,16 @@ class Exchange(ABC):
         late_s = now - peer.armed_at
         if late_s > LATE_S:
             session.forgive(late_s, now)
-        if session.is_silent(now):
+        silent, unread_s = session.is_silent(now), 0.0
+        if silent or session.is_unanswered(now):
             # What has come while we were held up counts, and also what is too much to be read now.
             if (unread_s := self.catch_up()) > 0:
-                session.forgive(max(unread_s, BEHIND_S), now)
+                unread_s = max(unread_s, BEHIND_S)
+                if silent:
+                    session.forgive(unread_s, now)
             if self._peers.get(peer.name) is not peer:
                 return
-        self._perform(peer, session.tick(now))
+        self._perform(peer, session.tick(now, unread_s))
         if self._peers.get(peer.name) is not peer:
             return
         if session.state is State.DIALLING and now >= peer.redial_at:

@@ -196,6 +196,10 @@ class Session:
         """Is it to be called silent, unless what has come says otherwise?"""
         return self.state is State.OPEN and now >= self._liveness.deadline
 
+    def is_unanswered(self, now: float) -> bool:
+        """May a request be to be given up, or to be sent again, unless what has come answers it?"""
+        return now >= self._alarm
+
     @property
     def rtt_s(self) -> float:
         """Smoothed; 0 before the first pong."""
@@ -238,7 +242,8 @@ class Session:
             return min(self._alarm, self._hello_at)
         return min(self._alarm, self._forget_at) if self.state is State.SUSPENDED else _NEVER
 
-    def tick(self, now: float) -> list[Event]:
+    def tick(self, now: float, unread_s: float = 0.0) -> list[Event]:
+        """Time has come to be `now`. `unread_s`: for so long answers may have come that nobody has read yet."""
         events: list[Event] = []
         if self.state is State.OPEN and now >= self._liveness.deadline:
             silence = f"silent for {now - self._liveness.last_heard:.1f} s"
@@ -256,7 +261,7 @@ class Session:
         if self.state is State.DIALLING and now >= self._hello_at:
             self._hello(now)
         if now >= self._alarm:
-            self._check_pending(now, events)
+            self._check_pending(now, unread_s, events)
         return events
 
     def redial(self, now: float) -> None:
@@ -370,19 +375,20 @@ class Session:
             self._floor += 1
         return pending
 
-    def _check_pending(self, now: float, events: list[Event]) -> None:
+    def _check_pending(self, now: float, unread_s: float, events: list[Event]) -> None:
         self._alarm = _NEVER
         for number, pending in list(self._pending.items()):
-            if now >= pending.deadline:
+            # What may lie unread is no missing answer: the peer would do its work twice, or in vain.
+            if now >= pending.deadline + unread_s:
                 self._settle(number)
                 events.append(Expired(number, pending.attempts > 0))
                 continue
-            if pending.attempts and now >= pending.resend_at:
+            if pending.attempts and now >= pending.resend_at + unread_s:
                 if self.state is State.OPEN:
                     self._send(number, pending, now)
                 else:
                     pending.resend_at = _NEVER  # all of them are resent once the session is open
-            self._alarm = min(self._alarm, pending.deadline, pending.resend_at)
+            self._alarm = min(self._alarm, pending.deadline + unread_s, pending.resend_at + unread_s)
         self._send_waiting(now)
 
     def _abort_all(self, because: str) -> list[Event]:

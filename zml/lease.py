@@ -52,7 +52,10 @@ class Lease:
         self.away_s = away_s
         self.heard_at = asyncio.get_running_loop().time()
         self.waiting = False  # and it was said
-        self.asked_s = joined.heartbeat_s  # between two heartbeats, as the coordinator wants it now
+        # Between two heartbeats, as the coordinator wants it now, and at first.
+        self.asked_s = self.first_s = min(
+            max(joined.heartbeat_s, joined.every_s), SLOWEST * joined.heartbeat_s
+        )
 
     def heard(self, pulse: Pulse) -> None:
         usual_s = self.joined.heartbeat_s
@@ -74,7 +77,9 @@ class Lease:
         It may have died, and be started again: meanwhile training goes on, and the transport dials by itself.
         """
         loop = asyncio.get_running_loop()
-        every_s = self.joined.heartbeat_s
+        every_s = self.first_s
+        if every_s != self.joined.heartbeat_s:
+            self.endpoint.pace(COORDINATOR, ping_s(every_s))
         while (silent_s := loop.time() - self.heard_at) < max(self.away_s, SAY_BEATS * every_s):
             if silent_s > max(SAY_S, SAY_BEATS * every_s) and not self.waiting:
                 self.waiting = True

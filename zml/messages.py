@@ -88,6 +88,7 @@ class Joined(Message, kw_only=True):
     heartbeat_s: float
     lease_s: float
     run_dir: str
+    every_s: float = 0.0  # between two heartbeats to begin with, where there are thousands (0: `heartbeat_s`)
     serves: list[tuple[str, int, str]] = []  # by a shard's process: shards, which homes these are, their logs
 
 

@@ -402,6 +402,27 @@ def test_who_is_waited_for_is_found_when_he_comes_and_not_before() -> None:
     assert not gone and last == pytest.approx(3.0)
 
 
+def test_who_has_not_read_all_that_came_misses_no_answer_and_misses_it_soon_after() -> None:
+    async def main(network: MemoryNetwork) -> tuple[bool, str, float]:
+        loop = asyncio.get_running_loop()
+        async with pair(network) as (worker, _):
+            await asyncio.sleep(5.0)
+            since = loop.time()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(worker.endpoint, "catch_up", lambda: loop.time() - since)
+                network.crash("p0")
+                asking = asyncio.ensure_future(worker.endpoint.request("p0", Do(1), timeout_s=3))
+                await asyncio.sleep(20.0)
+                waits = not asking.done()
+            with pytest.raises(DeadlineExceeded) as caught:
+                await asking
+            return waits, str(caught.value), loop.time() - since
+
+    waits, said, took = simulate(main(MemoryNetwork(3)))
+    assert waits and "did not answer Do within 3 s" in said
+    assert took < 45.0, "it looks again before long"
+
+
 @pytest.mark.parametrize("asks", [0, 3])
 @pytest.mark.parametrize(("who", "whom"), [("p0", "w0"), ("w0", "p0")])
 def test_who_has_not_read_all_that_came_calls_nobody_silent_and_everybody_soon_after(

@@ -827,6 +827,23 @@ def test_the_round_trip_is_measured_and_slows_resending() -> None:
     assert (Kind.REQUEST, 1) in sent(pair.worker)
 
 
+def test_an_answer_that_may_lie_unread_is_not_missing_yet() -> None:
+    """It is asked again after 1 s, and given up after 5 s."""
+    pair = Pair(limits=replace(LIMITS, silence_s=30.0))
+    pair.worker.ask(Do(0), 0, 0.0, 5.0)
+    pair.worker.sent.clear()
+    for now in (2.0, 4.9, 5.5, 7.9):
+        assert pair.w.is_unanswered(now)
+        assert pair.w.tick(now, now - 0.5) == [], "neither given up"
+        assert pair.w.next_deadline() > now
+        pair.worker.flush()
+        assert (Kind.REQUEST, 1) not in sent(pair.worker), "nor asked again"
+    assert pair.w.tick(8.5, 4.0) == [], "what came by 4.5 s is read: it may be answered in time"
+    pair.worker.flush()
+    assert (Kind.REQUEST, 1) in sent(pair.worker), "but not at once"
+    assert pair.w.tick(9.0, 4.0) == [Expired(1, True)]
+
+
 FUZZ_KINDS = [kind for kind in Kind if kind is not Kind.HELLO]
 
 

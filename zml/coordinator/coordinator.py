@@ -517,7 +517,7 @@ class Coordinator:
         if isinstance(answer, Refusal):
             raise answer
         assert isinstance(answer, Joined)
-        self.heartbeats.begin(answer.member, answer.incarnation)
+        every_s = self.heartbeats.begin(answer.member, answer.incarnation)
         self.docket.fact(
             Entered(
                 answer.member,
@@ -533,7 +533,7 @@ class Coordinator:
         if message.role == "shard":
             self.homes.joined(answer.member)
         self.board.joined(message, answer, asyncio.get_running_loop().time())
-        return answer, msgspec.msgpack.encode(self.spec)
+        return msgspec.structs.replace(answer, every_s=every_s), msgspec.msgpack.encode(self.spec)
 
     def admit(self, worker: str, incarnation: int) -> None:
         """Refuse a script whose incarnation is over."""

@@ -36,10 +36,12 @@ class Heartbeats:
         self.most = max(self.most, slower)
         return slower
 
-    def begin(self, member: str, incarnation: int) -> None:
-        """It has just become a member; among thousands its first heartbeat may be late, too."""
+    def begin(self, member: str, incarnation: int) -> float:
+        """It has just become a member. Returns what its heartbeats begin with: among thousands they are seldom from the
+        first one on, which may be late, too."""
         if (slower := self._slower()) > 1.0:
             self.hall.dispatch(events.Renewed(self.hall.job, member, incarnation, slower))
+        return self.hall.begun.heartbeat_s * slower
 
     def take(self, peer: str, message: Heartbeat) -> None:
         hall = self.hall
