@@ -30,6 +30,7 @@ from peer import quiet
 import zml.cluster.wire as wire
 from zml import messages
 from zml.lease import SLOWER
+from zml.transport.endpoint import REDIAL_MOST_MS, REDIAL_MS
 from zml.transport.frames import Bye, Envelope, Hello, Kind, No, Vocabulary, pack, unpack
 
 TICK_S = 0.01
@@ -73,8 +74,8 @@ class Peer:
         options = {
             zmq.LINGER: 0,
             zmq.IMMEDIATE: 1,
-            zmq.RECONNECT_IVL: 100,
-            zmq.RECONNECT_IVL_MAX: 250,
+            zmq.RECONNECT_IVL: REDIAL_MS,
+            zmq.RECONNECT_IVL_MAX: REDIAL_MOST_MS,  # as from other machines
             zmq.ROUTING_ID: f"{name}/{random.getrandbits(128):032x}".encode(),
         }
         for option, value in options.items():
