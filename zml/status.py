@@ -14,7 +14,8 @@ from .messages import Failure
 
 
 class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker or a shard. `heard_s` is how many seconds ago it was heard; -1 is never."""
+    """A worker or a shard. `heard_s` is how many seconds ago it was heard; -1 is never. `every_s` is how often it
+    speaks where that is seldomer than usual, as many jobs share a coordinator; 0 elsewhere."""
 
     member: str
     role: str  # "worker" or "shard"
@@ -26,6 +27,7 @@ class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = -1
     samples: int = 0
     heard_s: float = -1.0
+    every_s: float = 0.0
     pid: int = 0  # 0: not told
     metrics: str = ""  # http://HOST:PORT of its /metrics, empty where it has none
     epoch: int = -1

@@ -18,11 +18,17 @@ SLOW, BAD = 1.5, 2.0  # times the median of the others; the alert is for the sec
 NOTICED_S = 0.005  # by which a step must be longer, or nobody would notice
 MOST = 99.0  # times: beyond, the number says no more
 STARVING, STARVED = 0.2, 0.5  # share of a step that waits for the loader; the alert is for the second
-UNHEARD_S = 5.0  # of a member that counts as alive, as it may where leases are long
+UNHEARD_S = 5.0  # of a member that counts as alive, as it may where leases are long,
+UNHEARD_BEATS = 3  # and so many of its heartbeats
 BUSY = tuple(phase for phase in PHASES if phase != "wait")  # what a worker does itself
 
 Phases = Mapping[str, float]
 """Seconds of a step by the names of `figures.PHASES`; what is missing took none."""
+
+
+def unheard(heard_s: float, every_s: float) -> bool:
+    """Has a member that counts as alive, and speaks so often, been silent for longer than people should be told?"""
+    return heard_s >= max(UNHEARD_S, UNHEARD_BEATS * every_s)
 
 
 @dataclass(frozen=True, slots=True)

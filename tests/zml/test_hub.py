@@ -498,11 +498,23 @@ def test_all_members_speak_seldomer_when_others_come_and_nobody_is_given_up(
             await cluster.until_state(job, "RUNNING")
         await asyncio.sleep(60.0)
         assert await heard_in(80.0) == pytest.approx(10, abs=1), "16 members at two heartbeats a second"
+        jobs.append(cluster.submit())
+        await cluster.until_state(jobs[-1], "RUNNING")
+        newcomer = node.members[f"{jobs[-1]}.1", "w0"]
+        assert newcomer.lease is not None and newcomer.lease.first_s == pytest.approx(9.0), (
+            "from the first on"
+        )
+        await asyncio.sleep(30.0)
+        hall = cluster.hub.attempts.lives[attempts.attempt_name(first, 1)].coordinator
+        assert hall is not None
+        assert {each.every_s for each in hall.status().members} == {9.0}, (
+            "and it is known who speaks how often"
+        )
         # Another coordinator does not know how seldom they speak until it has heard them.
         await cluster.kill()
         await cluster.start()
         await asyncio.sleep(60.0)
-        assert await heard_in(40.0) == pytest.approx(5, abs=1)
+        assert await heard_in(45.0) == pytest.approx(5, abs=1)
         for job in [first, *jobs]:
             await cluster.until_state(job, "SUCCEEDED")
             assert states(cluster, job) == ["SUCCEEDED"]

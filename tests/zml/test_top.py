@@ -263,6 +263,16 @@ def test_a_straggler_is_who_takes_long_itself_and_not_who_waits() -> None:
     assert list(slow(two)) == ["w1"]
 
 
+def test_who_speaks_seldom_is_not_silent_before_it_was_to_speak() -> None:
+    """As members of many jobs on one coordinator."""
+    status = job(60.0)
+    members = [msgspec.structs.replace(each, heard_s=12.0, every_s=8.0) for each in status.members]
+    members[1] = msgspec.structs.replace(members[1], every_s=4.0)
+    status = msgspec.structs.replace(status, members=members)
+    said = [text for text, _ in sentences(status, known(status).paces()[0])]
+    assert said == [f"worker {members[1].member} is silent for 0:12"]
+
+
 def test_each_trouble_is_said_in_a_sentence() -> None:
     status = job(60.0, odd={"w0": {"data": 0.08}, "w1": {"compute": 0.18}}, values={"loss": None, "x": 1.0})
     members = list(status.members)

@@ -38,6 +38,7 @@ class Card:
     device: str
     incarnation: int
     heard_at: float
+    every_s: float = 0.0  # between two heartbeats, where it speaks seldomer than usual
     steps: int = -1
     epoch: int = -1
     staleness: int = 0
@@ -103,9 +104,9 @@ class Board:
         samples = {member: (card.samples, card.before) for member, card in self.cards.items() if card.samples}
         return Progressed(samples, self.epochs, now - self.training_since)
 
-    def heard(self, member: str, now: float) -> None:
-        if member in self.cards:
-            self.cards[member].heard_at = now
+    def heard(self, member: str, now: float, every_s: float) -> None:
+        if (card := self.cards.get(member)) is not None:
+            card.heard_at, card.every_s = now, every_s
 
     def report(self, report: Report, now: float) -> None:
         self.changes += 1
@@ -282,6 +283,7 @@ class Board:
             steps=card.steps,
             samples=card.samples,
             heard_s=max(0.0, now - card.heard_at),
+            every_s=card.every_s,
             pid=card.pid,
             metrics=card.metrics,
             epoch=card.epoch,

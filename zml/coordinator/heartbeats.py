@@ -55,7 +55,8 @@ class Heartbeats:
                 hall.endpoint.pace(peer, ping_s(speaks * usual_s))
             times = max(speaks, slower)
             hall.dispatch(events.Renewed(hall.job, message.member, message.incarnation, times))
-            hall.board.heard(message.member, asyncio.get_running_loop().time())
+            seldom_s = speaks * usual_s if speaks > 1.0 else 0.0
+            hall.board.heard(message.member, asyncio.get_running_loop().time(), seldom_s)
             every_s = usual_s * slower
             hall.endpoint.notify(peer, Pulse(hall.job, hall.machine.generation(hall.job), every_s))
             return

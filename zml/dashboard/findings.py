@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..runs.history import Row
 from ..status import JobStatus, MemberStatus
-from ..stragglers import STARVED, STARVING, UNHEARD_S, stragglers
+from ..stragglers import STARVED, STARVING, stragglers, unheard
 from ..stragglers import starving as hungry
 from ..text.ansi import printable
 from ..text.console import counted, names, number
@@ -194,7 +194,9 @@ def stuck(e: Evidence) -> Iterator[Finding]:
         for worker, each in still.items()
         if each.seconds > (max(STUCK_S, STANDING_STEPS * each.step_s) if each.steps else FIRST_S)
     }
-    heard_of = {m.member for m in e.status.of("worker") if 0 <= m.heard_s <= UNHEARD_S}
+    heard_of = {
+        m.member for m in e.status.of("worker") if 0 <= m.heard_s and not unheard(m.heard_s, m.every_s)
+    }
     if len(late) == len(still):  # nobody advances: `standing` tells
         return
     for worker in sorted(late & heard_of, key=lambda name: -still[name].seconds):
@@ -235,7 +237,12 @@ def gone(e: Evidence) -> Iterator[Finding]:
                 page=page,
                 member=member.member,
             )
-        elif alive(member) and not e.status.over and member.heard_s > UNHEARD_S and not e.silent_s > SILENT_S:
+        elif (
+            alive(member)
+            and not e.status.over
+            and unheard(member.heard_s, member.every_s)
+            and not e.silent_s > SILENT_S
+        ):
             yield Finding(
                 kind="lost",
                 level="warn",

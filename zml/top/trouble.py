@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from statistics import median
 
 from ..status import JobStatus, MemberStatus
-from ..stragglers import STARVING, UNHEARD_S, Slow, data_share, starving, stragglers
+from ..stragglers import STARVING, Slow, data_share, starving, stragglers, unheard
 from ..text.console import HERE, TROUBLED, duration, names
 from .paces import WorkerPace
 
@@ -37,7 +37,7 @@ def note(
         return f"{member.state}{because}", "bold red"
     if member.state not in HERE:
         return member.state, "dim"
-    if member.heard_s >= UNHEARD_S:
+    if unheard(member.heard_s, member.every_s):
         return f"silent for {duration(member.heard_s)}", "red"
     if pace is not None and running:
         if (lasting := quiet(pace)) is not None:
@@ -72,7 +72,7 @@ def sentences(status: JobStatus, paces: Mapping[str, WorkerPace]) -> list[tuple[
         return found
     well = [member for member in status.members if member.state in HERE]
     for member in well:
-        if member.heard_s >= UNHEARD_S:
+        if unheard(member.heard_s, member.every_s):
             found.append((f"{member.role} {member.member} is silent for {duration(member.heard_s)}", "red"))
     active = {m.member: paces[m.member] for m in well if m.member in paces}
     for name, pace in active.items():
