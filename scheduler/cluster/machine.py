@@ -87,6 +87,7 @@ class Machine(Lives):
         touched.add(event.request.job if isinstance(event, Submitted) else getattr(event, "job", JobId("")))
         self.touched |= touched
         for name in touched:
+            self.cluster.review(name)
             if (job := self.cluster.jobs.get(name)) is not None and (due := self._due(job)) < inf:
                 heappush(self._dues, (due, job.id))
         return actions

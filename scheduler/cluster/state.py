@@ -150,6 +150,16 @@ class Job:
         return self.request.job
 
     @property
+    def is_short(self) -> bool:
+        """It runs, and a shard of it is nowhere: nothing else is decided about it before that is."""
+        return self.attempt is not None and self.attempt.is_short(self.request.shards)
+
+    @property
+    def is_restless(self) -> bool:
+        """It does not simply run: it waits, is on its way out, or lacks a shard."""
+        return self.attempt is None or self.attempt.leaving is not None or self.is_short
+
+    @property
     def standing(self) -> Standing:
         if self.attempt is None:
             return Standing.PAUSED if self.paused else Standing.QUEUED
@@ -199,10 +209,20 @@ class Cluster:
     jobs: dict[JobId, Job] = field(default_factory=dict)  # not over, in order of submission
     over: dict[JobId, Over] = field(default_factory=dict)  # the latest, the oldest first
     nodes: dict[NodeId, Present] = field(default_factory=dict)
+    restless: set[JobId] = field(init=False, repr=False, compare=False)  # of `jobs`; few of thousands
     _taken: Sums[NodeId] = field(init=False, repr=False, compare=False)  # what `jobs` add up to
 
     def __post_init__(self) -> None:
         self._taken = self._counted()
+        self.restless = {name for name, job in self.jobs.items() if job.is_restless}
+
+    def review(self, name: JobId) -> None:
+        """Something has happened to this job."""
+        job = self.jobs.get(name)
+        if job is not None and job.is_restless:
+            self.restless.add(name)
+        else:
+            self.restless.discard(name)
 
     def _counted(self) -> Sums[NodeId]:
         found: Sums[NodeId] = Sums()
@@ -221,6 +241,7 @@ class Cluster:
         """The process is gone: its place is free."""
         slot = attempt.slots.pop(name)
         self._taken.add(slot.node, job.takes(name), -1)
+        self.review(job.id)  # of a job that is over nobody is told
         return slot
 
     def remove(self, node: NodeId) -> None:
@@ -243,6 +264,7 @@ class Cluster:
             assert taken == counted[node], f"{counted[node]} of {node} is taken, and {taken} is known"
             offers = self.nodes[node].node.offers
             assert offers.holds(taken), f"{node} offers {offers}, and {taken} of it is taken"
+        assert self.restless == {name for name, job in self.jobs.items() if job.is_restless}
         for name, job in self.jobs.items():
             assert name == job.id and name not in self.over
             if (attempt := job.attempt) is None:

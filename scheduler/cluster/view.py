@@ -33,7 +33,7 @@ def view_of(
         draining, allocation = False, None
         if attempt is not None:
             draining = attempt.on_its_way_out
-            hidden = not draining and is_short(job)
+            hidden = not draining and job.is_short
             for name, slot in attempt.slots.items():
                 if hidden or (slot.leaving and not draining):
                     leaving.add(slot.node, job.takes(name))
@@ -68,11 +68,6 @@ def view_of(
     )
 
 
-def is_short(job: Job) -> bool:
-    """It runs, and a shard of it is nowhere: nothing else is decided about it before that is."""
-    return job.attempt is not None and job.attempt.is_short(job.request.shards)
-
-
 def is_runnable(cluster: Cluster, job: Job, now: float) -> bool:
     return not job.paused and job.not_before <= now and not waits_for(cluster, job)
 
@@ -88,28 +83,30 @@ def view_of_new(
     """The picture for jobs that have just come, where nobody else waits and nobody is on his way out: they may have
     what is free, and nobody is delayed by it. None where all have to be looked at: also for a job that could have one
     number of workers or another, or whose user may not have all; what it should have depends on the others."""
-    new = {name for name in fresh if name in cluster.jobs and is_runnable(cluster, cluster.jobs[name], now)}
-    candidates = []
-    for job in cluster.jobs.values():
-        if job.attempt is not None:
-            if job.attempt.leaving is not None or is_short(job):
-                return None
-        elif job.id in new:
+    new = {}
+    for name in fresh:
+        job = cluster.jobs.get(name)
+        if job is not None and job.attempt is None and is_runnable(cluster, job, now):
             if job.request.least != job.request.most or job.request.user in quotas:
                 return None
-            candidates.append(Candidate(request=job.request, since=job.since))
-        elif is_runnable(cluster, job, now):
+            new[name] = Candidate(request=job.request, since=job.since)
+    for name in cluster.restless - new.keys():
+        job = cluster.jobs[name]
+        if job.attempt is not None or is_runnable(cluster, job, now):
             return None
+    needs = {need for each in new.values() for need in (each.request.worker, each.request.shard)}
     nodes = tuple(
         replace(cluster.nodes[name].node, offers=free)
-        for name, free in (cluster.free() if candidates else {}).items()
+        for name, free in (cluster.free() if new else {}).items()
+        if any(free.holds(need) for need in needs)  # of thousands of full ones none has to be looked at again
     )
-    return View(now=now, nodes=nodes, jobs=tuple(candidates))
+    return View(now=now, nodes=nodes, jobs=tuple(new.values()))
 
 
 def replacements(cluster: Cluster) -> Iterator[Decision]:
     """A shard whose node is gone begins again where there is room: it reads its push log there, if it sees that."""
-    short = [job for job in cluster.jobs.values() if is_short(job) and job.standing is Standing.RUNNING]
+    restless = (cluster.jobs[name] for name in cluster.jobs if name in cluster.restless)
+    short = [job for job in restless if job.is_short and job.standing is Standing.RUNNING]
     if not short:
         return
     free = cluster.free()
@@ -146,7 +143,7 @@ def differences(cluster: Cluster, plan: Plan, but: Container[JobId]) -> Iterator
         if attempt is None:
             if wanted is not None and (decision := _start(job, wanted, verdict, free)) is not None:
                 yield decision
-        elif job.standing is Standing.DRAINING or is_short(job):
+        elif job.standing is Standing.DRAINING or job.is_short:
             continue
         elif wanted is None:
             yield Preempted(name, attempt.number, verdict.because)

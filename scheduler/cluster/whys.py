@@ -12,7 +12,7 @@ from ..ids import JobId
 from .plan import Verdict, Why
 from .reasons import places
 from .state import Attempt, Cluster, Job
-from .view import is_short, waits_for
+from .view import waits_for
 
 OF_A_PLAN = (Why.NO_ROOM, Why.BEHIND, Why.TOO_BIG, Why.QUOTA, Why.PREEMPTED)
 """Why a job that could begin does not: the others are known from the state, or are not true any more."""
@@ -45,7 +45,7 @@ def why_it_runs(job: Job, attempt: Attempt, verdict: Verdict | None) -> tuple[Wh
         return Why.DRAINING, f"{attempt.leaving.because}; then {attempt.leaving.then.value}"
     if attempt.on_its_way_out:
         return Why.DRAINING, attempt.because or "its scripts come to their end"
-    if is_short(job):
+    if job.is_short:
         return Why.NO_ROOM, "a shard's node is gone, and no other has room for it"
     where = attempt.allocation()
     if attempt.began is None:

@@ -17,7 +17,6 @@ from zml.scheduler.cluster.request import Request
 from zml.scheduler.cluster.resources import Node, NodeId, Resources
 from zml.scheduler.cluster.rules import Rules
 from zml.scheduler.cluster.state import Cluster, Standing, Then
-from zml.scheduler.cluster.view import is_short
 from zml.scheduler.ids import JobId
 from zml.scheduler.plain import build, build_fields, plain, plain_fields
 
@@ -478,7 +477,7 @@ def check_reasons(world: World) -> None:
             assert not runs
             assert (why is Why.BACKING_OFF) <= (job.not_before > world.now)
         elif job.standing is not Standing.PAUSED:
-            assert runs or why is Why.DRAINING or is_short(job)
+            assert runs or why is Why.DRAINING or job.is_short
 
 
 def heal(world: World) -> None:
