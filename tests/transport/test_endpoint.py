@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from structlog.testing import capture_logs
 
 from tests.transport.wiring import LOOPS, PATIENCE_S, QUICK, Add, Done, Echo, Fail, Party, run, running
@@ -378,6 +379,34 @@ def test_ipc_is_preferred_on_one_machine(tmp_path: Path) -> None:
             assert worker.endpoint._rank(ipc(tmp_path)) == 0 and worker.endpoint._rank(tcp) == 1
             await joined(worker, shard)
         assert not (tmp_path / "s").exists()
+
+    run(main())
+
+
+def timers(port: int) -> list[int]:
+    """Of each connection on this port, which timer the kernel runs for it (proc_net_tcp: 0 none, 2 keepalive)."""
+    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    ends = [(row[1].rpartition(":")[2], row[2].rpartition(":")[2], row[3], row[5]) for row in rows]
+    return [
+        int(timer.partition(":")[0], 16)
+        for local, remote, state, timer in ends
+        if state == "01" and port in (int(local, 16), int(remote, 16))
+    ]
+
+
+def test_the_kernel_clears_away_connections_to_machines_that_are_gone() -> None:
+    """On both sides; not libzmq, which looks through the timers of all connections at every message."""
+
+    async def main() -> None:
+        shard, worker = Party("p0", [LOCAL], limits=NO_MEMORY), Party("w0", limits=NO_MEMORY)
+        async with running(shard, worker):
+            await joined(worker, shard)
+            port = int(shard.endpoint.addresses[0].rpartition(":")[2])
+            async with asyncio.timeout(PATIENCE_S):
+                while timers(port) != [2, 2]:  # 1 for as long as something is not acknowledged
+                    await asyncio.sleep(0.01)
+            for channel in (shard.endpoint._listener, *worker.endpoint._dialled):
+                assert channel is not None and channel.socket.getsockopt(zmq.HEARTBEAT_IVL) == 0
 
     run(main())
 
