@@ -197,7 +197,7 @@ class Peer:
             key=self.link.key,
             last_heard=session.last_heard,
             connected=session.state is State.OPEN,
-            outstanding=session.outstanding,
-            outstanding_bytes=session.outstanding_bytes,
+            outstanding=session.outgoing.outstanding,
+            outstanding_bytes=session.outgoing.outstanding_bytes,
             shared_memory=self.lane is not None and self.lane.open,
         )

@@ -22,10 +22,8 @@ from msgspec import Struct
 
 from .errors import Congested, RemoteProtocolError
 from .events import (
-    Aborted,
     Answered,
     Event,
-    Expired,
     FreedSlots,
     Gone,
     Handle,
@@ -40,6 +38,7 @@ from .events import (
 from .frames import NO_PAYLOAD, Bye, Envelope, Freed, Hello, Kind, No, RingOffer, Stranger, Welcome
 from .incoming import WINDOW, Incoming, Verdict
 from .liveness import Liveness
+from .outgoing import NEVER, Outgoing, Pending
 from .peers import Limits
 from .pings import Pings
 
@@ -48,7 +47,6 @@ LINKS: Final = 1 << 24  # sessions of one life
 LIVES: Final = 1 << 39
 HELLO_S: Final = 0.25
 HELLO_MOST_S: Final = 2.0
-_NEVER: Final = float("inf")
 
 
 class State(Enum):
@@ -56,20 +54,6 @@ class State(Enum):
     OPEN = auto()
     SUSPENDED = auto()  # dialled by the peer, which is silent: what it asked stays known, should it come back
     CLOSED = auto()
-
-
-class _Pending:
-    """A request of ours that has not ended."""
-
-    __slots__ = ("attempts", "deadline", "message", "payload", "resend_at", "size")
-
-    def __init__(self, message: Struct, payload: memoryview | None, deadline: float) -> None:
-        self.message = message
-        self.payload = payload
-        self.size = 0 if payload is None else payload.nbytes
-        self.deadline = deadline
-        self.attempts = 0  # 0: it has never left
-        self.resend_at = _NEVER
 
 
 class Session:
@@ -97,9 +81,7 @@ class Session:
         self.state = State.DIALLING if dialled else State.OPEN
         self.outbox: deque[Envelope] = deque()
         self.ring: RingOffer | None = None  # goes out with the next hello or welcome
-        self.outstanding = 0  # requests of ours that have left and not ended
-        self.outstanding_bytes = 0  # and their payloads: never above `credit`
-        self.credit = peer_credit
+        self.outgoing = Outgoing(limits, peer_requests, peer_credit)
         self.duplicates = 0  # requests and notices that came again
 
         self._name = name
@@ -107,19 +89,12 @@ class Session:
         self._idempotent = idempotent
         self._granted = granted
         self._next_number = next_number
-        self._peer_requests = peer_requests
         self._liveness = Liveness(
             now,
             interval_s=peer_ping_s or limits.ping_s,
             floor_s=limits.silence_s,
             most_s=limits.silence_most_s,
         )
-        # Requests of ours.
-        self._next_id = 1
-        self._floor = 1  # the lowest id that has not ended
-        self._pending: dict[int, _Pending] = {}
-        self._waiting: deque[int] = deque()  # those that have not left, oldest first; may hold ended ids
-        self._alarm = _NEVER  # not later than any deadline or resend of a pending request
         self._incoming = Incoming(limits)
         # Notices.
         self._next_notice = 1
@@ -127,30 +102,26 @@ class Session:
         self._notices_seen = 0  # bit k: notice `_notice_high - k` has come
         # Hello and ping.
         self._opened_once = not dialled
-        self._hello_at = now if dialled else _NEVER
+        self._hello_at = now if dialled else NEVER
         self._hello_s = HELLO_S
         self._hello_id = 0  # of the last one that was said, or heard
         self._pings = Pings(limits.ping_s)
-        self._forget_at = _NEVER
+        self._forget_at = NEVER
 
     # -- what the user does ----------------------------------------------------------------------------------
 
     def request(self, message: Struct, payload: memoryview | None, *, deadline: float, now: float) -> int:
         """Take a request; it leaves at once if it may. The id comes back in the event that ends it."""
-        if len(self._pending) - self.outstanding >= self._limits.waiting:
-            raise Congested(self.peer, len(self._pending) - self.outstanding)
-        number = self._next_id
-        self._next_id += 1
-        self._pending[number] = _Pending(message, payload, deadline)
-        self._waiting.append(number)
-        self._alarm = min(self._alarm, deadline)
+        if self.outgoing.waiting >= self._limits.waiting:
+            raise Congested(self.peer, self.outgoing.waiting)
+        number = self.outgoing.take(message, payload, deadline)
         self._send_waiting(now)
         return number
 
     def give_up(self, number: int, now: float) -> None:
         """Nobody waits for this request any more. It may still be applied."""
-        if number in self._pending:
-            self._settle(number)
+        if number in self.outgoing:
+            self.outgoing.settle(number)
             self._send_waiting(now)
 
     def notify(self, message: Struct, payload: memoryview | None) -> bool:
@@ -198,7 +169,7 @@ class Session:
 
     def is_unanswered(self, now: float) -> bool:
         """May a request be to be given up, or to be sent again, unless what has come answers it?"""
-        return now >= self._alarm
+        return now >= self.outgoing.alarm
 
     @property
     def rtt_s(self) -> float:
@@ -210,11 +181,6 @@ class Session:
         return self._liveness.last_heard
 
     @property
-    def waiting(self) -> int:
-        """Requests that have not left yet."""
-        return len(self._pending) - self.outstanding
-
-    @property
     def running(self) -> int:
         """Requests of the peer that its handlers have not answered."""
         return self._incoming.running
@@ -224,23 +190,23 @@ class Session:
         if self.state is State.OPEN:
             self._put(Kind.BYE, body=Bye(because[:200]))
         self.state = State.CLOSED
-        return self._abort_all(because)
+        return self.outgoing.abort(because)
 
     def lose(self, because: str) -> list[Event]:
         """The end without a word: every request ends."""
         self.state = State.CLOSED
         self.outbox.clear()
-        return self._abort_all(because)
+        return self.outgoing.abort(because)
 
     # -- what the clock does ---------------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
         """Call `tick` at this time, in seconds by the clock that `now` is read from; earlier does no harm."""
         if self.state is State.OPEN:
-            return min(self._alarm, self._pings.due, self._liveness.deadline)
+            return min(self.outgoing.alarm, self._pings.due, self._liveness.deadline)
         if self.state is State.DIALLING:
-            return min(self._alarm, self._hello_at)
-        return min(self._alarm, self._forget_at) if self.state is State.SUSPENDED else _NEVER
+            return min(self.outgoing.alarm, self._hello_at)
+        return min(self.outgoing.alarm, self._forget_at) if self.state is State.SUSPENDED else NEVER
 
     def tick(self, now: float, unread_s: float = 0.0) -> list[Event]:
         """Time has come to be `now`. `unread_s`: for so long answers may have come that nobody has read yet."""
@@ -256,12 +222,12 @@ class Session:
         elif self.state is State.SUSPENDED and now >= self._forget_at:
             events.append(Gone(f"silent for {now - self._liveness.last_heard:.1f} s"))
         if self.state is State.OPEN and now >= self._pings.due:
-            if (number := self._pings.next(now, needed=bool(self._waiting))) is not None:
+            if (number := self._pings.next(now, needed=self.outgoing.waiting > 0)) is not None:
                 self._put(Kind.PING, number)
         if self.state is State.DIALLING and now >= self._hello_at:
             self._hello(now)
-        if now >= self._alarm:
-            self._check_pending(now, unread_s, events)
+        if now >= self.outgoing.alarm:
+            events += self._look_after(now, unread_s)
         return events
 
     def redial(self, now: float) -> None:
@@ -313,8 +279,8 @@ class Session:
         """Answer a hello of this session, the first or a later one. For the side that was dialled."""
         assert not self.dialled
         self.state = State.OPEN
-        self._peer_requests = requests
-        self.credit = credit
+        self.outgoing.requests = requests
+        self.outgoing.credit = credit
         self._liveness.resume(now)
         body = Welcome(
             name=self._name,
@@ -330,75 +296,26 @@ class Session:
     # -- requests of ours ------------------------------------------------------------------------------------
 
     def _send_waiting(self, now: float) -> None:
-        waiting = self._waiting
-        while waiting:
-            number = waiting[0]
-            pending = self._pending.get(number)
-            if pending is None:
-                waiting.popleft()
-                continue
-            if not self._may_send(number, pending.size):
-                return
-            waiting.popleft()
-            self.outstanding += 1
-            self.outstanding_bytes += pending.size
-            self._send(number, pending, now)
+        if self.state is State.OPEN:
+            for number, pending in self.outgoing.ready():
+                self._send(number, pending, now)
 
-    def _may_send(self, number: int, size: int) -> bool:
-        return (
-            self.state is State.OPEN
-            and self.outstanding < self._peer_requests
-            and self.outstanding_bytes + size <= self.credit
-            and number < self._floor + WINDOW
-        )
-
-    def _send(self, number: int, pending: _Pending, now: float) -> None:
-        wait_s = min(self._limits.resend_s * 2.0 ** min(pending.attempts, 16), self._limits.resend_most_s)
-        # A link on which a reply takes long has no use for the same bytes twice.
-        pending.resend_at = now + max(wait_s, 4 * self.rtt_s)
-        pending.attempts += 1
-        self._alarm = min(self._alarm, pending.resend_at)
-        self._put(Kind.REQUEST, number, pending.message, pending.payload, again=pending.attempts > 1)
+    def _send(self, number: int, pending: Pending, now: float) -> None:
+        again = self.outgoing.leaves(pending, now, self.rtt_s)
+        self._put(Kind.REQUEST, number, pending.message, pending.payload, again=again)
 
     def _resend_all(self, now: float) -> None:
-        for number, pending in self._pending.items():
-            if pending.attempts:
-                self._send(number, pending, now)
+        for number, pending in self.outgoing.left():
+            self._send(number, pending, now)
         self._send_waiting(now)
 
-    def _settle(self, number: int) -> _Pending:
-        pending = self._pending.pop(number)
-        if pending.attempts:
-            self.outstanding -= 1
-            self.outstanding_bytes -= pending.size
-        while self._floor < self._next_id and self._floor not in self._pending:
-            self._floor += 1
-        return pending
-
-    def _check_pending(self, now: float, unread_s: float, events: list[Event]) -> None:
-        self._alarm = _NEVER
-        for number, pending in list(self._pending.items()):
-            # What may lie unread is no missing answer: the peer would do its work twice, or in vain.
-            if now >= pending.deadline + unread_s:
-                self._settle(number)
-                events.append(Expired(number, pending.attempts > 0))
-                continue
-            if pending.attempts and now >= pending.resend_at + unread_s:
-                if self.state is State.OPEN:
-                    self._send(number, pending, now)
-                else:
-                    pending.resend_at = _NEVER  # all of them are resent once the session is open
-            self._alarm = min(self._alarm, pending.deadline + unread_s, pending.resend_at + unread_s)
+    def _look_after(self, now: float, unread_s: float) -> list[Event]:
+        """What was not answered in time."""
+        expired, again = self.outgoing.look(now, unread_s, resends=self.state is State.OPEN)
+        for number, pending in again:
+            self._send(number, pending, now)
         self._send_waiting(now)
-
-    def _abort_all(self, because: str) -> list[Event]:
-        events: list[Event] = [Aborted(number, because) for number in self._pending]
-        self._pending.clear()
-        self._waiting.clear()
-        self._floor = self._next_id
-        self.outstanding = self.outstanding_bytes = 0
-        self._alarm = _NEVER
-        return events
+        return expired
 
     # -- requests of the peer ---------------------------------------------------------------------------------
 
@@ -434,15 +351,15 @@ class Session:
 
     def _on_reply(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
         number = envelope.id
-        pending = self._pending.get(number)
-        if number >= self._next_id or (pending is not None and not pending.attempts):
+        has_left = self.outgoing.has_left(number)
+        if number >= self.outgoing.next or (number in self.outgoing and not has_left):
             raise RemoteProtocolError("unasked", f"a reply to request {number}, which was not made")
-        self.credit = envelope.credit
-        if pending is None:
-            self._send_waiting(now)
-            return []  # a duplicate, or too late
-        self._settle(number)
+        self.outgoing.credit = envelope.credit
+        if has_left:
+            self.outgoing.settle(number)
         self._send_waiting(now)
+        if not has_left:
+            return []  # a duplicate, or too late
         body = envelope.body
         if envelope.kind is Kind.REFUSAL:
             assert isinstance(body, No)
@@ -471,7 +388,7 @@ class Session:
         return []
 
     def _on_pong(self, envelope: Envelope, floor: int, now: float) -> list[Event]:
-        self.credit = envelope.credit
+        self.outgoing.credit = envelope.credit
         self._pings.answered(envelope.id, now)
         self._send_waiting(now)
         return []
@@ -521,10 +438,10 @@ class Session:
             raise RemoteProtocolError("identity", f"{body.name!r} answered the hello to {self.peer}")
         self.state = State.OPEN
         self._opened_once = True
-        self.credit = envelope.credit
-        self._peer_requests = max(body.requests, 1)
+        self.outgoing.credit = envelope.credit
+        self.outgoing.requests = max(body.requests, 1)
         self._liveness.resume(now)
-        self._hello_at = _NEVER
+        self._hello_at = NEVER
         self._pings.begin(now)
         self._resend_all(now)
         return [Opened(body.resumed, body.mapped, body.ring)]
@@ -535,11 +452,7 @@ class Session:
         if not self.dialled:
             raise RemoteProtocolError("kind", "a STRANGER to a side that did not say hello")
         because = envelope.body.because
-        events: list[Event] = [Renewed(because)]
-        for number, pending in list(self._pending.items()):
-            if pending.attempts:
-                self._settle(number)
-                events.append(Aborted(number, because))
+        events: list[Event] = [Renewed(because), *self.outgoing.abort(because, only_left=True)]
         # A number is never offered twice: what is still on its way belongs to the old one.
         assert self._next_number is not None, "a side that dials can take new numbers"
         self.number = self._next_number()
@@ -577,7 +490,7 @@ class Session:
             kind=kind,
             session=self.number,
             id=number,
-            floor=self._floor,
+            floor=self.outgoing.floor,
             credit=self._granted(),
             body=body,
             payload=payload,

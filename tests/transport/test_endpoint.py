@@ -728,7 +728,7 @@ def test_the_budget_is_shared_among_the_peers() -> None:
 
 
 def worker_credit(worker: Party) -> int:
-    return worker.endpoint._peers["p0"].session.credit
+    return worker.endpoint._peers["p0"].session.outgoing.credit
 
 
 def files() -> list[str]:

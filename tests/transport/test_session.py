@@ -275,7 +275,7 @@ class LossyPipe(RuleBasedStateMachine):
                 message, self.chance.choice([0, 1, 30, 50]), self.now, self.chance.choice([0.5, 3.0, 60.0])
             )
         except Congested:
-            assert side.session.waiting == LIMITS.waiting
+            assert side.session.outgoing.waiting == LIMITS.waiting
         else:
             if look:
                 self.looks.add(number)
@@ -355,9 +355,11 @@ class LossyPipe(RuleBasedStateMachine):
             session = side.session
             if session is None:
                 continue
-            assert session.outstanding_bytes <= max(session.credit, 0) <= LIMITS.credit_bytes
-            assert 0 <= session.outstanding <= LIMITS.requests
-            assert 0 <= session.waiting <= LIMITS.waiting
+            assert (
+                session.outgoing.outstanding_bytes <= max(session.outgoing.credit, 0) <= LIMITS.credit_bytes
+            )
+            assert 0 <= session.outgoing.outstanding <= LIMITS.requests
+            assert 0 <= session.outgoing.waiting <= LIMITS.waiting
             assert session.running <= 2 * LIMITS.requests
 
     def teardown(self) -> None:
@@ -372,7 +374,7 @@ class LossyPipe(RuleBasedStateMachine):
             self.advance(self.now + 0.25)
         assert not self.worker.numbers_of and not self.shard.numbers_of
         assert all(len(ends) == 1 for side, _ in self.sides() for ends in side.ends.values())
-        assert self.worker.session is not None and self.worker.session.outstanding_bytes == 0
+        assert self.worker.session is not None and self.worker.session.outgoing.outstanding_bytes == 0
 
 
 def test_over_a_lossy_pipe_every_request_is_handled_at_most_once_and_ends() -> None:
@@ -438,7 +440,7 @@ def sent(side: Side) -> list[tuple[Kind, int]]:
 def test_hello_and_welcome_open_a_session_and_grant_credit() -> None:
     pair = Pair()
     assert pair.worker.happened == [Opened(False, False, None)]
-    assert (pair.w.credit, pair.p.credit) == (100, 100)
+    assert (pair.w.outgoing.credit, pair.p.outgoing.credit) == (100, 100)
     assert pair.w.number == pair.p.number == 5 * LINKS + 1
 
 
@@ -448,7 +450,11 @@ def test_requests_leave_in_the_order_in_which_they_were_made_and_wait_for_credit
         pair.worker.ask(Do(number), size, 0.0, 60.0)
     # 50 + 40 of 100 bytes are out; the third would be too much, and nothing overtakes it.
     assert sent(pair.worker) == [(Kind.REQUEST, 1), (Kind.REQUEST, 2)]
-    assert (pair.w.outstanding, pair.w.outstanding_bytes, pair.w.waiting) == (2, 90, 3)
+    assert (pair.w.outgoing.outstanding, pair.w.outgoing.outstanding_bytes, pair.w.outgoing.waiting) == (
+        2,
+        90,
+        3,
+    )
     pair.carry()
     pair.answer(pair.shard.calls[1])
     pair.carry()
@@ -456,7 +462,11 @@ def test_requests_leave_in_the_order_in_which_they_were_made_and_wait_for_credit
     pair.answer(pair.shard.calls[0])
     pair.carry()
     assert [call.id for call in pair.shard.calls] == [3, 4, 5]
-    assert (pair.w.outstanding, pair.w.outstanding_bytes, pair.w.waiting) == (3, 60, 0)
+    assert (pair.w.outgoing.outstanding, pair.w.outgoing.outstanding_bytes, pair.w.outgoing.waiting) == (
+        3,
+        60,
+        0,
+    )
 
 
 def test_less_credit_slows_the_sender_down_and_more_lets_it_go_on() -> None:
@@ -497,7 +507,7 @@ def test_an_unanswered_request_is_resent_ever_more_rarely() -> None:
         pair.worker.sent = [e for e in pair.worker.sent if e.kind is not Kind.REQUEST]
         pair.carry()
     assert times == [1.0, 3.0, 7.0, 11.0, 15.0, 19.0]
-    assert pair.w.outstanding_bytes == 10
+    assert pair.w.outgoing.outstanding_bytes == 10
 
 
 def test_a_duplicate_of_a_running_request_is_ignored_and_of_a_finished_one_answered_again() -> None:
@@ -570,7 +580,11 @@ def test_at_its_deadline_a_request_ends_and_says_whether_it_was_sent() -> None:
     assert pair.worker.ends == {0: [], 1: [], 2: [Expired(3, False)]}
     pair.advance(5.0)
     assert pair.worker.ends[0] == [Expired(1, True)]
-    assert (pair.w.outstanding, pair.w.outstanding_bytes, pair.w.waiting) == (0, 0, 0)
+    assert (pair.w.outgoing.outstanding, pair.w.outgoing.outstanding_bytes, pair.w.outgoing.waiting) == (
+        0,
+        0,
+        0,
+    )
     pair.answer(pair.shard.calls[0])
     pair.carry()  # too late: nothing happens
     assert pair.worker.ends[0] == [Expired(1, True)]
