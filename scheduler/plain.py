@@ -65,7 +65,7 @@ def build(kind: Any, data: Any, where: str) -> Any:
 
 def build_fields(kind: type, data: Any, where: str) -> Any:
     """A dataclass from its fields, without its name."""
-    return _named(_fields_builder(kind), data, where)
+    return _named(_fields_builder(kind, named=False), data, where)
 
 
 def _named(make: "_Build", data: Any, where: str) -> Any:
@@ -80,16 +80,14 @@ _Build: TypeAlias = Callable[[Any], Any]
 
 
 @cache
-def _fields_builder(kind: type) -> _Build:
-    made_by: dict[str, _Build] = {}  # filled when it is needed first: a type may hold itself
+def _fields_builder(kind: type, *, named: bool) -> _Build:
+    """`named`: the name of the class is among the data, and was read."""
 
     def of_fields(data: Any) -> Any:
-        if not made_by:
-            hints = get_type_hints(kind)
-            made_by.update({each.name: _builder(hints[each.name]) for each in fields(kind) if each.init})
         _must(isinstance(data, dict), data, kind.__name__)
-        if data.keys() != made_by.keys():
-            if unknown := [name for name in data if name not in made_by and name != KIND]:
+        made_by, expected = _fields_of(kind, named=named)  # not before: a type may hold itself
+        if data.keys() != expected:
+            if unknown := [name for name in data if name not in expected]:
                 raise _Wrong(f"{kind.__name__} has no {unknown[0]!r}")
             if missing := [name for name in made_by if name not in data]:
                 raise _Wrong(f"{kind.__name__} needs {missing[0]!r}")
@@ -105,6 +103,14 @@ def _fields_builder(kind: type) -> _Build:
             raise _Wrong(str(bad)) from None
 
     return of_fields
+
+
+@cache
+def _fields_of(kind: type, *, named: bool) -> tuple[dict[str, _Build], set[str]]:
+    """How to build each field; and what has to be among the data."""
+    hints = get_type_hints(kind)
+    made_by = {each.name: _builder(hints[each.name]) for each in fields(kind) if each.init}
+    return made_by, {*made_by, KIND} if named else {*made_by}
 
 
 @cache
@@ -149,7 +155,7 @@ def _of_type(kind: type) -> _Build:
 def _of_union(kinds: Iterable[Any]) -> _Build:
     """Dataclasses by name; of everything else at most one that is not None."""
     classes = {
-        kind.__name__: _fields_builder(kind)
+        kind.__name__: _fields_builder(kind, named=True)
         for kind in kinds
         if isinstance(kind, type) and is_dataclass(kind)
     }

@@ -56,15 +56,19 @@ REDIAL_MS: Final = 100  # a connection that broke is made again after this long,
 REDIAL_HERE_MS: Final = 250  # on this machine, where nobody minds, and
 # elsewhere: thousands dial whoever is started again, and should not all come at once
 REDIAL_MOST_MS: Final = 1000
-# Connections to machines that are gone are cleared away by the kernel; our own pings decide who is lost. Not by ZMTP's
-# heartbeats: each message that comes looks for its connection's timer among those of all (libzmq 4.3.5,
-# poller_base.cpp, `cancel_timer`), which with thousands of peers took more than half of a core.
+# Our own pings decide who is lost. Connections to machines that are gone are cleared away by the kernel, and those to
+# processes that hang by ZMTP's heartbeats. Those are seldom: the answer to one looks for its timer among those of all
+# connections (libzmq 4.3.5, poller_base.cpp, `cancel_timer`), which took most of a core with 7,000 peers and 5 s. A
+# frame that is on its way for longer than the timeout is cut off, so the timeout is long.
 HALF_OPEN: Final[dict[int, int]] = {
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 30,
     zmq.TCP_KEEPALIVE_INTVL: 10,
     zmq.TCP_KEEPALIVE_CNT: 3,
     zmq.TCP_MAXRT: 60_000,  # for what was sent and nobody acknowledges, or takes
+    zmq.HEARTBEAT_IVL: 300_000,
+    zmq.HEARTBEAT_TIMEOUT: 120_000,
+    zmq.HEARTBEAT_TTL: 600_000,
 }
 LARGE: Final = MB  # payloads for which memory is worth keeping
 LOOPBACK_SEND_BYTES: Final = 512 * KB  # small enough that what was sent is received out of the cache
@@ -428,6 +432,11 @@ class ZmqEndpoint(Exchange):
             if not channel.unread_s:  # else it is about to go on anyway, and others have their turn before
                 channel.drain()
         return min(max((channel.unread_s for channel in channels), default=0.0), UNREAD_MOST_S)
+
+    def _catch_up_with(self, route: Hashable) -> float:
+        self.catch_up()
+        channel = route if isinstance(route, _Channel) else self._listener
+        return min(channel.unread_s, UNREAD_MOST_S) if channel is not None else 0.0
 
     def _rank(self, address: str) -> int | None:
         if address.startswith("ipc://"):

@@ -33,6 +33,7 @@ from .frames import (
     pack,
     unpack,
 )
+from .outgoing import BEHIND_S
 from .peer import Peer
 from .peers import CONTROL, Admit, Answer, Buffer, Handler, Limits, PeerInfo, idempotent_by_class
 from .session import LINKS, LIVES, Session, State
@@ -40,7 +41,6 @@ from .violations import Violations
 
 PATIENCE_S: Final = 1.0  # for the first address before the next is tried; longer each time
 PATIENCE_MOST_S: Final = 5.0
-BEHIND_S: Final = 0.5  # that silence is not looked at again, at least, where more has come than was read
 LATE_S: Final = 0.05  # a timer that fires later than this shows that we were held up ourselves
 
 log = structlog.get_logger("zml.transport")
@@ -108,6 +108,10 @@ class Exchange(ABC):
 
     def catch_up(self) -> float:
         return 0.0  # most wires deliver by themselves
+
+    def _catch_up_with(self, route: Hashable) -> float:
+        """The same, of what comes along this route."""
+        return self.catch_up()
 
     def _same_machine(self, addresses: Sequence[str]) -> bool:
         """May a peer behind one of these be on this machine, so that shared memory is worth offering?"""
@@ -557,10 +561,9 @@ class Exchange(ABC):
         silent, unread_s = session.is_silent(now), 0.0
         if silent or session.is_unanswered(now):
             # What has come while we were held up counts, and also what is too much to be read now.
-            if (unread_s := self.catch_up()) > 0:
-                unread_s = max(unread_s, BEHIND_S)
-                if silent:
-                    session.forgive(unread_s, now)
+            unread_s = self._catch_up_with(peer.link.route)
+            if silent and unread_s > 0:
+                session.forgive(max(unread_s, BEHIND_S), now)
             if self._peers.get(peer.name) is not peer:
                 return
         self._perform(peer, session.tick(now, unread_s))

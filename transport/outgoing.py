@@ -16,6 +16,7 @@ from .incoming import WINDOW
 from .peers import Limits
 
 NEVER: Final = float("inf")
+BEHIND_S: Final = 0.5  # between two looks, at least, while what came lies unread
 
 
 class Pending:
@@ -107,6 +108,8 @@ class Outgoing:
             self.outstanding_bytes -= pending.size
         while self.floor < self.next and self.floor not in self._pending:
             self.floor += 1
+        if not self._pending:
+            self.alarm = NEVER
 
     def look(
         self, now: float, unread_s: float, *, resends: bool
@@ -130,6 +133,8 @@ class Outgoing:
                 again.append((number, pending))
             else:
                 pending.resend_at = NEVER  # all of them are sent again once the session is open
+        if unread_s > 0.0:  # which grows as time does
+            self.alarm = max(self.alarm, now + BEHIND_S)
         return expired, again
 
     def abort(self, because: str, *, only_left: bool = False) -> list[Event]:

@@ -170,7 +170,8 @@ class Endpoint(Protocol):
         Requests to one peer leave in the order in which they were made; they wait for credit and for a lost
         connection within their deadline. Raises DeadlineExceeded (may still have been applied), Refused (was
         not applied), PeerLost (may have been applied, or no such peer), Congested and LocalProtocolError
-        (nothing was sent).
+        (nothing was sent). No answer is called missing that may lie here unread: a process that cannot keep up
+        with what comes along this connection waits for so much longer, 30 s at most.
         """
 
     def notify(self, peer: str, message: Struct, payload: Buffer | None = None) -> bool:

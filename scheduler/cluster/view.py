@@ -11,7 +11,8 @@ from ..ids import JobId
 from .events import Decision, Grew, Preempted, Shrank, Started
 from .placement import Room, seat
 from .plan import Allocation, Candidate, Plan, Profile, Quota, Verdict, View
-from .resources import NodeId, Resources, Sums
+from .request import Request
+from .resources import NOTHING, NodeId, Resources, Sums
 from .state import Attempt, Cluster, Job, Standing, number_of, shard_names
 
 CHANGE_S = 2.0  # workers come and go beside those that train
@@ -94,13 +95,21 @@ def view_of_new(
         job = cluster.jobs[name]
         if job.attempt is not None or is_runnable(cluster, job, now):
             return None
-    needs = {need for each in new.values() for need in (each.request.worker, each.request.shard)}
+    needs = {need for each in new.values() for need in _needs(each.request)}
     nodes = tuple(
         replace(cluster.nodes[name].node, offers=free)
         for name, free in (cluster.free() if new else {}).items()
         if any(free.holds(need) for need in needs)  # of thousands of full ones none has to be looked at again
     )
     return View(now=now, nodes=nodes, jobs=tuple(new.values()))
+
+
+def _needs(request: Request) -> Iterator[Resources]:
+    """What a node has to have room for, to be of use. A shard that takes nothing finds a place beside a worker, unless
+    others of its job must not be there."""
+    yield request.worker
+    if request.shard != NOTHING or request.replicas:
+        yield request.shard
 
 
 def replacements(cluster: Cluster) -> Iterator[Decision]:

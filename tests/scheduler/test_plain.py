@@ -66,6 +66,7 @@ def test_an_epoch_of_the_ledger_comes_back_with_its_seniority() -> None:
     [
         ({"job": "j", "worker": "w0"}, "record 7: Exited needs 'incarnation'"),
         ({"job": "j", "odd": 1}, "record 7: Exited has no 'odd'"),
+        ({"is": "Exited", "job": "j"}, "record 7: Exited has no 'is'"),
         ([], "record 7: '[]' where Exited is meant"),
         (
             {

@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 from tests.transport.wiring import PATIENCE_S, QUICK, Add, Done, Echo, Party, run, running
 from zml.transport import Keys, PeerLost, make_keys
 from zml.transport.auth import new_pair
+from zml.transport.endpoint import HALF_OPEN
 from zml.transport.frames import (
     MAGIC,
     VERSION,
@@ -547,6 +548,23 @@ def test_silent_connections_are_cleared_away_and_others_get_in() -> None:
             other = Party("other", limits=LIMITS)
             async with running(other):
                 await other.endpoint.connect("p0", shard.endpoint.addresses)
+            for reader, writer in silent:
+                await until_closed(reader)
+                writer.transport.abort()
+
+    run(main())
+
+
+def test_connections_on_which_nothing_more_is_said_are_cleared_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Theirs who shook hands and hang since: the kernel sees nothing odd in them. Here sooner than elsewhere."""
+    quick = {**HALF_OPEN, zmq.HEARTBEAT_IVL: 200, zmq.HEARTBEAT_TIMEOUT: 300}
+    monkeypatch.setattr("zml.transport.endpoint.HALF_OPEN", quick)
+
+    async def main() -> None:
+        async with attacked() as (shard, _):
+            silent = [await raw(shard) for _ in range(50)]
+            for _, writer in silent:
+                writer.write(greeting() + ready(ROUTE))
             for reader, writer in silent:
                 await until_closed(reader)
                 writer.transport.abort()

@@ -858,6 +858,31 @@ def test_an_answer_that_may_lie_unread_is_not_missing_yet() -> None:
     assert pair.w.tick(9.0, 4.0) == [Expired(1, True)]
 
 
+@pytest.mark.parametrize("before_s", [1.0, 0.01, 0.0001, 0.0])
+def test_while_what_came_lies_unread_answers_are_looked_for_now_and_then(before_s: float) -> None:
+    """All was read until so long before the answer was due."""
+    pair = Pair(limits=replace(LIMITS, silence_s=30.0, resend_s=60.0, resend_most_s=60.0))
+    pair.worker.ask(Do(0), 0, 0.0, 5.0)
+    now, looks = 5.0, 0
+    while now < 15.0:
+        assert [event for event in pair.w.tick(now, now - 5.0 + before_s) if isinstance(event, Expired)] == (
+            [] if before_s or now > 5.0 else [Expired(1, True)]
+        )
+        looks += 1
+        now = pair.w.next_deadline()
+    assert looks < 50, "with the pings"
+
+
+def test_who_waits_for_no_answer_misses_none() -> None:
+    pair = Pair()
+    pair.worker.ask(Do(0), 0, 0.0, 5.0)
+    assert pair.w.is_unanswered(5.0)
+    pair.carry()
+    pair.answer(pair.shard.calls[0])
+    pair.carry()
+    assert pair.worker.ends[0] and not pair.w.is_unanswered(1e9)
+
+
 FUZZ_KINDS = [kind for kind in Kind if kind is not Kind.HELLO]
 
 

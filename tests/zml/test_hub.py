@@ -5,6 +5,7 @@ import errno
 import os
 from collections.abc import Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +18,8 @@ from zml.cluster.attempts import BEATS, resolve_for, slower
 from zml.cluster.jobs import Problem, Submission
 from zml.cluster.retention import Retention
 from zml.cluster.wire import Ceased, Goodbye, NodeBeat, Offer, Run, Runs, Vocabulary
-from zml.lease import COORDINATOR
+from zml.coordinator.heartbeats import Heartbeats
+from zml.lease import COORDINATOR, ping_s
 from zml.messages import Exited, Heartbeat, Join, Leave
 from zml.records import NoRoom
 from zml.scheduler.cluster.plan import Plan, View
@@ -441,6 +443,41 @@ def test_where_thousands_are_members_all_are_heard_seldomer_unless_they_ask_for_
     settings = resolve_for(usual, 1).settings
     assert [slower(settings, usual, members) for members in (3, BEATS, 5 * BEATS)] == [1.0, 1.0, 5.0]
     assert slower(resolve_for(hurried, 1).settings, hurried, 5 * BEATS) == 1.0
+
+
+def test_each_process_of_a_member_is_expected_as_seldom_as_it_was_told_to_speak() -> None:
+    """Also one that takes another's place, whose heartbeats are nothing new."""
+    paced: list[tuple[str, float]] = []
+    hall: Any = SimpleNamespace(
+        docket=SimpleNamespace(resumed=False),
+        begun=SimpleNamespace(heartbeat_s=1.0),
+        job="j",
+        dispatch=lambda event: None,
+        endpoint=SimpleNamespace(pace=lambda peer, ping_s: paced.append((peer, ping_s))),
+    )
+    members = [1.0]
+    heartbeats = Heartbeats(hall, lambda: members[0])
+    assert heartbeats.begin("first", "w0", 1) == 1.0 and paced == []
+    members[0] = 8.0
+    assert [heartbeats.begin(peer, "w0", 2) for peer in ("second", "third")] == [8.0, 8.0]
+    assert paced == [("second", ping_s(8.0)), ("third", ping_s(8.0))]
+
+
+def test_one_greeting_that_took_long_puts_off_no_other(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=600.0)
+        await cluster.start()
+        cluster.node("n1")
+        loop = asyncio.get_running_loop()
+        for times, within_s in ([30.0, 0.001, 30.0], 1.0), ([30.0, 20.0, 30.0], 300.0):
+            cluster.hub.greet_s.extend(times)
+            await cluster.until_state(cluster.submit(), "RUNNING")
+            begin = loop.time()
+            await cluster.until_state(cluster.submit(), "RUNNING")
+            assert loop.time() - begin < within_s
+        await cluster.close()
+
+    run(main())
 
 
 @pytest.mark.parametrize("every_s", [0.01, 0.4, 2.0])

@@ -1,19 +1,37 @@
 """A member keeps its lease, and knows its own pauses from the coordinator's silence."""
 
 import asyncio
+import math
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.simulation import simulate
-from zml.lease import COORDINATOR, SLOWER, Lease
+from zml.lease import COORDINATOR, SLOWER, SLOWEST, Lease
 from zml.messages import Heartbeat, JobSpec, Joined, Pulse
 from zml.scheduler.ids import JobId
 
 JOINED = Joined(
     job=JobId("job"), member="w0", incarnation=1, generation=1, heartbeat_s=0.15, lease_s=1.5, run_dir=""
 )
+
+
+@pytest.mark.parametrize(
+    ("every_s", "first_s"), [(0.0, 0.15), (3.0, 3.0), (0.01, 0.15), (math.nan, 0.15), (1e9, SLOWEST * 0.15)]
+)
+def test_who_joins_thousands_speaks_seldom_from_the_first_on(every_s: float, first_s: float) -> None:
+    async def main() -> list[tuple[float, float]]:
+        line, joined = Line(), msgspec.structs.replace(JOINED, every_s=every_s)
+        keeping = asyncio.ensure_future(Lease(line, joined, JobSpec(), 600.0).keep())  # type: ignore[arg-type]
+        await asyncio.sleep(3 * first_s + 0.01)
+        keeping.cancel()
+        return line.paces
+
+    paces = simulate(main())
+    assert [said_s for _, said_s in paces] == [pytest.approx(first_s)] * 4
+    assert [after - before for (before, _), (after, _) in pairwise(paces)] == [pytest.approx(first_s)] * 3
 
 
 class Line:

@@ -300,18 +300,18 @@ class Hub:
         if self.newcomers.is_due(self.endpoint.catch_up()):
             self.greeting = asyncio.get_running_loop().call_later(BUSY_S, self._greet)
             return
-        begin = time.perf_counter()
-        if not self.docket.settled():
+        begin, decisions = time.perf_counter(), None
+        if self.docket.settled():
+            decisions = self.machine.decide_fresh(self.policy, self.docket.now, self.quotas)
+        if decisions is None:
             self.soon()  # it looks again and again
         else:
-            decisions = self.machine.decide_fresh(self.policy, self.docket.now, self.quotas)
-            if decisions is None:
-                self.soon()
-            else:
-                self._carry_out(decisions)
-        self.greet_s.append(time.perf_counter() - begin)
-        rest_s = max(GREET_S, GREET_SHARE * min(self.greet_s))
-        self.greeted_until = asyncio.get_running_loop().time() + rest_s
+            self._carry_out(decisions)
+        took = time.perf_counter() - begin
+        if decisions:
+            self.greet_s.append(took)
+        rest_s = max(GREET_S, GREET_SHARE * min(self.greet_s, default=0.0))
+        self.greeted_until = asyncio.get_running_loop().time() + took + rest_s  # uvloop's clock stood still
 
     def _carry_out(self, decisions: list[events.Decision]) -> None:
         decided: list[actions.Action] = []

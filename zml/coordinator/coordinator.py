@@ -517,7 +517,7 @@ class Coordinator:
         if isinstance(answer, Refusal):
             raise answer
         assert isinstance(answer, Joined)
-        every_s = self.heartbeats.begin(answer.member, answer.incarnation)
+        every_s = self.heartbeats.begin(peer, answer.member, answer.incarnation)
         self.docket.fact(
             Entered(
                 answer.member,

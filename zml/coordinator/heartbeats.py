@@ -36,12 +36,16 @@ class Heartbeats:
         self.most = max(self.most, slower)
         return slower
 
-    def begin(self, member: str, incarnation: int) -> float:
+    def begin(self, peer: str, member: str, incarnation: int) -> float:
         """It has just become a member. Returns what its heartbeats begin with: among thousands they are seldom from the
         first one on, which may be late, too."""
-        if (slower := self._slower()) > 1.0:
-            self.hall.dispatch(events.Renewed(self.hall.job, member, incarnation, slower))
-        return self.hall.begun.heartbeat_s * slower
+        hall, slower = self.hall, self._slower()
+        every_s = hall.begun.heartbeat_s * slower
+        self.paces[member] = slower
+        if slower > 1.0:
+            hall.dispatch(events.Renewed(hall.job, member, incarnation, slower))
+            hall.endpoint.pace(peer, ping_s(every_s))
+        return every_s
 
     def take(self, peer: str, message: Heartbeat) -> None:
         hall = self.hall

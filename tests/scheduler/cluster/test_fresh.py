@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.scheduler.cluster.test_machine import World, live, new_world
 from zml.scheduler.cluster.events import Started
 from zml.scheduler.cluster.plan import Quota
+from zml.scheduler.cluster.view import view_of_new
 from zml.scheduler.ids import JobId
 
 
@@ -39,6 +40,25 @@ def test_newcomers_get_what_a_round_over_all_jobs_would_give_them(seed: int, ste
         assert {each.job: each.slots for each in alone} == {
             each.job: each.slots for each in whole if isinstance(each, Started)
         }
+
+
+def test_nodes_without_room_are_not_looked_at_again() -> None:
+    """Also where shards take nothing; but each of several that must not be together may need one."""
+    world = new_world()
+    for number in range(5):
+        world.come(f"n{number}", 2)
+    world.submit("j1", least=8, most=8)
+    world.round()
+    world.begin("j1", 1)
+    world.submit("j2")
+    world.submit("j3", shards=2, replicas=1)
+    for job, nodes in (("j2", 1), ("j3", 5)):
+        view = view_of_new(world.machine.cluster, [JobId(job)], world.now, {})
+        assert view is None, "somebody else waits"
+        world.machine.cluster.jobs[JobId("j2" if job == "j3" else "j3")].paused = "for a try"
+        view = view_of_new(world.machine.cluster, [JobId(job)], world.now, {})
+        assert view is not None and len(view.nodes) == nodes
+        world.machine.cluster.jobs[JobId("j2" if job == "j3" else "j3")].paused = ""
 
 
 def test_who_waits_is_not_overtaken() -> None:

@@ -117,6 +117,16 @@ def test_a_coordinator_that_is_gone_is_bad_and_one_that_is_silent_a_warning() ->
     assert told(asked) == [BACK], "it answers: there is only nothing new"
 
 
+@pytest.mark.parametrize(("every_s", "level"), [(0.0, "warn"), (3.0, "warn"), (8.0, "")])
+def test_a_member_is_quiet_once_it_was_to_speak(every_s: float, level: str) -> None:
+    evidence = evidence_of()
+    members = list(evidence.status.members)
+    members[0] = msgspec.structs.replace(members[0], heard_s=12.0, every_s=every_s)
+    status = msgspec.structs.replace(evidence.status, members=members)
+    found = [f for f in findings(dataclasses.replace(evidence, status=status)) if f.kind == "lost"]
+    assert [(f.member, f.level) for f in found] == ([(members[0].member, level)] if level else [])
+
+
 def test_who_is_waited_for_is_told() -> None:
     status = msgspec.structs.replace(evidence_of().status, waiting_for=["waiting for shard p1 to come back"])
     found = findings(dataclasses.replace(evidence_of(), status=status))[0]
