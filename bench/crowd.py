@@ -32,6 +32,7 @@ from zml import messages
 from zml.lease import SLOWER
 from zml.transport.endpoint import REDIAL_MOST_MS, REDIAL_MS
 from zml.transport.frames import Bye, Envelope, Hello, Kind, No, Vocabulary, pack, unpack
+from zml.transport.session import HELLO_CARRIED_S
 
 TICK_S = 0.01
 PING_S = 1.5  # as of connections with a heartbeat each second, which then need no pings
@@ -107,11 +108,15 @@ class Peer:
 
     def hello(self) -> None:
         self.hellos += 1
-        self.hello_at, self.hello_s = time.monotonic() + self.hello_s, min(2 * self.hello_s, AGAIN_S)
         body = Hello(name=self.name, to="coordinator", resume=False, requests=64, ping_s=PING_S)
-        self.send(
-            Envelope(kind=Kind.HELLO, session=self.session, id=self.hellos, credit=MOST_BYTES, body=body)
-        )
+        hello = Envelope(kind=Kind.HELLO, session=self.session, id=self.hellos, credit=MOST_BYTES, body=body)
+        if self.send(hello):
+            self.hello_at, self.hello_s = (
+                time.monotonic() + self.hello_s,
+                min(2 * self.hello_s, HELLO_CARRIED_S),
+            )
+        else:  # as one that waits for the connection
+            self.hello_at = time.monotonic() + LOOK_S
 
     def ask(self, message: Struct, payload: bytes | None, answered: Answered) -> None:
         self.waiting.append(Request(message, payload, answered))
@@ -147,14 +152,17 @@ class Peer:
         number, self.next_notice = self.next_notice, self.next_notice + 1
         self.send(Envelope(kind=Kind.NOTICE, session=self.session, id=number, floor=self.floor, body=message))
 
-    def send(self, envelope: Envelope, payload: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, payload: bytes | None = None) -> bool:
+        """False: nobody is there for now."""
+        sent = True
         try:
             self.socket.send(pack(envelope), zmq.NOBLOCK | (zmq.SNDMORE if payload is not None else 0))
             if payload is not None:
                 self.socket.send(payload, zmq.NOBLOCK)
         except zmq.Again:
-            pass  # nobody is there for now
+            sent = False
         self.drain_later()
+        return sent
 
     def look(self, now: float) -> bool:
         """Say again what was not answered; whether there is anything."""

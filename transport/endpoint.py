@@ -14,13 +14,11 @@ which loses messages when a recv is cancelled. What the measurements behind it d
 
 import asyncio
 import errno
-import ipaddress
 import itertools
 import os
 import re
 import resource
 import secrets
-import socket as unix
 import threading
 import time
 from collections import deque
@@ -32,8 +30,9 @@ import structlog
 import zmq
 from msgspec import Struct
 
+from .addresses import check_bind, is_here, unlink
 from .auth import DOMAIN, Authenticator, Lookout
-from .errors import AddressInUse, BadAddress, OpenBind
+from .errors import AddressInUse, BadAddress
 from .exchange import Exchange
 from .heap import keep_freed_memory
 from .keys import Keys
@@ -73,7 +72,6 @@ HALF_OPEN: Final[dict[int, int]] = {
 LARGE: Final = MB  # payloads for which memory is worth keeping
 LOOPBACK_SEND_BYTES: Final = 512 * KB  # small enough that what was sent is received out of the cache
 REVOKE_S: Final = 2.0  # how often the list of authorized keys is looked at
-IPC_CHARS: Final = 107  # sun_path
 SPARE_FILES: Final = 128  # descriptors that are not for peers
 
 _ROUTE: Final = re.compile(rb"[!-.0-~]{1,64}/[0-9a-f]{32}", re.ASCII)
@@ -87,6 +85,7 @@ _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.SNDMORE) | _NOBLOCK
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
+_POLLOUT: Final = int(zmq.POLLOUT)
 
 
 class _Channel:
@@ -170,7 +169,12 @@ class _Channel:
             self._drained_at = time.monotonic()
             # An edge that nobody waits for is never signalled again, and to send may have swallowed one.
             if more:
-                self._look()
+                self.look()
+
+    @property
+    def connected(self) -> bool:
+        """Of one that dials: whatever was sent has found a connection (IMMEDIATE), and so would more."""
+        return not self._queues and not self._closed and bool(int(self.socket.getsockopt(_EVENTS)) & _POLLOUT)
 
     @property
     def unread_s(self) -> float:
@@ -201,7 +205,7 @@ class _Channel:
                 frames.append(None)
         return frames
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """To be called after whatever may have swallowed an edge."""
         if not self._look_again and self._has_input():
             self._look_again = True
@@ -221,7 +225,7 @@ class _Channel:
         if queue is None:
             sent = self._try(route, header, payload)
             if not self._draining:
-                self._look()
+                self.look()
             if sent is not None:
                 return sent
             queue = self._queues[route] = deque()
@@ -282,7 +286,7 @@ class _Channel:
         self._retry = None
         if not self._closed:
             self.retry()
-            self._look()
+            self.look()
 
 
 class ZmqEndpoint(Exchange):
@@ -338,7 +342,7 @@ class ZmqEndpoint(Exchange):
 
     async def start(self) -> None:
         for address in self._bind:
-            _check_bind(address, self._keys is not None)
+            check_bind(address, self._keys is not None)
         if self._limits.payload_bytes > LARGE:
             keep_freed_memory()
         await super().start()
@@ -382,7 +386,7 @@ class ZmqEndpoint(Exchange):
             await _terminate(context)
         for address in self._addresses:
             if address.startswith("ipc://"):
-                _unlink(address.removeprefix("ipc://"))
+                unlink(address.removeprefix("ipc://"))
 
     # -- the wire of the exchange ----------------------------------------------------------------------------
 
@@ -417,7 +421,7 @@ class ZmqEndpoint(Exchange):
             self._listener.forget(route)
 
     def _same_machine(self, addresses: Sequence[str]) -> bool:
-        return any(a.startswith("ipc://") or _is_loopback(_host(a)) for a in addresses)
+        return any(map(is_here, addresses))
 
     async def _see_off(self) -> None:
         """Goodbyes stand behind what slow peers have not taken yet."""
@@ -432,6 +436,13 @@ class ZmqEndpoint(Exchange):
             if not channel.unread_s:  # else it is about to go on anyway, and others have their turn before
                 channel.drain()
         return min(max((channel.unread_s for channel in channels), default=0.0), UNREAD_MOST_S)
+
+    def _carries(self, route: Hashable) -> bool:
+        if not isinstance(route, _Channel):
+            return False
+        connected = route.connected
+        route.look()
+        return connected
 
     def _catch_up_with(self, route: Hashable) -> float:
         self.catch_up()
@@ -505,7 +516,7 @@ class ZmqEndpoint(Exchange):
             options |= {zmq.ROUTER_MANDATORY: 1, zmq.ROUTER_HANDOVER: 1, zmq.BACKLOG: 4096}
         else:
             options |= {zmq.IMMEDIATE: 1}
-        if all(a.startswith("ipc://") or _is_loopback(_host(a)) for a in addresses):
+        if all(map(is_here, addresses)):
             # Between machines the kernel fits it to the distance; within one it lets it outgrow the cache.
             options[zmq.SNDBUF] = LOOPBACK_SEND_BYTES
             options[zmq.RECONNECT_IVL_MAX] = REDIAL_HERE_MS
@@ -523,47 +534,6 @@ class ZmqEndpoint(Exchange):
             socket.close(linger=0)  # an open socket would keep its context from ending
             raise
         return socket
-
-
-def _check_bind(address: str, keys: bool) -> None:
-    """Raises BadAddress for what is no address, OpenBind for one that needs keys and has none."""
-    transport, _, rest = address.partition("://")
-    if transport == "ipc" and rest:
-        if len(os.fsencode(rest)) > IPC_CHARS:
-            raise BadAddress(address, f"the path is longer than {IPC_CHARS} bytes: choose a shorter folder")
-        if not os.path.isdir(os.path.dirname(rest) or "."):
-            raise BadAddress(address, "there is no such folder")
-        if _somebody_listens(rest):
-            raise AddressInUse(address)  # ZeroMQ would take the path away from whoever listens there
-        return
-    host, _, port = rest.rpartition(":")
-    if transport != "tcp" or not host or not (port.isdecimal() and int(port) < 65_536):
-        raise BadAddress(address, "an address is tcp://HOST:PORT or ipc://PATH")
-    if not keys and not _is_loopback(host):
-        raise OpenBind(address)
-
-
-def _host(address: str) -> str:
-    return address.partition("://")[2].rpartition(":")[0]
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False  # a name or an interface: it may be anywhere
-
-
-def _somebody_listens(path: str) -> bool:
-    with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-        return True
 
 
 def _bind(socket: Socket, address: str) -> str:
@@ -599,10 +569,3 @@ async def _terminate(context: "zmq.Context[Socket]") -> None:
     thread.start()
     await asyncio.shield(done)
     thread.join()
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass  # ZeroMQ has removed it already, or the folder is gone

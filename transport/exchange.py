@@ -39,8 +39,6 @@ from .peers import CONTROL, Admit, Answer, Buffer, Handler, Limits, PeerInfo, id
 from .session import LINKS, LIVES, Session, State
 from .violations import Violations
 
-PATIENCE_S: Final = 1.0  # for the first address before the next is tried; longer each time
-PATIENCE_MOST_S: Final = 5.0
 LATE_S: Final = 0.05  # a timer that fires later than this shows that we were held up ourselves
 
 log = structlog.get_logger("zml.transport")
@@ -112,6 +110,10 @@ class Exchange(ABC):
     def _catch_up_with(self, route: Hashable) -> float:
         """The same, of what comes along this route."""
         return self.catch_up()
+
+    def _carries(self, route: Hashable) -> bool:
+        """Is it known that somebody is at the other end of this route, who gets all that is sent along it?"""
+        return False
 
     def _same_machine(self, addresses: Sequence[str]) -> bool:
         """May a peer behind one of these be on this machine, so that shared memory is worth offering?"""
@@ -458,7 +460,7 @@ class Exchange(ABC):
         link.peer = peer
         self._links[link.route] = link
         peer.addresses = addresses
-        peer.redial_at = now + PATIENCE_S
+        peer.dialled(now)
         self._offer_memory(peer)
         self._share_budget()
         self._arm(peer)
@@ -476,8 +478,7 @@ class Exchange(ABC):
         """Open the next connection of a peer that does not answer."""
         self._drop_link(peer.link)
         peer.attempt += 1
-        patience_s = min(PATIENCE_S * 1.5 ** min(peer.attempt, 10), PATIENCE_MOST_S)
-        peer.redial_at = self._running().time() + patience_s
+        peer.dialled(self._running().time())
         address = peer.addresses[peer.attempt % len(peer.addresses)]
         link = peer.link = Link(self._dial(peer.name, address))
         link.peer = peer
@@ -566,10 +567,11 @@ class Exchange(ABC):
                 session.forgive(max(unread_s, BEHIND_S), now)
             if self._peers.get(peer.name) is not peer:
                 return
+        session.carried = session.state is State.DIALLING and self._carries(peer.link.route)
         self._perform(peer, session.tick(now, unread_s))
         if self._peers.get(peer.name) is not peer:
             return
-        if session.state is State.DIALLING and now >= peer.redial_at:
+        if session.state is State.DIALLING and now >= peer.redial_at and not peer.is_worth_waiting_for(now):
             self._redial(peer)
             session.redial(now)
         peer.flush()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Hashable
 from math import inf
+from typing import Final
 
 import structlog
 from msgspec import Struct
@@ -14,6 +15,10 @@ from .frames import NO_SLOT, Envelope, Kind, RingOffer, pack
 from .lane import Lane
 from .peers import Answer, Limits, PeerInfo
 from .session import Session, State
+
+PATIENCE_S: Final = 1.0  # for the first address before the next is tried; longer each time
+PATIENCE_MOST_S: Final = 5.0
+PATIENCE_CARRIED_S: Final = 60.0  # for the only one, where somebody is there who has no time to answer yet
 
 log = structlog.get_logger("zml.transport")
 
@@ -47,12 +52,29 @@ class Peer:
         # Of a peer that we dial:
         self.addresses: tuple[str, ...] = ()
         self.attempt = 0
+        self.dialled_at = 0.0
         self.redial_at = inf
         self.because = "it has not answered yet"  # why it is not connected
         self.opened: list[asyncio.Future[None]] = []
         self._loop = loop
         self._limits = limits
         self._transmit = transmit
+
+    # -- dialling ----------------------------------------------------------------------------------------------
+
+    def dialled(self, now: float) -> None:
+        """A connection to it was begun."""
+        self.dialled_at = now
+        self.redial_at = now + min(PATIENCE_S * 1.5 ** min(self.attempt, 10), PATIENCE_MOST_S)
+
+    def is_worth_waiting_for(self, now: float) -> bool:
+        """Nobody has answered in time. But somebody is there, and another connection would begin at the end of the
+        queue."""
+        alone = len(self.addresses) == 1
+        if not (alone and self.session.carried and now < self.dialled_at + PATIENCE_CARRIED_S):
+            return False
+        self.redial_at = now + PATIENCE_MOST_S
+        return True
 
     # -- requests ----------------------------------------------------------------------------------------------
 

@@ -47,6 +47,9 @@ LINKS: Final = 1 << 24  # sessions of one life
 LIVES: Final = 1 << 39
 HELLO_S: Final = 0.25
 HELLO_MOST_S: Final = 2.0
+HELLO_CARRIED_S: Final = (
+    16.0  # the most where hellos arrive: then the peer is busy, and more of them make it busier
+)
 
 
 class State(Enum):
@@ -104,6 +107,7 @@ class Session:
         self._opened_once = not dialled
         self._hello_at = now if dialled else NEVER
         self._hello_s = HELLO_S
+        self.carried = False  # what is said now has a connection to go along
         self._hello_id = 0  # of the last one that was said, or heard
         self._pings = Pings(limits.ping_s)
         self._forget_at = NEVER
@@ -429,7 +433,7 @@ class Session:
         self._hello_id += 1
         self._put(Kind.HELLO, self._hello_id, body)
         self._hello_at = now + self._hello_s
-        self._hello_s = min(self._hello_s * 2, HELLO_MOST_S)
+        self._hello_s = min(self._hello_s * 2, HELLO_CARRIED_S if self.carried else HELLO_MOST_S)
 
     def _welcomed(self, envelope: Envelope, now: float) -> list[Event]:
         body = envelope.body

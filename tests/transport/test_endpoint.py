@@ -30,6 +30,7 @@ from zml.transport import (
     ZmqEndpoint,
 )
 
+FIRST_PATIENCE_S = 1.0  # `transport.peer.PATIENCE_S`
 LOCAL = "tcp://127.0.0.1:0"
 NO_MEMORY = replace(QUICK, slots=0)
 
@@ -525,6 +526,29 @@ def test_a_listener_that_is_started_anew_is_found_again() -> None:
                     await under_way  # the new process cannot know whether the old one has applied it
                 assert again.handled == [2]
                 assert worker.told[-1] == "found p0"
+
+    run(main())
+
+
+def test_a_listener_that_is_busy_for_long_is_not_dialled_again_and_again() -> None:
+    """Its answer would come along a connection that is gone."""
+
+    async def main() -> None:
+        shard, worker = Party("p0", [LOCAL], limits=NO_MEMORY), Party("w0", limits=NO_MEMORY)
+        async with running(shard, worker):
+            listener = shard.endpoint._listener
+            assert listener is not None
+            listener._draining = True  # nothing is read
+            joining = asyncio.ensure_future(
+                worker.endpoint.connect("p0", shard.endpoint.addresses, timeout_s=PATIENCE_S)
+            )
+            await asyncio.sleep(0)
+            dialled = {*worker.endpoint._dialled}
+            await asyncio.sleep(2.5 * FIRST_PATIENCE_S)
+            assert {*worker.endpoint._dialled} == dialled and not joining.done()
+            listener._draining = False
+            listener.drain()
+            await joining
 
     run(main())
 

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import ClassVar
 
 import hypothesis.strategies as st
@@ -51,7 +52,7 @@ from zml.transport.frames import (
 )
 from zml.transport.incoming import WINDOW, Incoming
 from zml.transport.peers import idempotent_by_class
-from zml.transport.session import LINKS, Session, State
+from zml.transport.session import HELLO_CARRIED_S, HELLO_MOST_S, HELLO_S, LINKS, Session, State
 
 
 class Do(msgspec.Struct, frozen=True, tag=True):
@@ -856,6 +857,21 @@ def test_an_answer_that_may_lie_unread_is_not_missing_yet() -> None:
     pair.worker.flush()
     assert (Kind.REQUEST, 1) in sent(pair.worker), "but not at once"
     assert pair.w.tick(9.0, 4.0) == [Expired(1, True)]
+
+
+@pytest.mark.parametrize(("carried", "most_s"), [(False, HELLO_MOST_S), (True, HELLO_CARRIED_S)])
+def test_who_is_heard_and_not_answered_says_hello_more_and_more_seldom(carried: bool, most_s: float) -> None:
+    """Thousands who say it all the time to one who is started again would keep him from answering any."""
+    side = Side("w0", "p0", dialled=True)
+    session = side.session
+    said: list[float] = []
+    assert session is not None
+    session.carried = carried
+    while len(said) < 10:
+        said.append(session.next_deadline())
+        side.tick(said[-1])
+    pauses = [after - before for before, after in pairwise(said)]
+    assert pauses == sorted(pauses) and (pauses[0], pauses[-1]) == (HELLO_S, most_s)
 
 
 @pytest.mark.parametrize("before_s", [1.0, 0.01, 0.0001, 0.0])
