@@ -46,7 +46,8 @@ GREETED = 3  # the shortest of so many: one that memory was cleared away in says
 ROUND_S = 0.1  # between two rounds, at least
 ROUND_SHARE = 5  # and so many times as long as one takes
 AGAIN_S = 10.0  # without news: what time does to the order of jobs
-GRACE_S = 15.0  # for nodes to find a coordinator that was started again
+GRACE_S = 15.0  # for nodes to find a coordinator that was started again, and to be heard,
+GRACE_EACH_S = 0.005  # with this for each process that comes back beside them: some 3 ms of work (`bench/jobs.py`)
 RETURN_S = 2.0  # without a round at first: it would give the same, and nodes and members are to be heard
 ROOM_S = 0.5
 BUSY_S = 0.2  # more has come than was read in this time: nobody begins before those who are here are heard,
@@ -133,7 +134,9 @@ class Hub:
 
         await listen(self.endpoint)
         if self.docket.resumed:
-            self.machine.watch(self.docket.now, GRACE_S)
+            jobs = self.machine.cluster.jobs.values()
+            processes = sum(len(job.attempt.slots) for job in jobs if job.attempt is not None)
+            self.machine.watch(self.docket.now, GRACE_S + GRACE_EACH_S * processes)
             self.rested_until = asyncio.get_running_loop().time() + RETURN_S
             for job in list(self.machine.cluster.jobs.values()):
                 attempt = job.attempt
