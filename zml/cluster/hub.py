@@ -47,7 +47,9 @@ ROUND_S = 0.1  # between two rounds, at least
 ROUND_SHARE = 5  # and so many times as long as one takes
 AGAIN_S = 10.0  # without news: what time does to the order of jobs
 GRACE_S = 15.0  # for nodes to find a coordinator that was started again, and to be heard,
-GRACE_EACH_S = 0.005  # with this for each process that comes back beside them: some 3 ms of work (`bench/jobs.py`)
+GRACE_EACH_S = (
+    0.005  # with this for each process that comes back beside them: some 3 ms of work (`bench/jobs.py`)
+)
 RETURN_S = 2.0  # without a round at first: it would give the same, and nodes and members are to be heard
 ROOM_S = 0.5
 BUSY_S = 0.2  # more has come than was read in this time: nobody begins before those who are here are heard,
