@@ -5,11 +5,12 @@ peers           what a process sees: Endpoint, Limits, PeerInfo
 frames          one envelope <-> its frames, with limits
 liveness        how long a silence may be
 incoming        the requests of one peer, each handled at most once
+outgoing        those that it was asked, each of which ends once
 session         one peer: requests, credit, hello, silence; no I/O, no clock; what happens is in `events`
 calls           calling the handler
 door            who comes in, under which name
 peer, exchange  the peers of one process: handlers, futures, timers; no sockets
-endpoint        the exchange over ZeroMQ
+endpoint        the exchange over ZeroMQ, at `addresses`
 memory          the exchange over a seeded network in memory
 shm, lane       large payloads between processes of one machine
 keys, auth      CURVE keys on disk, and which of them are let in
