@@ -199,6 +199,29 @@ def test_another_coordinator_on_the_same_journal_goes_on_with_the_same_attempts(
     run(main())
 
 
+def test_a_node_that_comes_back_is_told_to_run_what_it_does_not_run(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=100.0)
+        await cluster.start()
+        node = cluster.node("n1")
+        job = cluster.submit()
+        await cluster.until_state(job, "RUNNING")
+        before, worker = list(node.runs), (f"{job}.1", "w0")
+        assert {slot for _, slot in before} == {"w0", "p0"}
+        await cluster.kill()
+        await cluster.start()
+        await asyncio.sleep(20.0)
+        assert node.runs == before
+        await cluster.kill()
+        node.members.pop(worker).vanish()  # it had not heard of it
+        await cluster.start()
+        await asyncio.sleep(20.0)
+        assert node.runs == [*before, worker]
+        await cluster.close()
+
+    run(main())
+
+
 def test_a_job_that_ended_while_nobody_coordinated_has_ended(tmp_path: Path) -> None:
     async def main() -> None:
         cluster = FakeCluster(tmp_path, script_s=10.0)

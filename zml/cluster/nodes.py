@@ -98,6 +98,7 @@ class Nodes:
         self.logs = logs
         self.outputs = Outputs()
         self.heartbeat_s = heartbeat_s
+        self.run_there: set[tuple[str, str, str]] = set()  # what a node runs that is just coming
         self.peers: dict[str, str] = {}  # node -> its endpoint
         self.heard_at: dict[str, float] = {}
         self.reached: dict[str, Reached] = {}
@@ -159,7 +160,12 @@ class Nodes:
         self.heard_at[name] = asyncio.get_running_loop().time()
         offers = Resources(cpus=message.cpus, gpus=message.gpus, memory_mb=message.memory_mb)
         node = Node(id=name, offers=offers, rack=message.rack, cost_per_hour=message.cost_per_hour)
-        self.dispatch(events.NodeCame(node, message.boot))
+        # Who comes back to a coordinator that was started again mostly runs what it should.
+        self.run_there = {(name, job, slot) for job, slot in runs.slots}
+        try:
+            self.dispatch(events.NodeCame(node, message.boot))
+        finally:
+            self.run_there = set()
         for job, slot in runs.slots:
             if not self._is_there(job, slot, name):
                 self.orders.send(name, Quit(job, slot, True, "nobody knows of it"), within_s=ORDER_S)
@@ -229,10 +235,11 @@ class Nodes:
     # -- what they are told --------------------------------------------------------------------------------
 
     def run(self, action: actions.Run) -> None:
-        work = self.work(action.job, action.attempt)
-        if work is None or action.node not in self.peers:
-            return  # it is told when it comes
         name = attempt_name(action.job, action.attempt)
+        if action.node not in self.peers or (action.node, name, action.slot) in self.run_there:
+            return  # it is told when it comes, or has just said so itself
+        if (work := self.work(action.job, action.attempt)) is None:
+            return
         task = self.orders.send(
             action.node, Run(name, action.slot), msgspec.json.encode(work), within_s=ORDER_S
         )
