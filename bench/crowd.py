@@ -111,10 +111,8 @@ class Peer:
         body = Hello(name=self.name, to="coordinator", resume=False, requests=64, ping_s=PING_S)
         hello = Envelope(kind=Kind.HELLO, session=self.session, id=self.hellos, credit=MOST_BYTES, body=body)
         if self.send(hello):
-            self.hello_at, self.hello_s = (
-                time.monotonic() + self.hello_s,
-                min(2 * self.hello_s, HELLO_CARRIED_S),
-            )
+            self.hello_at = time.monotonic() + self.hello_s
+            self.hello_s = min(2 * self.hello_s, HELLO_CARRIED_S)
         else:  # as one that waits for the connection
             self.hello_at = time.monotonic() + LOOK_S
 

@@ -16,7 +16,7 @@ recovery    kill -9, start again: until every member of every job has been heard
 end         every script comes to its end: nothing may be lost, or left
 
 Both ends share the machine's cores: wall-clock figures are those of a machine that is busy with the crowd too. How fast
-it is at the moment is said beside them: seconds that a plain loop of a million additions takes, before and after.
+it is at the moment is said beside them: how long a plain loop of a million additions takes, before and after.
 """
 
 from __future__ import annotations
@@ -545,12 +545,9 @@ def main(jobs: int, idle_s: float, policy: str, into: Path | None, folder: Path 
     }
     report["targets"] = targets(report)
     click.echo(f"{jobs:,} jobs, {report['nodes']} nodes, {report['cores']} cores, {report['took_s']:.0f} s")
-    click.echo(
-        f"load per core before: {report['load_per_core_before']}; a million additions before and after: ",
-        nl=False,
-    )
-    click.echo("{} ms, {} ms\n".format(*report["million_additions_ms"]))
-    click.echo(tables(report))
+    first_ms, last_ms = report["million_additions_ms"]
+    click.echo(f"load per core before: {report['load_per_core_before']}")
+    click.echo(f"a million additions before and after: {first_ms} ms, {last_ms} ms\n\n" + tables(report))
     if into is not None:
         into.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -235,8 +235,7 @@ def _checked(is_right: Callable[[Any], bool], make: _Build, name: str) -> _Build
             right = is_right(data)
         except TypeError:  # what cannot be looked up, because it is a list or a dict
             right = False
-        if not right:
-            _must(right, data, name)
+        _must(right, data, name)
         return make(data)
 
     return checked

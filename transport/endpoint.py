@@ -42,11 +42,11 @@ COPY_BELOW: Final = (
     64 * KB
 )  # sent by reference from here on: pyzmq's bookkeeping costs more than a small copy
 KEEP_FROM: Final = 8 * KB  # smaller frames lie in a receive buffer that they would pin, at any alignment
-BATCH: Final = 64  # messages taken in before others have a turn, and more
-READ_S: Final = (
-    0.02  # for this long, or for as long as the others have taken since: where all are late, nobody is to
-)
-READ_MOST_S: Final = 1.0  # wait for what lies unread
+# Messages taken in before others have a turn; and more for so long, or for as long as the others took since the last
+# turn, up to the most: where all are late, what lies unread is not to wait longer than they do.
+BATCH: Final = 64
+READ_S: Final = 0.02
+READ_MOST_S: Final = 1.0
 UNREAD_MOST_S: Final = 30.0  # peers are read in turn: what one of them has said does not lie here for longer
 BATCH_BYTES: Final = 8 * MB
 RETRY_S: Final = 0.005  # for what a full socket did not take, should its signal be missed
@@ -169,17 +169,22 @@ class _Channel:
             self._drained_at = time.monotonic()
             # An edge that nobody waits for is never signalled again, and to send may have swallowed one.
             if more:
-                self.look()
+                self._look()
 
-    @property
     def connected(self) -> bool:
         """Of one that dials: whatever was sent has found a connection (IMMEDIATE), and so would more."""
-        return not self._queues and not self._closed and bool(int(self.socket.getsockopt(_EVENTS)) & _POLLOUT)
+        if self._queues or self._closed:
+            return False
+        events = int(self.socket.getsockopt(_EVENTS))
+        self._look()
+        return bool(events & _POLLOUT)
 
     @property
     def unread_s(self) -> float:
         """How old what has come and was not read may be."""
-        return time.monotonic() - self._read_at if self._unread or self._draining else 0.0
+        if not (self._unread or self._draining):
+            return 0.0
+        return min(time.monotonic() - self._read_at, UNREAD_MOST_S)
 
     def _has_input(self) -> bool:
         """Also makes the descriptor signal the next input: it shows edges, and every call may swallow one."""
@@ -205,7 +210,7 @@ class _Channel:
                 frames.append(None)
         return frames
 
-    def look(self) -> None:
+    def _look(self) -> None:
         """To be called after whatever may have swallowed an edge."""
         if not self._look_again and self._has_input():
             self._look_again = True
@@ -225,7 +230,7 @@ class _Channel:
         if queue is None:
             sent = self._try(route, header, payload)
             if not self._draining:
-                self.look()
+                self._look()
             if sent is not None:
                 return sent
             queue = self._queues[route] = deque()
@@ -286,7 +291,7 @@ class _Channel:
         self._retry = None
         if not self._closed:
             self.retry()
-            self.look()
+            self._look()
 
 
 class ZmqEndpoint(Exchange):
@@ -435,19 +440,15 @@ class ZmqEndpoint(Exchange):
         for channel in channels:
             if not channel.unread_s:  # else it is about to go on anyway, and others have their turn before
                 channel.drain()
-        return min(max((channel.unread_s for channel in channels), default=0.0), UNREAD_MOST_S)
+        return max((channel.unread_s for channel in channels), default=0.0)
 
     def _carries(self, route: Hashable) -> bool:
-        if not isinstance(route, _Channel):
-            return False
-        connected = route.connected
-        route.look()
-        return connected
+        return isinstance(route, _Channel) and route.connected()
 
     def _catch_up_with(self, route: Hashable) -> float:
         self.catch_up()
         channel = route if isinstance(route, _Channel) else self._listener
-        return min(channel.unread_s, UNREAD_MOST_S) if channel is not None else 0.0
+        return channel.unread_s if channel is not None else 0.0
 
     def _rank(self, address: str) -> int | None:
         if address.startswith("ipc://"):

@@ -47,9 +47,7 @@ LINKS: Final = 1 << 24  # sessions of one life
 LIVES: Final = 1 << 39
 HELLO_S: Final = 0.25
 HELLO_MOST_S: Final = 2.0
-HELLO_CARRIED_S: Final = (
-    16.0  # the most where hellos arrive: then the peer is busy, and more of them make it busier
-)
+HELLO_CARRIED_S: Final = 16.0  # where hellos arrive: more of them would make a busy peer busier
 
 
 class State(Enum):

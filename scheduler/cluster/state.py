@@ -100,10 +100,6 @@ class Attempt:
         found = [slot for slot in self.slots if slot[0] == "p"]
         return found if len(found) < 2 else sorted(found, key=number_of)
 
-    def is_short(self, shards: int) -> bool:
-        """Is one of its shards nowhere?"""
-        return not self.slots.keys() >= _shard_names(shards)  # asked of all jobs whenever one comes
-
     def allocation(self, *, all_of_it: bool = False) -> Allocation:
         """Without those that are leaving."""
         return Allocation(
@@ -119,11 +115,6 @@ def number_of(slot: str) -> int:
 @cache
 def shard_names(count: int) -> tuple[str, ...]:
     return tuple(f"p{number}" for number in range(count))
-
-
-@cache
-def _shard_names(count: int) -> frozenset[str]:
-    return frozenset(shard_names(count))
 
 
 @dataclass(slots=True)
@@ -152,7 +143,10 @@ class Job:
     @property
     def is_short(self) -> bool:
         """It runs, and a shard of it is nowhere: nothing else is decided about it before that is."""
-        return self.attempt is not None and self.attempt.is_short(self.request.shards)
+        attempt = self.attempt
+        return attempt is not None and any(
+            name not in attempt.slots for name in shard_names(self.request.shards)
+        )
 
     @property
     def is_restless(self) -> bool:

@@ -114,8 +114,11 @@ def _needs(request: Request) -> Iterator[Resources]:
 
 def replacements(cluster: Cluster) -> Iterator[Decision]:
     """A shard whose node is gone begins again where there is room: it reads its push log there, if it sees that."""
-    restless = (cluster.jobs[name] for name in cluster.jobs if name in cluster.restless)
-    short = [job for job in restless if job.is_short and job.standing is Standing.RUNNING]
+    short = [
+        job
+        for name, job in cluster.jobs.items()
+        if name in cluster.restless and job.is_short and job.standing is Standing.RUNNING
+    ]
     if not short:
         return
     free = cluster.free()

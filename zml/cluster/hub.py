@@ -46,10 +46,8 @@ GREETED = 3  # the shortest of so many: one that memory was cleared away in says
 ROUND_S = 0.1  # between two rounds, at least
 ROUND_SHARE = 5  # and so many times as long as one takes
 AGAIN_S = 10.0  # without news: what time does to the order of jobs
-GRACE_S = 15.0  # for nodes to find a coordinator that was started again, and to be heard,
-GRACE_EACH_S = (
-    0.005  # with this for each process that comes back beside them: some 3 ms of work (`bench/jobs.py`)
-)
+GRACE_S = 15.0  # for nodes to find a coordinator that was started again, and to be heard;
+GRACE_EACH_S = 0.005  # and for each process that comes back beside them: some 3 ms of work (`bench/jobs.py`)
 RETURN_S = 2.0  # without a round at first: it would give the same, and nodes and members are to be heard
 ROOM_S = 0.5
 BUSY_S = 0.2  # more has come than was read in this time: nobody begins before those who are here are heard,
@@ -66,8 +64,8 @@ class PutOff:
     def __init__(self) -> None:
         self.since = inf
 
-    def is_due(self, unread_s: float) -> bool:
-        """Is it to wait once more? `unread_s`: something may have lain unread for so long."""
+    def waits(self, unread_s: float) -> bool:
+        """Once more? `unread_s`: something may have lain unread for so long."""
         now = asyncio.get_running_loop().time()
         self.since = min(self.since, now) if unread_s >= BUSY_S else inf
         if now - self.since >= PUT_OFF_S:
@@ -302,7 +300,7 @@ class Hub:
 
     def _greet(self) -> None:
         self.greeting = None
-        if self.newcomers.is_due(self.endpoint.catch_up()):
+        if self.newcomers.waits(self.endpoint.catch_up()):
             self.greeting = asyncio.get_running_loop().call_later(BUSY_S, self._greet)
             return
         begin, decisions = time.perf_counter(), None
@@ -338,7 +336,7 @@ class Hub:
         elif again := machine.replacements():
             self._carry_out(again)
             self._rest(began)
-        elif self.rounds.is_due(self.endpoint.catch_up()):
+        elif self.rounds.waits(self.endpoint.catch_up()):
             self.soon(BUSY_S)
         else:
             view = machine.look(

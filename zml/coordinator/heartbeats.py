@@ -61,8 +61,7 @@ class Heartbeats:
             hall.dispatch(events.Renewed(hall.job, message.member, message.incarnation, times))
             seldom_s = speaks * usual_s if speaks > 1.0 else 0.0
             hall.board.heard(message.member, asyncio.get_running_loop().time(), seldom_s)
-            every_s = usual_s * slower
-            hall.endpoint.notify(peer, Pulse(hall.job, hall.machine.generation(hall.job), every_s))
+            hall.endpoint.notify(peer, Pulse(hall.job, hall.machine.generation(hall.job), usual_s * slower))
             return
         job = hall.docket.running
         if job is None:  # it did not hear of the end
