@@ -1,5 +1,6 @@
-"""What all tests share: tests that need root or Prometheus are skipped, with the reason, where there is none; and the
-codec's kernels are compiled, once on a machine, before the clock of any test runs."""
+"""What all tests share: tests that need root or Prometheus are skipped, with the reason, where there is none; those
+that start a cluster or a Slurm lie where `make test` looks for them; the codec's kernels are there before any test.
+"""
 
 import os
 import shutil
@@ -12,6 +13,9 @@ from hypothesis import settings
 # How long an example takes says nothing where many tests share a machine.
 settings.register_profile("zml", deadline=None)
 settings.load_profile("zml")
+
+# The Makefile's second part collects nothing but these folders.
+LIE_IN = {"cluster": {"e2e", "obs"}, "root": {"e2e", "obs"}, "slurm": {"slurm"}}
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in lacking.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+        for marker, folders in LIE_IN.items():
+            if item.get_closest_marker(marker) and not folders.intersection(item.path.parts):
+                raise pytest.UsageError(
+                    f"{item.nodeid} is marked {marker}: it belongs to {' or '.join(sorted(folders))}"
+                )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -43,10 +52,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     import torch
 
-    from zml.codec import kernels
+    from tests.kernels import prepare
 
     # Tests run side by side, and torch's threads spin while they wait for each other.
     torch.set_num_threads(1)
-
-    for module in (kernels.ENTRY, *kernels.ON_SHARDS, *kernels.ON_DEVICES):
-        kernels.prepare(lambda text: print(f"{text} ..."), module)
+    prepare()

@@ -116,7 +116,8 @@ def modules() -> dict[str, Module]:
     return found
 
 
-def imports(module: Module) -> Iterator[Import]:
+@cache
+def imports(module: Module) -> tuple[Import, ...]:
     """Everything the module imports, relative names resolved; `from a import b` counts as `a` and `a.b`."""
     package = module.name if module.path.name == "__init__.py" else module.name.rpartition(".")[0]
 
@@ -138,7 +139,7 @@ def imports(module: Module) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             yield from walk(child, inside)
 
-    return walk(module.tree, True)
+    return tuple(walk(module.tree, True))
 
 
 def within(name: str, package: str) -> bool:

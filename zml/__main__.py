@@ -1,5 +1,6 @@
 """The executable: `zml` and `python -m zml`."""
 
+import gc
 import os
 import sys
 
@@ -11,7 +12,9 @@ def main() -> int:
         tether.hold()
     from .commands.cli import run
 
-    return run(sys.argv[1:])
+    code = run(sys.argv[1:])
+    gc.freeze()  # or Python looks through all that torch has brought, several times, before it ends
+    return code
 
 
 if __name__ == "__main__":

@@ -65,6 +65,13 @@ async def ended(endpoint: Endpoint, job: str, member: str, pid: int, because: st
     await _ask(endpoint, Ended(job, member, socket.gethostname(), pid, because))
 
 
+async def hang_up(endpoint: Endpoint, *, dead: bool) -> None:
+    """Say goodbye, for which a slow coordinator has a second; to one that is known to be dead, nothing."""
+    if dead:
+        endpoint.disconnect(COORDINATOR)
+    await endpoint.close()
+
+
 async def _ask(endpoint: Endpoint, message: Message) -> Answer:
     try:
         return await endpoint.request(COORDINATOR, message, timeout_s=ANSWER_S)

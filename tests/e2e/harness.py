@@ -22,9 +22,6 @@ POLL_S = 0.05
 
 SCRIPT = """
 import argparse, json, os, sys, time
-import torch, torch.nn.functional as F
-import zml
-from torch.utils.data import DataLoader, TensorDataset
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--optimizer", default="SGD")
@@ -61,7 +58,11 @@ def trouble(step):
             sys.exit(7)
     return 1.0
 
-trouble(-1)
+trouble(-1)  # before what takes so long
+import torch, torch.nn.functional as F
+import zml
+from torch.utils.data import DataLoader, TensorDataset
+
 torch.manual_seed(0)
 x = torch.randn(a.samples, 16)
 y = (x @ torch.randn(16) > 0).long()

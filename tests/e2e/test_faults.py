@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Playground, same_model
+from tests.soaking import soak_cases
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -71,6 +72,7 @@ def test_a_late_worker_joins_a_job_that_goes_on_and_contributes(place: Playgroun
     assert "epoch 39 done" in late.text
 
 
+@pytest.mark.soak
 def test_a_lost_shard_that_does_not_come_back_and_has_no_log_ends_the_job_and_says_so(
     place: Playground,
 ) -> None:
@@ -114,14 +116,13 @@ def test_a_lost_shard_that_does_not_come_back_is_taken_over_by_another_that_sees
             1,
             ["w1 failed at step", "w0 stopped because of w1"],
         ),
-        (["--trouble", "nan", "--at", "3"], 1, ["ZML-E502", "is not finite", "opt.step()"]),
-        pytest.param(
-            ["--trouble", "exit", "--at", "2", "--on", "w0"],
-            7,
-            ["w0 failed", "exit code 7"],
-            marks=pytest.mark.soak,
+        *soak_cases(
+            [
+                (["--trouble", "nan", "--at", "3"], 1, ["ZML-E502", "is not finite", "opt.step()"]),
+                (["--trouble", "exit", "--at", "2", "--on", "w0"], 7, ["w0 failed", "exit code 7"]),
+                (["--no-such-flag"], 2, ["exit code 2"]),
+            ]
         ),
-        (["--no-such-flag"], 2, ["exit code 2"]),
     ],
     ids=["at import", "on one worker", "nan", "sys.exit", "bad argument"],
 )

@@ -45,8 +45,7 @@ def test_two_synchronous_runs_of_three_workers_give_the_same_bits(place: Playgro
     "mode",
     [
         *soak([["--staleness", "2"], ["--async"]]),
-        *soak([["--compress", "bf16"]]),
-        ["--compress", "topk:5%"],
+        *soak([["--compress", "bf16"], ["--compress", "topk:5%"]]),
         ["--compress", "topk:5%:2bit", "--staleness", "1", "--local-steps", "5"],
         *soak([["--compress", "topk:5%", "--async", "--optimizer-on", "shard"]]),
         *soak([["--compress", "auto", "--async"]]),
@@ -121,15 +120,12 @@ def test_nothing_is_left_when_the_launcher_itself_is_killed(place: Playground) -
     place.until(lambda: not place.pids("zml"), "every process is gone")
 
 
-def test_off_a_terminal_there_are_plain_lines_only(place: Playground) -> None:
-    code, text = place.run("run", "-w", "1", "-p", "1", "train.py", "--epochs", "1")
-    assert code == 0, text
-    assert "\r" not in text and "\x1b" not in text
-
-
-def test_the_run_directory_tells_how_it_went(place: Playground) -> None:
+def test_off_a_terminal_there_are_plain_lines_and_the_run_directory_tells_how_it_went(
+    place: Playground,
+) -> None:
     code, text = place.run("run", "-w", "2", "-p", "1", "train.py")
     assert code == 0, text
+    assert "\r" not in text and "\x1b" not in text
     folder: Path = place.run_dir()
     assert {"config.json", "events.jsonl", "status.json", "logs"} <= {path.name for path in folder.iterdir()}
     status = place.status()
@@ -153,3 +149,6 @@ def test_the_run_directory_tells_how_it_went(place: Playground) -> None:
         == (folder / "logs" / "w0.out").read_text()
     )
     assert place.run("events", "-n", "1", folder.name)[1].endswith("succeeded: all 2 workers finished\n")
+    code, text = place.run("ckpt", "export", str(folder), "-o", "exported.safetensors")
+    assert code == 0, text
+    assert same_model(place.folder / "model.safetensors", place.folder / "exported.safetensors")

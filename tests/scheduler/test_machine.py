@@ -869,5 +869,5 @@ class World(RuleBasedStateMachine):
             assert job in self.over or self.machine.state(job) is State.FORMING
 
 
-World.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+World.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
 TestWorld = World.TestCase

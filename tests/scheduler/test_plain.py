@@ -165,5 +165,5 @@ class Lives(World):
         self.second.unwatched(build(Kept, plain(kept), "snapshot"))
 
 
-Lives.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLives = Lives.TestCase

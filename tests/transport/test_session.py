@@ -380,7 +380,7 @@ class LossyPipe(RuleBasedStateMachine):
 
 def test_over_a_lossy_pipe_every_request_is_handled_at_most_once_and_ends() -> None:
     run_state_machine_as_test(
-        LossyPipe, settings=settings(max_examples=150, stateful_step_count=80, deadline=None)
+        LossyPipe, settings=settings(max_examples=80, stateful_step_count=80, deadline=None)
     )
 
 

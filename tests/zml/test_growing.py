@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from tests.simulation import simulate
-from tests.soaking import soak
+from tests.soaking import soak, soak_cases
 from tests.zml.test_checkpointing import go_on
 from tests.zml.test_cluster import same, trained
 from tests.zml.test_recovery import ALL, MODES, replayed, same_bits
@@ -59,7 +59,8 @@ def whole(case: Case) -> None:
 @pytest.mark.parametrize("staleness", MODES)
 @pytest.mark.parametrize("replicas", [0, 1])
 @pytest.mark.parametrize(
-    ("compress", "optimizer_on"), [("none", "shard"), ("bf16", "shard"), ("topk:10%", "worker")]
+    ("compress", "optimizer_on"),
+    [("none", "shard"), *soak_cases([("bf16", "shard")]), ("topk:10%", "worker")],
 )
 def test_a_shard_that_joins_gets_its_share_and_nobody_misses_anything(
     tmp_path: Path,

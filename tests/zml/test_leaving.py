@@ -125,7 +125,6 @@ def end(child: subprocess.Popen[str]) -> int:
         child.communicate()
 
 
-@pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_script_asks_it_the_first_time_and_kills_it_the_second(number: int) -> None:
     child = start()
@@ -136,7 +135,6 @@ def test_a_signal_to_the_script_asks_it_the_first_time_and_kills_it_the_second(n
     assert end(child) == -number
 
 
-@pytest.mark.cluster
 def test_a_users_own_handler_stays_and_a_stop_is_left_to_it() -> None:
     async def main() -> int:
         agent = AgentEnd(lambda: None)
@@ -154,7 +152,6 @@ def test_a_users_own_handler_stays_and_a_stop_is_left_to_it() -> None:
     assert asyncio.run(main()) == -signal.SIGKILL
 
 
-@pytest.mark.cluster
 def test_a_stop_ends_a_script_that_has_no_handler_at_once() -> None:
     async def main() -> int:
         agent = AgentEnd(lambda: None)
@@ -169,7 +166,6 @@ def test_a_stop_ends_a_script_that_has_no_handler_at_once() -> None:
     assert asyncio.run(main()) == STOPPED
 
 
-@pytest.mark.cluster
 def test_processes_that_a_script_forks_die_of_sigterm_as_ever() -> None:
     child = start("fork")
     assert line(child) == f"{int(signal.SIGTERM)} []"

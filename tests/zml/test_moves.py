@@ -200,7 +200,7 @@ def test_a_promotion_during_which_either_process_dies_loses_nothing(
 @pytest.mark.parametrize("staleness", MODES)
 @pytest.mark.parametrize("replicas", [0, 1])
 @pytest.mark.parametrize("shards", [2, *soak([3])])
-@pytest.mark.parametrize("seed", [0, 1, *soak(range(2, 12))])
+@pytest.mark.parametrize("seed", [0, *soak(range(1, 12))])
 def test_processes_that_leave_die_and_come_back_in_any_order_lose_nothing(
     tmp_path: Path, seed: int, shards: int, replicas: int, staleness: int | None
 ) -> None:

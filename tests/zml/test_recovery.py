@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.simulation import simulate
-from tests.soaking import soak
+from tests.soaking import soak, soak_cases
 from tests.zml.cluster import Cluster, Script
 from tests.zml.test_cluster import run, same, trained
 from zml.errors import INTERRUPTED, LOG_HELD, ZmlError
@@ -69,10 +69,17 @@ def same_bits(one: Shard, other: Shard) -> None:
 
 
 @pytest.mark.parametrize("staleness", MODES)
-@pytest.mark.parametrize("compress", ["none", "bf16", "topk:10%"])
-@pytest.mark.parametrize("optimizer_on", ["shard", "worker"])
+@pytest.mark.parametrize(
+    ("optimizer_on", "compress"),
+    [
+        ("shard", "none"),
+        ("shard", "bf16"),
+        ("worker", "topk:10%"),
+        *soak_cases([("shard", "topk:10%"), ("worker", "none"), ("worker", "bf16")]),
+    ],
+)
 def test_a_log_makes_the_same_shard_to_the_bit(
-    tmp_path: Path, staleness: int | None, compress: str, optimizer_on: Literal["shard", "worker"]
+    tmp_path: Path, staleness: int | None, optimizer_on: Literal["shard", "worker"], compress: str
 ) -> None:
     scripts, cluster = run(
         1, staleness=staleness, compress=compress, optimizer_on=optimizer_on, folder=tmp_path
@@ -85,7 +92,7 @@ def test_a_log_makes_the_same_shard_to_the_bit(
 
 @pytest.mark.parametrize("staleness", MODES)
 @pytest.mark.parametrize("compress", ["none", "topk:10%"])
-@pytest.mark.parametrize("seed", [0, 1, *soak([2, 3, 4])])
+@pytest.mark.parametrize("seed", [0, *soak([1, 2, 3, 4])])
 def test_a_killed_shard_comes_back_and_nothing_is_lost_or_doubled(
     tmp_path: Path, seed: int, compress: str, staleness: int | None
 ) -> None:
@@ -162,7 +169,7 @@ def test_a_step_that_one_shard_has_counted_counts_on_all_when_its_worker_dies(
     assert len(set(trained(scripts))) == len(trained(scripts)), "no batch was computed twice"
 
 
-@pytest.mark.parametrize("staleness", MODES)
+@pytest.mark.parametrize("staleness", [0, None, *soak([2])])
 @pytest.mark.parametrize(
     ("compress", "optimizer_on"), [("none", "shard"), ("bf16", "shard"), ("topk:10%", "worker")]
 )

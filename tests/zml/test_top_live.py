@@ -118,7 +118,6 @@ def as_it_was(tty: Tty, said: str) -> None:
     assert "\x1b[?1049l" in said, "the screen that was there before"
 
 
-@pytest.mark.cluster
 def test_a_person_looks_around_and_leaves(tty: Tty, top: subprocess.Popen[bytes]) -> None:
     assert "coordinator away" in tty.until(lambda said: "1 Overview" in said and " pause" in said)
     tty.press("2")
@@ -134,7 +133,6 @@ def test_a_person_looks_around_and_leaves(tty: Tty, top: subprocess.Popen[bytes]
     assert top.wait(PATIENCE_S) == 0
 
 
-@pytest.mark.cluster
 def test_a_signal_leaves_the_terminal_as_it_was(tty: Tty, top: subprocess.Popen[bytes]) -> None:
     tty.until(lambda said: "1 Overview" in said)
     top.send_signal(signal.SIGTERM)

@@ -62,6 +62,8 @@ class Observer(Protocol):
 
     async def ended(self, endpoint: Any, job: str, member: str, pid: int, because: str) -> None: ...
 
+    async def hang_up(self, endpoint: Any, *, dead: bool) -> None: ...
+
 
 class Stopped(Exception):
     """A signal ended the run before the job had begun."""
@@ -324,7 +326,7 @@ class LocalRun:
     async def _hang_up(self) -> None:
         link, self.link = self.link, None
         if link is not None:
-            await link.close()
+            await self.observer.hang_up(link, dead=self.children["coordinator"].ended)
 
     def _see(self, member: str) -> str:
         return f"Its log is {console.near(str(self.folder / rundir.LOGS / member))}.jsonl."

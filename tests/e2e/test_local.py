@@ -39,6 +39,7 @@ class Observer:
         self.told: list[tuple[str, int, str]] = []
         self.away: Callable[[], bool] = lambda: False  # for those who tell of an end
         self.open = 0
+        self.dead: list[bool] = []  # for each time that somebody hung up: was the coordinator?
 
     async def connect(self, settings: config.Settings) -> "Observer":
         self.open += 1
@@ -77,7 +78,8 @@ class Observer:
             self.told.append((member, pid, because))
             (self.folder / "told").touch()
 
-    async def close(self) -> None:
+    async def hang_up(self, endpoint: Any, *, dead: bool) -> None:
+        self.dead.append(dead)
         self.open -= 1
 
 
@@ -302,17 +304,17 @@ def test_a_coordinator_that_is_killed_is_started_again_with_the_same_flags(tmp_p
 def test_nobody_waits_for_a_goodbye_to_a_coordinator_that_was_killed(tmp_path: Path) -> None:
     """Its connection is given up after a second; here, only once the job is over."""
     run = Run(tmp_path, "dies_once.py")
-    hang_up = run.observer.close
+    hang_up = run.observer.hang_up
 
-    async def patient() -> None:
+    async def patient(endpoint: Any, *, dead: bool) -> None:
         while rundir.last_status(run.folder) is None:
             await asyncio.sleep(0.01)
-        await hang_up()
+        await hang_up(endpoint, dead=dead)
 
-    run.observer.close = patient  # type: ignore[method-assign]
+    run.observer.hang_up = patient  # type: ignore[method-assign]
     status = run.run()
     assert status is not None and status.state == "SUCCEEDED"
-    assert run.observer.open == 0
+    assert run.observer.open == 0 and all(run.observer.dead)
 
 
 def test_a_coordinator_that_is_killed_too_often_ends_the_run_and_everything_in_it(tmp_path: Path) -> None:
