@@ -15,7 +15,7 @@ from .messages import Failure
 
 class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A worker or a shard. `heard_s` is how many seconds ago it was heard; -1 is never. `every_s` is how often it
-    speaks where that is seldomer than usual, as many jobs share a coordinator; 0 elsewhere."""
+    speaks where that is so seldom that one must know: many jobs share a coordinator, or it was asked for; else 0."""
 
     member: str
     role: str  # "worker" or "shard"

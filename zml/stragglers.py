@@ -31,6 +31,11 @@ def unheard(heard_s: float, every_s: float) -> bool:
     return heard_s >= max(UNHEARD_S, UNHEARD_BEATS * every_s)
 
 
+def seldom(every_s: float) -> float:
+    """How often a member speaks, if `unheard` must know: 0 where five seconds are many of its heartbeats."""
+    return every_s if UNHEARD_BEATS * every_s > UNHEARD_S else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Slow:
     """A straggler: its work for a step against the median of the others, and the phase that makes most of the

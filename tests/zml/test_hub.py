@@ -486,6 +486,30 @@ def test_each_process_of_a_member_is_expected_as_seldom_as_it_was_told_to_speak(
     assert paced == [("second", ping_s(8.0)), ("third", ping_s(8.0))]
 
 
+@pytest.mark.parametrize(("usual_s", "told_s"), [(0.15, 0.0), (2.0, 2.0)])
+def test_a_member_that_was_asked_to_speak_seldom_is_not_called_silent_for_it(
+    usual_s: float, told_s: float
+) -> None:
+    told: list[float] = []
+    hall: Any = SimpleNamespace(
+        docket=SimpleNamespace(resumed=False),
+        begun=SimpleNamespace(heartbeat_s=usual_s),
+        job="j",
+        machine=SimpleNamespace(generation=lambda job: 1),
+        is_current=lambda member, incarnation: True,
+        is_member_at=lambda member, peer: True,
+        dispatch=lambda event: None,
+        endpoint=SimpleNamespace(notify=lambda peer, message: None),
+        board=SimpleNamespace(heard=lambda member, now, every_s: told.append(every_s)),
+    )
+
+    async def main() -> None:
+        Heartbeats(hall, lambda: 1.0).take("peer", Heartbeat("j", "w0", 1))
+
+    run(main())
+    assert told == [told_s]
+
+
 def test_one_greeting_that_took_long_puts_off_no_other(tmp_path: Path) -> None:
     async def main() -> None:
         cluster = FakeCluster(tmp_path, script_s=600.0)

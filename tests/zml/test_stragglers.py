@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zml.stragglers import BUSY, MOST, NOTICED_S, SLOW, busy_s, data_share, stragglers
+from zml.stragglers import BUSY, MOST, NOTICED_S, SLOW, busy_s, data_share, seldom, stragglers, unheard
 
 
 def test_who_waits_is_not_slow_and_the_phase_is_the_one_that_makes_the_difference() -> None:
@@ -47,3 +47,11 @@ def test_only_the_busier_half_can_be_slow(workers: dict[str, dict[str, float]]) 
     ordered = sorted(busy_s(phases) for phases in workers.values())
     for name, slow in found.items():
         assert busy_s(workers[name]) >= ordered[len(ordered) // 2] and SLOW <= slow.ratio <= MOST
+
+
+@given(heard_s=st.floats(-1.0, 1e3), every_s=st.floats(0.0, 1e2))
+def test_how_often_somebody_speaks_is_told_where_it_matters_and_nowhere_else(
+    heard_s: float, every_s: float
+) -> None:
+    assert unheard(heard_s, seldom(every_s)) == unheard(heard_s, every_s)
+    assert seldom(0.15) == 0.0 and seldom(2.0) == 2.0

@@ -38,7 +38,7 @@ class Card:
     device: str
     incarnation: int
     heard_at: float
-    every_s: float = 0.0  # between two heartbeats, where it speaks seldomer than usual
+    every_s: float = 0.0  # between two heartbeats, where they are seldom
     steps: int = -1
     epoch: int = -1
     staleness: int = 0

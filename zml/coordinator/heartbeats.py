@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ..lease import SLOWEST, ping_s
 from ..messages import Fenced, Heartbeat, Pulse, Stop
 from ..scheduler import events
+from ..stragglers import seldom
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -59,8 +60,7 @@ class Heartbeats:
                 hall.endpoint.pace(peer, ping_s(speaks * usual_s))
             times = max(speaks, slower)
             hall.dispatch(events.Renewed(hall.job, message.member, message.incarnation, times))
-            seldom_s = speaks * usual_s if speaks > 1.0 else 0.0
-            hall.board.heard(message.member, asyncio.get_running_loop().time(), seldom_s)
+            hall.board.heard(message.member, asyncio.get_running_loop().time(), seldom(speaks * usual_s))
             hall.endpoint.notify(peer, Pulse(hall.job, hall.machine.generation(hall.job), usual_s * slower))
             return
         job = hall.docket.running
