@@ -215,7 +215,7 @@ class Exchange(ABC):
 
     async def found(self, peer: str, *, timeout_s: float, anew: bool = False) -> bool:
         known = self._peers.get(peer)
-        if known is not None and known.found and not anew:
+        if known is not None and known.found and not (anew or self._closed):
             return True
         come: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._awaited.setdefault(peer, []).append(come)

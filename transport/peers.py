@@ -182,8 +182,8 @@ class Endpoint(Protocol):
         """Those that have said hello, and those we dial."""
 
     async def found(self, peer: str, *, timeout_s: float, anew: bool = False) -> bool:
-        """Returns when this peer is connected, whoever dialled; false if it is not in time. `anew`: when it is found
-        the next time, after it was lost or started again."""
+        """Returns when this peer is connected, whoever dialled; false if it is not in time, as on an endpoint that is
+        closed. `anew`: when it is found the next time, after it was lost or started again."""
 
     def pace(self, peer: str, ping_s: float) -> None:
         """Whoever dialled pings so often from now on, where nothing else is said; both sides are to be told. No peer

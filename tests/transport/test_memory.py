@@ -370,6 +370,26 @@ def test_a_storm_of_partitions_and_crashes_leaves_every_request_ended() -> None:
     simulate(main())
 
 
+def test_an_endpoint_that_has_ended_finds_nobody_or_who_tries_again_and_again_would_never_pause() -> None:
+    async def main(network: MemoryNetwork) -> float:
+        loop = asyncio.get_running_loop()
+        shard, worker = Party(network, "p0", (SHARD,)), Party(network, "w0")
+        await shard.endpoint.start()
+        await worker.endpoint.start()
+        await worker.endpoint.connect("p0", [SHARD], timeout_s=600)
+        assert await worker.endpoint.found("p0", timeout_s=1.0)
+        worker.endpoint.die()
+        begin = loop.time()
+        while loop.time() < begin + 5.0:
+            with pytest.raises(PeerLost, match="closed"):
+                await worker.endpoint.request("p0", Do(1), timeout_s=1.0)
+            assert not await worker.endpoint.found("p0", timeout_s=1.0)
+        await shard.endpoint.close()
+        return loop.time() - begin
+
+    assert simulate(main(MemoryNetwork(1))) == pytest.approx(5.0)
+
+
 def test_who_is_waited_for_is_found_when_he_comes_and_not_before() -> None:
     async def main(network: MemoryNetwork) -> list[tuple[bool, float]]:
         loop = asyncio.get_running_loop()
