@@ -31,13 +31,10 @@ if TYPE_CHECKING:
 
 def serve(settings: Settings, shard: int) -> int:
     """Run a shard until its job is over. Raises ZmlError for a person to read."""
-    gc.disable()
     import torch
     import uvloop
 
-    # What these bring is never garbage, and half a million objects that need not be looked through at each collection.
-    gc.enable()
-    gc.freeze()
+    gc.freeze()  # what torch has brought is never garbage, and much to look through at each collection
     torch.set_num_threads(1)  # chunks are small; the other cores belong to workers and other shards
     if parse(settings.compress).sparse:
         compile_kernels()
