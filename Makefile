@@ -2,7 +2,7 @@
 .PHONY: demo test check lint kernels clean
 .DELETE_ON_ERROR:
 
-# What is imported is compiled the first time, and not each time, whatever the environment says. Pip would compile all.
+# What is imported is compiled the first time, and not each time, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
 PYTHON ?= python3
@@ -15,9 +15,9 @@ AT_ONCE ?= 2
 demo: .venv/ready
 	$(BIN)/zml run -w 2 -p 2 examples/char_lm.py $(DEMO_ARGS)
 
-# First what needs no process of its own, then a Slurm, which mostly waits, and whole clusters of processes.
+# First what needs no cluster, then a Slurm, which mostly waits, and whole clusters of processes.
 test: .venv/ready
-	$(MAKE) --no-print-directory --jobs 2 lint kernels
+	$(MAKE) --no-print-directory --jobs 2 --output-sync lint kernels
 	$(BIN)/pytest -q -n $(AT_ONCE) -m "not soak and not cluster and not root and not slurm"
 	$(BIN)/pytest -q -n $(AT_ONCE) --dist loadgroup -m "not soak and (cluster or root or slurm)" tests/slurm tests/e2e tests/obs
 
@@ -37,6 +37,7 @@ kernels: .venv/ready
 	$(PYTHON) -c 'import sys; sys.exit("zml needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python -c 'import torch'  # pip would have compiled everything; this is what takes long to compile
 	touch $@
 
 clean:

@@ -41,7 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
         for marker, folders in LIE_IN.items():
-            if item.get_closest_marker(marker) and not folders.intersection(item.path.parts):
+            if item.get_closest_marker(marker) and not folders.intersection(
+                item.path.relative_to(item.config.rootpath).parts
+            ):
                 raise pytest.UsageError(
                     f"{item.nodeid} is marked {marker}: it belongs to {' or '.join(sorted(folders))}"
                 )

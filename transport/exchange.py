@@ -235,8 +235,8 @@ class Exchange(ABC):
         if self._closed:
             return
         self._closed = True
-        absent = [peer for peer in self._peers.values() if peer.session.state is not State.OPEN]
-        for peer in absent:  # and not waited for
+        # Who does not answer gets no goodbye, so there is nothing to wait for.
+        for peer in [each for each in self._peers.values() if each.session.state is State.DIALLING]:
             self._remove(peer, "this process ends", peer.session.lose(f"{self._name} ends"), tell=False)
         ended = [(peer, peer.session.close(f"{self._name} ends")) for peer in self._peers.values()]
         for peer, _ in ended:

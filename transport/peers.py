@@ -195,7 +195,7 @@ class Endpoint(Protocol):
         has said since may lie unread."""
 
     async def close(self) -> None:
-        """Say goodbye to everybody, stop handlers, free everything. Requests under way end with PeerLost."""
+        """Say goodbye to who is here, stop handlers, free everything. Requests under way end with PeerLost."""
 
 
 # May this key (None without keys) come in under this name? None: yes. A sentence: no, and why.

@@ -1,6 +1,5 @@
 """The executable: `zml` and `python -m zml`."""
 
-import gc
 import os
 import sys
 
@@ -12,9 +11,7 @@ def main() -> int:
         tether.hold()
     from .commands.cli import run
 
-    code = run(sys.argv[1:])
-    gc.freeze()  # or Python looks through all that torch has brought, several times, before it ends
-    return code
+    return run(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def trouble(step):
             sys.exit(7)
     return 1.0
 
-trouble(-1)  # before what takes so long
+trouble(-1)  # before torch is loaded, which takes seconds
 import torch, torch.nn.functional as F
 import zml
 from torch.utils.data import DataLoader, TensorDataset

@@ -116,15 +116,15 @@ def test_a_lost_shard_that_does_not_come_back_is_taken_over_by_another_that_sees
             1,
             ["w1 failed at step", "w0 stopped because of w1"],
         ),
+        (["--trouble", "exit", "--at", "2", "--on", "w0"], 7, ["w0 failed", "exit code 7"]),
         *soak_cases(
             [
                 (["--trouble", "nan", "--at", "3"], 1, ["ZML-E502", "is not finite", "opt.step()"]),
-                (["--trouble", "exit", "--at", "2", "--on", "w0"], 7, ["w0 failed", "exit code 7"]),
                 (["--no-such-flag"], 2, ["exit code 2"]),
             ]
         ),
     ],
-    ids=["at import", "on one worker", "nan", "sys.exit", "bad argument"],
+    ids=["at import", "on one worker", "sys.exit", "nan", "bad argument"],
 )
 def test_a_script_that_fails_is_told_of_in_one_box(
     place: Playground, args: list[str], code: int, said: list[str]

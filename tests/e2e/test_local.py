@@ -314,7 +314,7 @@ def test_nobody_waits_for_a_goodbye_to_a_coordinator_that_was_killed(tmp_path: P
     run.observer.hang_up = patient  # type: ignore[method-assign]
     status = run.run()
     assert status is not None and status.state == "SUCCEEDED"
-    assert run.observer.open == 0 and all(run.observer.dead)
+    assert run.observer.open == 0 and run.observer.dead == [True, True]
 
 
 def test_a_coordinator_that_is_killed_too_often_ends_the_run_and_everything_in_it(tmp_path: Path) -> None:
@@ -410,6 +410,7 @@ def test_the_second_ctrl_c_kills(tmp_path: Path) -> None:
     run.screen.on["press Ctrl-C again"] = lambda: os.kill(os.getpid(), signal.SIGINT)
     assert run.run() is None
     assert run.local is not None and run.local.killed == "SIGINT, again"
+    assert run.observer.dead == [False], "it is killed only after that"
     assert nothing_is_left(run.folder)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.slurm.conftest import ENOUGH, SMALL, Desk
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(240)]
 
 
 def test_a_job_that_is_told_to_go_takes_a_checkpoint_and_goes_on_from_it(desk: Desk) -> None:

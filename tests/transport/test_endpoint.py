@@ -801,6 +801,32 @@ def test_closing_leaves_no_file_thread_or_task_behind(loop: str, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_who_does_not_answer_is_not_seen_off(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor waited for: of the dialled, only who is here has a second to take a goodbye."""
+    waited_for: list[int] = []
+    see_off = ZmqEndpoint._see_off
+
+    async def watched(endpoint: ZmqEndpoint) -> None:
+        waited_for.append(len(endpoint._dialled))
+        await see_off(endpoint)
+
+    async def main() -> None:
+        shard, worker = Party("p0", [LOCAL]), Party("w0")
+        async with running(shard, worker):
+            await joined(worker, shard)
+            never = asyncio.ensure_future(worker.endpoint.connect("p9", ["tcp://127.0.0.1:1"], timeout_s=30))
+            while len(worker.endpoint._dialled) < 2:
+                await asyncio.sleep(0.01)
+            monkeypatch.setattr(ZmqEndpoint, "_see_off", watched)
+            await worker.endpoint.close()
+            with pytest.raises(PeerLost):
+                await never
+
+    run(main(), loop)
+    assert waited_for[0] == 1
+
+
 def test_a_failed_start_leaves_nothing_behind() -> None:
     async def main() -> None:
         with socket.socket() as taken:

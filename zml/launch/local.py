@@ -127,7 +127,8 @@ class LocalRun:
                 task.cancel()
             if self.reviving or self.minding:
                 await asyncio.wait(self.reviving | self.minding)  # or they might start something yet
-            await self._hang_up()
+            coordinator = self.children.get("coordinator")
+            await self._hang_up(dead=coordinator is not None and coordinator.ended)
             if self.hanging_up:
                 await asyncio.wait(self.hanging_up)
             await self._kill_all()
@@ -279,7 +280,7 @@ class LocalRun:
         self.viewer.say(f"{child.member} {child.how()}; starting it again ({again.number} of {again.most})")
         if child.member == "coordinator":
             # Not waited for: what was said to the dead one may take a second to be given up.
-            hanging_up = asyncio.ensure_future(self._hang_up())
+            hanging_up = asyncio.ensure_future(self._hang_up(dead=True))
             self.hanging_up.add(hanging_up)
             hanging_up.add_done_callback(self.hanging_up.discard)
         until = asyncio.get_running_loop().time() + again.after_s
@@ -311,7 +312,7 @@ class LocalRun:
         try:
             return asking.result() if asking in done else None
         except ZmlError:
-            await self._hang_up()
+            await self._hang_up(dead=self.children["coordinator"].ended)
             return None
 
     async def _ask(self) -> JobStatus:
@@ -323,10 +324,10 @@ class LocalRun:
                 self.link = await self.observer.connect(self.settings)
             return self.link
 
-    async def _hang_up(self) -> None:
+    async def _hang_up(self, *, dead: bool = False) -> None:
         link, self.link = self.link, None
         if link is not None:
-            await self.observer.hang_up(link, dead=self.children["coordinator"].ended)
+            await self.observer.hang_up(link, dead=dead)
 
     def _see(self, member: str) -> str:
         return f"Its log is {console.near(str(self.folder / rundir.LOGS / member))}.jsonl."
@@ -411,7 +412,7 @@ class LocalRun:
                 await asyncio.wait_for(asked, min(ASK_S, until - loop.time()))
                 break
             except (ZmlError, TimeoutError) as error:
-                await self._hang_up()
+                await self._hang_up(dead=self.children["coordinator"].ended)
                 if loop.time() + LOOK_EVERY_S >= until:
                     self._kill(f"the coordinator could not be asked to drain: {error}")
                     return
