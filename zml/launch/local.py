@@ -127,8 +127,7 @@ class LocalRun:
                 task.cancel()
             if self.reviving or self.minding:
                 await asyncio.wait(self.reviving | self.minding)  # or they might start something yet
-            coordinator = self.children.get("coordinator")
-            await self._hang_up(dead=coordinator is not None and coordinator.ended)
+            await self._hang_up()
             if self.hanging_up:
                 await asyncio.wait(self.hanging_up)
             await self._kill_all()
@@ -279,8 +278,8 @@ class LocalRun:
             return False
         self.viewer.say(f"{child.member} {child.how()}; starting it again ({again.number} of {again.most})")
         if child.member == "coordinator":
-            # Not waited for: what was said to the dead one may take a second to be given up.
-            hanging_up = asyncio.ensure_future(self._hang_up(dead=True))
+            # Not waited for; it begins before there is another.
+            hanging_up = asyncio.ensure_future(self._hang_up())
             self.hanging_up.add(hanging_up)
             hanging_up.add_done_callback(self.hanging_up.discard)
         until = asyncio.get_running_loop().time() + again.after_s
@@ -312,7 +311,7 @@ class LocalRun:
         try:
             return asking.result() if asking in done else None
         except ZmlError:
-            await self._hang_up(dead=self.children["coordinator"].ended)
+            await self._hang_up()
             return None
 
     async def _ask(self) -> JobStatus:
@@ -324,10 +323,10 @@ class LocalRun:
                 self.link = await self.observer.connect(self.settings)
             return self.link
 
-    async def _hang_up(self, *, dead: bool = False) -> None:
+    async def _hang_up(self) -> None:
         link, self.link = self.link, None
         if link is not None:
-            await self.observer.hang_up(link, dead=dead)
+            await self.observer.hang_up(link, dead=self.children["coordinator"].ended)
 
     def _see(self, member: str) -> str:
         return f"Its log is {console.near(str(self.folder / rundir.LOGS / member))}.jsonl."
@@ -412,7 +411,7 @@ class LocalRun:
                 await asyncio.wait_for(asked, min(ASK_S, until - loop.time()))
                 break
             except (ZmlError, TimeoutError) as error:
-                await self._hang_up(dead=self.children["coordinator"].ended)
+                await self._hang_up()
                 if loop.time() + LOOK_EVERY_S >= until:
                     self._kill(f"the coordinator could not be asked to drain: {error}")
                     return
