@@ -54,12 +54,7 @@ def waiting_for(job: Job) -> str:
     """Who keeps the job from going on, e.g. "waiting for 1 of 4 workers and shard p1"; empty when nobody does."""
     match job.phase:
         case Forming():
-            missing = []
-            if job.missing_workers:
-                missing.append(f"{job.missing_workers} of {counted(job.workers, 'worker')}")
-            if shards := job.missing_shards:
-                missing.append(f"{'shard' if len(shards) == 1 else 'shards'} {listed(shards)}")
-            return f"waiting for {listed(missing)}"
+            return f"waiting for {listed(missing(job))}"
         case Running() if job.away:
             taken = [f"{home.host} to serve {shard}" for shard, home in job.promoting.items()]
             away = [shard for shard in job.away if shard not in job.promoting]
@@ -79,6 +74,16 @@ def waiting_for(job: Job) -> str:
             return f"waiting for {listed(job.members.everybody())} to stop"
         case _:
             return ""
+
+
+def missing(job: Job) -> list[str]:
+    """Who has to join before the job begins."""
+    found = []
+    if job.missing_workers:
+        found.append(f"{job.missing_workers} of {counted(job.workers, 'worker')}")
+    if shards := job.missing_shards:
+        found.append(f"{'shard' if len(shards) == 1 else 'shards'} {listed(shards)}")
+    return found
 
 
 def why(job: Job | Over) -> str:

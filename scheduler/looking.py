@@ -7,7 +7,7 @@ from .actions import Action, Ignored, Refuse
 from .events import Event, Finding, Joined, Renewed, Ticked
 from .explain import MemberView
 from .ids import JobId, Seat, ShardId, WorkerId, shard_id
-from .state import Job, Over, State
+from .state import Forming, Job, Over, State
 
 
 class Looking:
@@ -28,6 +28,11 @@ class Looking:
         """Who keeps the job from going on: "waiting for 1 of 4 workers and shard p1"; empty when nobody does."""
         found = self._find(job)
         return explain.waiting_for(found) if isinstance(found, Job) else ""
+
+    def missing(self, job: JobId) -> list[str]:
+        """Who has to join before the job begins: "1 of 4 workers", "shards p1 and p2". Nobody, once it has."""
+        found = self.jobs.get(job)
+        return explain.missing(found) if found is not None and isinstance(found.phase, Forming) else []
 
     def exit_code(self, job: JobId) -> int | None:
         """None until the job is over."""

@@ -4,41 +4,42 @@ The machine is the only writer of the state. Which event does what in which stat
 an entry there, or from a former incarnation, is `Ignored` and changes nothing. Where a job goes from there, by way of
 FINISHING, is in the tables of `state`. Both, as `table()` prints them:
 
-                 FORMING  RUNNING          DRAINING         FINISHING
-    Joined       found    welcome          turn away        turn away
-    Renewed      renew    renew            renew            renew
-    Left         leave    leave            leave            goodbye
-    Lost         lose     lose             lose             goodbye
-    Died         lose     lose             lose             goodbye
-    DrainAsked   cancel   drain            -                -
-    Cancelled    cancel   cancel           cancel           give up
-    Registered   -        register         register         -
-    Loaded       -        load             load             -
-    Returned     -        resume           resume           -
-    BackupReady  -        back up          back up          -
-    BackupLost   -        expose           expose           -
-    Vacating     -        vacate           vacate           -
-    NotPromoted  -        not promoted     not promoted     -
-    Exited       -        script ended     script ended     goodbye
-    TimeUp       -        give up waiting  give up waiting  time up
+                 FORMING   RUNNING          DRAINING         FINISHING
+    Joined       found     welcome          turn away        turn away
+    Renewed      renew     renew            renew            renew
+    Exited       too soon  script ended     script ended     goodbye
+    Left         leave     leave            leave            goodbye
+    Lost         lose      lose             lose             goodbye
+    Died         lose      lose             lose             goodbye
+    DrainAsked   cancel    drain            -                -
+    Cancelled    cancel    cancel           cancel           give up
+    Registered   -         register         register         -
+    Loaded       -         load             load             -
+    Returned     -         resume           resume           -
+    BackupReady  -         back up          back up          -
+    BackupLost   -         expose           expose           -
+    Vacating     -         vacate           vacate           -
+    NotPromoted  -         not promoted     not promoted     -
+    TimeUp       -         give up waiting  give up waiting  time up
 
                                         FORMING    RUNNING    DRAINING
     everybody asked for is here         RUNNING    -          -
     a drain was asked for               -          DRAINING   -
     an end was asked for                CANCELLED  CANCELLED  CANCELLED
-    a script failed                     -          FAILED     FAILED
+    a script failed                     FAILED     FAILED     FAILED
     a layout is not acceptable          -          FAILED     FAILED
     a shard does not come back          -          FAILED     FAILED
-    workers gone, some finished         -          SUCCEEDED  -
+    workers gone, some finished         SUCCEEDED  SUCCEEDED  -
     workers gone, in order              -          CANCELLED  CANCELLED
-    workers gone, and nobody came back  -          FAILED     FAILED
+    workers gone, and nobody came back  FAILED     FAILED     FAILED
 
-Rules: a job begins when all workers and shards asked for are members, and then waits for no worker that is gone: the
-generation goes up, the shards are told, the others go on. Only if nobody else is left it waits, `return_s` at most, for
-a worker that was lost to come back. The first script that fails ends the job with its exit code. A shard that is gone
-is waited for, where nobody else has its chunks: its next incarnation must show that it has them, or the process that
-reads its log when time is up. Where its backup is up to date, that one serves instead, and nobody waits for the process
-that is gone (`homes`).
+Rules: a worker's script is launched when its agent has joined, and waits in `zml.join` until the job begins: when all
+workers and shards asked for are members. From then on nobody waits for a worker that is gone: the generation goes up,
+the shards are told, the others go on. Only if nobody else is left it waits, `return_s` at most, for a worker that was
+lost to come back. The first script that fails ends the job with its exit code. A shard that is gone is waited for,
+where nobody else has its chunks: its next incarnation must show that it has them, or the process that reads its log
+when time is up. Where its backup is up to date, that one serves instead, and nobody waits for the process that is gone
+(`homes`).
 
 A machine can die and go on as another: what `tell` is told, told again in the same order to one that is `unwatched`,
 makes the same state, and `watch` gives everybody a lease again. Who was heard and when is in no journal.
@@ -223,6 +224,15 @@ class Machine(Housing, Looking, GoingOn):
             yield name
             return
         yield from self._admit(job, name, event.peer)
+        if name.role == "worker":
+            # It may take as long to load as the shards that are to come.
+            record = job.members.alive("worker")[member_id(name)]
+            worker = WorkerId(member_id(name))
+            yield Launch(job.id, worker, record.incarnation, f"{worker}#{record.incarnation} joined")
+        yield from self._may_begin(job, now)
+
+    def _may_begin(self, job: Job, now: float) -> Actions:
+        """FORMING: if all who are asked for are here."""
         if job.missing_workers or job.missing_shards:
             return
         job.members.found()
@@ -230,8 +240,6 @@ class Machine(Housing, Looking, GoingOn):
         self._move(job, Cause.COMPLETE, Running(Unknown()))
         because = f"{counted(job.workers, 'worker')} and {counted(job.shards, 'shard')} are here"
         yield Announce(job.id, job.generation, job.members.seats(), because)
-        for seat in job.members.seats():
-            yield Launch(job.id, seat.worker, seat.incarnation, because)
         for member, record in job.members.alive("shard").items():
             job.homes[ShardId(member)] = Home(ShardId(member), record.incarnation, member)
         yield from self._spread(job, now)
@@ -380,10 +388,23 @@ class Machine(Housing, Looking, GoingOn):
         yield Stop(job.id, worker, event.because)
         yield from self._go_on(job, worker, gone, now)
 
+    def _too_soon(self, job: Job, event: Exited, now: float) -> Actions:
+        """FORMING: a script has ended before the job began; one that ended for good is not waited for again."""
+        yield from self._script_ended(job, event, now)
+        if not isinstance(job.phase, Forming):
+            return
+        if job.members.workers() or job.missing_workers:
+            yield from self._may_begin(job, now)
+            return
+        last = job.members.records[as_member(event.worker)]
+        assert isinstance(last, Gone)
+        cause, exit_code = self._no_worker_left(job, last)
+        yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
+
     def _go_on(self, job: Job, member: MemberId, gone: Gone, now: float) -> Actions:
         """One fewer: the others go on, or the job cannot."""
         because = how_it_ended(member, gone)
-        if isinstance(job.phase, Forming):
+        if isinstance(job.phase, Forming) and gone.fate is not Fate.FAILED:
             return
         if role_of(member) == "shard":
             for shard, _ in self.served_by(job.id, ShardId(member)):
@@ -506,6 +527,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
     State.FORMING: {
         Joined: M._found,
         Renewed: M._renew,
+        Exited: M._too_soon,
         Left: M._leave,
         Lost: M._lose,
         Died: M._lose,

@@ -58,6 +58,11 @@ class Gone:
     exit_code: int = 0
     back_by: float | None = None
 
+    @property
+    def is_final(self) -> bool:
+        """Its script has ended, and its agent does not start it again."""
+        return self.fate is Fate.DONE or (self.fate is Fate.LOST and self.back_by is None)
+
 
 Record: TypeAlias = Alive | Gone
 

@@ -50,6 +50,9 @@ NEXT: dict[State, dict[Cause, State]] = {
     State.FORMING: {
         Cause.COMPLETE: State.RUNNING,
         Cause.CANCEL_ASKED: State.FINISHING,
+        Cause.SCRIPT_FAILED: State.FINISHING,
+        Cause.WORKERS_DONE: State.FINISHING,
+        Cause.WORKERS_LOST: State.FINISHING,
     },
     State.RUNNING: {
         Cause.DRAIN_ASKED: State.DRAINING,
@@ -123,7 +126,7 @@ Parameters: TypeAlias = Unknown | Loading | Ready
 
 @dataclass(frozen=True, slots=True)
 class Forming:
-    """Members come; nobody is launched before all are here. It has no deadline."""
+    """Members come; scripts load, and wait until all are here. It has no deadline."""
 
     state: ClassVar[State] = State.FORMING
 
@@ -197,7 +200,9 @@ class Job:
 
     @property
     def missing_workers(self) -> int:
-        return max(0, self.workers - len(self.members.alive("worker")))
+        """Before it begins; whoever has come to its end already is not waited for."""
+        ended = sum(gone.is_final for _, gone in self.members.gone("worker"))
+        return max(0, self.workers - len(self.members.alive("worker")) - ended)
 
     @property
     def missing_shards(self) -> list[MemberId]:

@@ -60,8 +60,8 @@ def failed(worker: WorkerId, code: int = 3) -> Exited:
     return Exited(JOB, worker, 1, code, 0, "its script raised ValueError: boom (train.py:12)")
 
 
-def killed(worker: WorkerId, *, returns: bool = False) -> Exited:
-    return Exited(JOB, worker, 1, 0, 9, "its script was killed by SIGKILL", returns)
+def killed(worker: WorkerId, incarnation: int = 1, *, returns: bool = False) -> Exited:
+    return Exited(JOB, worker, incarnation, 0, 9, "its script was killed by SIGKILL", returns)
 
 
 KILLED = "its process ended by SIGKILL"
@@ -81,16 +81,84 @@ def test_the_table_in_the_docstring_is_the_table() -> None:
 def test_a_job_begins_when_all_workers_and_shards_are_members() -> None:
     play = Play(2, 1)
     place = "job j has a place for a"
-    assert play.join("worker", "a") == [Admit(JOB, "a", W0, 1, 0, f"{place} worker")]
+    assert play.join("worker", "a") == [
+        Admit(JOB, "a", W0, 1, 0, f"{place} worker"),
+        Launch(JOB, W0, 1, "w0#1 joined"),
+    ]
     assert play.join("shard", "s") == [Admit(JOB, "s", P0, 1, 0, f"{place} shard")]
     because = "2 workers and 1 shard are here"
     assert play.join("worker", "b") == [
         Admit(JOB, "b", W1, 1, 0, f"{place} worker"),
+        Launch(JOB, W1, 1, "w1#1 joined"),
         Announce(JOB, 1, (Seat(W0, 1, True), Seat(W1, 1, True)), because),
-        Launch(JOB, W0, 1, because),
-        Launch(JOB, W1, 1, because),
     ]
     assert play.state() == "RUNNING"
+
+
+def test_a_script_that_comes_to_its_end_before_the_job_begins_is_not_waited_for() -> None:
+    play = Play(2, 1)
+    play.join("worker", "a")
+    play.join("worker", "b")
+    stop = Stop(JOB, W0, "its script finished")
+    assert play.tell(finished(W0)) == [stop]
+    assert play.machine.waiting_for(JOB) == "waiting for shard p0"
+    assert play.machine.missing(JOB) == ["shard p0"]
+    announce = play.join("shard", "s")[1]
+    assert isinstance(announce, Announce)
+    assert announce.seats == (Seat(W1, 1, True),)
+    assert play.machine.missing(JOB) == []
+
+
+def test_the_last_one_asked_for_may_be_one_that_ends() -> None:
+    play = Play(2, 1)
+    play.join("shard", "s")
+    play.join("worker", "a")
+    play.tell(finished(W0))
+    assert [type(action) for action in play.join("worker", "b")] == [Admit, Launch, Announce]
+    play = Play(3, 1)
+    play.join("shard", "s")
+    for peer in ("a", "b"):
+        play.join("worker", peer)
+    assert play.tell(finished(W0)) == [Stop(JOB, W0, "its script finished")]
+    assert play.state() == "FORMING", "the third is to come"
+
+
+def test_a_job_whose_scripts_all_end_before_it_begins_is_over() -> None:
+    play = Play(2, 1)
+    play.join("worker", "a")
+    play.tell(finished(W0))
+    assert play.state() == "FORMING", "another one is to come"
+    play.join("worker", "b")
+    assert play.tell(finished(W1))[-1] == Finish(JOB, State.SUCCEEDED, 0, "all 2 workers finished")
+
+
+def test_a_script_that_fails_before_the_job_begins_ends_it() -> None:
+    play = Play(2, 1)
+    play.join("worker", "a")
+    actions = play.tell(failed(W0))
+    because = "w0 failed: its script raised ValueError: boom (train.py:12)"
+    assert actions == [
+        Stop(JOB, W0, "its script raised ValueError: boom (train.py:12)"),
+        Finish(JOB, State.FAILED, 3, because),
+    ]
+
+
+def test_a_script_that_is_killed_before_the_job_begins_is_waited_for_if_it_comes_again() -> None:
+    play = Play(1, 1)
+    play.join("worker", "a")
+    play.tell(killed(W0, returns=True))
+    assert play.machine.waiting_for(JOB) == "waiting for 1 of 1 worker and shard p0"
+    assert play.join("worker", "again", "w0")[1:] == [Launch(JOB, W0, 2, "w0#2 joined")]
+    actions = play.tell(killed(W0, incarnation=2))
+    because = "0 of 1 worker finished; w0 was lost: its script was killed by SIGKILL"
+    assert actions[-1] == Finish(JOB, State.FAILED, 137, because)
+
+
+def test_a_worker_that_leaves_before_the_job_begins_is_waited_for_again() -> None:
+    play = Play(1, 1)
+    play.join("worker", "a")
+    play.tell(Left(JOB, W0, 1, "SIGTERM on its machine"))
+    assert play.machine.waiting_for(JOB) == "waiting for 1 of 1 worker and shard p0"
 
 
 def test_founders_are_seated_by_number_in_whatever_order_they_came() -> None:
@@ -117,7 +185,7 @@ def test_who_is_lost_before_the_job_begins_is_fenced_and_waited_for_again() -> N
     assert play.fall_silent("w0") == [Fence(JOB, W0, 1, "silent for 1.0 s")]
     assert play.machine.waiting_for(JOB) == "waiting for 1 of 2 workers and shard p0"
     play.join("shard", "s")
-    announce = play.join("worker", "c")[1]
+    announce = play.join("worker", "c")[2]
     assert isinstance(announce, Announce)
     assert announce.seats == (Seat(W1, 1, True), Seat(W2, 1, True)), "w2: w0's number is not given out again"
 
@@ -783,7 +851,8 @@ class World(RuleBasedStateMachine):
                     assert (job, seat.worker, seat.incarnation) not in self.fenced
                 self.seats[job] = action.seats
             case Launch():
-                assert (action.worker, action.incarnation) in {seat[:2] for seat in self.seats[job]}
+                assert self.admitted[job, action.worker] == action.incarnation
+                assert (job, action.worker, action.incarnation) not in self.fenced
             case Initialise():
                 assert action.worker == self.seats[job][0].worker
             case Rehome():

@@ -67,7 +67,7 @@ class FakeMember:
         self.incarnation = 0
         self.lease: Lease | None = None
         self.ending = ""  # why
-        self.launched = False
+        self.launched = self.exited = False
         self.heard = 0
         self.tasks: list[asyncio.Task[None]] = []
         self.endpoint = node.cluster.network.endpoint(
@@ -106,7 +106,8 @@ class FakeMember:
                     self.lease.heard(message)
                 return None
             case Fenced() if self.lease is not None and self.lease.is_mine(message):
-                self.end()
+                if not self.exited:  # else it is over because it has told so
+                    self.end()
                 return None
             case Launch():
                 if not self.incarnation:
@@ -125,6 +126,7 @@ class FakeMember:
 
     async def script(self) -> None:
         await asyncio.sleep(self.node.cluster.script_s)
+        self.exited = True
         exited = Exited(job=self.job, member=self.slot, incarnation=self.incarnation)
         await ask(self.endpoint, exited, within_s=ASK_S)
 

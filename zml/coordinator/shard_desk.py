@@ -45,6 +45,7 @@ class ShardDesk:
         self.manifest = manifest
         self.assigned: set[str] = set()  # those that have taken the layout from this process
         self.editions: dict[str, int] = {}  # of the placement, that they have taken from it
+        self.waits = 0  # answers to scripts that are here before the job begins
 
     @property
     def all(self) -> list[ShardId]:
@@ -81,6 +82,11 @@ class ShardDesk:
     ) -> Message | tuple[Message, bytes]:
         """A script shows its layout, and learns where its chunks live once every shard has taken it."""
         hall = self.hall
+        hall.admit(message.worker, message.incarnation)
+        if not await hall.until(lambda: not hall.machine.missing(hall.job)):
+            self.waits += 1  # a job may form for as long as it likes: nobody's patience is used up
+            members = hall.machine.missing(hall.job)
+            return hall.dealer.wait(members, "the job begins when all have joined", moved=self.waits)
         hall.admit(message.worker, message.incarnation)
         hall.docket.spoke(message.worker, peer)
         if digest_of(registration) != message.digest:

@@ -12,7 +12,7 @@ import structlog
 from ..scheduler import actions
 from ..scheduler.ids import Seat as Place
 from ..scheduler.ids import WorkerId
-from ..scheduler.state import Draining, Finishing, Running
+from ..scheduler.state import Draining, Finishing, Forming, Running
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -35,6 +35,9 @@ def take_over(hall: Coordinator) -> None:
     hall.events.note("the coordinator goes on", because)
     hall.spreading.resume()
     match job.phase:
+        case Forming():
+            for seat in job.members.seats():
+                hall.perform(actions.Launch(hall.job, seat.worker, seat.incarnation, because))
         case Running() | Draining():
             seats = job.members.seats()
             gone = [(m, record.incarnation) for m, record in job.members.gone("worker")]
