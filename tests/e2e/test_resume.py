@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Playground
+from tests.e2e.harness import Playground, Process
 from tests.soaking import soak
 from zml.checkpoint import newest
 
@@ -27,6 +27,11 @@ def killed_after(place: Playground, steps: int, *args: str) -> Path:
         return any(int(folder.name[5:14]) >= steps for folder in folders)
 
     place.until(far_enough, f"a checkpoint of {steps} steps")
+    return killed(place, run)
+
+
+def killed(place: Playground, run: Process) -> Path:
+    """All of it at once; its directory."""
     for pid in [run.process.pid, *place.pids("zml")]:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -55,6 +60,32 @@ def test_a_run_that_was_killed_whole_goes_on_and_every_sample_counts_once(
     at_end, _ = newest(second / "checkpoints")
     assert at_end is not None and at_end.manifest.because == "at the end"
     assert at_end.manifest.step > found.manifest.step
+
+
+def test_a_run_without_a_checkpoint_that_was_killed_whole_goes_on_where_it_stood(place: Playground) -> None:
+    args = ["--epochs", "3", "--samples", "480", "--pause", "0.02"]
+    run = place.start("run", "--checkpoint-minutes", "0", "train.py", *args)
+
+    def steps() -> int:
+        now = next(iter(place.folder.glob("runs/*/now.json")), None)
+        return int(json.loads(now.read_text())["steps"]) if now is not None else 0
+
+    place.until(lambda: steps() > 70, "it is in the second of three epochs")
+    first = killed(place, run)
+    code, text = place.run("resume", first.name)
+    assert code == 0, text
+    assert f"resuming {first.name} where it was cut off" in text
+    assert place.run_dir() == first, "there is no other run"
+    code, text = place.run("data", "audit", first.name)
+    assert code == 0 and "every batch counted once" in text
+    (shard,) = [member["shard"] for member in place.status()["members"] if member["role"] == "shard"]
+    assert shard["updates"] == 180, "each of 3 epochs of 60 batches, once"
+    code, text = place.run("resume", first.name)
+    assert code == 0, text
+    (second,) = [
+        folder.parent for folder in place.folder.glob("runs/*/config.json") if folder.parent != first
+    ]
+    assert samples_of(second) == 0, "it had come to its end: what goes on from there has nothing to do"
 
 
 @pytest.mark.soak

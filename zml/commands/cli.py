@@ -120,11 +120,13 @@ def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
 @PLACE_FLAGS
 @click.argument("run")
 def resume(run: str, cpu: bool, **given: Any) -> int:
-    """Go on with a run from its newest checkpoint that verifies.
+    """Go on with a run that has ended before its time.
 
-    RUN is a run directory, one checkpoint in it, or the beginning or end of a run's name below ./runs. The new run
-    has the settings of the first and a directory of its own; flags change them: another number of workers or
-    shards, say. Finished epochs are skipped, and of the epoch that was open the batches that are in the parameters.
+    RUN is a run directory, one checkpoint in it, or the beginning or end of a run's name below ./runs. A run that was
+    cut off (kill -9, a closed terminal) goes on in its directory where it stood, as long as this machine was not
+    started anew. Else a new run goes on from the newest checkpoint that verifies, with the settings of the first;
+    flags change them: another number of workers or shards, say. Finished epochs are skipped, and of the epoch that
+    was open the batches that are in the parameters.
     """
     from ..launch import local
     from ..runs import finding
@@ -141,9 +143,10 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
         raise ZmlError(USAGE, what, "Start it with `zml run --resume CHECKPOINT SCRIPT ...`.") from None
     must_exist(found.script)
     must_be_here(found.resolved.settings.trackers)
-    click.echo(f"resuming {found.checkpoint}", err=True)
+    click.echo(f"resuming {found.words}", err=True)
     cpu = cpu or found.cpu
-    return local.run(found.resolved, found.script, found.args, devices(found.resolved, cpu), cpu=cpu)
+    found_devices = devices(found.resolved, cpu)
+    return local.run(found.resolved, found.script, found.args, found_devices, cpu=cpu, cut_off=found.cut_off)
 
 
 @main.command(context_settings=SCRIPT)

@@ -112,7 +112,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         keep_checkpoints(coordinator, folder, settings)
         recorder.start()
         addresses = list(coordinator.endpoint.addresses)
-        here = rundir.Listening(addresses, os.getpid(), coordinator.job, with_http.url)
+        here = rundir.Listening(addresses, os.getpid(), coordinator.job, with_http.url, rundir.boot_id())
         rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
         log.info("listening", addresses=here.addresses, http=here.http, job=coordinator.job)
         code = await coordinator.run()

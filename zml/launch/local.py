@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import sys
 import sysconfig
 import tempfile
@@ -70,7 +71,8 @@ class Stopped(Exception):
 
 
 class LocalRun:
-    """One `zml run`. `devices` has one entry per worker."""
+    """One `zml run`. `devices` has one entry per worker; `cut_off`: the run in this folder, whose processes are gone,
+    goes on."""
 
     def __init__(
         self,
@@ -82,8 +84,11 @@ class LocalRun:
         viewer: console.Viewer,
         observer: Observer,
         program: Sequence[str] = PROGRAM,
+        *,
+        cut_off: bool = False,
     ) -> None:
         self.settings = resolved.settings
+        self.cut_off = cut_off
         self.folder = folder
         self.script = script
         self.args = list(args)
@@ -147,6 +152,8 @@ class LocalRun:
             ["coordinator", *there, *http, *listen(sockets, "coordinator"), "--", self.script, *self.args],
         )
         self.settings = replace(settings, coordinator=await self._addresses())
+        if self.cut_off:
+            await self._tell_who_is_gone()
         at = [part for address in self.settings.coordinator for part in ("--coordinator", address)]
         for shard in range(settings.shards):
             name = f"p{shard}"
@@ -248,6 +255,16 @@ class LocalRun:
             except ZmlError:  # whoever looks hangs up
                 await asyncio.sleep(TELL_AGAIN_S)
 
+    async def _tell_who_is_gone(self) -> None:
+        """The coordinator goes on with the members of before, and would wait until their leases are over."""
+        try:
+            link, job = await self._connection(), self.settings.job
+            for member in (await self.observer.status(link)).members:
+                if member.pid and member.node == socket.gethostname() and not rundir.alive(member.pid):
+                    await self.observer.ended(link, job, member.member, member.pid, "its process is gone")
+        except ZmlError:
+            await self._hang_up()  # then leases must do
+
     def _is_named_again(self, child: Child) -> bool:
         """Has the system given the number of this process to that which takes its place?"""
         heir = self.children[child.member]
@@ -290,7 +307,11 @@ class LocalRun:
 
     async def _must_form(self, status: JobStatus, ended: Sequence[Child], waited_s: float) -> None:
         """Raise ZmlError if a process has ended before the job began, or if time is up."""
+        states = {member.member: member.state for member in status.members}
         for child in ended:
+            code = child.process.returncode or 0
+            if states.get(child.member) in ("done", "lost") and (code == 0 or code > 128):
+                continue  # its script has come to its end, and it says so; the job begins without
             await asyncio.wait([child.copying], timeout=KILLED_S)
             raise ZmlError(NOT_FORMED, f"{child.member} {child.how()}", self._see(child.member))
         if waited_s > self.settings.join_timeout_s:
@@ -502,14 +523,27 @@ async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
 
 
 def run(
-    resolved: Resolved, script: str, args: list[str], devices: Sequence[str], *, cpu: bool = False
+    resolved: Resolved,
+    script: str,
+    args: list[str],
+    devices: Sequence[str],
+    *,
+    cpu: bool = False,
+    cut_off: Path | None = None,
 ) -> int:
-    """The command: returns the exit code of the job, 128 + n after signal n. Raises ZmlError."""
+    """The command: returns the exit code of the job, 128 + n after signal n. Raises ZmlError.
+
+    `cut_off` is the directory of a run whose processes are all gone: it goes on there, where it stood.
+    """
     from .. import observe
 
     settings = resolved.settings
     guarded(settings)
-    folder = rundir.create(resolved, script, args, cpu=cpu)
+    if cut_off is not None:
+        folder = cut_off.absolute()
+        (folder / rundir.COORDINATOR).unlink(missing_ok=True)  # nobody listens there
+    else:
+        folder = rundir.create(resolved, script, args, cpu=cpu)
     if parse(settings.compress).sparse:  # the first run on a machine compiles before its shards join
         settings = replace(settings, join_timeout_s=max(settings.join_timeout_s, COMPILE_S))
         resolved = replace(resolved, settings=settings)
@@ -526,7 +560,8 @@ def run(
 
         async def main() -> JobStatus | None:
             nonlocal local
-            local = LocalRun(resolved, folder, script, args, devices, viewer, observe)
+            cut = cut_off is not None
+            local = LocalRun(resolved, folder, script, args, devices, viewer, observe, cut_off=cut)
             return await local.run()
 
         status = asyncio.run(main())

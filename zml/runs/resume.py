@@ -1,62 +1,146 @@
-"""`zml resume RUN`: what a run was asked for, and the checkpoint that it goes on from.
+"""`zml resume RUN`: what a run was asked for, and what it goes on from.
 
-The new run is one of its own, with a directory of its own, so that what the first one did stays readable. Whatever is
-given on the command line wins over what the first run was asked for: other numbers of workers and shards above all.
+A run that was cut off, all of its processes at once, goes on in its own directory: the coordinator's journal and the
+shards' push logs have everything that was acknowledged. They lie in the memory of the machine until it writes them to
+its disk, so that this holds until the machine itself is started anew.
+
+Otherwise, and wherever something else is asked for, a new run with a directory of its own goes on from the newest
+checkpoint that verifies, so that what the first one did stays readable. Whatever is given on the command line wins over
+what the first run was asked for: other numbers of workers and shards above all.
 """
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoint.finding import find, load_from
 from ..config import KINDS, Resolved, resolve
-from ..errors import USAGE, ZmlError
-from .rundir import CHECKPOINTS, CONFIG
+from ..errors import NO_CHECKPOINT, USAGE, ZmlError
+from ..messages import JobSpec
+from .rundir import CHECKPOINTS, CONFIG, COORDINATOR_STATE, STATE, STATUS, alive, boot_id, listening
 
 # What belongs to one run and not to the next.
 OWN = frozenset({"run_dir", "bind", "coordinator", "resume"})
+# With another one of these it is another job.
+JOB = frozenset(JobSpec.__struct_fields__)
+GOING_S = 5.0
 
 
 class Again(NamedTuple):
-    """A run to begin. `folder` is where the first one was started; `checkpoint` in words; `cpu`: without GPUs."""
+    """A run to begin, or to go on with. `folder` is where the first one was started; `cpu`: without GPUs."""
 
     resolved: Resolved
     script: str
     args: list[str]
     folder: str
-    checkpoint: str
+    words: str  # what it goes on from
     cpu: bool
+    cut_off: Path | None = None  # the directory of the run that goes on in it
 
 
 def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -> Again:
-    """Read a run and find its newest checkpoint that verifies. Raises ZmlError."""
-    place = find(run)
-    checkpoint = load_from(place)
-    config = place.root.parent / CONFIG if place.root.name == CHECKPOINTS else run / CONFIG
+    """Read a run and find what it can go on from. Raises ZmlError."""
+    if (run / CONFIG).is_file() and (led_by := _leader(run)):
+        what = f"{run} goes on: its coordinator is process {led_by}"
+        raise ZmlError(USAGE, what, "End it; or name one of its checkpoints, for a new run from there.")
+    because = why_not_there(run, given) if (run / CONFIG).is_file() else ""
+    if (run / CONFIG).is_file() and not because:
+        about = _About.read(run / CONFIG)
+        flags = {**about.flags(), **given, "run_dir": str(run), "resume": about.settings.get("resume", "")}
+        words = f"{run.name} where it was cut off, from its journal and push logs"
+        resolved = resolve(flags, environment)
+        return Again(resolved, about.script, about.args, about.folder, words, about.cpu, cut_off=run)
     try:
-        about = json.loads(config.read_text())
-        settings, origins = about["settings"], about["origins"]
-        script, args, folder = str(about["script"]), [str(arg) for arg in about["args"]], str(about["folder"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ZmlError(
-            USAGE,
-            f"{config} does not say what the run was: {error}",
-            "Start it with `zml run --resume CHECKPOINT SCRIPT ...`.",
-        ) from None
-    flags = {
-        key: "async" if key == "staleness" and value is None else value
-        for key, value in settings.items()
-        if key in KINDS
-        and key not in OWN
-        and origins.get(key) != "default"
-        # What the environment of the first run asked for, this one's may not.
-        and not str(origins.get(key)).startswith("OTEL_")
-    }
+        place = find(run)
+        checkpoint = load_from(place)
+    except ZmlError as error:
+        if error.code == NO_CHECKPOINT and because:
+            fix = f"Nor can it go on where it stood: {because}."
+            raise ZmlError(NO_CHECKPOINT, error.what, fix) from None
+        raise
+    about = _About.read((place.root.parent if place.root.name == CHECKPOINTS else run) / CONFIG)
+    flags = about.flags()
     if (
         "lr_scaling" in flags and "workers" in given
     ):  # the script's rate is still meant for what was asked for first
-        flags.setdefault("lr_base_workers", settings["workers"])
+        flags.setdefault("lr_base_workers", about.settings["workers"])
     flags |= {**given, "resume": str(checkpoint.path.absolute())}
     words = f"{checkpoint.path.name}: epoch {checkpoint.manifest.epoch}, {checkpoint.manifest.because}"
-    return Again(resolve(flags, environment), script, args, folder, words, about.get("cpu") is True)
+    return Again(resolve(flags, environment), about.script, about.args, about.folder, words, about.cpu)
+
+
+def why_not_there(run: Path, given: Mapping[str, Any]) -> str:
+    """Why a run cannot go on in its own directory, where it stood; empty if it can."""
+    if (run / STATUS).exists():
+        return "it came to its end"
+    if changed := sorted(JOB & given.keys()):
+        return f"{changed[0]} is asked for anew"
+    listened = listening(run)
+    if listened is None or not (run / COORDINATOR_STATE).is_dir():
+        return "its coordinator has left nothing"
+    if listened.boot != boot_id() or not listened.boot:
+        return "this machine was started anew since, or it was another one"
+    shards = _About.read(run / CONFIG).settings["shards"]
+    kept = {path.name for path in (run / STATE).glob("p*")}
+    if kept != {f"p{shard}" for shard in range(shards)}:
+        return "not each of its shards has left a push log there, or it had more than were asked for"
+    return ""
+
+
+def _leader(run: Path) -> int:
+    """The process of its coordinator, if it is alive; one whose launcher was killed has a moment to go."""
+    until = time.monotonic() + GOING_S
+    while True:
+        listened = listening(run)
+        if listened is None or not listened.boot or listened.boot != boot_id():
+            return 0
+        if not alive(listened.pid) or (run / STATUS).exists():
+            return 0
+        if time.monotonic() > until:
+            return listened.pid
+        time.sleep(0.05)
+
+
+class _About(NamedTuple):
+    """What config.json says of a run."""
+
+    script: str
+    args: list[str]
+    folder: str
+    cpu: bool
+    settings: dict[str, Any]
+    origins: dict[str, str]
+
+    @classmethod
+    def read(cls, config: Path) -> "_About":
+        try:
+            about = json.loads(config.read_text())
+            args = [str(arg) for arg in about["args"]]
+            return cls(
+                str(about["script"]),
+                args,
+                str(about["folder"]),
+                about.get("cpu") is True,
+                dict(about["settings"]),
+                dict(about["origins"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ZmlError(
+                USAGE,
+                f"{config} does not say what the run was: {error}",
+                "Start it with `zml run --resume CHECKPOINT SCRIPT ...`.",
+            ) from None
+
+    def flags(self) -> dict[str, Any]:
+        """What was asked for, as flags are given."""
+        return {
+            key: "async" if key == "staleness" and value is None else value
+            for key, value in self.settings.items()
+            if key in KINDS
+            and key not in OWN
+            and self.origins.get(key) != "default"
+            # What the environment of the first run asked for, this one's may not.
+            and not str(self.origins.get(key)).startswith("OTEL_")
+        }

@@ -54,6 +54,7 @@ class Listening(msgspec.Struct, frozen=True):
     pid: int
     job: str = ""
     http: str = ""  # http://HOST:PORT
+    boot: str = ""  # of the machine, as `boot_id` has it
 
 
 def new_name(script: str, now: float) -> str:
@@ -131,6 +132,14 @@ def write(path: Path, data: bytes) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_bytes(data)
     os.replace(scratch, path)
+
+
+def boot_id() -> str:
+    """Another one each time that a machine starts (random(4)); empty where that is not told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def alive(pid: int) -> bool:
