@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import TypeAlias
 
 from ..ids import JobId
 from .drains import make_room
@@ -30,11 +29,8 @@ from .order import executed_s
 from .placement import Room, place
 from .plan import Allocation, Candidate, Plan, Verdict, View, Why
 from .reasons import not_now, places, running, too_big, wants
-from .request import Request
+from .request import Kind, Request, kind_of
 from .stock import Stock
-
-Kind: TypeAlias = tuple[object, ...]
-"""Requests of one kind find room together or not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,14 +191,3 @@ class Round:
         if kind not in self.too_big:
             self.too_big[kind] = place(self.stock.empty, request, request.least) is None
         return self.too_big[kind]
-
-
-def kind_of(request: Request) -> Kind:
-    return (
-        request.worker,
-        request.least,
-        request.shard,
-        request.shards,
-        request.replicas,
-        request.preemptible,
-    )

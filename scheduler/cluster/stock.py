@@ -128,14 +128,20 @@ class Stock:
         if request.job not in self.has:
             held = held + request.shard * request.shards
         workers = self._workers.get(request.user, 0) + more
-        for name, bound, would in (
-            ("GPUs", quota.gpus, held.gpus),
-            ("CPUs", quota.cpus, held.cpus),
-            ("workers", quota.workers, workers),
-        ):
-            if bound is not None and would > bound:
-                return f"with it, {request.user or 'its user'} would hold {would} {name} of {bound} allowed"
-        return None
+        beyond = exceeded(quota, held, workers)
+        return None if beyond is None else f"with it, {request.user or 'its user'} would hold {beyond}"
+
+
+def exceeded(quota: Quota, held: Resources, workers: int) -> str | None:
+    """What is too much, if somebody holds this; None: nothing."""
+    for name, bound, has in (
+        ("GPUs", quota.gpus, held.gpus),
+        ("CPUs", quota.cpus, held.cpus),
+        ("workers", quota.workers, workers),
+    ):
+        if bound is not None and has > bound:
+            return f"{has} {name} of {bound} allowed"
+    return None
 
 
 def size(request: Request, allocation: Allocation) -> Resources:

@@ -142,6 +142,34 @@ def test_another_coordinator_tells_nodes_again_that_are_to_go(tmp_path: Path) ->
     run(main())
 
 
+def test_who_can_never_run_keeps_nobody_and_is_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        provider = FakeProvider(cluster)
+        pool = Pool(cluster.hub, config(), provider)
+        wide = cluster.submit(workers="6")
+        dear = cluster.submit(cpus=8)
+        await looks(pool, 3)
+        assert not provider.states, "none would be of use"
+        assert (cluster.desk.job(wide).why, cluster.desk.job(wide).because) == (
+            "TOO_BIG",
+            "it needs 6 nodes: the pool has 3 at most",
+        )
+        assert (cluster.desk.job(dear).why, cluster.desk.job(dear).because) == (
+            "TOO_BIG",
+            "no node of the pool has 8 CPUs for one worker; each has 1 CPU, 1,000 MB",
+        )
+        provider.late = True
+        two = cluster.submit(workers="2")
+        await looks(pool, 2)
+        seen = cluster.desk.job(two)
+        assert (seen.why, seen.because) == ("NO_ROOM", "no node is here; 2 nodes have been asked for")
+        await cluster.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

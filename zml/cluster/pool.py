@@ -25,7 +25,8 @@ import structlog
 
 from ..errors import USAGE, ZmlError
 from ..scheduler.cluster import events
-from ..scheduler.cluster.autoscale import Bounds, Watch, decide
+from ..scheduler.cluster.autoscale import Bounds, Watch, decide, reach_of
+from ..scheduler.cluster.reach import Fleet
 from ..scheduler.cluster.resources import Node, NodeId, Resources
 from ..scheduler.cluster.view import view_of
 from ..slurm.processes import LocalProvider
@@ -145,15 +146,20 @@ class Pool:
         hub = self.hub
         profiles = hub.profiles.of(hub.machine.cluster, hub.docket.now)
         view = view_of(hub.machine.cluster, hub.docket.now, hub.quotas, hub.shares, profiles)
-        decision = decide(view, count, self.kind, self.bounds, self.watch)
+        others = [present.node for name, present in nodes.items() if not name.startswith(POOLED)]
+        reach = reach_of(self.kind, self.bounds, others)
+        decision = decide(view, count, reach, self.bounds, self.watch)
         self.watch = decision.watch
         if decision.nodes != count and decision.because != self.said:
             log.info("pool", nodes=count, wanted=decision.nodes, because=decision.because)
-        self.said = self.hub.fleet = decision.because
-        if decision.nodes > count:
-            room = self.bounds.most - len(going) - count  # those that go exist, and cost
-            if (more := min(decision.nodes - count, room)) > 0:
-                await asyncio.to_thread(self.provider.ask, more)
+        self.said = decision.because
+        room = self.bounds.most - len(going) - count  # those that go exist, and cost
+        more = max(0, min(decision.nodes - count, room))
+        awaited = max(0, min(decision.nodes, count) - len(staying))
+        hub.fleet = Fleet(reach, decision.because, awaited)
+        if more:
+            await asyncio.to_thread(self.provider.ask, more)
+            hub.fleet = Fleet(reach, decision.because, awaited + more)
         elif decision.nodes < count:
             await self._fewer(count - decision.nodes, waiting, staying, decision.because)
 
