@@ -44,6 +44,12 @@ def not_now(job: Candidate) -> Verdict | None:
     return Verdict(None, Why.PAUSED, "it is not to run now")
 
 
+def named(request: Request, beside: Request) -> str:
+    """j14 (priority 5), where that makes a difference to the other."""
+    priority = f" (priority {request.priority})" if request.priority != beside.priority else ""
+    return f"{request.job}{priority}"
+
+
 def wants(request: Request) -> str:
     """4 workers with 1 GPU each."""
     plural = request.least != 1

@@ -7,6 +7,7 @@ have. Rule: `now` is never more than `future`, so that whatever is given of `now
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ..ids import JobId
 from .placement import Room, add, mend, shrink
@@ -17,6 +18,13 @@ from .resources import NOTHING, NodeId, Resources, Sums
 UNBOUNDED = Quota()
 
 
+class GaveWay(NamedTuple):
+    """For whom, and where that one is to be."""
+
+    to: Request
+    where: Allocation
+
+
 class Stock:
     """`wanted`: workers that a job should have; as many as it may have where it is not named."""
 
@@ -25,6 +33,7 @@ class Stock:
         self.wanted = wanted
         self.has: dict[JobId, Allocation] = {}  # what runs, and should from now on
         self.began: set[JobId] = set()  # those of them that did not run before
+        self.gave_way: dict[JobId, GaveWay] = {}  # who gives up workers, or all that he has
         self.releases = 0  # times that somebody lost something: what found no room before may find some
         # Of users with a quota: what they hold.
         self._holdings: Sums[str] = Sums()
