@@ -164,7 +164,9 @@ def test_a_script_that_does_not_travel_is_told_before_anything_is_sent(call: Cal
         (["nowhere.py"], "the script nowhere.py does not exist", "It is looked for in"),
         (["."], "the script . is a folder", "It is looked for in"),
         (["train.py", "-w", "4..2"], "workers = 4..2", "Write 1 to 10,000, or MIN..MAX within that."),
-        (["train.py", "-w", "many"], "the command line: workers: expected str matching regex", "Correct that key."),
+        (["train.py", "-w", "many"], "workers = many", "Write 1 to 10,000, or MIN..MAX within that."),
+        (["train.py", "-w", "0"], "workers = 0", "Write 1 to 10,000, or MIN..MAX within that."),
+        (["workers.toml"], "workers = 1.5", "Write 1 to 10,000, or MIN..MAX within that."),
         (["train.py", "--set", "compres=x"], "--set has an unknown key compres", "Did you mean compress?"),
         (["train.py", "--set", "shards=2"], "--set: shards is no setting of one job", "The submission or the cluster"),
         (["train.py", "--set", "compress"], "--set compress is not KEY=VALUE", "Write --set compress=topk:1%."),
@@ -186,6 +188,7 @@ def test_a_mistake_is_told_in_two_lines_and_nothing_is_submitted(
 ) -> None:
     Path("bad.toml").write_text('script = "train.py"\nwrokers = 3\n')
     Path("empty.toml").write_text("gpus = 1\n")
+    Path("workers.toml").write_text('script = "train.py"\nworkers = "1.5"\n')
     Path("kind.toml").write_text('script = "train.py"\ngpus = "two"\n')
     Path("both.toml").write_text(f'script = "train.py"\narchive = "{"0" * 64}"\n')
     ended = call("submit", *args)
@@ -306,7 +309,9 @@ def test_a_job_is_paused_resumed_scaled_and_cancelled(call: Call, api: Served) -
         "error: j1 is over: CANCELLED [ZML-E206]\n  `zml explain ZML-E206` says more.\n",
     )
     wrong = call("job", "scale", "j1", "-w", "x")
-    assert wrong.code == 2 and wrong.err.startswith("error: expected str matching regex")
+    assert wrong.code == 2 and wrong.err.startswith(
+        "error: workers = x [ZML-E223]\n  Write 1 to 10,000, or MIN..MAX within that.\n"
+    )
 
 
 def test_a_job_that_is_over_is_deleted(call: Call, api: Served) -> None:
