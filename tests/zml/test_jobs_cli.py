@@ -455,6 +455,8 @@ def test_what_a_job_printed_is_shown(call: Call, api: Served) -> None:
     assert (nothing.code, nothing.err.splitlines()[0]) == (2, "error: j1 has printed nothing yet [ZML-E101]")
     assert call("job", "logs", "j1", "--list").out == "j1 has printed nothing yet\n"
     api.do(lambda: api.desk.move("j1", "STARTING"))
+    api.desk.write("j1", "w0.jsonl", "{}\n")
+    assert call("job", "logs", "j1") == nothing, "what zml itself says is not what the script printed"
     for name in ("p0.out", "w1.out", "w0.out", "w0.jsonl"):
         api.desk.write("j1", name, f"{name}\nübrig\n")
     assert call("job", "logs", "j1").out == "w0.out\nübrig\n"
@@ -465,6 +467,28 @@ def test_what_a_job_printed_is_shown(call: Call, api: Served) -> None:
     assert json.loads(call("job", "logs", "j1", "--json").out)["attempt"] == 1
     wrong = call("job", "logs", "j1", "w0.oot")
     assert wrong.err == "error: j1 has no output called w0.oot [ZML-E222]\n  Did you mean w0.out?\n"
+
+
+def test_a_list_of_outputs_is_not_asked_for_with_one_of_them(call: Call, api: Served) -> None:
+    call("submit", "train.py")
+    for args, said in [
+        (("w0.out", "--json"), "--json with NAME"),
+        (("-f", "-n", "3", "--json"), "--json with --follow and --tail"),
+        (("w0.out", "--list"), "--list with NAME"),
+    ]:
+        refused = call("job", "logs", "j1", *args)
+        assert (refused.code, refused.out) == (2, "")
+        assert refused.err.startswith(f"error: {said}: it lists what there is [ZML-E101]")
+
+
+def test_what_zml_says_is_shown_where_a_job_ended_and_its_script_never_printed(
+    call: Call, api: Served
+) -> None:
+    call("submit", "train.py")
+    api.do(lambda: api.desk.move("j1", "STARTING"))
+    api.desk.write("j1", "w0.jsonl", "{}\n")
+    api.do(lambda: api.desk.move("j1", "FAILED"))
+    assert call("job", "logs", "j1")[:2] == (0, "{}\n")
 
 
 def steps(api: Served, *calls: Callable[[], Any]) -> None:
