@@ -9,20 +9,25 @@ them together need nodes(e); the smaller e, the more nodes. With `low` < e < `hi
     else                                    as it is: a count that is near right is not worth changing
 
 and either way it goes to nodes((low + high) / 2). A job without a profile needs what it has, or what it needs at least
-where it waits: how much more would help is not known. Whatever comes out stays between `least` and `most` nodes, and
-within the budget.
+where it waits: how much more would help is not known. No node is kept for a job that waits and would not find room on
+all that there can be, or whose user holds all that his quota allows. Whatever comes out stays between `least` and
+`most` nodes, and within the budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from ..explain import counted, listed
 from .placement import slots
-from .plan import Candidate, View
+from .plan import Allocation, Candidate, View
+from .reach import Reach, whole
 from .request import MOST_WORKERS
-from .resources import NOTHING, Node, Resources
+from .resources import NOTHING, Node, NodeId, Sums
+from .stock import UNBOUNDED, exceeded, size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,23 +66,43 @@ class Decision:
     watch: Watch
 
 
-def decide(view: View, nodes: int, kind: Node, bounds: Bounds, watch: Watch) -> Decision:
-    """How many nodes of this kind there should be; `nodes` there are, those that are still coming included."""
-    most, limit = affordable(kind, bounds)
-    few = bounded(nodes_at(view.jobs, kind, bounds.high), bounds.least, most)
-    many = bounded(nodes_at(view.jobs, kind, bounds.low), bounds.least, most)
-    middle = bounded(nodes_at(view.jobs, kind, (bounds.low + bounds.high) / 2), bounds.least, most)
+def reach_of(kind: Node, bounds: Bounds, others: Iterable[Node] = ()) -> Reach:
+    """All that there can be; `others`: nodes that are not of this pool."""
+    return Reach(kind, *affordable(kind, bounds), others)
+
+
+def decide(view: View, nodes: int, reach: Reach, bounds: Bounds, watch: Watch) -> Decision:
+    """How many nodes of the pool there should be; `nodes` there are, those that are still coming included."""
+    jobs = within_quotas(view)
+    few, many, middle = (
+        bounded(nodes_at(jobs, reach, efficiency), bounds.least, reach.most)
+        for efficiency in (bounds.high, bounds.low, (bounds.low + bounds.high) / 2)
+    )
+    lost = hopeless(view.jobs, reach)
+    aside = f"; of no use to {listed(lost)}, which would not fit on all that there can be" if lost else ""
     if nodes < few:
-        limited = f", {limit}" if middle == most else ""
-        said = f"{few} nodes would be used at {bounds.high:.0%} or better, and there are {nodes}{limited}"
-        return Decision(middle, said, Watch())
+        limited = f", {reach.limit}" if middle == reach.most else ""
+        would = f"{counted(few, 'node')} would be used at {bounds.high:.0%} or better"
+        return Decision(
+            middle, f"{would}, and there {is_or_are(nodes)} {nodes or 'none'}{limited}{aside}", Watch()
+        )
     if nodes > many:
         since = view.now if watch.over_since is None else watch.over_since
-        over = f"only {many} of {nodes} nodes are used at {bounds.low:.0%} or better"
-        if view.now - since >= bounds.idle_s or nodes > most:
-            return Decision(middle, f"{over}, for {view.now - since:.0f} s", Watch())
-        return Decision(nodes, f"{over}; they go after {bounds.idle_s:g} s of that", Watch(since))
-    return Decision(nodes, f"between {few} and {many} nodes are used well", Watch())
+        over = f"only {many} of {counted(nodes, 'node')} {is_or_are(many)} used at {bounds.low:.0%} or better"
+        if view.now - since >= bounds.idle_s or nodes > reach.most:
+            return Decision(middle, f"{over}, for {view.now - since:.0f} s{aside}", Watch())
+        return Decision(nodes, f"{over}; they go after {bounds.idle_s:g} s of that{aside}", Watch(since))
+    return Decision(nodes, used_well(few, many) + aside, Watch())
+
+
+def used_well(few: int, many: int) -> str:
+    if few < many:
+        return f"between {few} and {many} nodes are used well"
+    return f"{counted(few, 'node')} {is_or_are(few)} used well" if few else "no node is needed"
+
+
+def is_or_are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def affordable(kind: Node, bounds: Bounds) -> tuple[int, str]:
@@ -85,28 +110,66 @@ def affordable(kind: Node, bounds: Bounds) -> tuple[int, str]:
         paid = int(bounds.budget_per_hour / kind.cost_per_hour)
         if paid < bounds.most:
             return max(paid, bounds.least), f"{bounds.budget_per_hour:g} an hour pays for {paid}"
-    return bounds.most, f"{bounds.most} is the most"
+    return bounds.most, f"the pool has {bounds.most} at most"
 
 
 def bounded(value: int, low: int, high: int) -> int:
     return min(max(value, low), high)
 
 
-def nodes_at(jobs: Sequence[Candidate], kind: Node, efficiency: float) -> int:
+def within_quotas(view: View) -> Sequence[Candidate]:
+    """All but those that wait until their users hold less, or for ever."""
+    if not view.quotas:
+        return view.jobs
+    held: Sums[str] = Sums()
+    workers: Counter[str] = Counter()
+    for user, amount in view.held.items():
+        held.add(user, amount)
+    found = []
+    for job in sorted(view.jobs, key=lambda job: job.allocation is None):  # who runs holds what he has
+        request = job.request
+        asks = Allocation((NodeId(""),) * request.least, (NodeId(""),) * request.shards)
+        takes = size(request, job.allocation or asks)
+        count = len((job.allocation or asks).workers)
+        if job.allocation is None:
+            quota = view.quotas.get(request.user, UNBOUNDED)
+            if exceeded(quota, held[request.user] + takes, workers[request.user] + count) is not None:
+                continue
+        found.append(job)
+        if job.runnable:
+            held.add(request.user, takes)
+            workers[request.user] += count
+    return found
+
+
+def hopeless(jobs: Sequence[Candidate], reach: Reach) -> list[str]:
+    """Who waits, and will for ever."""
+    return [
+        job.request.job
+        for job in jobs
+        if job.runnable and job.allocation is None and reach.nodes_for(job.request) is None
+    ]
+
+
+def nodes_at(jobs: Sequence[Candidate], reach: Reach, efficiency: float) -> int:
     """Nodes for all that the jobs can use at this efficiency or better."""
+    offers = reach.kind.offers
     needed = NOTHING
     greatest = 0
     for job in jobs:
         request = job.request
         if job.draining or not job.runnable:
             continue
-        per_node = slots(kind.offers, request.worker)
-        if not per_node or not slots(kind.offers, request.shard):
+        per_node = slots(offers, request.worker)
+        if not per_node or not slots(offers, request.shard):
             continue  # no number of such nodes would do
+        fewest = reach.nodes_for(request) if job.allocation is None else 0
+        if fewest is None:
+            continue
         workers = useful(job, per_node, efficiency)
         needed = needed + request.worker * workers + request.shard * request.shards
-        greatest = max(greatest, ceil(workers / per_node))  # whole workers, not shares of them
-    return max(greatest, whole(needed, kind.offers))
+        greatest = max(greatest, fewest, ceil(workers / per_node))  # whole workers, not shares of them
+    return max(greatest, whole(needed, offers))
 
 
 def useful(job: Candidate, per_node: int, efficiency: float) -> int:
@@ -126,12 +189,3 @@ def useful(job: Candidate, per_node: int, efficiency: float) -> int:
         elif k > 2 * found:
             break
     return found
-
-
-def whole(needed: Resources, offers: Resources) -> int:
-    shares = [
-        (needed.gpus, offers.gpus),
-        (needed.cpus, offers.cpus),
-        (needed.memory_mb, offers.memory_mb),
-    ]
-    return max(ceil(need / offer) if offer else 0 for need, offer in shares)

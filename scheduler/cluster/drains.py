@@ -11,7 +11,7 @@ from .placement import place, shrink
 from .plan import Allocation, Candidate
 from .request import Request
 from .resources import Resources, Sums
-from .stock import Stock
+from .stock import GaveWay, Stock
 
 
 def make_room(stock: Stock, order: Sequence[Candidate], job: Candidate) -> Allocation | None:
@@ -81,7 +81,10 @@ def give_back(
         left = stock.release(other) if other.request.job in stock.has else None
         if stock.future.holds(had, other.request):
             stock.keep(other, had)
-        elif left is not None:
-            stock.keep(other, left)
+        else:
+            if left is not None:
+                stock.keep(other, left)
+            if found is not None:
+                stock.gave_way[other.request.job] = GaveWay(request, found)
     if found is not None:
         stock.future.give_all(found, request)

@@ -21,20 +21,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import TypeAlias
 
+from ..explain import listed
 from ..ids import JobId
 from .drains import make_room
 from .growing import Worth, grow
 from .order import executed_s
 from .placement import Room, place
 from .plan import Allocation, Candidate, Plan, Verdict, View, Why
-from .reasons import not_now, places, running, too_big, wants
-from .request import Request
+from .reasons import named, not_now, places, running, too_big, wants
+from .request import Kind, Request, kind_of
+from .resources import total
 from .stock import Stock
-
-Kind: TypeAlias = tuple[object, ...]
-"""Requests of one kind find room together or not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +60,13 @@ class Round:
         self.order = order
         self.terms = terms
         self.stock = Stock(view, order, terms.wanted)
+        self.leaving = [(job, job.allocation) for job in order if job.draining and job.allocation is not None]
         self.verdicts: dict[JobId, Verdict] = {}
         self.too_big: dict[Kind, bool] = {}
         self.fitted: dict[Kind, bool] = {}  # would have begun, had none gone first
         self.hopeless: dict[Kind, int] = {}  # found no room after so many releases
+        self.holders: dict[Kind, str] = {}  # who has what requests of this kind wait for
+        self.first: Candidate | None = None  # the first that took something, or waits
         self.head: Candidate | None = None  # the first that was passed over
         self.shadow_s = inf  # when the head can begin, as far as is known
         self.spare: Room | None = None  # what it leaves over then
@@ -114,6 +115,7 @@ class Round:
 
     def start(self, job: Candidate, allocation: Allocation) -> None:
         self.stock.begin(job, allocation)
+        self.first = self.first or job
         if self.spare is not None and not job.request.preemptible:
             self.spare.take_all(allocation, job.request)
 
@@ -136,14 +138,16 @@ class Round:
         if self.head is not None and not request.preemptible:
             return False  # it would hold what the head may need, and for how long is not known
         found = place(self.stock.future, request, request.least)
-        waits_for = "for those who leave it"
         if found is None and self.terms.preempts:
             found = make_room(self.stock, self.order, job)
-            waits_for = "for those who give it up"
         if found is None:
             return False
         self.stock.reserve(found, request)
-        self.wait(job, Why.NO_ROOM, f"{wants(request)} will be free on {places(found)}: it waits {waits_for}")
+        self.first = self.first or job
+        whom = [each.request.job for each, had in self.leaving if had.nodes & found.nodes]
+        whom += [name for name, gave in self.stock.gave_way.items() if gave.to is request]
+        for_them = f"for {listed(whom)} to give it up" if whom else "for those who leave it"
+        self.wait(job, Why.NO_ROOM, f"{wants(request)} will be free on {places(found)}: it waits {for_them}")
         return True
 
     def pass_over(self, job: Candidate, kind: Kind) -> None:
@@ -151,14 +155,20 @@ class Round:
         if kind not in self.fitted:
             self.fitted[kind] = place(free, request, request.least) is not None
         if self.fitted[kind]:
-            front = f", {self.head.request.job} the first of them" if self.head is not None else ""
-            self.wait(job, Why.BEHIND, f"{wants(request)} are free, but others go first{front}")
+            front = (
+                f", {named(self.first.request, request)} the first of them" if self.first is not None else ""
+            )
+            are = "is" if request.least == 1 else "are"
+            self.wait(job, Why.BEHIND, f"{wants(request)} {are} free, but others go first{front}")
         else:
             able = free.counts(request.worker).total
             said = f"it needs {wants(request)} at once; there is room for {able} of its workers"
             if able >= request.least:
                 said = f"it needs {wants(request)} at once, and there is no room for its shards beside its workers"
-            self.wait(job, Why.NO_ROOM, said)
+            self.wait(
+                job, Why.NO_ROOM, said if job.allocation is not None else said + self.held_by(request, kind)
+            )
+        self.first = self.first or job
         if self.head is None:
             self.head = job
             self.foresee(job)
@@ -186,23 +196,34 @@ class Round:
                 self.shadow_s, self.spare = at, room
                 return
 
+    def held_by(self, request: Request, kind: Kind) -> str:
+        """Who has something on nodes that would be of use to it."""
+        if kind not in self.holders:
+            useful = {node for node, count in self.stock.empty.counts(request.worker).on.items() if count}
+            holders = [
+                other.request.job
+                for other in self.order
+                if other.allocation is not None and not useful.isdisjoint(other.allocation.workers)
+            ]
+            self.holders[kind] = f"; {listed(holders)} {'has' if len(holders) == 1 else 'have'} the rest"
+            if not holders:
+                self.holders[kind] = ""
+        return self.holders[kind]
+
     def wait(self, job: Candidate, why: Why, because: str) -> None:
         if job.allocation is not None:
-            why, because = Why.PREEMPTED, f"others go first: {because}"
+            why, because = Why.PREEMPTED, self.why_it_leaves(job, job.allocation, because)
         self.verdicts[job.request.job] = Verdict(None, why, because)
+
+    def why_it_leaves(self, job: Candidate, had: Allocation, because: str) -> str:
+        gave = self.stock.gave_way.get(job.request.job)
+        if gave is None:  # its nodes leave, or offer less
+            return f"it cannot stay as it is on {places(had)}: {because}"
+        takes = {node: gave.where.on(node, gave.to) for node in sorted(had.nodes & gave.where.nodes)}
+        needs = f"needs {total(takes.values())} of {listed([*takes])}" if takes else f"needs {wants(gave.to)}"
+        return f"{named(gave.to, job.request)} goes first and {needs}"
 
     def is_too_big(self, request: Request, kind: Kind) -> bool:
         if kind not in self.too_big:
             self.too_big[kind] = place(self.stock.empty, request, request.least) is None
         return self.too_big[kind]
-
-
-def kind_of(request: Request) -> Kind:
-    return (
-        request.worker,
-        request.least,
-        request.shard,
-        request.shards,
-        request.replicas,
-        request.preemptible,
-    )

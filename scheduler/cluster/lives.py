@@ -19,7 +19,7 @@ from .request import Request
 from .rules import Rules
 from .state import Attempt, Cluster, Job, Leaving, Over, Standing, Then
 
-EXIT_CANCELLED = 130
+EXIT_CANCELLED = 130  # whether it waited or ran: its script's own 75 would say that it goes on
 EXIT_TIMED_OUT = 124  # as timeout(1)
 EXIT_LOST = 1
 
@@ -93,7 +93,7 @@ class Lives:
         if attempt.outcome is Outcome.SUCCEEDED:
             yield from self._finish(job, Standing.SUCCEEDED, 0, attempt.because, now)
         elif then is Then.CANCEL:
-            yield from self._finish(job, Standing.CANCELLED, code or EXIT_CANCELLED, because, now)
+            yield from self._finish(job, Standing.CANCELLED, EXIT_CANCELLED, because, now)
         elif then is Then.TIME_UP:
             yield from self._finish(job, Standing.TIMED_OUT, EXIT_TIMED_OUT, because, now)
         elif then is Then.PAUSE:
@@ -103,7 +103,7 @@ class Lives:
         elif then is Then.REQUEUE or attempt.outcome is Outcome.DRAINED:
             job.losses = 0  # its turn comes again
         elif attempt.outcome is Outcome.CANCELLED:
-            yield from self._finish(job, Standing.CANCELLED, code or EXIT_CANCELLED, because, now)
+            yield from self._finish(job, Standing.CANCELLED, EXIT_CANCELLED, because, now)
         elif attempt.outcome is Outcome.FAILED:
             job.failures += 1
             if job.failures > job.request.retries:

@@ -44,6 +44,12 @@ def not_now(job: Candidate) -> Verdict | None:
     return Verdict(None, Why.PAUSED, "it is not to run now")
 
 
+def named(request: Request, beside: Request) -> str:
+    """j14 (priority 5), where that makes a difference to the other."""
+    priority = f" (priority {request.priority})" if request.priority != beside.priority else ""
+    return f"{request.job}{priority}"
+
+
 def wants(request: Request) -> str:
     """4 workers with 1 GPU each."""
     plural = request.least != 1
@@ -65,12 +71,18 @@ def too_big(request: Request, room: Room) -> str:
     for what, kind in (("worker", request.worker), ("shard", request.shard)):
         if not room.counts(kind).total:
             return f"no node has {kind} for one {what}; the most that any of {many} offers is {most}"
-    whole = wants(request)
-    if request.shard != NOTHING:
-        whole += (
-            f" and {counted(request.shards, 'shard')} with {request.shard}{' each' * (request.shards != 1)}"
-        )
-    return f"{whole} do not fit on the {counted(many, 'node')} that are here, even if they were empty"
+    here = "the 1 node that is here, even if it were empty"
+    if many != 1:
+        here = f"the {many} nodes that are here, even if they were empty"
+    return f"{do_not_fit(request)} on {here}"
+
+
+def do_not_fit(request: Request) -> str:
+    """1 worker with 4 CPUs does not fit."""
+    if request.shard == NOTHING:
+        return f"{wants(request)} {'does' if request.least == 1 else 'do'} not fit"
+    each = " each" * (request.shards != 1)
+    return f"{wants(request)} and {counted(request.shards, 'shard')} with {request.shard}{each} do not fit"
 
 
 def places(allocation: Allocation) -> str:

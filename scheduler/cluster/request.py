@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ..ids import JobId
 from .resources import NOTHING, Resources
@@ -10,6 +11,9 @@ from .resources import NOTHING, Resources
 MOST_WORKERS = 10_000
 MOST_SHARDS = 1_000
 ONE_CPU = Resources(cpus=1)
+
+Kind: TypeAlias = tuple[object, ...]
+"""Requests of one kind find room together or not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +55,14 @@ class Request:
             raise ValueError(f"the time limit must be above 0, not {self.time_limit_s:g} s")
         if self.job in self.after:
             raise ValueError(f"{self.job} cannot begin after itself")
+
+
+def kind_of(request: Request) -> Kind:
+    return (
+        request.worker,
+        request.least,
+        request.shard,
+        request.shards,
+        request.replicas,
+        request.preemptible,
+    )

@@ -7,6 +7,7 @@ have. Rule: `now` is never more than `future`, so that whatever is given of `now
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ..ids import JobId
 from .placement import Room, add, mend, shrink
@@ -17,6 +18,13 @@ from .resources import NOTHING, NodeId, Resources, Sums
 UNBOUNDED = Quota()
 
 
+class GaveWay(NamedTuple):
+    """For whom, and where that one is to be."""
+
+    to: Request
+    where: Allocation
+
+
 class Stock:
     """`wanted`: workers that a job should have; as many as it may have where it is not named."""
 
@@ -25,6 +33,7 @@ class Stock:
         self.wanted = wanted
         self.has: dict[JobId, Allocation] = {}  # what runs, and should from now on
         self.began: set[JobId] = set()  # those of them that did not run before
+        self.gave_way: dict[JobId, GaveWay] = {}  # who gives up workers, or all that he has
         self.releases = 0  # times that somebody lost something: what found no room before may find some
         # Of users with a quota: what they hold.
         self._holdings: Sums[str] = Sums()
@@ -128,14 +137,20 @@ class Stock:
         if request.job not in self.has:
             held = held + request.shard * request.shards
         workers = self._workers.get(request.user, 0) + more
-        for name, bound, would in (
-            ("GPUs", quota.gpus, held.gpus),
-            ("CPUs", quota.cpus, held.cpus),
-            ("workers", quota.workers, workers),
-        ):
-            if bound is not None and would > bound:
-                return f"with it, {request.user or 'its user'} would hold {would} {name} of {bound} allowed"
-        return None
+        beyond = exceeded(quota, held, workers)
+        return None if beyond is None else f"with it, {request.user or 'its user'} would hold {beyond}"
+
+
+def exceeded(quota: Quota, held: Resources, workers: int) -> str | None:
+    """What is too much, if somebody holds this; None: nothing."""
+    for name, bound, has in (
+        ("GPUs", quota.gpus, held.gpus),
+        ("CPUs", quota.cpus, held.cpus),
+        ("workers", quota.workers, workers),
+    ):
+        if bound is not None and has > bound:
+            return f"{has} {name} of {bound} allowed"
+    return None
 
 
 def size(request: Request, allocation: Allocation) -> Resources:

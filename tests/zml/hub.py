@@ -127,7 +127,8 @@ class FakeMember:
     async def script(self) -> None:
         await asyncio.sleep(self.node.cluster.script_s)
         self.exited = True
-        exited = Exited(job=self.job, member=self.slot, incarnation=self.incarnation)
+        code = self.node.cluster.codes.get(self.job, 0)
+        exited = Exited(job=self.job, member=self.slot, incarnation=self.incarnation, code=code)
         await ask(self.endpoint, exited, within_s=ASK_S)
 
     async def leave(self, because: str) -> None:
@@ -251,6 +252,7 @@ class FakeCluster:
         self.network = MemoryNetwork(seed)
         self.policy: Policy = POLICIES[policy]
         self.script_s = script_s
+        self.codes: dict[str, int] = {}  # attempt -> how its scripts end, if not with 0
         self.nodes: dict[str, FakeNode] = {}
         self.metrics: dict[str, str] = {}  # what members of these names say of where they are scraped
 

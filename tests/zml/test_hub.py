@@ -55,6 +55,40 @@ def test_a_job_is_submitted_runs_and_ends(tmp_path: Path) -> None:
     run(main())
 
 
+def test_what_was_decided_about_a_job_is_told_whole_and_by_the_next_coordinator_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        job = cluster.submit(workers="1..2", retries=2)
+        cluster.desk.pause(job, "lunch")
+        cluster.desk.resume(job)
+        cluster.desk.scale(job, 1, 1)
+        cluster.codes = {f"{job}.1": 3}
+        cluster.node("n1")
+        await cluster.until(lambda: len(cluster.desk.job(job).attempts) == 2, "it is tried again")
+        await cluster.until_state(job, "RUNNING")
+        told = [(each.what, each.because) for each in cluster.desk.explain(job).decisions]
+        assert told == [
+            ("pause is asked for", "lunch"),
+            ("resume is asked for", "it is to go on when its turn comes"),
+            ("scale is asked for", "it is to have 1 worker"),
+            ("attempt 1 begins with 1 worker", "it begins with 1 worker on n1"),
+            ("w0 starts on n1", "it begins with 1 worker on n1"),
+            ("attempt 1 has failed", told[5][1]),
+            ("is tried again in 2 s", "retry 1 of 2"),
+            ("attempt 2 begins with 1 worker", "it begins with 1 worker on n1"),
+            ("w0 starts on n1", "it begins with 1 worker on n1"),
+        ]
+        assert "3" in told[5][1]
+        before = cluster.desk.explain(job).decisions
+        await cluster.kill()
+        await cluster.start()
+        assert cluster.desk.explain(job).decisions == before
+        await cluster.close()
+
+    run(main())
+
+
 def test_a_newcomer_begins_at_once_where_there_is_room_and_nobody_waits(tmp_path: Path) -> None:
     """It does not wait for the next round, which is some time away."""
 

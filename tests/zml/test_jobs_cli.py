@@ -164,7 +164,9 @@ def test_a_script_that_does_not_travel_is_told_before_anything_is_sent(call: Cal
         (["nowhere.py"], "the script nowhere.py does not exist", "It is looked for in"),
         (["."], "the script . is a folder", "It is looked for in"),
         (["train.py", "-w", "4..2"], "workers = 4..2", "Write 1 to 10,000, or MIN..MAX within that."),
-        (["train.py", "-w", "many"], "the command line: workers: expected str matching regex", "Correct that key."),
+        (["train.py", "-w", "many"], "workers = many", "Write 1 to 10,000, or MIN..MAX within that."),
+        (["train.py", "-w", "0"], "workers = 0", "Write 1 to 10,000, or MIN..MAX within that."),
+        (["workers.toml"], "workers = 1.5", "Write 1 to 10,000, or MIN..MAX within that."),
         (["train.py", "--set", "compres=x"], "--set has an unknown key compres", "Did you mean compress?"),
         (["train.py", "--set", "shards=2"], "--set: shards is no setting of one job", "The submission or the cluster"),
         (["train.py", "--set", "compress"], "--set compress is not KEY=VALUE", "Write --set compress=topk:1%."),
@@ -186,6 +188,7 @@ def test_a_mistake_is_told_in_two_lines_and_nothing_is_submitted(
 ) -> None:
     Path("bad.toml").write_text('script = "train.py"\nwrokers = 3\n')
     Path("empty.toml").write_text("gpus = 1\n")
+    Path("workers.toml").write_text('script = "train.py"\nworkers = "1.5"\n')
     Path("kind.toml").write_text('script = "train.py"\ngpus = "two"\n')
     Path("both.toml").write_text(f'script = "train.py"\narchive = "{"0" * 64}"\n')
     ended = call("submit", *args)
@@ -306,7 +309,9 @@ def test_a_job_is_paused_resumed_scaled_and_cancelled(call: Call, api: Served) -
         "error: j1 is over: CANCELLED [ZML-E206]\n  `zml explain ZML-E206` says more.\n",
     )
     wrong = call("job", "scale", "j1", "-w", "x")
-    assert wrong.code == 2 and wrong.err.startswith("error: expected str matching regex")
+    assert wrong.code == 2 and wrong.err.startswith(
+        "error: workers = x [ZML-E223]\n  Write 1 to 10,000, or MIN..MAX within that.\n"
+    )
 
 
 def test_a_job_that_is_over_is_deleted(call: Call, api: Served) -> None:
@@ -450,6 +455,8 @@ def test_what_a_job_printed_is_shown(call: Call, api: Served) -> None:
     assert (nothing.code, nothing.err.splitlines()[0]) == (2, "error: j1 has printed nothing yet [ZML-E101]")
     assert call("job", "logs", "j1", "--list").out == "j1 has printed nothing yet\n"
     api.do(lambda: api.desk.move("j1", "STARTING"))
+    api.desk.write("j1", "w0.jsonl", "{}\n")
+    assert call("job", "logs", "j1") == nothing, "what zml itself says is not what the script printed"
     for name in ("p0.out", "w1.out", "w0.out", "w0.jsonl"):
         api.desk.write("j1", name, f"{name}\nübrig\n")
     assert call("job", "logs", "j1").out == "w0.out\nübrig\n"
@@ -460,6 +467,28 @@ def test_what_a_job_printed_is_shown(call: Call, api: Served) -> None:
     assert json.loads(call("job", "logs", "j1", "--json").out)["attempt"] == 1
     wrong = call("job", "logs", "j1", "w0.oot")
     assert wrong.err == "error: j1 has no output called w0.oot [ZML-E222]\n  Did you mean w0.out?\n"
+
+
+def test_a_list_of_outputs_is_not_asked_for_with_one_of_them(call: Call, api: Served) -> None:
+    call("submit", "train.py")
+    for args, said in [
+        (("w0.out", "--json"), "--json with NAME"),
+        (("-f", "-n", "3", "--json"), "--json with --follow and --tail"),
+        (("w0.out", "--list"), "--list with NAME"),
+    ]:
+        refused = call("job", "logs", "j1", *args)
+        assert (refused.code, refused.out) == (2, "")
+        assert refused.err.startswith(f"error: {said}: it lists what there is [ZML-E101]")
+
+
+def test_what_zml_says_is_shown_where_a_job_ended_and_its_script_never_printed(
+    call: Call, api: Served
+) -> None:
+    call("submit", "train.py")
+    api.do(lambda: api.desk.move("j1", "STARTING"))
+    api.desk.write("j1", "w0.jsonl", "{}\n")
+    api.do(lambda: api.desk.move("j1", "FAILED"))
+    assert call("job", "logs", "j1")[:2] == (0, "{}\n")
 
 
 def steps(api: Served, *calls: Callable[[], Any]) -> None:

@@ -17,7 +17,6 @@ import structlog
 from ..errors import ZmlError
 from ..runs import rundir
 from ..scheduler.cluster import actions, events, whys
-from ..scheduler.cluster.plan import Why
 from ..scheduler.cluster.request import Request
 from ..scheduler.cluster.resources import Resources
 from ..scheduler.cluster.state import Job, Over, Standing
@@ -200,9 +199,7 @@ class JobDesk:
         record = self.docket.facts.records[job.id]
         last = record.attempts[-1].because if record.attempts else ""
         machine = self.hub.machine
-        why, because = whys.why(machine.cluster, job, machine.verdicts, self.docket.now, last)
-        if why in (Why.NO_ROOM, Why.TOO_BIG) and self.hub.fleet:
-            because = f"{because}; of further nodes: {self.hub.fleet}"
+        why, because = whys.why(machine.cluster, job, machine.verdicts, self.docket.now, last, self.hub.fleet)
         return why.name, because
 
     def explain(self, job: str) -> Explanation:

@@ -14,6 +14,7 @@ import msgspec
 
 from ..journal import Entry, Journal
 from ..scheduler.cluster import actions, events, state
+from ..scheduler.cluster.events import Outcome
 from ..scheduler.cluster.machine import HANDLERS, Machine
 from ..scheduler.explain import counted
 from ..scheduler.ids import JobId
@@ -24,6 +25,12 @@ from .jobs import AttemptView, Decision, Submission
 EVENTS: dict[str, type] = {kind.__name__: kind for kind in HANDLERS if kind is not events.NodeHeard}
 Beside: TypeAlias = Callable[[Callable[[], bool], Callable[[bool], None]], None]
 """Do this while others go on, and say how it went."""
+ENDINGS = {
+    Outcome.FAILED: "has failed",
+    Outcome.LOST: "was lost",
+    Outcome.DRAINED: "has left in order",
+    Outcome.CANCELLED: "was stopped",
+}  # of attempts, in words; with a success the job is over
 DECISIONS = 30  # of each job that are kept
 
 
@@ -127,11 +134,14 @@ class Docket:
 
     def _tell(self, event: events.Event, now: float) -> list[actions.Action]:
         ordered = self.machine.tell(event, now)
-        if isinstance(event, events.Ended) and not is_nothing(ordered):
-            self._attempt_over(event, now)
+        if not is_nothing(ordered):
+            if isinstance(event, events.Ended):
+                self._attempt_over(event, now)
+            self._note_asked(event, now)
         for action in ordered:
             if isinstance(action, actions.Close):  # one that the machine itself has given up, too
                 self._attempt_over(action, now)
+                self._note_pause(action, now)
             elif isinstance(action, actions.Discard):
                 self.facts.discarding.append(action.job)
                 self._drop(action.job)
@@ -161,13 +171,41 @@ class Docket:
             case actions.Bury():
                 what = f"{action.slot} is gone"
         if what and not isinstance(action, actions.Ignored | actions.Close):
-            decision = Decision(at=now, what=what, because=action.because)
-            record.decisions = [*record.decisions, decision][-DECISIONS:]
+            note(record, now, what, action.because)
+
+    def _note_asked(self, event: events.Event, now: float) -> None:
+        """What people asked for; what is done about it follows by itself."""
+        record = self.facts.records.get(getattr(event, "job", ""))
+        if record is None:
+            return
+        match event:
+            case events.PauseAsked() | events.CancelAsked():
+                what = "pause" if isinstance(event, events.PauseAsked) else "cancel"
+                note(record, now, f"{what} is asked for", event.because)
+            case events.ResumeAsked():
+                note(record, now, "resume is asked for", "it is to go on when its turn comes")
+            case events.ScaleAsked():
+                asked = counted(event.least, "worker")
+                if event.least != event.most:
+                    asked = f"{event.least}..{event.most} workers"
+                note(record, now, "scale is asked for", f"it is to have {asked}")
+
+    def _note_pause(self, closed: actions.Close, now: float) -> None:
+        """Does the job wait before its next attempt?"""
+        job, record = self.machine.cluster.jobs.get(closed.job), self.facts.records.get(closed.job)
+        if record is not None and job is not None and job.attempt is None and job.not_before > now:
+            because = "the loss of machines costs no retry"
+            if closed.outcome is Outcome.FAILED:
+                because = f"retry {job.failures} of {job.request.retries}"
+            note(record, now, f"is tried again in {job.not_before - now:.0f} s", because)
 
     def _attempt_over(self, event: events.Ended | actions.Close, now: float) -> None:
         record = self.facts.records.get(event.job)
         if record is None:
             return
+        goes_on = any(view.number == event.attempt and view.ended_at is None for view in record.attempts)
+        if goes_on and event.outcome in ENDINGS:
+            note(record, now, f"attempt {event.attempt} {ENDINGS[event.outcome]}", event.because)
         record.attempts = [
             msgspec.structs.replace(
                 view,
@@ -241,6 +279,11 @@ class Docket:
             self.facts.discarding.remove(entry.fields["job"])
         else:
             raise NotPlain("its kind is not known; a newer zml may have written it")
+
+
+def note(record: Record, now: float, what: str, because: str) -> None:
+    """For `zml explain JOB`."""
+    record.decisions = [*record.decisions, Decision(at=now, what=what, because=because)][-DECISIONS:]
 
 
 def is_nothing(ordered: list[actions.Action]) -> bool:

@@ -29,6 +29,7 @@ from ..runs import rundir
 from ..scheduler.cluster import actions, events
 from ..scheduler.cluster.machine import Machine
 from ..scheduler.cluster.plan import Plan, Policy, Quota
+from ..scheduler.cluster.reach import Fleet
 from ..scheduler.cluster.rules import Rules
 from ..scheduler.ids import JobId
 from ..transport import Endpoint, Handler, Refusal
@@ -107,7 +108,7 @@ class Hub:
         self.nodes = Nodes(folder, self.endpoint, self.machine, self.dispatch, self.work, logs, heartbeat_s)
         self.profiles = Profiles(self.attempts)
         self.held: list[actions.Action] = []
-        self.fleet = ""  # what an autoscaler says of the number of nodes, where there is one
+        self.fleet: Fleet | None = None  # where there is an autoscaler: what it says
         self.changed = asyncio.Event()
         self.abandoned = False
         self.newcomers, self.rounds = PutOff(), PutOff()

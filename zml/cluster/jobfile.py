@@ -41,9 +41,13 @@ SETTINGS = tuple(each.name for each in fields(Settings) if each.name not in NOT_
 
 def sound(job: Submission) -> None:
     """Raises ZmlError where the fields make no sense, each by itself or together."""
-    least, most = job.bounds
+    try:
+        least, most = job.bounds
+    except ValueError:
+        least = most = 0
     if not 1 <= least <= most <= MOST_WORKERS:
-        raise bad(f"workers = {job.workers}", f"write 1 to {MOST_WORKERS:,}, or MIN..MAX within that")
+        shown = job.workers if str(job.workers).isprintable() else repr(job.workers)
+        raise bad(f"workers = {shown}", f"write 1 to {MOST_WORKERS:,}, or MIN..MAX within that")
     if job.shards > MOST_SHARDS:
         raise bad(f"shards = {job.shards:,}", f"a job has at most {MOST_SHARDS:,}")
     if job.replicas > min(1, job.shards - 1):

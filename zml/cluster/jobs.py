@@ -5,6 +5,7 @@ A `Submission` is also what a job.toml holds, key for key; `Desk` is what answer
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Protocol
 
@@ -17,7 +18,15 @@ Text = Annotated[str, msgspec.Meta(max_length=4096)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"
 Name = Annotated[str, msgspec.Meta(pattern=NAME)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
-Workers = Count | Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,5}(\.\.[0-9]{1,5})?$(?!\n)")]  # 4, or "1..4"
+# 4, or "1..4". The types take more than the schema says, so that `jobfile.sound` can say in words what is wrong.
+Workers = (
+    Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": 10_000})]
+    | Annotated[
+        str,
+        msgspec.Meta(max_length=64, extra_json_schema={"pattern": r"^[0-9]{1,5}(\.\.[0-9]{1,5})?$(?!\n)"}),
+    ]
+)
+BOUNDS = re.compile(r"([0-9]{1,5})(?:\.\.([0-9]{1,5}))?")
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +56,10 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def bounds(self) -> tuple[int, int]:
         """The least and the most workers. Raises ValueError."""
-        least, _, most = str(self.workers).partition("..")
+        found = BOUNDS.fullmatch(str(self.workers))
+        if found is None:
+            raise ValueError(f"workers = {self.workers!r}")
+        least, most = found.groups()
         return int(least), int(most or least)
 
 

@@ -7,7 +7,7 @@
     budget_per_hour = 6.0
     idle_s = 300                # so long too many, and some go
     [options]                   # of sbatch: partition, time, account, ...
-    partition = "gpu"
+    partition = "gpu"           # README, under Many jobs, has all keys
 
 How many there should be, `scheduler.cluster.autoscale` says. Rule: a node that is to go is told so, and lets what
 it runs leave in order; only what still waits for its machine is taken back.
@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import structlog
 
 from ..errors import USAGE, ZmlError
 from ..scheduler.cluster import events
-from ..scheduler.cluster.autoscale import Bounds, Watch, decide
+from ..scheduler.cluster.autoscale import Bounds, Watch, decide, reach_of
+from ..scheduler.cluster.reach import Fleet
 from ..scheduler.cluster.resources import Node, NodeId, Resources
 from ..scheduler.cluster.view import view_of
 from ..slurm.processes import LocalProvider
@@ -42,26 +44,39 @@ LOOK_S = {"local": 2.0, "slurm": 10.0}  # one squeue locks the controller
 log = structlog.get_logger()
 
 
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+Amount = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+
+
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """pool.toml."""
 
     backend: Literal["local", "slurm"]
-    most: int
-    least: int = 0
-    cpus: int = 1
-    gpus: int = 0
-    memory_mb: int = 4096
+    most: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    least: Amount = 0
+    cpus: Count = 1
+    gpus: Amount = 0
+    memory_mb: Count = 4096
     rack: str = ""
     low: float = 0.35
     high: float = 0.65
-    idle_s: float = 300.0
-    cost_per_hour: float = 0.0
-    budget_per_hour: float | None = None
+    idle_s: Annotated[float, msgspec.Meta(ge=0)] = 300.0
+    cost_per_hour: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    budget_per_hour: Annotated[float, msgspec.Meta(gt=0)] | None = None
     options: dict[str, str | int] = {}  # of sbatch
     setup: list[str] = []  # lines of the batch script before the node begins: modules, environments
 
     def bounds(self) -> Bounds:
-        """Raises ValueError."""
+        """Raises ValueError, also where a key would have no effect: whoever writes it counts on it."""
+        if self.backend != "slurm" and (self.options or self.setup):
+            raise ValueError('options and setup are of sbatch; with them comes backend = "slurm"')
+        cost, budget = self.cost_per_hour, self.budget_per_hour
+        if not (isfinite(cost) and isfinite(self.idle_s) and isfinite(budget or 0.0)):
+            raise ValueError("idle_s, cost_per_hour and budget_per_hour must be finite")
+        if budget is not None and not cost:
+            raise ValueError("budget_per_hour bounds nothing without cost_per_hour, what one node costs")
+        if budget is not None and self.least * cost > budget:
+            raise ValueError(f"least = {self.least} costs more than budget_per_hour = {budget:g} pays for")
         return Bounds(
             least=self.least,
             most=self.most,
@@ -145,15 +160,20 @@ class Pool:
         hub = self.hub
         profiles = hub.profiles.of(hub.machine.cluster, hub.docket.now)
         view = view_of(hub.machine.cluster, hub.docket.now, hub.quotas, hub.shares, profiles)
-        decision = decide(view, count, self.kind, self.bounds, self.watch)
+        others = [present.node for name, present in nodes.items() if not name.startswith(POOLED)]
+        reach = reach_of(self.kind, self.bounds, others)
+        decision = decide(view, count, reach, self.bounds, self.watch)
         self.watch = decision.watch
         if decision.nodes != count and decision.because != self.said:
             log.info("pool", nodes=count, wanted=decision.nodes, because=decision.because)
-        self.said = self.hub.fleet = decision.because
-        if decision.nodes > count:
-            room = self.bounds.most - len(going) - count  # those that go exist, and cost
-            if (more := min(decision.nodes - count, room)) > 0:
-                await asyncio.to_thread(self.provider.ask, more)
+        self.said = decision.because
+        room = self.bounds.most - len(going) - count  # those that go exist, and cost
+        more = max(0, min(decision.nodes - count, room))
+        awaited = max(0, min(decision.nodes, count) - len(staying))
+        hub.fleet = Fleet(reach, decision.because, awaited)
+        if more:
+            await asyncio.to_thread(self.provider.ask, more)
+            hub.fleet = Fleet(reach, decision.because, awaited + more)
         elif decision.nodes < count:
             await self._fewer(count - decision.nodes, waiting, staying, decision.because)
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import structlog
@@ -209,10 +209,10 @@ def more_files() -> None:
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What users.toml says of a user: the most that all his jobs may hold together, and his share."""
 
-    gpus: int | None = None
-    cpus: int | None = None
-    workers: int | None = None
-    share: float = 1.0
+    gpus: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    cpus: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    workers: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    share: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0
 
 
 def read_users(path: Path | None) -> tuple[dict[str, Quota], dict[str, float]]:
@@ -224,7 +224,9 @@ def read_users(path: Path | None) -> tuple[dict[str, Quota], dict[str, float]]:
     except OSError as error:
         raise ZmlError(USAGE, f"{path} cannot be read: {error.strerror}") from None
     except msgspec.MsgspecError as bad:
-        raise ZmlError(USAGE, f"{path}: {bad}", "Each user is a table: [ada] gpus = 8, share = 2.") from None
+        raise ZmlError(
+            USAGE, f"{path}: {bad}", "Each user is a table: [ada] gpus = 8, cpus, workers, share = 2.0."
+        ) from None
     quotas = {
         user: Quota(gpus=rule.gpus, cpus=rule.cpus, workers=rule.workers) for user, rule in rules.items()
     }

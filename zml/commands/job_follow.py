@@ -101,15 +101,15 @@ def first(files: list[str]) -> str:
 def name_of(client: Client, job: str, attempt: int, *, follow: bool) -> str:
     """The output to show where none was named; where it is followed, it may come later."""
     said = False
-    for view in patiently(lambda: client.changes(job, LOOK_S)) if follow else iter([None]):
+    for view in patiently(lambda: client.changes(job, LOOK_S)) if follow else iter([client.job(job)]):
         files = [each.name for each in client.logs(job, attempt).files]
         over = view is not None and view.state in ENDS
-        # What zml itself says is there before a script has printed anything.
-        if any(name.endswith(".out") for name in files) or (files and (over or not follow)):
+        # What zml itself says is there before a script has printed anything; where none ever did, it says why.
+        if any(name.endswith(".out") for name in files) or (files and over):
             return first(files)
         if over:
             break
-        if not said and view is not None:
+        if follow and not said and view is not None:
             click.echo(f"zml: {event(view)}; it has printed nothing yet", err=True)
             said = True
     raise ZmlError(USAGE, f"{job} has printed nothing yet", f"`zml explain {job}` says what became of it.")

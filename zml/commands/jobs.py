@@ -396,6 +396,14 @@ def logs(
     from ..text.tables import print_table, size
     from . import job_follow
 
+    shows = [("NAME", name), ("--follow", follow), ("--tail", tail is not None)]
+    if (list_ or as_json) and (beside := [each for each, given in shows if given]):
+        flag = "--json" if as_json else "--list"
+        raise ZmlError(
+            USAGE,
+            f"{flag} with {' and '.join(beside)}: it lists what there is",
+            f"Leave out {flag}, or the other.",
+        )
     with connected(server, token) as client:
         if list_ or as_json:
             found = client.logs(job, attempt or 0)

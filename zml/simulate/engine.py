@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..scheduler.cluster.autoscale import Bounds, Watch, decide
+from ..scheduler.cluster.autoscale import Bounds, Watch, decide, reach_of
 from ..scheduler.cluster.plan import Allocation, Candidate, Plan, Policy, View
 from ..scheduler.cluster.request import Request
 from ..scheduler.cluster.resources import Node, NodeId, Resources
@@ -225,10 +225,10 @@ class Autoscaler:
 
     def __init__(self, bounds: Bounds, gpus_per_node: int) -> None:
         self.bounds = bounds
-        self.kind = Node(id=NodeId("new"), offers=Resources(gpus=gpus_per_node))
+        self.reach = reach_of(Node(id=NodeId("new"), offers=Resources(gpus=gpus_per_node)), bounds)
         self.watch = Watch()
 
     def __call__(self, view: View, nodes: int) -> int:
-        decision = decide(view, nodes, self.kind, self.bounds, self.watch)
+        decision = decide(view, nodes, self.reach, self.bounds, self.watch)
         self.watch = decision.watch
         return decision.nodes

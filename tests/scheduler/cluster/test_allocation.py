@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from tests.scheduler.cluster.views import node, nodes, on, request, told, view
-from zml.scheduler.cluster.autoscale import Bounds, Watch, decide
+from zml.scheduler.cluster.autoscale import Bounds, Watch, decide, reach_of
 from zml.scheduler.cluster.plan import Candidate
 from zml.scheduler.cluster.policies import POLICIES
 
@@ -70,7 +70,7 @@ KIND = node("new")
 
 
 def nodes_for(now: float, have: int, bounds: Bounds, watch: Watch, *jobs: Candidate) -> tuple[int, Watch]:
-    decision = decide(view(now, nodes(have), *jobs), have, KIND, bounds, watch)
+    decision = decide(view(now, nodes(have), *jobs), have, reach_of(KIND, bounds), bounds, watch)
     assert decision.because
     return decision.nodes, decision.watch
 
@@ -97,10 +97,10 @@ def test_the_budget_and_the_most_bound_the_nodes() -> None:
     jobs = [Candidate(request=request(f"j{i}", 4)) for i in range(30)]
     dear = replace(KIND, cost_per_hour=2.5)
     bounds = Bounds(most=20, budget_per_hour=10.0)
-    decision = decide(view(0, nodes(1), *jobs), 1, dear, bounds, Watch())
+    decision = decide(view(0, nodes(1), *jobs), 1, reach_of(dear, bounds), bounds, Watch())
     assert decision.nodes == 4
     assert decision.because == (
-        "4 nodes would be used at 65% or better, and there are 1, 10 an hour pays for 4"
+        "4 nodes would be used at 65% or better, and there is 1, 10 an hour pays for 4"
     )
     assert nodes_for(0, 1, Bounds(most=20), Watch(), *jobs)[0] == 20
 

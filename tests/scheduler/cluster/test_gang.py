@@ -14,7 +14,9 @@ def test_a_gang_begins_whole_or_not_at_all() -> None:
     a, b = Candidate(request=request("a", 3)), Candidate(request=request("b", 2, submitted=1))
     plan = fifo(view(2, nodes(1), a, b))
     assert told(plan) == {"a": ("STARTS", ("n00",) * 3), "b": ("BEHIND", None)}
-    assert "others go first" in plan.verdicts[b.request.job].because
+    assert plan.verdicts[b.request.job].because == (
+        "2 workers with 1 GPU each are free, but others go first, a the first of them"
+    )
 
 
 def test_who_has_something_keeps_it_where_it_is() -> None:
@@ -29,6 +31,10 @@ def test_a_job_of_higher_priority_drains_the_last_in_the_order_and_waits_for_it(
     machines = nodes(1)
     first = las(view(3, machines, a, b, c))
     assert told(first) == {"a": ("RUNS", ("n00",) * 2), "b": ("PREEMPTED", None), "c": ("NO_ROOM", None)}
+    assert first.verdicts[b.request.job].because == "c (priority 1) goes first and needs 2 GPUs of n00"
+    assert first.verdicts[c.request.job].because == (
+        "2 workers with 1 GPU each will be free on n00: it waits for b to give it up"
+    )
     leaving = replace(b, draining=True)
     second = las(view(4, machines, a, leaving, c))
     assert told(second) == {"a": ("RUNS", ("n00",) * 2), "b": ("DRAINING", None), "c": ("NO_ROOM", None)}
@@ -57,6 +63,31 @@ def test_too_big_is_told_from_no_room() -> None:
         "c": "TOO_BIG",
         "d": "NO_ROOM",
     }
+    assert plan.verdicts[four.request.job].because == (
+        "it needs 4 workers with 1 GPU each at once; there is room for 1 of its workers; a has the rest"
+    )
+    two = Candidate(request=request("f", 5))
+    assert fifo(view(2, (node("n0"),), two)).verdicts[two.request.job].because == (
+        "5 workers with 1 GPU each do not fit on the 1 node that is here, even if it were empty"
+    )
+
+
+def test_who_is_kept_waiting_by_one_is_told_by_whom() -> None:
+    dear = Candidate(request=request("a", 1, priority=5))
+    cheap = Candidate(request=request("b", 1, submitted=1))
+    said = fifo(view(2, nodes(1, gpus=1), dear, cheap)).verdicts[cheap.request.job].because
+    assert said == "1 worker with 1 GPU is free, but others go first, a (priority 5) the first of them"
+
+
+def test_who_cannot_stay_because_its_node_leaves_is_not_told_of_others() -> None:
+    a = Candidate(request=request("a", 2), allocation=on("n0", "n0"))
+    machines = (replace(node("n0"), leaving=True), node("n1", gpus=2), node("n2", gpus=1))
+    b = Candidate(request=request("b", 2, preemptible=False), allocation=on("n1", "n1"))
+    plan = fifo(view(2, machines, b, a))
+    assert plan.verdicts[a.request.job].why is Why.PREEMPTED
+    assert plan.verdicts[a.request.job].because == (
+        "it cannot stay as it is on n0: it needs 2 workers with 1 GPU each at once; there is room for 1 of its workers"
+    )
 
 
 def test_too_big_says_what_there_is_too_little_of() -> None:
@@ -133,7 +164,7 @@ def test_a_job_that_was_drained_in_two_steps_counts_once_for_whoever_comes_next(
     assert told(plan) == {"a": ("NO_ROOM", None), "b": ("NO_ROOM", None)} | dict.fromkeys(
         "cd", ("PREEMPTED", None)
     )
-    assert "it waits for those who give it up" in plan.verdicts[b.request.job].because
+    assert "it waits for c to give it up" in plan.verdicts[b.request.job].because
 
 
 def test_what_is_left_over_lets_jobs_grow_in_their_order() -> None:

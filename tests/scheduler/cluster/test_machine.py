@@ -136,8 +136,9 @@ class World:
     def begin(self, job: str, number: int) -> None:
         self.tell(events.Began(JobId(job), number))
 
-    def end(self, job: str, number: int, outcome: Outcome) -> None:
-        self.tell(events.Ended(JobId(job), number, outcome, 0 if outcome is Outcome.SUCCEEDED else 1, "so"))
+    def end(self, job: str, number: int, outcome: Outcome, code: int = 1) -> None:
+        code = 0 if outcome is Outcome.SUCCEEDED else code
+        self.tell(events.Ended(JobId(job), number, outcome, code, "so"))
         for key in [key for key in self.running if key[:2] == (job, number)]:
             self.cease(*key)
         self.settle()
@@ -259,6 +260,22 @@ def test_a_job_that_was_cancelled_is_not_paused_instead(world: World) -> None:
     world.tell(events.PauseAsked(JobId("j1"), "lunch"))
     world.end("j1", 1, Outcome.DRAINED)
     assert world.finished == {"j1": Standing.CANCELLED}
+
+
+@pytest.mark.parametrize("outcome", [None, Outcome.DRAINED, Outcome.CANCELLED, Outcome.FAILED])
+def test_a_cancelled_job_has_one_exit_code_whether_it_waited_or_ran(
+    world: World, outcome: Outcome | None
+) -> None:
+    world.submit("j1")
+    if outcome is not None:
+        world.come("n1")
+        world.round()
+        world.begin("j1", 1)
+    world.tell(events.CancelAsked(JobId("j1"), "not needed"))
+    if outcome is not None:
+        world.end("j1", 1, outcome, 75)
+    over = world.machine.cluster.over[JobId("j1")]
+    assert (over.standing, over.exit_code) == (Standing.CANCELLED, 130)
 
 
 def test_a_node_that_leaves_takes_its_workers_along_and_no_job(world: World) -> None:

@@ -1,7 +1,7 @@
 """What holds for every policy, whatever it is shown: capacity, gangs, verdicts, nobody delayed, nobody starving."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -187,23 +187,52 @@ def play(plan: Plan, jobs: list[Candidate], now: float, seconds: float) -> list[
     return after
 
 
+@dataclass(frozen=True)
+class Arrival:
+    size: int
+    wider: int
+    preemptible: bool
+    priority: int
+    scales: bool
+
+
+arrivals = st.builds(
+    Arrival,
+    size=st.integers(1, 8),
+    wider=st.integers(0, 4),
+    preemptible=st.booleans(),
+    priority=st.integers(-1, 0),
+    scales=st.booleans(),
+)
+
+
 @settings(max_examples=10, deadline=None)
 @given(
     big=st.integers(1, 8),
-    sizes=st.lists(st.integers(1, 8), min_size=1, max_size=6),
+    wider=st.integers(0, 4),
+    kinds=st.lists(arrivals, min_size=1, max_size=6),
     lasts=st.integers(1, 4),
     name=st.sampled_from(["fifo", "las", "zml", "srtf"]),
 )
-def test_a_job_that_fits_runs_whatever_keeps_arriving(
-    big: int, sizes: list[int], lasts: int, name: str
+def test_a_job_that_fits_runs_whatever_of_its_priority_or_below_keeps_arriving(
+    big: int, wider: int, kinds: list[Arrival], lasts: int, name: str
 ) -> None:
     machines, round_s = nodes(2), 3_600.0
-    jobs = [Candidate(request=request("patient", big, submitted=0.0), attained_s=big * 20_000.0)]
+    patient = request("patient", big, big + wider, submitted=0.0)
+    jobs = [Candidate(request=patient, attained_s=big * 20_000.0, profile=Diminishing())]
     now, number = 0.0, 0
     for _ in range(60 + 50 * lasts):  # due after 50 hours; until then 40 jobs may have come before it
-        for size in sizes:  # more than the nodes can do, for ever
-            asked = request(f"new{number}", size, submitted=now)
-            jobs.append(Candidate(request=asked, since=now, left_s=1.0))
+        for kind in kinds:  # more than the nodes can do, for ever
+            asked = request(
+                f"new{number}",
+                kind.size,
+                kind.size + kind.wider,
+                submitted=now,
+                preemptible=kind.preemptible,
+                priority=kind.priority,
+            )
+            profile = Diminishing() if kind.scales else None
+            jobs.append(Candidate(request=asked, since=now, left_s=1.0, profile=profile))
             number += 1
         for _ in range(2):  # what is taken away is given at once
             plan = POLICIES[name](view(now, machines, *jobs))
@@ -214,7 +243,8 @@ def test_a_job_that_fits_runs_whatever_keeps_arriving(
         now += round_s
         done = {j.request.job for j in jobs[1:] if j.attained_s >= lasts * round_s * j.request.least}
         waiting = [j for j in jobs[1:] if j.request.job not in done]
-        jobs = [jobs[0], *waiting[:40]]
+        run = [j for j in waiting if j.allocation is not None]
+        jobs = [jobs[0], *run, *[j for j in waiting if j.allocation is None][:40]]
     raise AssertionError(f"it waited for {now:g} s")
 
 
