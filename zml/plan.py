@@ -55,6 +55,11 @@ class Plan:
         )
 
     @property
+    def together(self) -> bool:
+        """Are all workers' updates of a clock merged into one, and so to be alike?"""
+        return not self.overlap
+
+    @property
     def shows_noise(self) -> bool:
         """Do shards see whole gradients of several workers at once?"""
         return self.optimizer_on == "shard" and not self.compression.sparse and not self.overlap

@@ -60,13 +60,14 @@ class Twin:
         self.direct = Direct(shard)
         cut = buckets(layout, placement, 1)
         self.told: list[str] = []
+        plan = Plan.of(spec)
         self.traffic = Traffic(
             Binding(layout, self.model),
             cut,
-            by_name(spec.compress),
+            by_name(str(plan.compression)),
             self.direct,  # type: ignore[arg-type]
             io,
-            Plan.of(spec),
+            plan,
             self,
         )
         self.updates = Updates(self.traffic, self.optimizer, lambda: self.told.append("step"))

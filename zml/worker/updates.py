@@ -36,7 +36,7 @@ import torch
 from ..codec import NonFinite
 from ..codec.runs import Places, Run, within
 from ..errors import SHOWN, ZmlError
-from ..hyper import Hyper, OptimizerSpec, write_hyper
+from ..hyper import Hyper, OptimizerSpec
 from ..layout import MATRICES, VECTORS
 from ..plan import Plan
 from .difference import Difference
@@ -226,7 +226,7 @@ class Updates:
         kept = [self._keeps(MOMENTUM), self._keeps(NORMALISED)]
         # Who parts sends all, and is merged with what the others send as usual.
         density = traffic.usual_density if parting else traffic.density
-        hyper = write_hyper(outer_hyper(traffic.plan, density, traffic.workers, *kept))
+        hyper = outer_hyper(traffic.plan, density, traffic.workers, *kept)
         if parting:
             traffic.part(hyper)
         else:
