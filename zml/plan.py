@@ -88,7 +88,9 @@ class Plan:
         """Over how many of all exchanges the density falls."""
         if not self.compression.sparse or self.auto:
             return 0
-        return round(WARM_UP * exchanges) if self.warm_up_steps is None else self.warm_up_steps
+        if self.warm_up_steps is None:
+            return round(WARM_UP * exchanges)
+        return math.ceil(self.warm_up_steps / self.local_steps)
 
     def density(self, exchange: int, warm_up: int) -> float | None:
         """The part of the elements that leaves with a worker's exchange; None for codecs that send all.

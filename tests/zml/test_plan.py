@@ -29,7 +29,7 @@ def test_an_exchange_stays_in_flight_only_with_a_staleness_bound() -> None:
     assert [Plan.of(JobSpec(staleness=s)).overlap for s in (0, 1, 4, None)] == [False, True, True, True]
 
 
-@given(st.floats(1e-5, 1.0), st.integers(0, 1000))
+@given(st.floats(1e-5, 1.0, exclude_max=True), st.integers(0, 1000))
 def test_the_density_falls_to_what_was_asked_for_and_stays_there(wanted: float, warm_up: int) -> None:
     plan = Plan.of(JobSpec(compress=f"topk:{wanted}"))
     densities = [plan.density(clock, warm_up) or 0.0 for clock in range(warm_up + 2)]
@@ -41,6 +41,8 @@ def test_the_density_falls_to_what_was_asked_for_and_stays_there(wanted: float, 
 def test_the_warm_up_is_a_twentieth_of_the_run_unless_told() -> None:
     assert Plan.of(JobSpec(compress="topk:1%")).warm_up(2000) == 100
     assert Plan.of(JobSpec(compress="topk:1%", warm_up_steps=7)).warm_up(2000) == 7
+    several = JobSpec(compress="topk:1%", warm_up_steps=7, local_steps=3)
+    assert Plan.of(several).warm_up(2000) == 3, "of seven steps, the last one leaves with the third exchange"
     assert Plan.of(JobSpec(compress="bf16")).warm_up(2000) == 0
     assert Plan.of(JobSpec(compress="bf16")).density(5, 10) is None
 
