@@ -75,6 +75,10 @@ def _density(text: str, word: str) -> float:
         number = float(word.removesuffix("%"))
     except ValueError:
         raise ValueError(f"{text!r}: {word!r} is no density; write 'topk:1%' or 'topk:0.01'") from None
+    if number == 1 and not word.endswith("%"):
+        raise ValueError(
+            f"{text!r} could be read in two ways; write 'topk:1%' or, for all elements, 'topk:100%'"
+        )
     density = number / 100 if word.endswith("%") else number
     if 1e-6 <= density <= 1:
         return density

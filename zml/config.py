@@ -114,6 +114,7 @@ class Settings:
 
 
 KINDS: dict[str, Any] = typing.get_type_hints(Settings, include_extras=True)
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
 
 
 def variable(name: str) -> str:
@@ -187,6 +188,7 @@ def resolve(
             "Leave out one of the two.",
         )
     about_rates(settings, origins)
+    about_updates(settings, origins)
     if settings.replicas > 1:
         raise ZmlError(
             CONFIG,
@@ -238,6 +240,30 @@ def about_rates(settings: Settings, origins: Mapping[str, str]) -> None:
                     f"{name} = {value} ({origins[name]}) without lr_scaling: nothing changes the learning rate",
                     "Add --lr-scaling linear or sqrt.",
                 )
+
+
+def about_updates(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Raises ZmlError where something is to become of the workers' updates, or of what waits, and there is none."""
+    coded = compression.parse(settings.compress)
+    idle: dict[str, tuple[str, str]] = {}
+    if runs_on(settings.optimizer_on, coded, settings.local_steps) == "shard":
+        idle["outer_lr"] = idle["outer_momentum"] = (
+            "the optimizer runs on the shards, and merges no updates of workers",
+            "choose --compress topk:1%, --local-steps or --optimizer-on worker",
+        )
+    if not coded.sparse:
+        idle["residual_decay"] = ("nothing waits that could fade", "choose --compress topk:1% or auto")
+    if coded.kind != "topk":
+        idle["warm_up_steps"] = ("no density falls to what was asked for", "choose --compress topk:1%")
+    for name, (because, fix) in idle.items():
+        value = getattr(settings, name)
+        if value not in (0, DEFAULTS[name]):
+            raise ZmlError(
+                CONFIG,
+                f"{name} = {value:g} ({origins[name]}) with compress = {coded} ({origins['compress']}) and "
+                f"optimizer_on = {settings.optimizer_on} ({origins['optimizer_on']}): {because}",
+                f"Leave {name} out, or {fix}.",
+            )
 
 
 def read_file(path: Path) -> dict[str, Any]:

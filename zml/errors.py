@@ -453,8 +453,9 @@ NOT_HELD = page(
     "ZML-E513",
     "a parameter has no optimizer",
     """A parameter with requires_grad that no group of the optimizer holds would never be trained: rarely
-    meant.""",
-    "Give it to the optimizer, or freeze it with requires_grad_(False) before zml.join.",
+    meant. zml.join takes one optimizer, so that a parameter which a second one holds is refused, too.""",
+    """Give it to the optimizer, or freeze it with requires_grad_(False) before zml.join. What a
+    second optimizer would hold goes into a param group of the first.""",
 )
 FOREIGN = page(
     "ZML-E514",

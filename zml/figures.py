@@ -53,6 +53,7 @@ class WorkerFigures(msgspec.Struct, frozen=True, kw_only=True):
     dense_sent_bytes: int = 0  # the same gradients, were they sent whole in their own type
     dense_received_bytes: int = 0
     learning_rate: float | None = None  # of the first parameter group, now
+    compress: str = ""  # what `--compress auto` has come to, now; empty where it was not asked for
     memory_bytes: int = 0  # resident, now
     cpu_s: float = 0.0  # of all its threads
     open_files: int = 0  # and sockets, now

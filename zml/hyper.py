@@ -18,6 +18,8 @@ Hyper = dict[str, Number]  # the numbers of one parameter group
 
 MOST_GROUPS = 4_096
 MOST_BYTES = 1 << 20  # of the numbers of all groups, as msgpack
+NO_WISH = -1  # of a worker, on how all compress
+MOST_WISH = 255
 
 
 class BadHyper(ValueError):
@@ -146,9 +148,10 @@ def _plain(optimizer: str, group: Mapping[str, Any], key: str) -> Number:
     return float(value)
 
 
-def write_hyper(hypers: Sequence[Hyper]) -> bytes:
-    """The numbers of all groups as msgpack, the payload of a `messages.Commit`."""
-    packed: bytes = msgpack.packb(list(hypers))
+def write_hyper(hypers: Sequence[Hyper], wish: int = NO_WISH) -> bytes:
+    """The numbers of all groups as msgpack, the payload of a `messages.Commit`, and behind them what the worker would
+    compress with, if it has a wish: it is kept and handed on wherever the numbers of a step are."""
+    packed: bytes = msgpack.packb([*hypers, wish] if wish != NO_WISH else list(hypers))
     return packed
 
 
@@ -166,15 +169,29 @@ def _float(value: Number) -> float:
 
 def read_hyper(data: bytes | memoryview, spec: OptimizerSpec) -> list[Hyper]:
     """The numbers that a peer sent for one step, checked against the optimizer. Raises BadHyper."""
+    return spec.accept(_read_step(data)[0])
+
+
+def read_wish(data: bytes | memoryview) -> int:
+    """What the worker of this step would compress with; NO_WISH where it does not say. Raises BadHyper."""
+    return _read_step(data)[1]
+
+
+def _read_step(data: bytes | memoryview) -> tuple[list[Any], int]:
     if len(data) > MOST_BYTES:
         raise BadHyper(f"{len(data)} bytes of numbers, more than {MOST_BYTES}")
     try:
-        hypers = unpack(data, array=MOST_GROUPS, text=64)
+        hypers = unpack(data, array=MOST_GROUPS + 1, text=64)
     except ValueError as bad:
         raise BadHyper(f"the numbers cannot be read: {bad}") from bad
     if not isinstance(hypers, list):
         raise BadHyper("the numbers are not a list of groups")
-    return spec.accept(hypers)
+    if not hypers or isinstance(hypers[-1], bool) or not isinstance(hypers[-1], int):
+        return hypers, NO_WISH
+    *hypers, wish = hypers
+    if not 0 <= wish <= MOST_WISH:
+        raise BadHyper(f"the wish {wish} is outside [0, {MOST_WISH}]")
+    return hypers, wish
 
 
 def unpack(data: bytes | memoryview, *, array: int, text: int) -> Any:

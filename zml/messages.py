@@ -901,6 +901,7 @@ class Delta(Message):
     frames: list[int]
     staleness: int  # the puller's clock minus the slowest
     workers: int  # that are waited for, or would be in BSP
+    setting: int = -1  # of `worker.auto`, that all compress with from here on; -1: each worker finds its own
 
 
 # -- shard -> its backup ---------------------------------------------------------------------------------------

@@ -55,6 +55,11 @@ class Plan:
         )
 
     @property
+    def together(self) -> bool:
+        """Are all workers' updates of a clock merged into one, and so to be alike?"""
+        return not self.overlap
+
+    @property
     def shows_noise(self) -> bool:
         """Do shards see whole gradients of several workers at once?"""
         return self.optimizer_on == "shard" and not self.compression.sparse and not self.overlap
@@ -83,7 +88,9 @@ class Plan:
         """Over how many of all exchanges the density falls."""
         if not self.compression.sparse or self.auto:
             return 0
-        return round(WARM_UP * exchanges) if self.warm_up_steps is None else self.warm_up_steps
+        if self.warm_up_steps is None:
+            return round(WARM_UP * exchanges)
+        return math.ceil(self.warm_up_steps / self.local_steps)
 
     def density(self, exchange: int, warm_up: int) -> float | None:
         """The part of the elements that leaves with a worker's exchange; None for codecs that send all.

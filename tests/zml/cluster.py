@@ -24,7 +24,7 @@ from zml.coordinator.coordinator import Coordinator
 from zml.doctor.answering import Examinee
 from zml.doctor.findings import Check
 from zml.doctor.means import Means
-from zml.hyper import Hyper, OptimizerSpec, hyper_of, write_hyper
+from zml.hyper import Hyper, OptimizerSpec, hyper_of
 from zml.journal import Journal
 from zml.layout import Bucket, Layout, Registration, buckets
 from zml.lease import COORDINATOR, Lease, ask, join
@@ -319,7 +319,7 @@ class Script:
             hyper = await self._backward(compute_s / 2)
         if self.plan.overlap:
             await self._landed()
-        self.traffic.begin(write_hyper(hyper))
+        self.traffic.begin(hyper)
         if not self.plan.overlap:
             await self._landed()
         clock = self.clock

@@ -185,6 +185,46 @@ def test_a_rule_on_learning_rates_that_would_mean_nothing_is_refused(
     assert refused.value.fix
 
 
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (
+            {"outer_lr": 0.7},
+            "outer_lr = 0.7 (flag) with compress = none (default) and optimizer_on = auto (default)",
+        ),
+        ({"outer_lr": 0.7, "compress": "bf16"}, "outer_lr = 0.7 (flag) with compress = bf16 (flag)"),
+        (
+            {"outer_momentum": 0.9, "compress": "topk:1%", "optimizer_on": "shard"},
+            "outer_momentum = 0.9 (flag) with compress = topk:1%:int4 (flag) and optimizer_on = shard (flag)",
+        ),
+        ({"residual_decay": 0.95}, "residual_decay = 0.95 (flag) with compress = none (default)"),
+        ({"residual_decay": 0.95, "local_steps": 4}, "nothing waits"),
+        ({"warm_up_steps": 5, "compress": "bf16"}, "warm_up_steps = 5 (flag) with compress = bf16 (flag)"),
+        ({"warm_up_steps": 5, "compress": "auto"}, "no density falls"),
+    ],
+)
+def test_what_would_do_nothing_to_the_workers_updates_is_refused(flags: dict[str, Any], what: str) -> None:
+    with pytest.raises(ZmlError) as refused:
+        resolve(flags, {})
+    assert refused.value.code == CONFIG and what in refused.value.what
+    assert refused.value.fix.startswith(f"Leave {next(iter(flags))} out")
+
+
+def test_what_is_said_of_the_workers_updates_where_there_are_some() -> None:
+    for flags in (
+        {"outer_lr": 0.7, "outer_momentum": 0.9, "local_steps": 4},
+        {"outer_lr": 1.0, "outer_momentum": 0.9, "optimizer_on": "worker"},
+        {"outer_lr": 1.0, "residual_decay": 0.95, "compress": "auto"},
+        {"residual_decay": 0.95, "warm_up_steps": 5, "compress": "topk:1%", "optimizer_on": "shard"},
+        {"outer_lr": 0.0, "outer_momentum": 0.0, "residual_decay": 1.0, "warm_up_steps": -1},
+        {"warm_up_steps": 0},
+    ):
+        resolved = resolve(flags, {})
+        assert resolve({}, as_environment(resolved.settings)).settings == resolved.settings, (
+            "as the processes of a job are told"
+        )
+
+
 def test_rules_on_learning_rates_where_they_mean_something() -> None:
     for flags in (
         {"lr_scaling": "linear", "lr_warm_up_steps": 100, "lr_base_workers": 4, "compress": "bf16"},

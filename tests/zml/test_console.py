@@ -77,6 +77,7 @@ def test_a_running_job_is_one_block() -> None:
 
 def test_whoever_looks_once_is_told_of_time_data_and_checkpoints() -> None:
     figures = WorkerFigures(steps=10, phases={"data": 0.1, "compute": 0.6, "wait": 0.3, "push": 5.0})
+    figures = msgspec.structs.replace(figures, compress="topk:1%:int4")
     full = status(
         members=[member("w0", steps=10, figures=figures), member("w1"), member("p0")],
         data=DataStatus(batches=64, committed=16, leased=2, skipped=1, reissued=3),
@@ -86,13 +87,21 @@ def test_whoever_looks_once_is_told_of_time_data_and_checkpoints() -> None:
     )
     out = io.StringIO()
     Console(file=out, width=80, color_system=None).print(console.block(full, 80, full=True))
-    assert out.getvalue().splitlines()[3:6] == [
+    assert out.getvalue().splitlines()[3:7] == [
         "a step takes 100.0 ms: data 10%, compute 60%, wait 30%",
+        "compress auto: topk:1%:int4",
         "data 16 of 64 batches applied, 2 with workers, 1 skipped, 3 dealt again",
         "checkpoint step 1,000, 1:00 ago; the last one failed: the disk is full",
     ]
     assert drawn(full) == drawn(status(members=full.members)), "a job that is run here keeps its short block"
     assert console.data(DataStatus()) == console.checkpoint(status()) == console.step_time(status()) == ""
+    assert console.compress(status()) == ""
+
+
+def test_with_a_staleness_bound_workers_may_compress_differently_and_each_is_named() -> None:
+    told = {"w0": "fp32", "w1": "topk:1%:int4", "w2": ""}
+    members = [member(name, figures=WorkerFigures(compress=setting)) for name, setting in told.items()]
+    assert console.compress(status(members=members)) == "auto: w0 fp32, w1 topk:1%:int4"
 
 
 def test_a_terminal_without_unicode_gets_a_bar_of_letters() -> None:

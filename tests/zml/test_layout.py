@@ -136,6 +136,7 @@ def test_a_parameter_without_optimizer_is_refused_by_name() -> None:
     model = Net()
     error = refused(model, torch.optim.SGD([model.embed.weight, model.body.bias], lr=0.1))
     assert (error.code, "body.weight" in error.what) == (errors.NOT_HELD, True)
+    assert error.fix and "one optimizer" in error.fix, "a second one may hold it"
 
 
 def test_an_optimizer_of_another_model_is_refused() -> None:

@@ -34,6 +34,7 @@ from zml.messages import AnyMessage, Gauge, Report
 from zml.noise import Estimate
 from zml.transport.frames import Envelope, Kind, pack
 from zml.transport.peers import HEADER_BYTES
+from zml.worker.auto import SETTINGS
 from zml.worker.data import DividedLoader
 from zml.worker.reporting import Meter, Reports, fitting, learning_rate
 from zml.worker.timeline import Timeline
@@ -43,12 +44,13 @@ LONGEST = 0.1 + 0.2  # a double with all of its digits
 
 
 def largest(kind: type[Any]) -> Any:
-    """Figures of which every number takes as many bytes as it can."""
+    """Figures of which every field takes as many bytes as it can."""
     classes = {
         "step_s": [MOST] * (len(STEP_BOUNDS_S) + 1),
         "staleness": [MOST] * (len(STALENESS_BOUNDS) + 1),
         "apply_s": [MOST] * (len(APPLY_BOUNDS_S) + 1),
         "phases": dict.fromkeys((*PHASES, *BESIDE), LONGEST),
+        "compress": max(map(str, SETTINGS), key=len),
         "gpu": GpuFigures(utilization=LONGEST, memory_used_bytes=MOST, memory_bytes=MOST, power_w=LONGEST),
     }
     numbers = {

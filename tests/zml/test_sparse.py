@@ -635,7 +635,7 @@ def test_a_value_too_large_for_its_coding_leaves_in_parts() -> None:
         ("TopK:0.1%:2bit", Compression("topk", 0.001, "2bit")),
         ("topk:0.01:fp16:rice", Compression("topk", 0.01, "fp16", "rice")),
         ("topk:100%:bitmap:int8", Compression("topk", 1.0, "int8", "bitmap")),
-        ("topk:1", Compression("topk", 1.0, "int4")),
+        ("topk:100%", Compression("topk", 1.0, "int4")),
     ],
 )
 def test_what_is_said_is_understood_and_said_again(text: str, wanted: Compression) -> None:
@@ -658,6 +658,8 @@ def test_what_is_said_is_understood_and_said_again(text: str, wanted: Compressio
         ("topk:nan", "above 0"),
         ("topk:101%", "at most 100%"),
         ("topk:5", "write 'topk:5%'"),
+        ("topk:1", "write 'topk:1%' or, for all elements, 'topk:100%'"),
+        ("topk:1.0:int8", "could be read in two ways"),
         ("topk:1%:int44", "did you mean 'int4'"),
         ("topk:1%:int4:int8", "answered twice"),
         ("topk:1%:rise", "did you mean 'rice'"),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from tests.zml.test_hooks import JOB, ME, Direct, nothing
 from zml.codec import UNKNOWN, by_name
+from zml.codec.device import DevicePacker
 from zml.errors import ZmlError
 from zml.iothread import IoThread
 from zml.layout import VECTORS, Layout, Registration, buckets
@@ -20,7 +21,7 @@ from zml.scheduler.ids import JobId
 from zml.shard.shard import Shard
 from zml.worker.binding import Binding
 from zml.worker.traffic import Traffic
-from zml.worker.updates import Updates, outer_spec
+from zml.worker.updates import MOMENTUM, NORMALISED, Updates, keeps, outer_spec
 
 
 class Twin:
@@ -60,13 +61,14 @@ class Twin:
         self.direct = Direct(shard)
         cut = buckets(layout, placement, 1)
         self.told: list[str] = []
+        plan = Plan.of(spec)
         self.traffic = Traffic(
             Binding(layout, self.model),
             cut,
-            by_name(spec.compress),
+            by_name(str(plan.compression)),
             self.direct,  # type: ignore[arg-type]
             io,
-            Plan.of(spec),
+            plan,
             self,
         )
         self.updates = Updates(self.traffic, self.optimizer, lambda: self.told.append("step"))
@@ -120,6 +122,63 @@ def test_one_worker_trains_as_torch_alone_with_any_optimizer(io: IoThread, kind:
     twin.train_plain(8)
     assert twin.off_by() < 1e-6
     assert twin.told == ["leaving", "counted", "step"] * 8
+
+
+MOMENTUM_ONLY, NORMALISED_ONLY, BOTH, NEITHER = (True, False), (False, True), (True, True), (False, False)
+KEEPS = {
+    "ASGD": NEITHER,  # a mean of parameters, which no step depends on
+    "Adadelta": NORMALISED_ONLY,
+    "Adafactor": NORMALISED_ONLY,
+    "Adagrad": NORMALISED_ONLY,
+    "Adam": BOTH,
+    "AdamW": BOTH,
+    "Adamax": BOTH,
+    "LBFGS": NEITHER,  # it wants a closure, and joins no job
+    "Muon": MOMENTUM_ONLY,  # what it makes of that is normalised without a memory
+    "NAdam": BOTH,
+    "RAdam": BOTH,
+    "RMSprop": NORMALISED_ONLY,
+    "Rprop": NORMALISED_ONLY,  # a step has a size of its own, whatever the gradient's
+    "SGD": NEITHER,
+    "SparseAdam": BOTH,
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        name
+        for name, found in sorted(vars(torch.optim).items())
+        if isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+        if found is not torch.optim.Optimizer
+    ],
+)
+def test_it_is_known_of_every_optimizer_of_torch_whether_it_has_momentum_and_whether_it_normalises(
+    kind: str,
+) -> None:
+    parameter = torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = getattr(torch.optim, kind)([parameter], lr=0.1)
+    gradient = torch.full((4, 4), 0.1)
+    parameter.grad = gradient.to_sparse() if kind == "SparseAdam" else gradient
+    optimizer.step(*([lambda: parameter.sum()] if kind == "LBFGS" else []))
+    assert (keeps(optimizer, MOMENTUM), keeps(optimizer, NORMALISED)) == KEEPS[kind]
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("SGD", MOMENTUM_ONLY), ("RMSprop", BOTH)])
+def test_an_optimizer_has_momentum_where_it_was_asked_for(kind: str, kept: tuple[bool, bool]) -> None:
+    parameter = torch.nn.Parameter(torch.ones(4))
+    optimizer = getattr(torch.optim, kind)([parameter], lr=0.1, momentum=0.9)
+    parameter.grad = torch.ones(4)
+    optimizer.step()
+    assert (keeps(optimizer, MOMENTUM), keeps(optimizer, NORMALISED)) == kept
+
+
+def test_adafactor_normalises_vectors_too() -> None:
+    parameter = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.Adafactor([parameter])
+    parameter.grad = torch.ones(4)
+    optimizer.step()  # type: ignore[no-untyped-call]
+    assert keeps(optimizer, NORMALISED)
 
 
 def test_local_steps_leave_together_and_a_broken_off_round_leaves_when_it_is_flushed(io: IoThread) -> None:
@@ -400,6 +459,44 @@ def test_the_momentum_of_just_what_has_left_begins_anew(io: IoThread) -> None:
         moving = parameter.grad.view(-1) != 0
         assert torch.equal((momentum == 0) & moving, left[index] & moving)
         assert left[index].any() == (parameter.ndim > 1), "vectors go whole, and keep theirs"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"staleness": 1},
+        {"local_steps": 3},
+        {"residual_decay": 0.9},
+        {"residual_decay": 0.9, "staleness": 1},
+    ],
+    ids=str,
+)
+def test_a_bucket_that_is_packed_where_its_gradients_live_trains_as_on_the_cpu(
+    io: IoThread, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """With the packer for devices on the CPU; without decay the other one packs differences, and rounds elsewhere."""
+    cpu = Twin(io, compress="topk:10%", warm_up_steps=0, **asked)
+    monkeypatch.setattr(Binding, "device", lambda binding, parameters: "cpu:0")
+    device = Twin(io, compress="topk:10%", warm_up_steps=0, **asked)
+    packers = {type(outbox.packer) for outbox in device.traffic.outboxes.values()}
+    assert packers == {DevicePacker} and not device.updates.differences
+    close = torch.equal if "residual_decay" in asked else partial(torch.allclose, atol=1e-6)
+    for _ in range(9):
+        for twin in (cpu, device):
+            twin.train(1)
+        for one, other in zip(cpu.model.parameters(), device.model.parameters(), strict=True):
+            assert close(one, other)
+            momentum = [
+                twin.optimizer.state[p]["momentum_buffer"] for twin, p in ((cpu, one), (device, other))
+            ]
+            assert close(*momentum), "what has left took its momentum along, here and there"
+    for twin in (cpu, device):
+        twin.updates.finish()
+    for one, other in zip(cpu.model.parameters(), device.model.parameters(), strict=True):
+        assert close(one, other)
+    pairs = zip(device.model.parameters(), cpu.plain.parameters(), strict=True)
+    assert not any(torch.equal(one, before) for one, before in pairs), "it was trained"
 
 
 @pytest.mark.parametrize(

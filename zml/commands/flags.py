@@ -61,7 +61,10 @@ JOB_FLAGS = flags(
     ),
     click.option("--outer-momentum", type=float, metavar="X", help="The same, Nesterov.  [default: 0]"),
     click.option(
-        "--warm-up-steps", type=int, metavar="N", help="Steps over which topk's density falls from 25 %."
+        "--warm-up-steps",
+        type=int,
+        metavar="N",
+        help="Steps over which topk goes from 25 % to its density.  [default: 5 % of the run]",
     ),
     click.option(
         "--residual-decay", type=float, metavar="X", help="Topk keeps so much of what waits.  [default: 1]"

@@ -200,6 +200,7 @@ def stand_as(shard: Shard, account: Account) -> None:
     shard.applied = {WorkerId(worker): Last(*last) for worker, last in account.applied.items()}
     shard.staged, shard.committed = {}, {}
     shard.pace.course = account.course
+    shard.agree()
     if account.hyper and shard.store is not None:
         shard.hyper, shard.hyper_bytes = read_hyper(account.hyper, shard.store.spec), account.hyper
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..hyper import Hyper
+from ..hyper import NO_WISH, Hyper, read_wish
 from .store import Staged
 
 
@@ -37,3 +37,14 @@ class Committed:
     pushes: Sequence[Staged]
     hyper: list[Hyper]
     last: Last
+
+
+def agreed(applied: Collection[Last]) -> int:
+    """In BSP: which of `worker.auto`'s settings all workers compress with next. The last one, which sends least, of
+    those that the workers of the newest clock have wished for: everybody waits for the slowest exchange.
+
+    It follows from the steps in the parameters alone. So all shards say the same, whatever dies, and workers that hold
+    the same parameters hold the same setting.
+    """
+    newest = max((last.clock for last in applied), default=NOTHING.clock)
+    return max((read_wish(last.hyper) for last in applied if last.clock == newest), default=NO_WISH)

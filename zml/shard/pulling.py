@@ -101,4 +101,5 @@ class Pulls:
         core.trace.pulled(pull.worker, pull.trace, bucket.index, len(payload or b""))
         low = core.gate.low
         staleness = max(0, pull.clock - low) if low is not None else 0
-        return Delta(bucket.index, versions, frames, staleness, len(core.gate.active)), payload or None
+        delta = Delta(bucket.index, versions, frames, staleness, len(core.gate.active), core.setting)
+        return delta, payload or None

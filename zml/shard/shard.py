@@ -28,7 +28,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.folder import is_seen
 from ..codec import BadFrame, by_name, split
 from ..compression import parse
-from ..hyper import BadHyper, Hyper, read_hyper
+from ..hyper import NO_WISH, BadHyper, Hyper, read_hyper
 from ..layout import Bucket, Registration, buckets
 from ..messages import (
     Advance,
@@ -64,7 +64,7 @@ from ..tracing.shards import UNTRACED, Untraced
 from ..transport import Refusal
 from . import base, ceding, rostering
 from .begin import CannotBegin, Sees, begin, read_assignment
-from .counted import Committed, Last, Step
+from .counted import Committed, Last, Step, agreed
 from .counts import Counts
 from .doubt import Doubt
 from .holding import Holding, Waiting, front_of, must_stand
@@ -112,6 +112,7 @@ class Shard:
         self.pulls = Pulls(self)
         self.hyper: list[Hyper] = []  # of the senior worker's last step
         self.hyper_bytes = b""  # the same, as they came
+        self.setting = NO_WISH  # that all workers compress with next, where they find it together
         self.assigned: Assign | None = None  # the order that brought the chunks
         self.assignment = b""
         # What the order to come begins with, where it was looked for before.
@@ -512,7 +513,11 @@ class Shard:
 
     def count(self, worker: WorkerId, step: Step, hyper: list[Hyper], last: Last) -> None:
         """A whole step counts from now on."""
-        clock, pushes = last.clock, [step.pushes[index] for index in sorted(step.pushes)]
+        store, clock, pushes = (
+            self._store(),
+            last.clock,
+            [step.pushes[index] for index in sorted(step.pushes)],
+        )
         staged = self.staged.get(worker, {})
         self.staged[worker] = {later: kept for later, kept in staged.items() if later > clock}
         if not self.hyper or worker == self.gate.senior():
@@ -523,7 +528,8 @@ class Shard:
             self.committed.setdefault(clock, {})[worker] = Committed(pushes, hyper, last)
         else:
             with self.counts.applying(), self.trace.applying(clock, [worker]):
-                self.pace.alone(self._store(), pushes, self.hyper)
+                # Where each worker finds its own setting, how it is merged follows from that.
+                self.pace.alone(store, pushes, hyper if store.follow else self.hyper)
             self.applied[worker] = last
             if not self.replaying:
                 self.pace.observe(worker, last.epoch, len(self.gate.active))
@@ -566,9 +572,15 @@ class Shard:
         with self.counts.applying(), self.trace.applying(clock, order):
             epoch = self.pace.together(self._store(), clock, {worker: steps[worker] for worker in order})
         self.applied.update({worker: steps[worker].last for worker in order})
+        self.agree()
         if not self.replaying:
             self.pace.observe("", epoch, len(order))
         self.steps += 1
+
+    def agree(self) -> None:
+        """What is in the parameters has changed."""
+        if self.gate.bound == 0 and self.store is not None and self.store.follow:
+            self.setting = agreed(self.applied.values())
 
     def _store(self) -> Store:
         assert self.store is not None, "_admit lets nothing in before assign"

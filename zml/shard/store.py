@@ -98,6 +98,7 @@ class Store:
         self.codec = codec
         self._squares: list[float] | None = None  # of all gradients and of their sum, while they are measured
         self._door = Door(self)
+        self.follow = follow
         self._follows = codec if follow and isinstance(codec, TopK) else None
         self._sums: Sums | None = None
         if isinstance(codec, TopK):

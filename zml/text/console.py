@@ -132,6 +132,19 @@ def checkpoint(status: JobStatus) -> str:
     return "; ".join(parts)
 
 
+def compress(status: JobStatus) -> str:
+    """What `--compress auto` has come to, of each worker where they differ; empty where it was not asked for."""
+    told = {
+        m.member: m.figures.compress
+        for m in status.of("worker")
+        if m.figures is not None and m.figures.compress
+    }
+    settings = set(told.values())
+    if len(settings) > 1:
+        return "auto: " + ", ".join(f"{member} {setting}" for member, setting in sorted(told.items()))
+    return "".join(f"auto: {setting}" for setting in settings)
+
+
 def step_time(status: JobStatus) -> str:
     """Where the time of a mean step goes, since the scripts began; empty where no worker has told."""
     told = [m.figures for m in status.of("worker") if m.figures is not None and m.figures.steps]
@@ -187,6 +200,7 @@ def block_lines(status: JobStatus, width: int, *, unicode: bool = True, full: bo
     if full:
         for key, said in (
             ("a step takes", step_time(status)),
+            ("compress", compress(status)),
             ("data", data(status.data)),
             ("checkpoint", checkpoint(status)),
         ):

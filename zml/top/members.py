@@ -255,6 +255,8 @@ def _of_worker(member: MemberStatus, pace: WorkerPace, width: int, *, unicode: b
         yield fact("GPU", ", ".join(said) or "its driver does not say")
     if figures.learning_rate is not None:
         yield fact("learning rate", f"{figures.learning_rate:.4g}")
+    if figures.compress:
+        yield fact("compress", f"auto: {figures.compress}")
     if figures.left_out:
         yield fact("left out", f"{figures.left_out:,} steps: their gradient was not finite")
     yield fact("samples/s", per_second(pace.samples_per_s))

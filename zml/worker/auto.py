@@ -1,13 +1,19 @@
 """`--compress auto`: the mildest setting whose exchange hides behind computing, from what a step and the link take.
 
-A pure rule. Each worker decides for itself: every frame says how it is coded, and a shard publishes as many elements as
-came up, written as those were. The link is measured when the worker joins, all workers at once if they join at once;
-steps all the time.
+A pure rule. Every frame says how it is coded, and a shard publishes as many elements as came up, written as those were.
+With a staleness bound each update is merged by itself, and each worker decides for itself. In sync all updates of a
+clock are merged into one, with a factor that depends on how sparse they are, and so all workers have one setting: each
+says with its steps what it wishes, the shards answer with what follows from the newest steps (`shard.counted.agreed`),
+and everybody takes that up with the parameters that the same steps have made.
+
+The link is measured when the worker joins, all workers at once if they join at once; steps all the time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from ..hyper import NO_WISH
 
 BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8.2, "int4": 4.2}  # of an element where all of them are sent
 SPARSE_BITS = 13.0  # of an entry in four bits, with its position
@@ -71,27 +77,46 @@ class Auto:
     """Gathers measurements and decides now and then."""
 
     elements: int
-    workers: int
     hidden: bool
+    together: bool = False  # all workers have one setting
     link: Link | None = None  # before anything is measured
-    setting: Setting = FIRST
-    because: str = "nothing is measured yet"
+    setting: Setting = FIRST  # that is in force
+    wish: Setting | None = None  # of this worker
+    measured: str = "nothing is measured yet"
     computes: list[float] = field(default_factory=list)
     wait: int = AFTER
 
-    def step(self, compute_s: float) -> bool:
-        """An exchange is over, before which the worker computed so long. True when a new setting was chosen."""
+    @property
+    def told(self) -> int:
+        """The wish, as it goes with a step. Who has measured nothing yet wants no change."""
+        return SETTINGS.index(self.wish or self.setting) if self.together else NO_WISH
+
+    @property
+    def because(self) -> str:
+        if self.wish in (None, self.setting):
+            return self.measured
+        return f"another worker needs it, and this one {self.wish}: {self.measured}"
+
+    def step(self, compute_s: float, workers: int) -> bool:
+        """An exchange is over, before which the worker computed so long. True when another setting is in force."""
         self.computes.append(compute_s)
         if len(self.computes) < self.wait or self.link is None:
             return False
         typical = sorted(self.computes)[len(self.computes) // 2]
         self.computes.clear()
         self.wait = DECIDE_EVERY
-        before = self.setting
-        self.setting = choose(self.elements, self.workers, self.link, typical, self.hidden)
-        needs_s = exchange_s(self.setting, self.elements, self.workers, self.link)
-        self.because = (
+        self.wish = choose(self.elements, workers, self.link, typical, self.hidden)
+        needs_s = exchange_s(self.wish, self.elements, workers, self.link)
+        self.measured = (
             f"a step computes {1e3 * typical:.1f} ms; the link takes {self.link.rate / 1e6:.1f} MB/s and"
             f" {1e3 * self.link.latency_s:.1f} ms for a message, and {1e3 * needs_s:.1f} ms for this exchange"
         )
-        return self.setting != before
+        return not self.together and self._take(self.wish)
+
+    def adopt(self, agreed: int) -> bool:
+        """What the shards answered with. True when another setting is in force."""
+        return self.together and 0 <= agreed < len(SETTINGS) and self._take(SETTINGS[agreed])
+
+    def _take(self, setting: Setting) -> bool:
+        before, self.setting = self.setting, setting
+        return setting != before

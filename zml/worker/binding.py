@@ -46,7 +46,8 @@ def describe(
             raise ZmlError(
                 NOT_HELD,
                 f"{name} has requires_grad, but no group of the optimizer holds it",
-                f"Add it to the optimizer, or call requires_grad_(False) on {name} before zml.join.",
+                f"Add it to the optimizer, or call requires_grad_(False) on {name} before zml.join, which takes one "
+                "optimizer: what a second one would hold goes into a param group of the first.",
             )
         described.append(
             (name, tuple(parameter.shape), group if parameter.requires_grad and group is not None else frozen)

@@ -17,7 +17,7 @@ import torch
 
 from ..codec import NonFinite
 from ..errors import CLOSURE, NOT_FINITE, NOT_HELD, ZmlError
-from ..hyper import hyper_of, write_hyper
+from ..hyper import hyper_of
 from .outbox import Outbox
 from .traffic import Traffic
 
@@ -124,7 +124,7 @@ class Hooks:
                 except NonFinite as bad:
                     self._leave_out(not_finite(self.traffic, bad))
                     return
-        self.traffic.begin(write_hyper(hyper_of(self.optimizer)))
+        self.traffic.begin(hyper_of(self.optimizer))
         self._put_aside()
 
     def _leave_out(self, error: ZmlError) -> None:

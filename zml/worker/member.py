@@ -191,7 +191,7 @@ class Member:
         self.hooks.install()
         runner.current_step = lambda: self.meter.steps
         runner.in_hand = self._in_hand
-        self.reports.begin(optimizer)
+        self.reports.begin(optimizer, traffic.auto)
         runner.failed = self._failed
         if self.plan.optimizer_on == "worker" and any(p.dtype != torch.float32 for p in model.parameters()):
             log.warning("steps smaller than half a digit of a parameter vanish", worker=self.seat.worker)

@@ -19,6 +19,7 @@ from ..agent.tally import ScriptTally
 from ..figures import STALENESS_BOUNDS, STEP_BOUNDS_S, WorkerFigures, count, none_yet
 from ..iothread import IoThread
 from ..metrics.process import cpu_seconds, open_files, resident_bytes
+from .auto import Auto
 from .client import Client
 from .script import number
 from .timeline import Timeline
@@ -56,7 +57,7 @@ class Meter:
         self.staleness_sum += staleness
         count(self.staleness, STALENESS_BOUNDS, staleness)
 
-    def figures(self, learning_rate: float | None) -> WorkerFigures:
+    def figures(self, learning_rate: float | None, compress: str = "") -> WorkerFigures:
         """Of now, but for what the process takes."""
         timeline = self.timeline
         return WorkerFigures(
@@ -73,6 +74,7 @@ class Meter:
             dense_sent_bytes=timeline.dense_up,
             dense_received_bytes=timeline.dense_down,
             learning_rate=learning_rate,
+            compress=compress,
         )
 
 
@@ -87,14 +89,15 @@ class Reports:
         self.meter = Meter(timeline)
         self.gpu = gpu.Watch(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         self.optimizer: torch.optim.Optimizer | None = None
+        self.auto: Auto | None = None
         self.values: Mapping[str, Any] = {}
         self.samples = 0  # that were told
         self.crowded = False  # more was logged than a report holds, and that was said
         self.at = time.monotonic()
 
-    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+    def begin(self, optimizer: torch.optim.Optimizer, auto: Auto | None = None) -> None:
         """The script is in the job: its agent learns so, before the first step."""
-        self.optimizer = optimizer
+        self.optimizer, self.auto = optimizer, auto
         self.io.post(self._tell, self._figures(), None)
 
     @property
@@ -117,7 +120,7 @@ class Reports:
 
     def _figures(self) -> WorkerFigures:
         groups = self.optimizer.param_groups if self.optimizer is not None else []
-        return self.meter.figures(learning_rate(groups))
+        return self.meter.figures(learning_rate(groups), str(self.auto.setting) if self.auto else "")
 
     def _tell(self, figures: WorkerFigures, fields: dict[str, Any] | None) -> None:
         """In the I/O thread."""

@@ -19,6 +19,7 @@ import torch
 
 from ..codec import UNKNOWN, Codec
 from ..errors import LOST, ZmlError
+from ..hyper import NO_WISH, Hyper, write_hyper
 from ..iothread import IoThread
 from ..layout import Bucket
 from ..messages import Delta
@@ -112,10 +113,11 @@ class Traffic:
         self.warm_up = 0  # exchanges over which the density falls
         self.everything = False  # nothing shall wait in a residual after this exchange
         self.workers = plan.workers  # in the job, as the shards told last
+        self.setting = NO_WISH  # likewise, of all workers together
         self.coder = cast("TopK", codec) if plan.auto else None
         self.auto: Auto | None = None
         if plan.auto:
-            self.auto = Auto(layout.size, plan.workers, hidden=plan.overlap)
+            self.auto = Auto(layout.size, hidden=plan.overlap, together=plan.together)
         self.staleness = 0
         self.due = 0
         self.landed: Callable[[int], None] = _nothing  # is told which bucket's parameters have been taken
@@ -167,14 +169,14 @@ class Traffic:
         )
         self.io.post(self.client.push, outbox.bucket, self.clock, payload, sorted(outbox.absent), seen)
 
-    def begin(self, hyper: bytes) -> None:
+    def begin(self, hyper: Sequence[Hyper]) -> None:
         """Every bucket has left: count the step, and ask for the parameters of a later clock."""
         if self.plan.overlap:
             self.drain()  # the versions held are known only then
         progress = self.watch.leaving()
         self.due = len(self.buckets)
         ahead = 2 if self.plan.overlap else 1
-        commit = (self.clock, hyper, self.buckets, progress)
+        commit = (self.clock, self._written(hyper), self.buckets, progress)
         exchange = self._exchange(
             commit, self._wanted(self.buckets), self.clock + ahead, self.timeline.open()
         )
@@ -190,21 +192,29 @@ class Traffic:
         for outbox in self.outboxes.values():
             outbox.next_step()
         computed_s = self.timeline.close(self.clock)
-        if self.auto and self.coder and computed_s is not None and self.auto.step(computed_s):
-            self.coder.write_as(self.auto.setting.values)
-            log.info("compress", as_=str(self.auto.setting), clock=self.clock, because=self.auto.because)
+        if self.auto is not None and computed_s is not None and self.auto.step(computed_s, self.workers):
+            self._compress()
         self.clock += 1
         self.exchanges += 1
 
-    def part(self, hyper: bytes) -> None:
+    def _compress(self) -> None:
+        """With what `auto` says now."""
+        assert self.auto is not None and self.coder is not None
+        self.coder.write_as(self.auto.setting.values)
+        log.info("compress", as_=str(self.auto.setting), clock=self.clock, because=self.auto.because)
+
+    def part(self, hyper: Sequence[Hyper]) -> None:
         """Instead of `begin` and `end`, for a worker's very last exchange: it counts, and nothing is asked for."""
         self.drain()
-        self.io.call(self._count(self.clock, hyper, self.watch.leaving()))
+        self.io.call(self._count(self.clock, self._written(hyper), self.watch.leaving()))
         self.watch.counted()
         for outbox in self.outboxes.values():
             outbox.next_step()
         self.clock += 1
         self.exchanges += 1
+
+    def _written(self, hyper: Sequence[Hyper]) -> bytes:
+        return write_hyper(hyper, self.auto.told if self.auto is not None else NO_WISH)
 
     async def _count(self, clock: int, hyper: bytes, progress: Progress) -> None:
         # Called in the I/O thread, behind the pushes.
@@ -279,6 +289,8 @@ class Traffic:
                 self.timeline.turn("wait")
         finally:
             self.timeline.turn(former)
+        if self.auto is not None and self.auto.adopt(self.setting):
+            self._compress()
 
     def _apply(self, bucket: Bucket, delta: Delta, payload: memoryview | None) -> None:
         self.replica.take(bucket.chunks, delta.versions, delta.frames, payload or b"")
@@ -286,6 +298,7 @@ class Traffic:
             self.timeline.came(len(payload), self.dense[bucket.index])
         self.staleness = max(self.staleness, delta.staleness)
         self.workers = max(1, delta.workers)
+        self.setting = delta.setting
         self.due -= 1
         self.landed(bucket.index)
 

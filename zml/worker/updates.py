@@ -36,7 +36,7 @@ import torch
 from ..codec import NonFinite
 from ..codec.runs import Places, Run, within
 from ..errors import SHOWN, ZmlError
-from ..hyper import Hyper, OptimizerSpec, write_hyper
+from ..hyper import Hyper, OptimizerSpec
 from ..layout import MATRICES, VECTORS
 from ..plan import Plan
 from .difference import Difference
@@ -46,7 +46,12 @@ from .outbox import Outbox
 from .traffic import Traffic
 
 MOMENTUM = ("momentum_buffer", "exp_avg")  # where torch's optimizers keep it
-NORMALISED = ("exp_avg_sq", "exp_inf", "square_avg")  # and what they divide by
+# And what they divide by, or what Rprop takes instead of the gradient's size. Muon normalises and keeps nothing for it,
+# but it has momentum, and is for matrices alone.
+NORMALISED = (
+    *("exp_avg_sq", "exp_inf", "square_avg", "sum", "step_size"),
+    *("row_var", "col_var", "variance"),  # Adafactor's: of matrices, and of vectors
+)
 
 
 def outer_spec() -> OptimizerSpec:
@@ -72,6 +77,11 @@ def outer_hyper(
     # Vectors leave whole: no momentum of theirs is lost.
     short = {MATRICES: momentum or normalised, VECTORS: normalised}
     return [numbers(plan.gain(density, workers, short=short[group])) for group in (MATRICES, VECTORS)]
+
+
+def keeps(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> bool:
+    """Has it one of these for some parameter?"""
+    return any(state.get(name) is not None for state in optimizer.state.values() for name in names)
 
 
 class Updates:
@@ -223,10 +233,10 @@ class Updates:
             except NonFinite as bad:
                 self.failed = not_finite(traffic, bad, "update")
                 raise self.failed from None
-        kept = [self._keeps(MOMENTUM), self._keeps(NORMALISED)]
+        kept = [keeps(self.optimizer, MOMENTUM), keeps(self.optimizer, NORMALISED)]
         # Who parts sends all, and is merged with what the others send as usual.
         density = traffic.usual_density if parting else traffic.density
-        hyper = write_hyper(outer_hyper(traffic.plan, density, traffic.workers, *kept))
+        hyper = outer_hyper(traffic.plan, density, traffic.workers, *kept)
         if parting:
             traffic.part(hyper)
         else:
@@ -274,10 +284,6 @@ class Updates:
     def _apart(self) -> set[int]:
         """The chunks that differences write."""
         return {chunk for each in self.differences.values() for chunk in each.outbox.bucket.chunks}
-
-    def _keeps(self, names: Sequence[str]) -> bool:
-        """Has the optimizer one of these for some parameter?"""
-        return any(state.get(name) is not None for state in self.optimizer.state.values() for name in names)
 
     def _restore(self, bucket: int) -> None:
         if bucket in self.unwritten:
