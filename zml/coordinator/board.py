@@ -186,7 +186,9 @@ class Board:
             epoch_progress=(ledger.committed + ledger.skipped) / ledger.batches if ledger.batches else 0.0,
             steps=self.steps(made),
             values=self.values(now),
-            samples=self.samples,
+            # Scripts tell of what they have in hand, and some die with it: what counts, the ledger knows. Where it
+            # has not been told what is in a batch, as of a stream, their word must do.
+            samples=ledger.samples if batch_size else self.samples,
             samples_per_s=self.samples_per_s(now),
             staleness=self.staleness(active),
             started_at=self.started_at,
