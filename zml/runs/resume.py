@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoint.finding import find, load_from
+from ..checkpoint.finding import Skip, find, load_from
 from ..config import KINDS, Resolved, resolve
 from ..errors import USAGE, ZmlError
 from .rundir import CHECKPOINTS, CONFIG
@@ -29,10 +29,10 @@ class Again(NamedTuple):
     cpu: bool
 
 
-def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -> Again:
-    """Read a run and find its newest checkpoint that verifies. Raises ZmlError."""
+def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str], skip: Skip) -> Again:
+    """Read a run and find its newest checkpoint that verifies; `skip` is told of newer ones. Raises ZmlError."""
     place = find(run)
-    checkpoint = load_from(place)
+    checkpoint = load_from(place, skip)
     config = place.root.parent / CONFIG if place.root.name == CHECKPOINTS else run / CONFIG
     try:
         about = json.loads(config.read_text())
