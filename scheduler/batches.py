@@ -105,6 +105,9 @@ class Ledger:
         self.current: Pass | None = None  # None before the first epoch
         self.draining: str | None = None
         self.reissued = 0  # batches that workers held when they were lost, in all epochs
+        self.samples = (
+            0  # in the batches that were committed here, in all epochs, as far as workers have said
+        )
         self.news = False  # the last call has changed something, or told that an epoch is over: write it down
 
     @property
@@ -309,9 +312,13 @@ class Ledger:
                 return Mismatch(f"{worker} commits batch {batch} of epoch {epoch}, which {holder}")
         for batch in batches:
             if not current.state[batch]:
-                self.news = True
-                current.end(batch, COMMITTED)
+                self._count(current, batch)
         return None
+
+    def _count(self, current: Pass, batch: int) -> None:
+        self.news = True
+        self.samples += current.samples_in(batch)
+        current.end(batch, COMMITTED)
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
@@ -379,8 +386,7 @@ class Ledger:
             )
         for batch in given[:done]:
             if current.leases.get(batch) == worker:
-                self.news = True
-                current.end(batch, COMMITTED)
+                self._count(current, batch)
         return None
 
     # -- batches that do harm ------------------------------------------------------------------------

@@ -51,6 +51,10 @@ class Pass:
         were dealt again, and then from where the others rest. Whoever commits a batch says which clock it reached."""
         return max(self.first_clock + self.batches + self.given_again, self.furthest)
 
+    def samples_in(self, batch: int) -> int:
+        """0 where nobody has said."""
+        return max(0, min(self.batch_size, self.samples - batch * self.batch_size))
+
     def deal(self, present: Sequence[WorkerId]) -> None:
         """Deal all that is not taken, round robin, what came back from a lost worker first."""
         cards = [*self.undealt, *(batch for share in self.shares.values() for batch in share)]

@@ -38,6 +38,7 @@ parser.add_argument("--on", default="")
 parser.add_argument("--accumulate", type=int, default=1)
 parser.add_argument("--odd", action="store_true")
 parser.add_argument("--loaders", type=int, default=0)
+parser.add_argument("--evaluate", action="store_true")
 a = parser.parse_args()
 me = os.environ.get("ZML_SEAT", "")
 
@@ -107,6 +108,9 @@ for epoch in zml.epochs(a.epochs):
         time.sleep(a.pause)
         step += 1
     sched.step()
+    if a.evaluate:
+        found = zml.evaluate(lambda batch: {"n": len(batch[0])}, DataLoader(TensorDataset(x, y), batch_size=8))
+        print(f"evaluated {found['n']:g}", flush=True)
     print(f"epoch {epoch} done", flush=True)
 zml.save(a.save)
 if a.keep:  # this worker's own copy

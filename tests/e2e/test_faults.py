@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,27 @@ def test_three_roles_started_by_hand_train_like_the_launcher(place: Playground) 
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_full_disk_under_a_shard_is_told_and_waited_out(place: Playground) -> None:
+    small = place.folder / "runs" / "r" / "state" / "p0"
+    small.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs root to mount a small tmpfs")
+    try:
+        args = ["--epochs", "3", "--samples", "1920"]
+        run = place.start(
+            *("run", "-w", "2", "--run-dir", "runs/r", "train.py", *args), ZML_PATIENCE_S="2", ZML_LEASE_S="5"
+        )
+        because = f"p0 has no room for its push log in {small}"
+        place.until(lambda: because in run.text, "it is told")
+        time.sleep(6)  # three times their patience
+        assert place.live("r")["waiting_for"] == [f"waiting for room: {because}/log"]
+        assert "waiting for room" in place.run("status", "r")[1]
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        assert run.wait() == 0, run.text
+        assert steps_of(place, "w0", "w1") == 3 * 240
+    finally:
+        place.clean_up()
+        subprocess.run(["umount", small], check=True)

@@ -49,6 +49,9 @@ def sound(place: Playground, epochs: int, batches: int) -> None:
     rows = json.loads(text)
     accounts = [(row["epoch"], row["committed"], row["missing"], row["duplicates"]) for row in rows]
     assert accounts == [(epoch, batches, 0, 0) for epoch in range(epochs)]
+    assert place.status()["samples"] == sum(row["samples"] for row in rows), (
+        "what is told last is what counted"
+    )
 
 
 @pytest.mark.parametrize(

@@ -510,8 +510,8 @@ def test_a_run_that_is_resumed_uses_no_gpu_if_the_first_one_was_to_use_none(
     (folder / rundir.CHECKPOINTS).mkdir()
     manifest = SimpleNamespace(epoch=1, because="every minute")
     found = SimpleNamespace(path=folder / rundir.CHECKPOINTS / "step-00000001", manifest=manifest)
-    monkeypatch.setattr(resume, "load_from", lambda place: found)
-    again = resume.again(folder, {}, {})
+    monkeypatch.setattr(resume, "load_from", lambda place, skip: found)
+    again = resume.again(folder, {}, {}, print)
     assert (again.script, again.args, again.cpu) == ("train.py", ["--lr", "1"], cpu)
 
 

@@ -84,7 +84,9 @@ LONG = ["--epochs", "6", "--pause", "0.03"]
 def test_a_worker_that_is_terminated_leaves_in_order_and_nothing_of_it_is_lost(
     place: Playground, mode: str
 ) -> None:
-    job = ByHand(place, 3, 1, "--compress", "topk:1%", "--warm-up-steps", "0", mode, script=LONG)
+    job = ByHand(
+        place, 3, 1, "--compress", "topk:1%", "--warm-up-steps", "0", mode, script=[*LONG, "--evaluate"]
+    )
     job.until_epoch(1, 1)
     job.workers[1].send(signal.SIGTERM)
     assert job.workers[1].wait() == 75, job.lines(1)
@@ -94,6 +96,9 @@ def test_a_worker_that_is_terminated_leaves_in_order_and_nothing_of_it_is_lost(
     assert states(status) == {"w0": ("done", 1), "w1": ("left", 1), "w2": ("done", 1)}
     assert not [event for event in job.events() if event["event"] == "Fence"], "nobody waited for its lease"
     assert sum(map(steps, job.workers)) == 6 * 24, "what it has done is not done again, what it has not is"
+    for worker in range(3):  # also the one that leaves in the middle of an epoch, and by itself then
+        assert set(re.findall(r"evaluated (\d+)", job.lines(worker))) == {"192"}
+        assert job.lines(worker).count("evaluated") == job.lines(worker).count("done")
     left = [line for line in job.log("w1.script") if line["message"] == "left the job"]
     assert [line["steps"] for line in left] == [steps(job.workers[1])]
     assert "model.safetensors" in {path.name for path in place.folder.iterdir()}

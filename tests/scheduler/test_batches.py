@@ -221,6 +221,27 @@ def test_when_all_are_gone_the_batches_wait_for_whoever_comes() -> None:
 # -- taking and committing -------------------------------------------------------------------------------
 
 
+def test_samples_are_those_of_batches_that_counted_and_each_counts_once() -> None:
+    ledger = Ledger()
+    ledger.members(founders(W0, W1))
+    for epoch in (0, 1):
+        for worker in (W0, W1):
+            assert isinstance(ledger.open(worker, epoch, 5, b"", 18, 4), Opened)
+        taken(ledger, W0)
+        mine = taken(ledger, W1)
+        ledger.settle(W1, epoch, 1)
+        assert ledger.samples == 18 * epoch + 4
+        for _ in range(2):
+            ledger.commit(W1, epoch, mine)
+            ledger.commit(W0, epoch, [0, 4])
+        assert ledger.samples == 18 * epoch + 14, "the last batch is shorter"
+        ledger.commit(W0, epoch, [2])
+    assert ledger.samples == 36
+    ledger.open(W0, 2, 3, b"")
+    ledger.commit(W0, 2, taken(ledger, W0))
+    assert ledger.samples == 36, "nobody has said how many"
+
+
 def test_asking_again_after_a_lost_answer_leases_nothing_twice() -> None:
     ledger = opened(10, W0)
     assert ledger.take(W0, 0, 3, have=0) == Taken((0, 1, 2))

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.scheduler.play import JOB, running
 from tests.zml.watched import of_shard, of_worker
 from zml.coordinator.board import RATE_S, Board, Card
 from zml.figures import Lives, ShardFigures, WorkerFigures, after
 from zml.messages import Gauge, JobSpec, Join, Joined, Report
+from zml.scheduler.batches import Ledger
 
 
 def entered(board: Board, incarnation: int) -> None:
@@ -120,3 +122,26 @@ def test_a_job_that_hangs_has_no_speed() -> None:
 
 def test_figures_of_scripts_that_say_nothing_are_none() -> None:
     assert after(WorkerFigures(), WorkerFigures()) == WorkerFigures()
+
+
+def test_a_shard_without_room_is_told_of_once_and_waited_for_while_it_lives() -> None:
+    play = running(workers=1, shards=1)
+    board = Board(JobSpec(), [])
+    for member, role in (("w0", "worker"), ("p0", "shard")):
+        board.cards[member] = Card(role, "here", "", 1, 0.0)
+    told: list[str] = []
+
+    def says(no_room: str) -> list[str]:
+        figures = msgspec.structs.replace(of_shard(5), no_room=no_room)
+        said = Gauge(job="job", member="p0", incarnation=1, shard="p0", updates=1, figures=figures)
+        board.gauge(said, lambda what, because: told.append(f"{what}: {because}" if because else what))
+        first, *others = board.status(play.machine.jobs[JOB], Ledger(), 0.0).waiting_for
+        assert first == "waiting for the first script to show its model"
+        return others
+
+    because = "p0 has no room for its push log in /small"
+    assert says("") == []
+    assert says(because) == says(because) == [f"waiting for room: {because}"]
+    assert board.stalls == 2, "each word keeps those who wait patient"
+    assert says("") == []
+    assert told == [f"{because}: training waits until there is some", "p0 has room again"]

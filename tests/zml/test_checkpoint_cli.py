@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.zml.checkpoints import Chunks, make, numbers, registration
-from zml.checkpoint import Difference, diff, export, read
+from zml.checkpoint import Difference, Skipped, diff, export, read
 from zml.checkpoint.exporting import split
 from zml.commands import cli
+from zml.config import resolve
+from zml.coordinator.coordinating import beginning
 from zml.errors import DISK_FULL, ZmlError
+from zml.launch import local
 from zml.layout import Layout, Registration
 from zml.shard.optim import OptimizerSpec, UpdateRule
 
@@ -131,6 +134,26 @@ def test_verify_reads_every_byte_and_ends_with_1_if_one_is_wrong(call: Call, roo
     assert [each["wrong"] is None for each in said] == [True, True, False]
     one = call("verify", root / "step-000000200")
     assert (one.code, len(one.lines)) == (0, 2)
+
+
+def test_a_run_goes_on_from_the_newest_that_is_whole_and_says_what_it_skipped(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
+    about = {**resolve({}, {}).as_json(), "script": "train.py", "args": [], "folder": str(tmp_path)}
+    (root.parent / "config.json").write_text(json.dumps(about))
+    begun: list[str] = []
+    monkeypatch.setattr(local, "run", lambda resolved, *more, **how: begun.append(resolved.settings.resume))
+    assert cli.run(["resume", str(root.parent)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("skipped step-000000300: shard-0001.safetensors")
+    assert said[1].startswith("resuming step-000000200: epoch 1")
+    assert begun == [str(root / "step-000000200")]
+    skipped: list[Skipped] = []
+    found = beginning(str(root.parent), skipped.append, begun=False)
+    assert found is not None and found.path.name == "step-000000200"
+    assert [str(each) for each in skipped] == said[:1]
 
 
 def test_show_says_what_is_in_the_newest(call: Call, root: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from tests.simulation import simulate
 from zml.agent.seat import Seat
+from zml.errors import ZmlError
 from zml.layout import Bucket
-from zml.messages import Advance, Commit, Message, Ok, Push
+from zml.messages import Advance, Commit, Message, Ok, Push, Wait
 from zml.transport import Answer, Refused
 from zml.worker.client import Client
 
@@ -60,5 +61,39 @@ def test_a_shard_without_anything_to_push_hears_of_steps_in_their_order(early: i
         for shard in ("p0", "p1"):
             told = [(what, clock) for who, what, clock in shards.told if who == shard and what != "Push"]
             assert told == [("Commit", 0), ("Commit", 1), ("Commit", 2), ("Commit", 3), ("Advance", 9)]
+
+    simulate(main())
+
+
+class Full(Shards):
+    """p0 has no room for an hour."""
+
+    until_s = 3600.0
+
+    async def request(self, shard: str, message: Message, payload: Any = None, *, timeout_s: float) -> Answer:
+        if shard == "p0" and asyncio.get_running_loop().time() < self.until_s:
+            raise Refused(shard, "full", "p0 has no room for its push log in /small")
+        return await super().request(shard, message, payload, timeout_s=timeout_s)
+
+
+def test_a_full_disk_uses_up_no_patience_and_fails_nobody() -> None:
+    async def main() -> None:
+        shards: Any = Full(0)
+        seat = Seat(job="job", worker="w0", incarnation=1, coordinator=[], patience_s=60.0)
+        client = Client(seat, shards, shards)
+        client.where.met(["p0", "p1"])
+        loop = asyncio.get_running_loop()
+        pushing = asyncio.ensure_future(client.advance(1))
+        await asyncio.sleep(1800.0)
+        assert not pushing.done() and client.spared > 0
+        begun = loop.time() - 1700.0
+        client._waiting(Wait("job", ["w1"], "w1 is refused too"), begun + 60.0)
+        await pushing
+        assert Full.until_s <= loop.time() < Full.until_s + 5.0
+        client._waiting(Wait("job", ["w1"], "busy", moved=7), begun)
+        await asyncio.sleep(61.0)
+        with pytest.raises(ZmlError, match="waited 60 s for w1"):
+            client._waiting(Wait("job", ["w1"], "no more of it", moved=7), begun)
+        client._waiting(Wait("job", ["w1"], "it goes on", moved=8), begun)
 
     simulate(main())

@@ -36,6 +36,7 @@ class Direct:
         self.told: list[str] = []  # what reached the shard, in order
         self.asked: list[int] = []  # the clocks of pulls
         self.broken = ""
+        self.spared = 0
         self.pushes: list[asyncio.Task[None]] = []
 
     def tell(self, message: Any, payload: Any = None) -> Any:

@@ -400,7 +400,7 @@ def test_a_run_that_is_resumed_with_other_workers_keeps_what_its_rate_is_meant_f
     about = {**resolved.as_json(), "script": "train.py", "args": [], "folder": str(tmp_path)}
     (tmp_path / "run" / CONFIG).write_text(json.dumps(about))
     monkeypatch.chdir(tmp_path)
-    settings = again(checkpoint.path, given, {}).resolved.settings
+    settings = again(checkpoint.path, given, {}, print).resolved.settings
     assert (settings.workers, settings.lr_scaling) == (given.get("workers", 2), "linear")
     assert settings.lr_base_workers == (2 if given else 0)
 

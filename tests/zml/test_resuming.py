@@ -37,7 +37,7 @@ def cut_off(folder: Path, pid: int, *, shards: int = 2, boot: str = "", **settin
 
 def test_a_run_that_was_cut_off_goes_on_as_it_was_asked_for(tmp_path: Path, gone: int) -> None:
     run = cut_off(tmp_path / "run", gone, compress="bf16", staleness="async")
-    found = resume.again(run, {"http": "off"}, {})
+    found = resume.again(run, {"http": "off"}, {}, print)
     assert found.cut_off == run
     settings = found.resolved.settings
     assert (settings.run_dir, settings.workers, settings.shards) == (str(run), 2, 2)
@@ -55,7 +55,7 @@ def test_who_asks_for_another_job_gets_a_new_run_from_a_checkpoint(
     run = cut_off(tmp_path / "run", gone)
     assert resume.why_not_there(run, given) == f"{next(iter(given))} is asked for anew"
     with pytest.raises(ZmlError, match="has no checkpoint") as caught:
-        resume.again(run, given, {})
+        resume.again(run, given, {}, print)
     assert caught.value.fix == f"Nor can it go on where it stood: {next(iter(given))} is asked for anew."
 
 
@@ -88,4 +88,4 @@ def test_a_run_whose_coordinator_lives_is_not_resumed(
     monkeypatch.setattr(resume, "GOING_S", 0.1)
     run = cut_off(tmp_path / "run", os.getpid())
     with pytest.raises(ZmlError, match=f"goes on: its coordinator is process {os.getpid()}"):
-        resume.again(run, {}, {})
+        resume.again(run, {}, {}, print)

@@ -1,6 +1,8 @@
 """The shard's rules, one message at a time: what counts, what is refused, and that a refusal changes nothing."""
 
 import asyncio
+import errno
+import math
 from collections.abc import Awaitable
 from typing import Any
 
@@ -26,7 +28,9 @@ from zml.messages import (
     Seat,
     Wait,
 )
+from zml.records import NoRoom
 from zml.scheduler.ids import JobId
+from zml.shard.counts import figures
 from zml.shard.shard import Shard
 from zml.transport import Refusal
 from zml.worker.binding import Binding
@@ -344,5 +348,44 @@ def test_what_is_held_back_for_a_checkpoint_does_not_count_where_the_shard_lives
         with pytest.raises(Refusal, match="another process") as refused:
             await waiting
         assert refused.value.code == "moved" and bench.version() == 1
+
+    simulate(main())
+
+
+class Disk:
+    """Of a push log, with room for so many records."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def append(self, message: Any, payload: Any = None) -> None:
+        if not self.room:
+            raise NoRoom(errno.ENOSPC, "no room for 9 bytes", "/small")
+        self.room -= 1
+
+
+def test_a_shard_without_room_changes_nothing_says_so_and_goes_on_when_there_is_some() -> None:
+    async def main() -> None:
+        bench = Bench(0)
+        bench.load()
+        bench.shard.log = disk = Disk(2)
+        bench.step("w1", 0, 3.0)
+        waiting = bench.ask("w1", Pull(JOB, "w1", 1, 1, 0, [0]))
+        assert bench.shard.no_room == ""
+        for _ in range(3):
+            with pytest.raises(Refusal) as refused:
+                bench.push("w0", 0)
+            assert refused.value.code == "full"
+        because = "p0 has no room for its push log in /small"
+        assert figures(bench.shard, 0).no_room == because
+        with pytest.raises(Refusal, match=because):  # not who is behind: that one is refused
+            await waiting
+        waiting = bench.ask("w1", Pull(JOB, "w1", 1, 1, 0, [0]))
+        disk.room = 2
+        bench.step("w0", 0, 1.0)
+        assert bench.version() == 1
+        assert isinstance((await waiting)[0], Delta)
+        bench.shard.refused = -math.inf, because
+        assert figures(bench.shard, 0).no_room == ""
 
     simulate(main())

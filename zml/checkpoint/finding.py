@@ -9,6 +9,8 @@ from ..runs.rundir import CHECKPOINTS, CONFIG
 from .folder import MANIFEST, entries, entry
 from .reading import Checkpoint, Skipped, read, whole
 
+Skip = Callable[[Skipped], object]
+
 
 class Place(NamedTuple):
     """A `checkpoints` folder, and which one in it, if one was named."""
@@ -31,10 +33,9 @@ def find(path: Path) -> Place:
     )
 
 
-def load_from(
-    place: Place, deep: bool = True, skip: Callable[[Skipped], object] = lambda each: None
-) -> Checkpoint:
-    """The checkpoint that is named, or the newest that verifies; `skip` is told which newer ones do not.
+def load_from(place: Place, skip: Skip, deep: bool = True) -> Checkpoint:
+    """The checkpoint that is named, or the newest that verifies; `skip` is told which newer ones do not, for whoever
+    goes on from it is to know.
 
     Raises BadCheckpoint for the one that is named, and ZmlError if none verifies.
     """

@@ -53,6 +53,9 @@ class Skipped(NamedTuple):
     name: str
     because: str
 
+    def __str__(self) -> str:
+        return f"skipped {self.name}: {self.because}"
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from .. import __version__
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, Skipped
 from ..checkpoint.finding import find, load_from
 from ..config import Resolved, Settings, resolve
 from ..coordinator.coordinating import SYNC_S, job_spec, keep_checkpoints, rules_of
@@ -279,11 +279,16 @@ class Attempts:
     def _newest(self, job: str, number: int) -> Checkpoint | None:
         """The newest checkpoint of the attempts before that verifies."""
         for before in range(number - 1, 0, -1):
+            told = partial(_skipped, job, before)
             try:
-                return load_from(find(self.run_dir(job, before)))
+                return load_from(find(self.run_dir(job, before)), told)
             except ZmlError as error:
                 log.info("no checkpoint", job=job, attempt=before, because=str(error))
         return None
+
+
+def _skipped(job: str, attempt: int, each: Skipped) -> None:
+    log.warning("checkpoint skipped", job=job, attempt=attempt, name=each.name, because=each.because)
 
 
 def chosen(submission: Submission) -> dict[str, Any]:

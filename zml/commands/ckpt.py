@@ -77,9 +77,7 @@ def load(run: str | None, deep: bool) -> "Checkpoint":
     """The checkpoint that is named, or the newest of the run that verifies; what is skipped is said."""
     from ..checkpoint.finding import load_from
 
-    return load_from(
-        place(run), deep, lambda each: click.echo(f"skipped {each.name}: {each.because}", err=True)
-    )
+    return load_from(place(run), lambda each: click.echo(str(each), err=True), deep)
 
 
 def about(path: Path, manifest: "Manifest | None", wrong: str | None) -> dict[str, Any]:

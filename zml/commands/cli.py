@@ -135,7 +135,7 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
     named = settle(given)
     flags = {key: getattr(named.settings, key) for key, origin in named.origins.items() if origin == "flag"}
     place = Path(run) if finding.is_folder(Path(run)) else finding.find(run, Path(named.settings.runs))
-    found = again(place, flags, os.environ)
+    found = again(place, flags, os.environ, lambda skipped: click.echo(str(skipped), err=True))
     try:
         os.chdir(found.folder)
     except OSError as error:

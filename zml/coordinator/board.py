@@ -63,6 +63,8 @@ class Board:
         self.changes = 0  # grows with all that is told here
         self.gauges: dict[str, Gauge] = {}  # by shard, the newest
         self.lives: dict[str, Lives] = {}  # by shard, what it has counted
+        self.full: dict[str, str] = {}  # by shard: why it refuses what comes, where its disk is full
+        self.stalls = 0  # how often that was told
         self.change = (1.0, "")  # of the learning rate, the last one told
         self.epochs = 0
         self.started_at = time.time()
@@ -126,7 +128,7 @@ class Board:
         self._forget(now)
 
     def gauge(self, gauge: Gauge, note: Callable[[str, str], None]) -> None:
-        """`note` is told when the learning rate has changed, by one shard for all."""
+        """`note` is told when the learning rate has changed, by one shard for all, and when a disk is full."""
         # A shard to which nothing happens says the same again and again.
         if gauge != self.gauges.get(gauge.shard):
             self.changes += 1
@@ -134,11 +136,21 @@ class Board:
         if gauge.figures is not None:
             lives = self.lives.setdefault(gauge.shard, Lives())
             lives.told((gauge.member, gauge.incarnation), gauge.figures)
+            self._room(gauge.shard, gauge.figures.no_room, note)
         updating = (shard for shard, each in self.gauges.items() if each.updates)
         first = min(updating, key=lambda shard: (len(shard), shard), default="")
         if gauge.shard == first and gauge.change[1] and gauge.change != self.change:
             self.change = gauge.change
             note(f"learning rate x {gauge.change[0]:.4g}", gauge.change[1])
+
+    def _room(self, shard: str, no_room: str, note: Callable[[str, str], None]) -> None:
+        if no_room:
+            self.stalls += 1
+            if shard not in self.full:
+                note(no_room, "training waits until there is some")
+            self.full[shard] = no_room
+        elif self.full.pop(shard, ""):
+            note(f"{shard} has room again", "")
 
     def meant(self, exited: Exited, error: ZmlError) -> MemberFailure:
         """The script ended as `exited` says, and this is what that means."""
@@ -151,7 +163,12 @@ class Board:
         """The job as a whole. `now` is the loop's time."""
         views = [view for view in explain.members(record) if view.member in self.cards]
         active = [view.member for view in views if view.role == "worker" and view.state == "active"]
-        waiting = explain.waiting_for(record) if isinstance(record, Job) else ""
+        waiting = [explain.waiting_for(record)] if isinstance(record, Job) else []
+        if isinstance(record, Job):
+            here = {view.member for view in views if view.state == "active"}
+            for shard, because in sorted(self.full.items()):
+                if self.gauges[shard].member in here:  # else that is why
+                    waiting.append(f"waiting for room: {because}")
         # When all are done, what they had made is still what the job has made.
         made = active or [view.member for view in views if view.role == "worker"]
         batch_size = ledger.current.batch_size if ledger.current is not None else 0
@@ -169,7 +186,9 @@ class Board:
             epoch_progress=(ledger.committed + ledger.skipped) / ledger.batches if ledger.batches else 0.0,
             steps=self.steps(made),
             values=self.values(now),
-            samples=self.samples,
+            # Scripts tell of what they have in hand, and some die with it: what counts, the ledger knows. Where it
+            # has not been told what is in a batch, as of a stream, their word must do.
+            samples=ledger.samples if batch_size else self.samples,
             samples_per_s=self.samples_per_s(now),
             staleness=self.staleness(active),
             started_at=self.started_at,
@@ -186,7 +205,7 @@ class Board:
                 leased=len(ledger.current.leases) if ledger.current is not None else 0,
                 reissued=ledger.reissued,
             ),
-            waiting_for=[waiting] if waiting else [],
+            waiting_for=list(filter(None, waiting)),
             failures=self.failures,
             exit_code=record.exit_code if isinstance(record, Over) else None,
         )

@@ -16,8 +16,8 @@ import msgspec
 import structlog
 
 from ..address import PORT
-from ..checkpoint import Checkpoint
-from ..checkpoint.finding import find, load_from
+from ..checkpoint import Checkpoint, Skipped
+from ..checkpoint.finding import Skip, find, load_from
 from ..config import COORDINATOR_ADDRESS
 from ..dashboard.mounting import of_run
 from ..errors import HELD, USAGE, ZmlError
@@ -72,7 +72,8 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     journal = Journal(folder / rundir.COORDINATOR_STATE)
     try:
         before = before if not journal.empty else None
-        resumed = beginning(settings.resume, begun=not journal.empty)
+        skipped: list[Skipped] = []
+        resumed = beginning(settings.resume, skipped.append, begun=not journal.empty)
         bind = where(settings.bind, before.addresses if before is not None else ())
 
         def listening(handler: Handler) -> Endpoint:
@@ -90,6 +91,9 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
             resumed=resumed,
         )
         must_go_on(coordinator, spec, folder)
+        for each in skipped:
+            log.warning("checkpoint skipped", name=each.name, because=each.because)
+            coordinator.events.note(f"skipped {each.name}", each.because)
         with_http = opened(settings, preferred=port_of(before) or PORT, reached_from=bind, must=True)
     except BaseException:
         journal.close()
@@ -127,12 +131,12 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         await coordinator.close()
 
 
-def beginning(resume: str, *, begun: bool) -> Checkpoint | None:
+def beginning(resume: str, skip: Skip, *, begun: bool) -> Checkpoint | None:
     """The checkpoint that the job begins with. One that has begun mostly needs it no more: then it may be gone."""
     if not resume:
         return None
     try:
-        return load_from(find(Path(resume)))
+        return load_from(find(Path(resume)), skip)
     except ZmlError:
         if not begun:
             raise

@@ -423,6 +423,7 @@ class Coordinator:
         if isinstance(message, Gauge):
             if self.is_current(message.member, message.incarnation):
                 self.board.gauge(message, self.events.note)
+                self.dealer.stalls = self.board.stalls
             return None
         self.settle()  # or nothing is changed
         reply = self.change(peer, message, payload)

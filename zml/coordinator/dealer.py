@@ -85,6 +85,7 @@ class Dealer:
         self.attempt = secrets.token_hex(
             4
         )  # evaluations are kept by this process, and begin anew with another
+        self.stalls = 0  # grows while a shard waits for room on its disk: nobody is to lose patience then
         self.departed: set[tuple[str, int]] = set()
         self.stopped_by: ZmlError | None = None  # a condemned batch, where that ends the job
         self.contents: dict[
@@ -289,7 +290,7 @@ class Dealer:
         return self.wait(answer.waiting_for, answer.because)
 
     def wait(self, whom: Sequence[str], because: str, *, dealt_again: bool = False, moved: int = 0) -> Wait:
-        return Wait(self.hall.job, list(whom[:NAMED]), because, dealt_again, moved)
+        return Wait(self.hall.job, list(whom[:NAMED]), because, dealt_again, moved + self.stalls)
 
 
 def spread(runs: Iterable[tuple[int, int]], most: int) -> list[int]:

@@ -55,6 +55,7 @@ LEDGER_STATE: dict[str, Any] = {
     "current": epoch.Pass | None,
     "draining": str | None,
     "reissued": int,
+    "samples": int,
 }
 NEWS = "news"  # says something of the last call, and nothing of the next
 
@@ -226,6 +227,8 @@ class Docket:
     def _restore(self, state: dict[str, Any]) -> float:
         self.machine.unwatched(build(Kept, state["machine"], "machine"))
         for name, kind in LEDGER_STATE.items():
+            if name not in state["ledger"]:
+                continue  # written before there was one
             setattr(self.ledger, name, build(kind, state["ledger"][name], f"ledger.{name}"))
         self.facts = msgspec.convert(state["facts"], Facts)
         return float(state["time"])

@@ -114,7 +114,9 @@ class Orders:
                 )
             except Refused as refused:
                 # An order may overtake the answer to the member's own join.
-                again, because = refused.code == "early", refused.because
+                again, because = refused.code in ("early", "full"), refused.because
+                if refused.code == "full":  # it is well, and takes the order as soon as its disk has room
+                    until = loop.time() + within_s
             except PeerLost as lost:
                 away, again, because = True, self.patient(member, peer), str(lost)
             except TransportError as error:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoint.finding import find, load_from
+from ..checkpoint.finding import Skip, find, load_from
 from ..config import KINDS, Resolved, resolve
 from ..errors import NO_CHECKPOINT, USAGE, ZmlError
 from ..messages import JobSpec
@@ -40,8 +40,8 @@ class Again(NamedTuple):
     cut_off: Path | None = None  # the directory of the run that goes on in it
 
 
-def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -> Again:
-    """Read a run and find what it can go on from. Raises ZmlError."""
+def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str], skip: Skip) -> Again:
+    """Read a run and find what it can go on from; `skip` is told of newer checkpoints. Raises ZmlError."""
     if (run / CONFIG).is_file() and (led_by := _leader(run)):
         what = f"{run} goes on: its coordinator is process {led_by}"
         raise ZmlError(USAGE, what, "End it; or name one of its checkpoints, for a new run from there.")
@@ -54,7 +54,7 @@ def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -
         return Again(resolved, about.script, about.args, about.folder, words, about.cpu, cut_off=run)
     try:
         place = find(run)
-        checkpoint = load_from(place)
+        checkpoint = load_from(place, skip)
     except ZmlError as error:
         if error.code == NO_CHECKPOINT and because:
             fix = f"Nor can it go on where it stood: {because}."

@@ -89,4 +89,5 @@ def figures(shard: Shard, memory_bytes: int) -> ShardFigures:
         apply_s=list(counts.apply_s),
         apply_sum_s=counts.apply_sum_s,
         memory_bytes=memory_bytes,
+        no_room=shard.no_room,
     )

@@ -63,7 +63,12 @@ class Pulls:
         for parked in self.parked:
             may = self._may_answer(WorkerId(parked.pull.worker), parked.pull.clock)
             if may and not parked.answer.done() and self.core.ceded(parked.pull.bucket) is None:
-                parked.answer.set_result(self._delta(parked.pull))
+                try:
+                    parked.answer.set_result(self._delta(parked.pull))
+                except (
+                    Refusal
+                ) as refusal:  # there is no room: told to who pulls, not to whose step has just counted
+                    parked.answer.set_exception(refusal)
         self.parked = [parked for parked in self.parked if not parked.answer.done()]
 
     def refuse(self, because: Refusal) -> None:
@@ -83,6 +88,9 @@ class Pulls:
             return
         self.parked.remove(parked)
         core, pull = self.core, parked.pull
+        if core.no_room:  # and who is waited for is refused
+            parked.answer.set_exception(Refusal("full", core.no_room))
+            return
         if core.store is not None and core.store.ready:
             names = [str(worker) for worker in core.gate.waiting_for(pull.clock)[:NAMED]]
             because = f"clock {pull.clock} needs them to be at most {core.gate.bound} behind"

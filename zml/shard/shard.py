@@ -15,6 +15,7 @@ Everything here runs in one thread, the bulk thread; `ps` puts a process around 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Iterable, Sequence
 from inspect import isawaitable
@@ -78,6 +79,9 @@ from .store import Staged, Store
 if TYPE_CHECKING:
     from .mirror import Mirror
 
+# So long after a refusal a disk counts as full: whoever was refused has tried again by then.
+NO_ROOM_S = 5.0
+
 log = structlog.get_logger()
 
 
@@ -126,6 +130,7 @@ class Shard:
         self.over = False  # it serves elsewhere: nothing counts or is answered here any more
         self.steps = 0
         self.counts = Counts()
+        self.refused = -math.inf, ""  # for want of room: when last, and why
 
     # -- orders from the coordinator -----------------------------------------------------------------
 
@@ -283,11 +288,19 @@ class Shard:
         try:
             self.log.append(message, payload)
         except NoRoom as full:
+            if not self.no_room:
+                log.error("disk full", shard=self.name, folder=full.filename)
             because = f"{self.name} has no room for its push log in {full.filename}"
-            log.error("disk full", shard=self.name, folder=full.filename)
+            self.refused = time.monotonic(), because
             raise Refusal("full", because) from None
         if self.mirror is not None:
             self.mirror.append(message, payload)
+
+    @property
+    def no_room(self) -> str:
+        """Why what comes is refused at present; empty where it is not, as far as anybody has tried."""
+        at, because = self.refused
+        return because if time.monotonic() - at < NO_ROOM_S else ""
 
     def covered(self, reply: Reply | Awaitable[Reply]) -> Reply | Awaitable[Reply]:
         """The reply, once the backup has all that it follows from (`mirror` says why that holds for parameters too)."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint import Manifest
-from ..checkpoint.finding import find, load_from
+from ..checkpoint.finding import Skip, find, load_from
 from ..errors import ALLOCATION, BAD_KEYS, USAGE, ZmlError
 from ..runs import rundir
 from ..status import JobStatus
@@ -112,14 +112,15 @@ class JobFolder:
         before = self.attempts()
         return rundir.last_status(before[-1]) if before else None
 
-    def resume_from(self) -> tuple[Path, Manifest] | None:
-        """The newest attempt that has a checkpoint that can be used, and what that says of itself.
+    def resume_from(self, skip: Skip) -> tuple[Path, Manifest] | None:
+        """The newest attempt that has a checkpoint that can be used, and what that says of itself; `skip` is told of
+        newer ones that cannot.
 
         Only sizes are looked at; the coordinator holds the bytes against it, and takes one before it where they differ.
         """
         for attempt in reversed(self.attempts()):
             try:
-                return attempt, load_from(find(attempt), deep=False).manifest
+                return attempt, load_from(find(attempt), skip, deep=False).manifest
             except ZmlError:
                 continue
         return None
@@ -129,7 +130,7 @@ class JobFolder:
         count = 0
         for attempt in reversed(self.attempts()):
             try:
-                load_from(find(attempt), deep=False)
+                load_from(find(attempt), lambda skipped: None, deep=False)
             except ZmlError:
                 count += 1
             else:

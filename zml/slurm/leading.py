@@ -150,7 +150,7 @@ def _settled(asked: Asked, folder: JobFolder, run: Path, nodes: int, viewer: con
         settings = replace(settings, coordinator_away_s=AWAY_S)
     if parse(settings.compress).sparse:  # the first one on a machine compiles before its shards join
         settings = replace(settings, join_timeout_s=max(settings.join_timeout_s, COMPILE_S))
-    if (found := folder.resume_from()) is not None:
+    if (found := folder.resume_from(lambda skipped: viewer.say(str(skipped)))) is not None:
         attempt, manifest = found
         settings = replace(settings, resume=str(attempt))
         viewer.say(f"resuming {attempt.name}, {manifest.name}: epoch {manifest.epoch}, {manifest.because}")

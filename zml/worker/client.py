@@ -9,6 +9,7 @@ shard that joins: those that held some refuse whoever has not looked since, and 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
@@ -62,12 +63,13 @@ from ..piecewise import PIECE_S
 from ..scheduler.evaluation import Key
 from ..tracing.steps import UNTRACED, Untraced
 from ..transport import Answer, DeadlineExceeded, Endpoint, PeerLost, Refused
-from .whereabouts import RETRY_S, UNMET, Whereabouts
+from .whereabouts import FULL, RETRY_S, UNMET, Whereabouts
 
 REPLY_S = 30.0  # no member needs longer to answer, unless it is gone
 ASK_S = 5.0  # for the coordinator; it is asked again then
 AWAY = "the coordinator"
-LATER = ("early", "full")  # refusals that mean: ask again
+LATER = ("early", FULL)  # refusals that mean: ask again
+FULL_S = 1.0  # before that one is told again
 ELSEWHERE = ("identity", "moved")  # and: look for it again
 MOST_SAMPLES = 1_000  # of a bad batch that are told
 MOST_WORDS = 500  # characters, of why it is left out
@@ -110,7 +112,7 @@ class Client:
         self.seat = seat
         self.control = control
         self.bulk = bulk
-        self.where = Whereabouts(seat, bulk, self._ask, self._waiting)
+        self.where = Whereabouts(seat, bulk, self._ask, self._waiting, self._spare)
         self.leaving: dict[int, Leaving] = {}  # by clock; two where one is pushed before the last one counts
         self.pull_slots = asyncio.Semaphore(PULLS_AT_ONCE)
         # By shard; first come, first served.
@@ -122,6 +124,9 @@ class Client:
         self.note = b""  # the senior worker's on its schedules, as it was when this worker registered
         self.trace: Untraced = UNTRACED
         self.waits: dict[str, float] = {}  # reason -> since when, in the loop's time
+        self.spared = 0  # how often a wait was seen that uses up nobody's patience
+        self.spared_at = -math.inf  # and when last
+        self.moved = 0  # the newest that a Wait has told
 
     @property
     def me(self) -> dict[str, Any]:
@@ -453,6 +458,8 @@ class Client:
             except (Refused, PeerLost, DeadlineExceeded) as error:
                 if not worth_asking_again(error):
                     raise self._meant(error) from error
+                if isinstance(error, Refused):
+                    self._spare()  # its disk is full
                 because = error.because or str(error)
             else:
                 self.waits.pop(AWAY, None)
@@ -488,8 +495,10 @@ class Client:
                 if refused.code in ELSEWHERE:  # it was started again, or lives in another process by now
                     await self.where.find_again(shard, life)
                 elif refused.code in LATER:
+                    if refused.code == FULL:
+                        self._spare()
                     self._waiting(Wait(self.seat.job, [shard], refused.because), until)
-                    await asyncio.sleep(RETRY_S)
+                    await asyncio.sleep(FULL_S if refused.code == FULL else RETRY_S)
                 else:
                     raise
             except (DeadlineExceeded, PeerLost):
@@ -511,7 +520,7 @@ class Client:
         None if `enough` came to hold before.
         """
         loop = asyncio.get_running_loop()
-        until, moved = loop.time() + self.seat.patience_s, 0
+        until = loop.time() + self.seat.patience_s
         while not enough():
             try:
                 answer: Answer = await ask()
@@ -526,17 +535,24 @@ class Client:
                 self.waits.clear()
                 return answer
             assert isinstance(answer.message, Wait), answer.message
-            if answer.message.moved != moved:
-                until, moved = loop.time() + self.seat.patience_s, answer.message.moved
             self._waiting(answer.message, until)
         return None
 
     def _waiting(self, wait: Wait, until: float) -> None:
         """Wait on, if there is time left."""
-        if asyncio.get_running_loop().time() > until:
+        if wait.moved and wait.moved != self.moved:
+            self.moved = wait.moved
+            self._spare()
+        if asyncio.get_running_loop().time() > max(until, self.spared_at + self.seat.patience_s):
             whom = ", ".join(wait.waiting_for) or "the job"
             raise self._lost(f"waited {self.seat.patience_s:g} s for {whom}: {wait.because}")
         self.note_wait(wait)
+
+    def _spare(self) -> None:
+        """What is waited for takes as long as it takes, a disk that is full above all: patience begins anew, also
+        that of those who wait for whoever is held up by it."""
+        self.spared += 1
+        self.spared_at = asyncio.get_running_loop().time()
 
     def note_wait(self, wait: Wait) -> None:
         """Say who is waited for: after ten seconds, and each time twice as long again."""

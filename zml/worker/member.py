@@ -42,8 +42,9 @@ from ..tracing import process as tracing
 from .binding import Binding
 from .client import Client, Progress
 from .data import DividedLoader
-from .evaluation import Anew, Evaluator
+from .evaluation import Anew, Evaluator, check
 from .evaluation import Result as Outcome
+from .evaluation import alone as evaluate_alone
 from .hooks import Hooks
 from .keeping import Keeping
 from .reporting import Reports
@@ -240,6 +241,11 @@ class Member:
             self.save(Path(self.seat.run_dir, DRAINED))
 
     def evaluate(self, fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, float]:
+        if (
+            self.alone
+        ):  # others do not wait for its share any more, and what stands behind this call is to run
+            log.info("evaluated alone: this worker has left", worker=self.seat.worker)
+            return evaluate_alone(fn, check(loader))
         evaluator = self.evaluators.get(loader) or Evaluator(loader)
         if getattr(loader, "persistent_workers", False):
             self.evaluators[loader] = evaluator

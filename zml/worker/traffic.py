@@ -274,12 +274,15 @@ class Traffic:
         self.staleness = 0
         # The client's own deadlines come first, and name who.
         limit_s = self.client.seat.patience_s + 2 * REPLY_S
-        former = self.timeline.turn("wait")
+        former, spared = self.timeline.turn("wait"), self.client.spared
         try:
             while self.due:
                 try:
                     item = self.arrived.get(timeout=limit_s)
                 except queue.Empty:
+                    if self.client.spared != spared:
+                        spared = self.client.spared
+                        continue
                     raise ZmlError(LOST, f"no parameters came within {limit_s:g} s") from None
                 if isinstance(item, BaseException):
                     self.due = 0

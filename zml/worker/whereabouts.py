@@ -26,19 +26,29 @@ if TYPE_CHECKING:
 CONNECT_S = 5.0  # to a shard at an address that the coordinator has just given
 LOOK_S = 2.0  # while an answer is waited for: is its shard still there?
 RETRY_S = 0.1
+FULL = "full"  # a shard refuses so what it cannot write down: until there is room
 UNMET = -1
 
 log = structlog.get_logger()
 
 
 class Whereabouts:
-    """One worker's. `ask` is answered by the coordinator, `waiting` says who is waited for and raises after a while."""
+    """One worker's. `ask` is answered by the coordinator, `waiting` says who is waited for and raises after a while,
+    which begins anew with `spare`."""
 
-    def __init__(self, seat: Seat, bulk: Endpoint, ask: Ask, waiting: Callable[[Wait, float], None]) -> None:
+    def __init__(
+        self,
+        seat: Seat,
+        bulk: Endpoint,
+        ask: Ask,
+        waiting: Callable[[Wait, float], None],
+        spare: Callable[[], None],
+    ) -> None:
         self.seat = seat
         self.bulk = bulk
         self.ask = ask
         self.waiting = waiting
+        self.spare = spare
         self.shards: list[str] = []  # those that hold something
         self.edition = 0  # of the placement
         self.holders: list[int] = []  # by bucket, a shard's number; empty: as they were cut
@@ -150,6 +160,8 @@ class Whereabouts:
             except (DeadlineExceeded, PeerLost, Refused) as error:
                 if isinstance(error, Refused) and error.code == "fenced":
                     raise ZmlError(FENCED, f"{self.seat.worker}: {error.because}") from error
+                if isinstance(error, Refused) and error.code == FULL:
+                    self.spare()
                 self.waiting(Wait(self.seat.job, [shard], str(error)), until)
                 await asyncio.sleep(RETRY_S)
                 continue

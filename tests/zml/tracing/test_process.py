@@ -117,9 +117,9 @@ def test_a_run_that_goes_on_is_traced_as_it_was_asked_for_and_not_as_its_environ
     (tmp_path / CONFIG).write_text(json.dumps(about))
     checkpoint = SimpleNamespace(path=tmp_path / "c", manifest=SimpleNamespace(epoch=1, because="at the end"))
     monkeypatch.setattr(resume, "find", lambda run: SimpleNamespace(root=tmp_path / CHECKPOINTS))
-    monkeypatch.setattr(resume, "load_from", lambda place: checkpoint)
+    monkeypatch.setattr(resume, "load_from", lambda place, skip: checkpoint)
     monkeypatch.chdir(tmp_path)
-    assert resume.again(tmp_path, {}, {}).resolved.settings.trace == expected
+    assert resume.again(tmp_path, {}, {}, print).resolved.settings.trace == expected
 
 
 def test_a_script_without_tracing_has_no_trace() -> None:
