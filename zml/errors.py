@@ -434,6 +434,16 @@ SHOWN = page(
     that were computed there are not those of the model that makes the next step.""",
     "Only look at the model there: leave the `with` block first. zml.save and zml.evaluate need no such block.",
 )
+NEVER_JOINED = page(
+    "ZML-E507",
+    "no script called zml.join",
+    """A script that does not call zml.join runs as it would without zml: each worker has done the same, from its first
+    line to its last, and the shards held nothing. zml shows what the first worker prints, so that this looks like one
+    training. The scripts ended well, and so did the job.""",
+    """Call `train = zml.join(model, optimizer, train)` before the loop, on every path that leads to it. A script that
+    is not to train with others needs no `zml run`.""",
+    exit_code=0,
+)
 WRAPPED = page(
     "ZML-E511",
     "the model is wrapped for another kind of distribution",

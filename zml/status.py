@@ -130,6 +130,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     at: float = 0.0
     members: list[MemberStatus] = []
+    registered: bool = True  # a script has called zml.join, and shown its model
     rate: RateStatus | None = None  # None: the script's learning rate is used as it is
     noise: NoiseStatus = NoiseStatus()
     step_times: list[StepTime] = []  # by number of workers
@@ -146,6 +147,11 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def over(self) -> bool:
         return self.state in ("SUCCEEDED", "FAILED", "CANCELLED")
+
+    @property
+    def apart(self) -> bool:
+        """It is over, and whatever its scripts did, they did not do it together."""
+        return self.state == "SUCCEEDED" and not self.registered
 
     @property
     def progress(self) -> float | None:

@@ -394,6 +394,7 @@ class Coordinator:
             boots=self.facts.boots,
             metrics=self.metrics,
             checkpoint=self.checkpoint_desk.status(),
+            registered=bool(self.facts.registration),
         )
 
     def changes(self) -> int:

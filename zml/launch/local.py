@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from ..logs import outlets as logs
 from ..logs.printed import Printed
 from ..metrics.endpoint import guarded
 from ..runs import rundir
-from ..status import JobStatus
+from ..status import JobStatus, encode
 from ..text import console, report
 from . import tether
 from .child import LINE_BYTES, Child, how_ended, spawn
@@ -501,6 +502,14 @@ async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
         yield rest.decode(errors="replace")
 
 
+def ends_with(status: JobStatus, interrupted_by: int) -> int:
+    """The exit code of a run that ended so, after this signal, or 0 for none: of a job that a signal stopped, what a
+    shell expects of one. A job that came to its end nevertheless has its own."""
+    if interrupted_by and status.state == "CANCELLED":
+        return 128 + interrupted_by
+    return status.exit_code if status.exit_code is not None else 1
+
+
 def run(
     resolved: Resolved, script: str, args: list[str], devices: Sequence[str], *, cpu: bool = False
 ) -> int:
@@ -537,16 +546,20 @@ def run(
     assert local is not None
     out = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
     if status is not None:
+        code = ends_with(status, local.interrupted_by)
+        if code != status.exit_code:  # whoever looks later is to see what the shell saw
+            status = msgspec.structs.replace(status, exit_code=code)
+            with suppress(OSError):
+                rundir.write(folder / rundir.STATUS, encode(status))
         report.print_report(msgspec.structs.replace(status, run_dir=console.near(str(folder))), out)
+        return code
+    last = rundir.current_status(folder)
+    there = report.saved(msgspec.structs.replace(last, run_dir=str(folder))) if last is not None else []
     if local.interrupted_by:
-        if status is None:
-            print(f"stopped; run directory: {console.near(str(folder))}", file=sys.stderr)
+        for line in ["stopped", *there, f"run directory: {console.near(str(folder))}"]:
+            print(line, file=sys.stderr)
         return 128 + local.interrupted_by
-    if status is None:
-        coordinator = local.children["coordinator"]
-        raise ZmlError(
-            LOST,
-            f"the coordinator {coordinator.how()}",
-            f"Its log is in {console.near(str(where))}.",
-        )
-    return status.exit_code if status.exit_code is not None else 1
+    fix = f"Its log is in {console.near(str(where))}."
+    if there:
+        fix += f" `zml resume {report.name_of(str(folder))}` goes on from the newest checkpoint."
+    raise ZmlError(LOST, f"the coordinator {local.children['coordinator'].how()}", fix)
