@@ -44,6 +44,14 @@ def pressed(keys: str | list[str], screen: Screen | None = None, rows: Rows = NA
     return screen
 
 
+def test_steps_go_on_from_where_the_run_before_was() -> None:
+    found = known(job(50.0, 64, steps_before=1000))
+    text = "\n".join(line.plain for line in plain(found, 100))
+    assert found.status is not None and found.said is not None
+    assert found.status.steps == found.said.steps + 1000 and f"step {found.status.steps:,}" in text
+    assert found.as_json()["status"]["steps"] == found.said.steps  # type: ignore[index]
+
+
 # -- keys ----------------------------------------------------------------------------------------------------
 
 

@@ -99,7 +99,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     loop.add_signal_handler(signal.SIGUSR2, coordinator.checkpoint_desk.signalled)
     syncing = asyncio.ensure_future(keep_synced(journal))
     begun = coordinator.begun
-    first = feeding.first_step(begun.begin_with, begun.steps_before)
+    first = coordinator.steps_before = feeding.first_step(begun.begin_with, begun.steps_before)
     feeds = feeding.Feeds(tracking, feeding.run_info(folder, first))
     recorder = Recorder(folder, coordinator.status, coordinator.changes, [feeds.follow])
     try:

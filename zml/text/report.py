@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..errors import NEVER_JOINED
 from ..messages import Failure
-from ..status import JobStatus, MemberFailure
+from ..status import JobStatus, MemberFailure, since_the_first
 from .ansi import printable
 from .console import HERE, WIDEST, counted, duration, names, near, number
 
@@ -163,6 +163,7 @@ def name_of(run_dir: str) -> str:
 
 def print_report(status: JobStatus, console: Console, *, resumable: bool = True) -> None:
     """The end of a run, to people. Without `resumable` somebody else lets it go on, or nobody can."""
+    status = since_the_first(status)
     width = min(console.width, WIDEST)
     box = failure_box(status, width) if status.state == "FAILED" else apart_box(status, width)
     if box is not None:
