@@ -90,7 +90,9 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
             resumed=resumed,
         )
         must_go_on(coordinator, spec, folder)
-        with_http = opened(settings, preferred=port_of(before) or PORT, reached_from=bind, must=True)
+        # A job that goes on is worth more than its dashboard.
+        begins = not coordinator.docket.resumed
+        with_http = opened(settings, preferred=port_of(before) or PORT, reached_from=bind, must=begins)
     except BaseException:
         journal.close()
         raise

@@ -29,7 +29,7 @@ from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import INTERRUPTED, LOST, NOT_FORMED, ZmlError
 from ..logs import outlets as logs
 from ..logs.printed import Printed
-from ..metrics.endpoint import guarded
+from ..metrics.endpoint import guarded, must_be_free
 from ..runs import rundir
 from ..status import JobStatus, encode
 from ..text import console, report
@@ -518,6 +518,7 @@ def run(
 
     settings = resolved.settings
     guarded(settings)
+    must_be_free(settings)
     folder = rundir.create(resolved, script, args, cpu=cpu)
     if parse(settings.compress).sparse:  # the first run on a machine compiles before its shards join
         settings = replace(settings, join_timeout_s=max(settings.join_timeout_s, COMPILE_S))
