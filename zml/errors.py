@@ -120,8 +120,8 @@ PORT_IN_USE = page(
 UNREACHABLE = page(
     "ZML-E202",
     "the coordinator did not answer",
-    """Nothing answers at this address, or what answers does not accept this member's key. A member has
-    tried until join_timeout_s was over, and then ended.""",
+    """Nothing answers at this address, or what answers is another coordinator than the one that is meant, or does not
+    accept this member's key. A member has tried until join_timeout_s was over, and then ended.""",
     """Check that the coordinator runs, that address and port are right (coordinator.json in the run
     directory has them) and not closed by a firewall, and that both sides use --keys of one cluster.""",
     exit_code=4,

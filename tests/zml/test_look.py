@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from zml.commands import cli
+from zml.commands import aim, cli
 from zml.commands import look as look_cli
 from zml.errors import ZmlError
 from zml.figures import PHASES
@@ -24,7 +24,7 @@ from zml.runs.events import EventLog
 from zml.runs.timeline import Step
 from zml.scheduler.actions import Admit, Announce, Launch
 from zml.scheduler.ids import JobId, Seat, WorkerId
-from zml.status import JobStatus, MemberStatus, encode
+from zml.status import CheckpointStatus, JobStatus, MemberStatus, encode
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = 1_768_464_000.0  # 2026-01-15T08:00:00Z
@@ -455,6 +455,24 @@ def timeline(run: Path, name: str, compute: float, up: int) -> None:
     step = Step(1, 0.0, compute=compute, encode=0.01, wait=0.02, apply=0.03, send=0.1, pull=0.2, bytes_up=up,
                 bytes_down=10, began=NOW)  # fmt: skip
     (run / "timeline" / f"{name}.jsonl").write_bytes((msgspec.json.encode(step) + b"\n") * 4)
+
+
+def test_without_a_run_the_newest_is_shown_where_nobody_listens(
+    call: Call, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aim, "_is_closed", lambda address: True)
+    end(run, run_dir=str(run))
+    assert call("status").out.splitlines()[-1] == "run directory: runs/2026-01-15T08-00-00-train-ab12"
+    kept = CheckpointStatus(path=str(run / "checkpoints/step-000000040"), step=40, at=NOW)
+    cut = make(run.parent / "2026-01-15T09-00-00-train-cd34")
+    (cut / "coordinator.json").write_text(json.dumps({"addresses": [], "pid": 2**22}))
+    (cut / "now.json").write_bytes(
+        encode(JobStatus(job="job", state="RUNNING", steps=41, checkpoint=kept, run_dir=str(cut)))
+    )
+    lines = call("status").out.splitlines()
+    assert "cut off" in lines[0]
+    assert "its coordinator is gone, and nobody has written down how it ended" in lines
+    assert "to go on from it: zml resume" in lines[-2] and "cd34" in lines[-2]
 
 
 def test_two_runs_are_compared(call: Call, run: Path) -> None:

@@ -19,6 +19,12 @@ from ..status import JobStatus, MemberFailure, since_the_first
 from .ansi import printable
 from .console import HERE, WIDEST, counted, duration, names, near, number
 
+VERBS = {
+    "SUCCEEDED": "finished",
+    "FAILED": "failed",
+    "CANCELLED": "was stopped",
+    "CUT OFF": "was cut off",
+}
 STOPPED = HERE | {"stopped"}  # the status may have been taken just before the others were told
 
 
@@ -118,9 +124,7 @@ def summary(status: JobStatus) -> list[str]:
     """How the job went, in lines."""
     name = status.script.rpartition("/")[2] or status.job
     took = duration(status.at - status.started_at)
-    verb = {"SUCCEEDED": "finished", "FAILED": "failed", "CANCELLED": "was stopped"}.get(
-        status.state, "ended"
-    )
+    verb = VERBS.get(status.state, "ended")
     if status.state == "CANCELLED" and status.because.startswith("SIGINT"):
         verb += " by Ctrl-C"
     done = [counted(status.samples, "sample")] if status.samples else []
