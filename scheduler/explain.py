@@ -94,12 +94,16 @@ def why(job: Job | Over) -> str:
 
 
 def outcome(job: Job) -> str:
-    """How a job's workers came out, once none is left: "3 of 4 workers finished; w1 was lost: silent for 1.2 s"."""
+    """How a job's workers came out, once none is left: "3 of 4 workers finished; w1 was lost: silent for 1.2 s". Of a
+    job that was drained they have not finished, and why it was comes first."""
+    before, did, well = "", "finished", {Fate.DONE}
+    if isinstance(job.phase, Draining):
+        before, did, well = f"{job.phase.because}: ", "stopped in order", {Fate.DONE, Fate.LEFT}
     gone = job.members.gone("worker")
-    others = [how_it_ended(member, end) for member, end in gone if end.fate is not Fate.DONE]
+    others = [how_it_ended(member, end) for member, end in gone if end.fate not in well]
     if not others:
-        return "the worker finished" if len(gone) == 1 else f"all {len(gone)} workers finished"
-    finished = f"{len(gone) - len(others)} of {counted(len(gone), 'worker')} finished"
+        return before + (f"the worker {did}" if len(gone) == 1 else f"all {len(gone)} workers {did}")
+    finished = f"{before}{len(gone) - len(others)} of {counted(len(gone), 'worker')} {did}"
     if len(others) > NAMED:
         others = [*others[: NAMED - 1], f"{len(others) - NAMED + 1} more did not"]
     return "; ".join([finished, *others])

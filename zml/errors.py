@@ -120,8 +120,8 @@ PORT_IN_USE = page(
 UNREACHABLE = page(
     "ZML-E202",
     "the coordinator did not answer",
-    """Nothing answers at this address, or what answers does not accept this member's key. A member has
-    tried until join_timeout_s was over, and then ended.""",
+    """Nothing answers at this address, or what answers is another coordinator than the one that is meant, or does not
+    accept this member's key. A member has tried until join_timeout_s was over, and then ended.""",
     """Check that the coordinator runs, that address and port are right (coordinator.json in the run
     directory has them) and not closed by a firewall, and that both sides use --keys of one cluster.""",
     exit_code=4,
@@ -433,6 +433,16 @@ SHOWN = page(
     goes on with. A step, zml.save or zml.evaluate there would lose what this worker has not sent yet, and gradients
     that were computed there are not those of the model that makes the next step.""",
     "Only look at the model there: leave the `with` block first. zml.save and zml.evaluate need no such block.",
+)
+NEVER_JOINED = page(
+    "ZML-E507",
+    "no script called zml.join",
+    """A script that does not call zml.join runs as it would without zml: each worker has done the same, from its first
+    line to its last, and the shards held nothing. zml shows what the first worker prints, so that this looks like one
+    training. The scripts ended well, and so did the job.""",
+    """Call `train = zml.join(model, optimizer, train)` before the loop, on every path that leads to it. A script that
+    is not to train with others needs no `zml run`.""",
+    exit_code=0,
 )
 WRAPPED = page(
     "ZML-E511",

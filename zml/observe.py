@@ -16,7 +16,7 @@ from .lease import COORDINATOR
 from .link import control_endpoint
 from .messages import Ask, Drain, Ended, Message
 from .status import JobStatus, decode
-from .transport import Answer, Endpoint, Refusal, TransportError
+from .transport import Answer, Endpoint, PeerLost, Refusal, TransportError
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -37,10 +37,12 @@ async def connect(settings: Settings, timeout_s: float = ANSWER_S) -> Endpoint:
         raise
     except TransportError as error:
         await endpoint.close()
-        where = ", ".join(settings.coordinator)
+        # Of one that is lost the transport says where and for how long, which is said here.
+        why = error.because.partition(" s: ")[2] if isinstance(error, PeerLost) else str(error)
         raise ZmlError(
             UNREACHABLE,
-            f"no coordinator answers at {where} ({error})",
+            f"no coordinator answers at {', '.join(settings.coordinator)} within {timeout_s:g} s"
+            + (f": {why}" if why else ""),
             "Give its address with --coordinator, or start one.",
         ) from None
     return endpoint
@@ -82,11 +84,6 @@ async def _ask(endpoint: Endpoint, message: Message) -> Answer:
 def fetch_status(settings: Settings) -> JobStatus:
     """Connect, ask, leave. Raises ZmlError."""
     return asyncio.run(_with(settings, lambda endpoint: status(endpoint, settings.job)))
-
-
-def request_drain(settings: Settings, because: str) -> None:
-    """Connect, ask for a drain, leave. Raises ZmlError."""
-    asyncio.run(_with(settings, lambda endpoint: drain(endpoint, because)))
 
 
 async def _with(settings: Settings, do: Callable[[Endpoint], Awaitable[T]]) -> T:

@@ -24,7 +24,7 @@ class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int = 1
     node: str = ""
     device: str = "cpu"
-    steps: int = -1
+    steps: int = -1  # in this run
     samples: int = 0
     heard_s: float = -1.0
     every_s: float = 0.0
@@ -121,7 +121,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0  # the one that is open, from 0
     epochs: int = 0  # 0: not known yet
     epoch_progress: float = 0.0  # share of the open epoch's batches that are applied, 0 to 1
-    steps: int = 0  # of the worker that has made the most
+    steps: int = 0  # of the worker that has made the most, in this run
+    steps_before: int = 0  # that the runs had made of which this one is the continuation
     values: Mapping[str, float | None] = {}  # what the script logged, mean over the workers; None: not finite
     samples: int = 0
     samples_per_s: float = 0.0
@@ -130,6 +131,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     at: float = 0.0
     members: list[MemberStatus] = []
+    registered: bool = True  # a script has called zml.join, and shown its model
     rate: RateStatus | None = None  # None: the script's learning rate is used as it is
     noise: NoiseStatus = NoiseStatus()
     step_times: list[StepTime] = []  # by number of workers
@@ -148,6 +150,11 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
         return self.state in ("SUCCEEDED", "FAILED", "CANCELLED")
 
     @property
+    def apart(self) -> bool:
+        """It is over, and whatever its scripts did, they did not do it together."""
+        return self.state == "SUCCEEDED" and not self.registered
+
+    @property
     def progress(self) -> float | None:
         """Share of the whole job that is done, None while the number of epochs is not known."""
         if self.epochs <= 0:
@@ -156,6 +163,30 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     def of(self, role: str) -> list[MemberStatus]:
         return [member for member in self.members if member.role == role]
+
+
+def since_the_first(status: JobStatus) -> JobStatus:
+    """As people count steps, who compare them with checkpoints: the runs before count too. Twice is as once."""
+    before = status.steps_before
+    if not before:
+        return status
+    return msgspec.structs.replace(
+        status,
+        steps_before=0,
+        steps=status.steps + before,
+        members=[
+            msgspec.structs.replace(each, steps=each.steps + before) if each.steps >= 0 else each
+            for each in status.members
+        ],
+        failures=[
+            msgspec.structs.replace(
+                each, failure=msgspec.structs.replace(each.failure, step=each.failure.step + before)
+            )
+            if each.failure.step >= 0
+            else each
+            for each in status.failures
+        ],
+    )
 
 
 def encode(status: JobStatus) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.e2e.harness import Playground, same_model
 from tests.soaking import soak
+from zml.runs import rundir
 from zml.runs.timeline import read
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -99,7 +100,23 @@ def test_ctrl_c_drains_saves_and_leaves_nothing_behind(place: Playground) -> Non
     assert (place.run_dir() / "drained.safetensors").exists()
     assert (place.folder / "model.safetensors").exists(), "the script came to its own end"
     assert "draining" in run.text
+    said = run.text.splitlines()
+    assert "train.py was stopped by Ctrl-C after" in run.text and ": at step " in run.text, run.text
+    assert "SIGINT at zml run: all 2 workers stopped in order" in said
+    assert f"to go on from it: zml resume {place.run_dir().name[20:]}" in said
+    ended = rundir.last_status(place.run_dir())
+    assert ended is not None and ended.exit_code == 130, "as the shell was told"
+    assert ended.because == "SIGINT at zml run: all 2 workers stopped in order"
     assert not place.pids("zml")
+
+
+def test_a_run_whose_scripts_never_join_ends_well_and_is_warned_of(place: Playground) -> None:
+    (place.folder / "alone.py").write_text("print('hello')\n")
+    code, text = place.run("run", "-w", "2", "alone.py")
+    assert code == 0, text
+    assert "no script called zml.join [ZML-E507]" in text and "all 2 workers did the same" in text
+    code, text = place.run("status", place.run_dir().name)
+    assert code == 0 and "no script called zml.join [ZML-E507]" in text
 
 
 def test_a_second_ctrl_c_stops_at_once(place: Playground) -> None:

@@ -71,6 +71,21 @@ def test_one_worker_that_finished_is_told_of_as_one() -> None:
     assert play.machine.because(JOB) == "the worker finished"
 
 
+def test_workers_of_a_job_that_was_drained_have_stopped_and_not_finished() -> None:
+    play = running(2, 1)
+    play.tell(DrainAsked(JOB, "SIGINT at zml run"))
+    play.tell(Exited(JOB, "w0", 1, 0, 0, "its script finished"))
+    play.tell(Exited(JOB, "w1", 1, 0, 9, "its script was killed by SIGKILL"))
+    because = (
+        "SIGINT at zml run: 1 of 2 workers stopped in order; w1 was lost: its script was killed by SIGKILL"
+    )
+    assert play.machine.because(JOB) == because
+    play = running(1, 1)
+    play.tell(DrainAsked(JOB, "SIGINT at zml run"))
+    play.tell(Exited(JOB, "w0", 1, 0, 0, "its script finished"))
+    assert play.machine.because(JOB) == "SIGINT at zml run: the worker stopped in order"
+
+
 def test_samples_are_named_as_far_as_a_sentence_can_hold_them() -> None:
     assert name_samples([]) == "its samples are not known"
     assert name_samples([7]) == "sample 7"

@@ -685,7 +685,7 @@ def test_a_drained_job_ends_when_its_workers_have_left_and_is_safe_to_run_again(
     play.tell(finished(W0))
     play.tell(Left(JOB, "w1", 1, "Ctrl-C"))
     assert play.tell(Left(JOB, "p0", 1, "")) == [
-        Finish(JOB, State.CANCELLED, 75, "1 of 2 workers finished; w1 left: Ctrl-C")
+        Finish(JOB, State.CANCELLED, 75, "Ctrl-C: all 2 workers stopped in order")
     ]
 
 

@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from zml.figures import WorkerFigures
+from zml.messages import Failure
 from zml.status import (
     CheckpointStatus,
     DataStatus,
     EventLine,
     JobStatus,
+    MemberFailure,
     MemberStatus,
     NoiseStatus,
     RateStatus,
     decode,
     encode,
+    since_the_first,
 )
 from zml.text import console
 
@@ -73,6 +76,19 @@ def test_a_running_job_is_one_block() -> None:
         "  w1    active   step 1,200     cpu     gpu03            heard 0.1 s ago",
         "  p0    active                  cpu     gpu03            heard 0.1 s ago",
     ]
+
+
+def test_steps_go_on_from_where_the_run_before_was() -> None:
+    lines = drawn(status(steps_before=3000))
+    assert lines[2:4] == [
+        "loss 2.104   1,234 samples/s   step 4,200   staleness 3",
+        "  w0    active   step 4,201     cpu     gpu03            heard 0.1 s ago",
+    ]
+    assert "step 4,200" in console.progress_line(status(steps_before=3000))
+    failure = MemberFailure(member="w0", failure=Failure(kind="ValueError", at=NOON, step=2))
+    whole = since_the_first(status(steps_before=3000, failures=[failure]))
+    assert (whole.steps, whole.failures[0].failure.step, whole.members[2].steps) == (4200, 3002, -1)
+    assert since_the_first(whole) == whole
 
 
 def test_whoever_looks_once_is_told_of_time_data_and_checkpoints() -> None:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from zml.commands import cli
+from zml.commands import aim, cli
 from zml.commands import look as look_cli
 from zml.errors import ZmlError
+from zml.figures import PHASES
 from zml.logs.outlets import stamp
 from zml.logs.reading.lines import parse
 from zml.runs import comparing, finding, rundir
@@ -23,7 +24,7 @@ from zml.runs.events import EventLog
 from zml.runs.timeline import Step
 from zml.scheduler.actions import Admit, Announce, Launch
 from zml.scheduler.ids import JobId, Seat, WorkerId
-from zml.status import JobStatus, MemberStatus, encode
+from zml.status import CheckpointStatus, JobStatus, MemberStatus, encode
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = 1_768_464_000.0  # 2026-01-15T08:00:00Z
@@ -415,7 +416,7 @@ def test_runs_are_a_table_those_that_go_on_first(call: Call, run: Path, tmp_path
     live = make(run.parent / "2026-01-14T08-00-00-train-cd34", began=time.time() - 65)
     (live / "coordinator.json").write_text(json.dumps({"addresses": [], "pid": os.getpid()}))
     (live / "now.json").write_bytes(
-        encode(JobStatus(job="job", state="RUNNING", steps=1234, values={"loss": 3.25}))
+        encode(JobStatus(job="job", state="RUNNING", steps=234, steps_before=1000, values={"loss": 3.25}))
     )
     out = call("runs").out
     assert [line.split()[:3] for line in out.splitlines()] == [
@@ -452,8 +453,26 @@ def worker(name: str, steps: int) -> MemberStatus:
 def timeline(run: Path, name: str, compute: float, up: int) -> None:
     (run / "timeline").mkdir(exist_ok=True)
     step = Step(1, 0.0, compute=compute, encode=0.01, wait=0.02, apply=0.03, send=0.1, pull=0.2, bytes_up=up,
-                bytes_down=10)  # fmt: skip
+                bytes_down=10, began=NOW)  # fmt: skip
     (run / "timeline" / f"{name}.jsonl").write_bytes((msgspec.json.encode(step) + b"\n") * 4)
+
+
+def test_without_a_run_the_newest_is_shown_where_nobody_listens(
+    call: Call, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aim, "_is_closed", lambda address: True)
+    end(run, run_dir=str(run))
+    assert call("status").out.splitlines()[-1] == "run directory: runs/2026-01-15T08-00-00-train-ab12"
+    kept = CheckpointStatus(path=str(run / "checkpoints/step-000000040"), step=40, at=NOW)
+    cut = make(run.parent / "2026-01-15T09-00-00-train-cd34")
+    (cut / "coordinator.json").write_text(json.dumps({"addresses": [], "pid": 2**22}))
+    (cut / "now.json").write_bytes(
+        encode(JobStatus(job="job", state="RUNNING", steps=41, checkpoint=kept, run_dir=str(cut)))
+    )
+    lines = call("status").out.splitlines()
+    assert "cut off" in lines[0]
+    assert "its coordinator is gone, and nobody has written down how it ended" in lines
+    assert "to go on from it: zml resume" in lines[-2] and "cd34" in lines[-2]
 
 
 def test_two_runs_are_compared(call: Call, run: Path) -> None:
@@ -485,6 +504,8 @@ up             800 kB      8 kB  0.01x
     assert found["results"]["state"] == ["succeeded", "succeeded"]
     assert "workers" in call("compare", "--all", "ab12", "other").out
     assert call("compare", "ab12", "ab12").out == "settings: the same\n\nresults: the same\n"
+    timed = {row for row in found["results"] if row.endswith("_s")}
+    assert timed == {"took_s", "step_s"} | {f"{phase}_s" for phase in (*PHASES, "send", "pull")}
     third = call("compare", "ab12", "other", "ab12").out.splitlines()
     assert third[0].split() == ["settings", "train-ab12", "other", "train-ab12"]
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from zml.messages import Failure
-from zml.status import JobStatus, MemberFailure, MemberStatus
+from zml.status import CheckpointStatus, JobStatus, MemberFailure, MemberStatus
 from zml.text import report
 
 NOON = 1_700_000_000.0
@@ -143,6 +143,34 @@ def test_a_job_that_succeeded_says_how_it_went_and_who_was_lost() -> None:
         "w1 was lost at step 120: silent for 1.5 s",
         "run directory: runs/x",
     ]
+
+
+def test_a_run_that_was_stopped_says_where_and_how_to_go_on() -> None:
+    because = "SIGINT at zml run: all 3 workers stopped in order"
+    kept = CheckpointStatus(path="runs/x/checkpoints/step-000001080", step=1080, at=NOON)
+    run = "runs/2026-03-01T12-30-00-train-1a2b"
+    more: dict[str, Any] = {"epoch": 2, "epochs": 9, "steps": 1080, "because": because, "checkpoint": kept}
+    assert printed(status("CANCELLED", [], run_dir=run, **more), 120) == [
+        "train.py was stopped by Ctrl-C after 1:23: at step 1,080, in epoch 3 of 9",
+        because,
+        "newest checkpoint: step 1,080, runs/x/checkpoints/step-000001080",
+        "to go on from it: zml resume train-1a2b",
+        f"run directory: {run}",
+    ]
+    lines = printed(status("FAILED", [RAISED], run_dir="/else/where", **more | {"because": "w1 failed"}), 120)
+    assert "to go on from it: zml resume /else/where" in lines
+    lines = printed(status("CANCELLED", [], epochs=9, because="SIGTERM at the coordinator"))
+    assert lines[0] == "train.py was stopped after 1:23: in epoch 1 of 9"
+    assert not [line for line in lines if "resume" in line], "there is nothing to go on from"
+
+
+def test_a_job_that_nobody_joined_is_warned_of_and_has_succeeded() -> None:
+    alone = status("SUCCEEDED", [], workers=2, registered=False, because="all 2 workers finished")
+    lines = printed(alone)
+    assert lines[0].startswith("╭─ no script called zml.join [ZML-E507] ─")
+    assert "all 2 workers did the same" in lines[1]
+    for other in (status("SUCCEEDED", [], workers=2), status("CANCELLED", [], registered=False)):
+        assert "╭" not in "\n".join(printed(other))
 
 
 def test_what_the_reason_of_the_job_says_is_not_said_again() -> None:

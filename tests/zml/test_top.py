@@ -16,7 +16,7 @@ from zml.cluster.jobs import JobView, NodeView
 from zml.commands import cli
 from zml.figures import ShardFigures, WorkerFigures
 from zml.messages import Failure
-from zml.runs import history, rundir
+from zml.runs import finding, history, rundir
 from zml.status import JobStatus, MemberFailure, MemberStatus, encode
 from zml.top.keys import decode
 from zml.top.known import ROWS, Known, Past, Seen
@@ -42,6 +42,14 @@ def pressed(keys: str | list[str], screen: Screen | None = None, rows: Rows = NA
     for key in keys:
         screen = settled(press(screen, key, rows, **more), rows)
     return screen
+
+
+def test_steps_go_on_from_where_the_run_before_was() -> None:
+    found = known(job(50.0, 64, steps_before=1000))
+    text = "\n".join(line.plain for line in plain(found, 100))
+    assert found.status is not None and found.said is not None
+    assert found.status.steps == found.said.steps + 1000 and f"step {found.status.steps:,}" in text
+    assert found.as_json()["status"]["steps"] == found.said.steps  # type: ignore[index]
 
 
 # -- keys ----------------------------------------------------------------------------------------------------
@@ -577,14 +585,17 @@ def test_a_run_is_named_as_for_the_other_commands(
 
 
 def test_where_there_is_nothing_the_error_says_what_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.run(["top", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert cli.run(["top", "--server", "http://127.0.0.1:9", "--once"]) == 4
     assert "no coordinator answers at http://127.0.0.1:9" in capsys.readouterr().err
     assert cli.run(["top", "j77", "--server", "http://127.0.0.1:9"]) == 2
-    assert "there is no run directory j77, and no coordinator answers" in capsys.readouterr().err
+    assert "there is no run j77, and no coordinator answers" in capsys.readouterr().err
+    monkeypatch.setattr("zml.cluster.client.DEFAULT_SERVER", "http://127.0.0.1:9")
+    assert cli.run(["top", "j77"]) == 2
+    assert capsys.readouterr().err == f"error: there is no run j77 [ZML-E101]\n  {finding.LIST}\n"
 
 
 def test_a_shard_alone_is_no_reason_to_divide_by_nothing() -> None:

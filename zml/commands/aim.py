@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from ..errors import USAGE, ZmlError
 from ..runs import finding, rundir
 from .flags import settle
 
+CALL_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Aim:
@@ -20,6 +23,23 @@ class Aim:
 
     settings: Settings
     folder: Path | None
+    named: bool = True  # by a person; else it is the default address
+
+    def nobody_is_there(self) -> bool:
+        """Nobody has named an address, and the system says that nothing listens at the default one: there is no need to
+        wait for an answer."""
+        return not self.named and self.folder is None and all(map(_is_closed, self.settings.coordinator))
+
+
+def _is_closed(address: str) -> bool:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), CALL_S).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def take(run: str | None, given: Mapping[str, Any]) -> Aim:
@@ -33,7 +53,7 @@ def take(run: str | None, given: Mapping[str, Any]) -> Aim:
     else:
         running = finding.running(Path(settings.runs))
         if not running:
-            return Aim(settings, None)
+            return Aim(settings, None, named=False)
         folder = running[0]
     here = rundir.listening(folder)
     if here is None:

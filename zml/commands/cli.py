@@ -276,8 +276,9 @@ def worker(
 def status(run: str | None, as_json: bool, **given: Any) -> int:
     """What a job is doing.
 
-    Without arguments: the run below ./runs that is going on, else the one at the default address. RUN is a path, or a
-    run's name below ./runs, or the beginning or end of one; of a run that is over it shows how it ended.
+    Without arguments: the run below ./runs that is going on, else the one at the default address, else the run below
+    ./runs that began last. RUN is a path, or a run's name below ./runs, or the beginning or end of one; of a run that
+    is over it shows how it ended.
     """
     import msgspec
 
@@ -288,10 +289,12 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 
     at = aim.take(run, given)
     folder = at.folder if run else None
-    found = rundir.last_status(folder) if folder is not None else None
+    if folder is None and at.nobody_is_there():
+        folder = finding.default(Path(at.settings.runs))
+    found = finding.left(folder) if folder is not None else None
     if found is None:
         if folder is not None and rundir.listening(folder) is None:
-            raise ZmlError(USAGE, f"{run} holds no run that has begun", finding.LIST)
+            raise ZmlError(USAGE, f"{run or folder} holds no run that has begun", finding.LIST)
         from ..logs import outlets as log_files
         from ..observe import fetch_status
 
@@ -304,7 +307,7 @@ def status(run: str | None, as_json: bool, **given: Any) -> int:
 
     out = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     out.print(console.block(found, out.width, unicode=out.encoding.startswith("utf"), full=True))
-    if found.over:
+    if found.over or found.state == finding.CUT_OFF:
         ending.print_report(msgspec.structs.replace(found, run_dir=console.near(found.run_dir)), out)
     return 0
 

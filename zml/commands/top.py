@@ -113,17 +113,18 @@ def chosen(run: str | None, server: str | None, token: str | None, resolved: Res
         if (folder := finding.at(Path(run)) or finding.at(runs / run)) is not None:
             return Run(settings, folder)
         if Path(run).exists() or os.sep in run:
-            raise ZmlError(USAGE, f"{run} holds no run", "`ls runs` lists the runs of this folder.")
+            raise ZmlError(USAGE, f"{run} holds no run", finding.LIST)
         cluster = cluster_at(server, token, resolved)
         try:
             return cluster.run_of(run)
         except ZmlError as error:
-            if error.code == UNREACHABLE:
-                with suppress(ZmlError):  # no job's: the beginning or the end of a run's name
-                    return Run(settings, finding.find(run, runs))
-                what = f"there is no run directory {run}, and {error.what}"
-                raise ZmlError(USAGE, what, "`ls runs` lists the runs of this folder.") from None
-            raise
+            if error.code != UNREACHABLE:
+                raise
+            with suppress(ZmlError):  # no job's: the beginning or the end of a run's name
+                return Run(settings, finding.find(run, runs))
+            if server is not None:
+                raise ZmlError(USAGE, f"there is no run {run}, and {error.what}", error.fix) from None
+        return Run(settings, finding.find(run, runs))  # raises: nobody has said a word of a cluster
     if server is not None:
         return cluster_at(server, token, resolved)
     if resolved.origins["coordinator"] != "default":

@@ -94,7 +94,9 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
         for each in skipped:
             log.warning("checkpoint skipped", name=each.name, because=each.because)
             coordinator.events.note(f"skipped {each.name}", each.because)
-        with_http = opened(settings, preferred=port_of(before) or PORT, reached_from=bind, must=True)
+        # A job that goes on is worth more than its dashboard.
+        begins = not coordinator.docket.resumed
+        with_http = opened(settings, preferred=port_of(before) or PORT, reached_from=bind, must=begins)
     except BaseException:
         journal.close()
         raise
@@ -103,7 +105,7 @@ async def _serve(settings: Settings, spec: JobSpec) -> int:
     loop.add_signal_handler(signal.SIGUSR2, coordinator.checkpoint_desk.signalled)
     syncing = asyncio.ensure_future(keep_synced(journal))
     begun = coordinator.begun
-    first = feeding.first_step(begun.begin_with, begun.steps_before)
+    first = coordinator.steps_before = feeding.first_step(begun.begin_with, begun.steps_before)
     feeds = feeding.Feeds(tracking, feeding.run_info(folder, first))
     recorder = Recorder(folder, coordinator.status, coordinator.changes, [feeds.follow])
     try:

@@ -141,6 +141,7 @@ class Coordinator:
             most_s = max(machine.rules.lease_most_s, begun.lease_s)
             machine.rules = replace(machine.rules, lease_s=begun.lease_s, lease_most_s=most_s)
         self.begun = begun
+        self.steps_before = begun.steps_before  # as people count them; of checkpoints it is the number
         self.job = docket.job
         self.spec = begun.spec
         self.machine = machine
@@ -394,6 +395,8 @@ class Coordinator:
             boots=self.facts.boots,
             metrics=self.metrics,
             checkpoint=self.checkpoint_desk.status(),
+            registered=bool(self.facts.registration),
+            steps_before=self.steps_before,
         )
 
     def changes(self) -> int:

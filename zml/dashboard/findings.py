@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..runs.history import Row
-from ..status import JobStatus, MemberStatus
+from ..status import JobStatus, MemberStatus, since_the_first
 from ..stragglers import STARVED, STARVING, stragglers, unheard
 from ..stragglers import starving as hungry
 from ..text.ansi import printable
@@ -83,7 +83,7 @@ def limited(found: list[Finding]) -> list[Finding]:
 
 
 def failed_scripts(e: Evidence) -> Iterator[Finding]:
-    failures = sorted(e.status.failures, key=lambda each: each.failure.at)
+    failures = sorted(since_the_first(e.status).failures, key=lambda each: each.failure.at)
     for place, each in enumerate(failures):
         failure = each.failure
         text = first_line(failure.text)
@@ -154,7 +154,7 @@ def standing(e: Evidence) -> Iterator[Finding]:
                 break
             began = row.at
     still_s = e.now - began
-    steps = max(newest.steps, e.status.steps)
+    steps = max(newest.steps, e.status.steps) + e.status.steps_before
     usual = [rate.step_s for rate in e.lately.workers.values()]
     patience = max(STANDING_S, STANDING_STEPS * max(usual, default=0.0))
     if still_s > patience:
@@ -200,7 +200,11 @@ def stuck(e: Evidence) -> Iterator[Finding]:
     if len(late) == len(still):  # nobody advances: `standing` tells
         return
     for worker in sorted(late & heard_of, key=lambda name: -still[name].seconds):
-        after = f"after step {still[worker].steps:,}" if still[worker].steps else "not even a first"
+        after = (
+            f"after step {still[worker].steps + e.status.steps_before:,}"
+            if still[worker].steps
+            else "not even a first"
+        )
         yield Finding(
             kind="stuck",
             level="bad",
@@ -218,7 +222,7 @@ def stuck(e: Evidence) -> Iterator[Finding]:
 
 def gone(e: Evidence) -> Iterator[Finding]:
     """Dead and lost members; and those that have begun anew, which is no more than worth knowing."""
-    for member in e.status.members:
+    for member in since_the_first(e.status).members:
         shard = member.role == "shard"
         page = "shards" if shard else "workers"
         if member.state in ("lost", "fenced", "failed"):
@@ -341,7 +345,7 @@ def not_finite(e: Evidence) -> Iterator[Finding]:
             if name in row.values and row.values[name] is not None:
                 break
             if name in row.values:
-                since = row.steps
+                since = row.steps + e.status.steps_before
         yield Finding(
             kind="not-finite",
             level="bad",
@@ -352,7 +356,11 @@ def not_finite(e: Evidence) -> Iterator[Finding]:
             query={"value": name},
         )
     for name in dict.fromkeys(name for row in e.rows for name in row.values):
-        bad = [row.steps for row in e.rows if name in row.values and row.values[name] is None]
+        bad = [
+            row.steps + e.status.steps_before
+            for row in e.rows
+            if name in row.values and row.values[name] is None
+        ]
         if bad and latest[name] is not None:
             yield Finding(
                 kind="not-finite",
@@ -442,7 +450,7 @@ def checkpoints(e: Evidence) -> Iterator[Finding]:
             number=f"{about(e.now - since)} old, every {about(interval_s)} is asked for",
             page="checkpoints",
         )
-    behind = e.status.steps - max(0, last.step)
+    behind = e.status.steps + e.status.steps_before - max(e.status.steps_before, last.step)
     if e.checkpoint_steps > 0 and behind > OVERDUE * e.checkpoint_steps:
         yield Finding(
             kind="checkpoint",

@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from ..figures import PHASES, ShardFigures, WorkerFigures
-from ..status import JobStatus
+from ..status import JobStatus, since_the_first
 from ..stragglers import ratio, stragglers, usual_of_others
 from .findings import imbalance
 from .rates import Lately, Trim, WorkerRate, middle, shard_rate, worker_rate
@@ -32,7 +32,7 @@ def workers(status: JobStatus, lately: Lately, rows: Sequence[Trim]) -> Workers:
     slow = stragglers(lately.phases)
     usual = usual_of_others({name: rate.busy_s for name, rate in lately.workers.items()})
     lines = []
-    for each in status.of("worker")[:MOST_MEMBERS]:
+    for each in since_the_first(status).of("worker")[:MOST_MEMBERS]:
         figures, rate = each.figures or NONE_YET, lately.workers.get(each.member)
         gpu = figures.gpu
         lines.append(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
+
 from ..runs.history import Row
-from ..status import CheckpointStatus, DataStatus, JobStatus, MemberStatus
+from ..status import CheckpointStatus, DataStatus, JobStatus, MemberStatus, since_the_first
 from ..text.ansi import printable
 from ..text.console import counted, duration
 from .findings import Evidence, about, findings
@@ -47,12 +49,12 @@ def overview(
         head=head(name, evidence, found),
         numbers=numbers(evidence, bound),
         findings=found,
-        members=[member(each) for each in status.members],
+        members=[member(each) for each in since_the_first(status).members],
         phases=shares(list(evidence.lately.workers.values())),
         checkpoint=checkpoint(status.checkpoint),
         data=data(status.data),
         events=list(events[-LATEST:]),
-        failures=scripts(status),
+        failures=scripts(since_the_first(status)),
         versions=dict(versions),
     )
 
@@ -106,7 +108,7 @@ def headline(status: JobStatus) -> str:
         return "Running, before the first step"
     where = f"epoch {status.epoch + 1}" + (f" of {status.epochs}" if status.epochs else "")
     eta = f", done in about {about(status.eta_s)}" if status.eta_s is not None else ""
-    return f"Training {where}, step {steps:,}{eta}"
+    return f"Training {where}, step {steps + status.steps_before:,}{eta}"
 
 
 def steps_of(status: JobStatus) -> int:
@@ -121,7 +123,7 @@ def numbers(evidence: Evidence, bound: int | None) -> Numbers:
     if rate is None:
         rate = next((row.learning_rate for row in reversed(rows) if row.learning_rate is not None), None)
     return Numbers(
-        steps=steps_of(status),
+        steps=steps_of(since_the_first(status)),
         epoch=status.epoch,
         epochs=status.epochs,
         epoch_progress=status.epoch_progress,
@@ -211,8 +213,9 @@ def scripts(status: JobStatus) -> list[Script]:
 # -- curves ------------------------------------------------------------------------------------------------------
 
 
-def series(rows: Sequence[Row], events: Iterable[Event], most: int = MOST) -> Series:
-    """Every curve by itself, so that each keeps its own peaks."""
+def series(rows: Sequence[Row], events: Iterable[Event], most: int = MOST, *, before: int = 0) -> Series:
+    """Every curve by itself, so that each keeps its own peaks. `before`: steps of the runs before, which count too."""
+    rows = [msgspec.structs.replace(row, steps=row.steps + before) for row in rows] if before else rows
     names = list(dict.fromkeys(name for row in rows for name in row.values))[:MOST_VALUES]
     marks = [each for each in events if each.tone in ("bad", "warn") or each.kind in ("Place", "Finish")]
     return Series(

@@ -227,7 +227,8 @@ class Run:
             return self.shown[1]
 
     def series(self) -> Series:
-        return overview.series(self.rows.look(), self.events().events)
+        before = self.status().steps_before
+        return overview.series(self.rows.look(), self.events().events, before=before)
 
     def workers(self, *, whole: bool = False) -> Workers:
         status = self.status()

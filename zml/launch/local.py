@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,9 +30,9 @@ from ..config import ANY_PORT, Resolved, Settings, as_environment
 from ..errors import INTERRUPTED, LOST, NOT_FORMED, ZmlError
 from ..logs import outlets as logs
 from ..logs.printed import Printed
-from ..metrics.endpoint import guarded
+from ..metrics.endpoint import guarded, must_be_free
 from ..runs import rundir
-from ..status import JobStatus
+from ..status import JobStatus, encode
 from ..text import console, report
 from . import tether
 from .child import LINE_BYTES, Child, how_ended, spawn
@@ -187,7 +188,11 @@ class LocalRun:
         coordinator = self.children["coordinator"]
         loop = asyncio.get_running_loop()
         until = loop.time() + START_S
-        while (found := rundir.listening(self.folder)) is None:
+        while True:
+            found = rundir.listening(self.folder)
+            # In the folder of a run that was cut off there is what its former coordinator wrote.
+            if found is not None and not (self.cut_off and found.pid != coordinator.process.pid):
+                break
             if self.killed:
                 raise Stopped
             if coordinator.ended:
@@ -522,6 +527,14 @@ async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
         yield rest.decode(errors="replace")
 
 
+def ends_with(status: JobStatus, interrupted_by: int) -> int:
+    """The exit code of a run that ended so, after this signal, or 0 for none: of a job that a signal stopped, what a
+    shell expects of one. A job that came to its end nevertheless has its own."""
+    if interrupted_by and status.state == "CANCELLED":
+        return 128 + interrupted_by
+    return status.exit_code if status.exit_code is not None else 1
+
+
 def run(
     resolved: Resolved,
     script: str,
@@ -539,9 +552,9 @@ def run(
 
     settings = resolved.settings
     guarded(settings)
+    must_be_free(settings)
     if cut_off is not None:
         folder = cut_off.absolute()
-        (folder / rundir.COORDINATOR).unlink(missing_ok=True)  # nobody listens there
     else:
         folder = rundir.create(resolved, script, args, cpu=cpu)
     if parse(settings.compress).sparse:  # the first run on a machine compiles before its shards join
@@ -572,16 +585,20 @@ def run(
     assert local is not None
     out = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
     if status is not None:
+        code = ends_with(status, local.interrupted_by)
+        if code != status.exit_code:  # whoever looks later is to see what the shell saw
+            status = msgspec.structs.replace(status, exit_code=code)
+            with suppress(OSError):
+                rundir.write(folder / rundir.STATUS, encode(status))
         report.print_report(msgspec.structs.replace(status, run_dir=console.near(str(folder))), out)
+        return code
+    last = rundir.current_status(folder)
+    there = report.saved(msgspec.structs.replace(last, run_dir=str(folder))) if last is not None else []
     if local.interrupted_by:
-        if status is None:
-            print(f"stopped; run directory: {console.near(str(folder))}", file=sys.stderr)
+        for line in ["stopped", *there, f"run directory: {console.near(str(folder))}"]:
+            print(line, file=sys.stderr)
         return 128 + local.interrupted_by
-    if status is None:
-        coordinator = local.children["coordinator"]
-        raise ZmlError(
-            LOST,
-            f"the coordinator {coordinator.how()}",
-            f"Its log is in {console.near(str(where))}.",
-        )
-    return status.exit_code if status.exit_code is not None else 1
+    fix = f"Its log is in {console.near(str(where))}."
+    if there:
+        fix += f" `zml resume {report.name_of(str(folder))}` goes on from the newest checkpoint."
+    raise ZmlError(LOST, f"the coordinator {local.children['coordinator'].how()}", fix)

@@ -2,12 +2,14 @@
 served from the first connection on.
 
 What serves it (aiohttp, prometheus-client) is loaded when somebody calls, in a thread: where nobody does, a process
-starts and comes back as fast as without. Rule: that it cannot be bound, or cannot be served, is said, and stops nobody.
+starts and comes back as fast as without. Rule: that it cannot be bound, or cannot be served, is said, and stops nobody;
+but a port that somebody names for a job that is yet to begin has to be free, for there they will look.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ..address import host_and_port, is_anywhere, is_loopback, url
-from ..errors import ZmlError
+from ..errors import PORT_IN_USE, ZmlError
 from .lag import Lag
 
 if TYPE_CHECKING:
@@ -107,8 +109,9 @@ def opened(
     """Bind where the settings say: of port 0, `preferred` first. `reached_from`: addresses of peers, or our own, that
     tell by which name others reach this machine, where it listens on all of its addresses.
 
-    Raises ZmlError for what is no address and, with `must`, for tokens that cannot be read or are missing; whatever
-    else fails is logged. A member never needs HTTP: on its machine the file of tokens may not be there at all.
+    Raises ZmlError for what is no address and, with `must`, for tokens that cannot be read or are missing, and for a
+    port that was named and is taken; whatever else fails is logged. A member never needs HTTP: on its machine the file
+    of tokens may not be there at all.
     """
     if settings.http == OFF:
         return Endpoint(None, "", "", ())
@@ -126,12 +129,30 @@ def opened(
             listener = bound(host, wanted)
             break
         except OSError as error:
-            failed = error.strerror or str(error)
+            failed = error
     if listener is None:
-        log.warning("no HTTP is answered", at=settings.http, because=failed)
+        if must and port:
+            raise _taken(settings.http, failed)
+        log.warning("no HTTP is answered", at=settings.http, because=failed.strerror or str(failed))
         return Endpoint(None, "", "", ())
     here = reached_at(url(host, listener.getsockname()[1]), reached_from)
     return Endpoint(listener, host, here, tokens)
+
+
+def must_be_free(settings: Settings) -> None:
+    """Raises ZmlError where the settings name a port, and it cannot be had."""
+    host, port = ("", 0) if settings.http == OFF else host_and_port(settings.http)
+    if port:
+        try:
+            bound(host, port).close()
+        except OSError as error:
+            raise _taken(settings.http, error) from None
+
+
+def _taken(at: str, error: OSError) -> ZmlError:
+    because = "in use" if error.errno == errno.EADDRINUSE else f"not to be had: {error.strerror or error}"
+    fix = "Choose another port with --http; with port 0 zml takes one that is free."
+    return ZmlError(PORT_IN_USE, f"the HTTP address {at} is {because}", fix)
 
 
 def guarded(settings: Settings) -> tuple[Token, ...]:

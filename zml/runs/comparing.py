@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..status import JobStatus
+from .. import figures
+from ..status import JobStatus, since_the_first
 from . import finding, rundir
 from . import timeline as times
 
-PHASES = [
-    field for field in times.Step.__struct_fields__ if field not in ("clock", "at", "bytes_up", "bytes_down")
-]
+PHASES = (*figures.PHASES, "send", "pull")  # of a step, each a field of `timeline.Step`
 # Settings of one run, and of where it ran.
 OWN = frozenset({"run_dir", "runs", "bind", "coordinator", "keys", "job", "attempt"})
 
@@ -127,7 +126,7 @@ class Entry(NamedTuple):
     state: str
     began_at: float | None
     took_s: float | None
-    steps: int | None
+    steps: int | None  # those of the runs before, too
     epochs: float | None
     values: Mapping[str, float | None]
     exit_code: int | None
@@ -149,7 +148,7 @@ def entry(folder: Path, name: str, now: float) -> Entry:
         state=found.state,
         began_at=began,
         took_s=max(0.0, until - began) if began and until else None,
-        steps=made_by(status) if status is not None else None,
+        steps=made_by(since_the_first(status)) if status is not None else None,
         epochs=epochs(status) if status is not None else None,
         values=dict(status.values) if status is not None else {},
         exit_code=status.exit_code if status is not None else None,

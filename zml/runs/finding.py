@@ -10,11 +10,14 @@ from __future__ import annotations
 import difflib
 import re
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from ..errors import USAGE, ZmlError
 from ..status import JobStatus
@@ -30,6 +33,7 @@ PARTS = (  # any of which makes a folder a run's
     rundir.TIMELINE,
     rundir.STATE,
 )
+CUT_OFF = "CUT OFF"  # as a state of a job
 QUIET_S = 60.0  # a run that another machine leads is over when nothing in it has been written for so long
 NAMED = 4  # runs that an error names
 LIST = "`zml runs` lists the runs."
@@ -179,6 +183,15 @@ def look(folder: Path, now: float) -> Found:
         live = now - touched(folder) <= QUIET_S
     state = (current.state.lower() if current is not None else "running") if live else "cut off"
     return Found(live, state, current)
+
+
+def left(folder: Path) -> JobStatus | None:
+    """How a run ended, or, of one that nobody leads any more, the last that it said; None of one that may answer."""
+    found = look(folder, time.time())
+    if found.live or found.status is None or found.status.over:
+        return found.status if not found.live else None
+    because = "its coordinator is gone, and nobody has written down how it ended"
+    return msgspec.structs.replace(found.status, state=CUT_OFF, because=because)
 
 
 def leader(folder: Path) -> str:

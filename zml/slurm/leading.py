@@ -133,7 +133,7 @@ def _attempt(
     over = rundir.last_status(run)
     if over is not None:
         out = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
-        report.print_report(msgspec.structs.replace(over, run_dir=str(run)), out)
+        report.print_report(msgspec.structs.replace(over, run_dir=str(run)), out, resumable=False)
     if failure is not None:
         viewer.say(f"error: {failure.what} [{failure.code}]")
         viewer.say(f"  {failure.fix}")

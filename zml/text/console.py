@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..figures import PHASES
-from ..status import DataStatus, EventLine, JobStatus, MemberStatus, RateStatus
+from ..status import DataStatus, EventLine, JobStatus, MemberStatus, RateStatus, since_the_first
 from .ansi import printable
 
 ROWS = 8  # members that are shown one by one; of the others there is a count
@@ -82,6 +82,7 @@ def here(status: JobStatus) -> str:
 
 def figures(status: JobStatus) -> list[str]:
     """The numbers of a line, the script's own values first."""
+    status = since_the_first(status)
     parts = [f"{printable(name)} {number(value)}" for name, value in status.values.items()]
     if status.samples_per_s > 0:
         parts.append(f"{status.samples_per_s:,.0f} samples/s")
@@ -173,6 +174,7 @@ def block(status: JobStatus, width: int, *, unicode: bool = True, full: bool = F
 
 
 def block_lines(status: JobStatus, width: int, *, unicode: bool = True, full: bool = False) -> Iterator[Text]:
+    status = since_the_first(status)
     state = status.state.lower()
     elapsed = duration(status.at - status.started_at) if status.started_at else ""
     right = Text.assemble((state, STATE_STYLES.get(status.state, "yellow")), f"  {elapsed}")

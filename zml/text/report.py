@@ -4,18 +4,27 @@ Rules: the first failure by time is the cause, the others "stopped because of" i
 with its source; no launcher frame, no local variable.
 """
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
+from ..errors import NEVER_JOINED
 from ..messages import Failure
-from ..status import JobStatus, MemberFailure
+from ..status import JobStatus, MemberFailure, since_the_first
 from .ansi import printable
 from .console import HERE, WIDEST, counted, duration, names, near, number
 
+VERBS = {
+    "SUCCEEDED": "finished",
+    "FAILED": "failed",
+    "CANCELLED": "was stopped",
+    "CUT OFF": "was cut off",
+}
 STOPPED = HERE | {"stopped"}  # the status may have been taken just before the others were told
 
 
@@ -84,16 +93,45 @@ def failure_box(status: JobStatus, width: int) -> Panel | None:
     )
 
 
+def apart_box(status: JobStatus, width: int) -> Panel | None:
+    """The warning that workers did the same, each for itself; None where they trained together, or did not end."""
+    if not status.apart:
+        return None
+    did = (
+        "it ran as it does without zml"
+        if status.workers == 1
+        else f"all {status.workers} workers did the same"
+    )
+    text = f"Nothing was trained together: {did}.\n`zml explain {NEVER_JOINED}` says what to do."
+    return Panel(
+        Padding(Text(text), (0, 1)),
+        title=f"no script called zml.join [{NEVER_JOINED}]",
+        title_align="left",
+        border_style="yellow",
+        width=width,
+    )
+
+
+def place(status: JobStatus) -> str:
+    """How far a job had come that did not get to its end: "at step 120, in epoch 3 of 200"; empty where nowhere."""
+    parts = [f"at step {status.steps:,}"] if status.steps else []
+    if status.epochs:
+        parts.append(f"in epoch {min(status.epoch + 1, status.epochs)} of {status.epochs}")
+    return ", ".join(parts)
+
+
 def summary(status: JobStatus) -> list[str]:
     """How the job went, in lines."""
     name = status.script.rpartition("/")[2] or status.job
     took = duration(status.at - status.started_at)
-    verb = {"SUCCEEDED": "finished", "FAILED": "failed", "CANCELLED": "was stopped"}.get(
-        status.state, "ended"
-    )
+    verb = VERBS.get(status.state, "ended")
+    if status.state == "CANCELLED" and status.because.startswith("SIGINT"):
+        verb += " by Ctrl-C"
     done = [counted(status.samples, "sample")] if status.samples else []
     if status.epochs and status.state == "SUCCEEDED":
         done.insert(0, counted(status.epochs, "epoch"))
+    elif status.state != "SUCCEEDED" and (where := place(status)):
+        done.insert(0, where)
     done += [f"{key} {number(value)}" for key, value in status.values.items()]
     lines = [f"{name} {verb} after {took}" + (f": {', '.join(done)}" if done else "")]
     if status.because:
@@ -108,13 +146,36 @@ def summary(status: JobStatus) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def print_report(status: JobStatus, console: Console) -> None:
-    """The end of a run, to people."""
+def saved(status: JobStatus) -> list[str]:
+    """Of a run that did not get to its end: what there is to go on from, and how; nothing where there is nothing."""
+    if status.state == "SUCCEEDED" or not status.checkpoint.path or not status.run_dir:
+        return []
+    newest = status.checkpoint
+    return [
+        printable(f"newest checkpoint: step {newest.step:,}, {near(newest.path)}"),
+        printable(f"to go on from it: zml resume {name_of(status.run_dir)}"),
+    ]
+
+
+def name_of(run_dir: str) -> str:
+    """What commands find a run by from here: the end of its name, where it lies in ./runs; elsewhere its path."""
+    folder = Path(near(run_dir))
+    if str(folder.parent) == "runs" and (named := re.fullmatch(r"[\dT-]{20}(.*-[0-9a-f]{4})", folder.name)):
+        return named[1]
+    return str(folder)
+
+
+def print_report(status: JobStatus, console: Console, *, resumable: bool = True) -> None:
+    """The end of a run, to people. Without `resumable` somebody else lets it go on, or nobody can."""
+    status = since_the_first(status)
     width = min(console.width, WIDEST)
-    box = failure_box(status, width) if status.state == "FAILED" else None
+    box = failure_box(status, width) if status.state == "FAILED" else apart_box(status, width)
     if box is not None:
         console.print(box)
     for line in summary(status):
         console.print(Text(line), soft_wrap=not console.is_terminal)  # a file has no width
+    whole = saved(status) if resumable else []
     if status.run_dir:
-        console.print(Text(f"run directory: {status.run_dir}"), soft_wrap=True)  # to be copied whole
+        whole.append(f"run directory: {status.run_dir}")
+    for line in whole:  # to be copied
+        console.print(Text(line), soft_wrap=True)

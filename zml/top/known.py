@@ -13,7 +13,7 @@ import msgspec
 
 from ..cluster.jobs import JobView, NodeView
 from ..runs.history import MemberRow, Row, job_row
-from ..status import JobStatus
+from ..status import JobStatus, since_the_first
 from .paces import ShardPace, Trails, WorkerPace
 
 ROWS = 2000  # of the past
@@ -46,7 +46,8 @@ class Known:
     """Grows with `take`. Of a cluster, only the newest look counts."""
 
     seen: Seen = field(default_factory=Seen)
-    status: JobStatus | None = None
+    status: JobStatus | None = None  # with steps as people count them
+    said: JobStatus | None = None  # the same as it came
     trails: Trails = field(default_factory=Trails)
     kept: list[Row] = field(default_factory=list)
     newest: Row | None = None
@@ -67,7 +68,7 @@ class Known:
             return  # a file that is older than what the coordinator said
         if self.status is None or status.at > self.status.at:
             self._row(job_row(status))
-        self.status = status
+        self.status, self.said = since_the_first(status), status
         self.trails.see(status)
 
     def _recall(self, past: Past, status: JobStatus) -> None:
@@ -116,7 +117,7 @@ class Known:
             }
         workers, shards = self.paces()
         return told | {
-            "status": msgspec.to_builtins(self.status),
+            "status": msgspec.to_builtins(self.said),
             "workers": msgspec.to_builtins(workers),
             "shards": msgspec.to_builtins(shards),
         }

@@ -29,7 +29,7 @@ from aiohttp.web_protocol import RequestHandler
 from ..address import host_and_port
 from ..address import url as url_of
 from ..cluster.jobs import Desk, Problem
-from ..errors import BOOK, PORT_IN_USE, ZmlError
+from ..errors import BOOK, PORT_IN_USE, UNREACHABLE, ZmlError
 from .access import Door, read_tokens
 from .asking import Asked, asked
 from .bodies import PORT, PREFIX, ProblemDetails
@@ -299,7 +299,9 @@ def in_words(request: web.Request, error: web.HTTPException) -> Problem:
         what = f"there is nothing at {request.path[:200]}"
         fix = f"{PREFIX}/openapi.json lists what there is." if api else "There are /metrics and /readyz."
         if not api and request.path.startswith(PREFIX):
-            fix = "This serves one job; `zml coordinator --cluster` takes jobs, on a port of its own."
+            what = "this address is that of one run and its dashboard, not of a cluster of many jobs"
+            fix = "Give a cluster's with --server, or start one: `zml coordinator --cluster FOLDER`."
+            return Problem(error.status, what, fix, UNREACHABLE)
     elif error.status == 405:
         allowed = ", ".join(sorted(error.headers.get("Allow", "").split(",")))
         what, fix = f"{request.method[:20]} means nothing at {request.path[:200]}", f"Use {allowed}."

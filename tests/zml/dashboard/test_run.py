@@ -232,6 +232,7 @@ def test_a_folder_is_a_run_or_holds_some_or_is_neither(tmp_path: Path) -> None:
             JobStatus(job="j", state="RUNNING", steps=12_345, epoch=2, epochs=10, eta_s=840.0),
             "Training epoch 3 of 10, step 12,345, done in about 14 min",
         ),
+        (JobStatus(job="j", state="RUNNING", steps=5, steps_before=2_000), "Training epoch 1, step 2,005"),
         (JobStatus(job="j", state="FAILED", at=65.0, steps=2), "Failed after 1:05: 2 steps"),
         (JobStatus(job="j", state="SUCCEEDED", at=5.0, epochs=1), "Finished after 0:05: 1 epoch"),
     ],
@@ -244,6 +245,7 @@ def test_a_hundred_thousand_rows_make_a_thousand_points_with_every_peak() -> Non
     rows = [Row(at=float(n), steps=n, values={"loss": 99.0 if n == 77_777 else 1.0}) for n in range(100_000)]
     curve = series(rows, []).values[0]
     assert len(curve.y) <= 1000 and 99.0 in curve.y and curve.step[curve.y.index(99.0)] == 77_777
+    assert series(rows, [], before=1000).values[0].step == [step + 1000 for step in curve.step]
 
 
 def test_what_is_not_finite_is_a_gap_in_the_curve(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from zml.address import PORT, any_port, host_and_port
 from zml.cluster.node import NodeAgent, Place
 from zml.cluster.wire import Work
 from zml.config import Settings, resolve
-from zml.errors import CONFIG, NO_TOKEN, ZmlError
+from zml.errors import CONFIG, NO_TOKEN, PORT_IN_USE, UNREACHABLE, ZmlError
 from zml.launch.local import environment
 from zml.logs import outlets as logs
 from zml.metrics.catalog import Role
-from zml.metrics.endpoint import Endpoint, opened, own_name, reached_at
+from zml.metrics.endpoint import Endpoint, must_be_free, opened, own_name, reached_at
 from zml.metrics.lag import Lag
 from zml.metrics.points import Point, Target
 from zml.metrics.process import disk, of_process
@@ -128,6 +128,9 @@ def test_who_else_can_be_scraped_is_for_coordinators_to_say() -> None:
     async def without(ask: Asking) -> None:
         status, told = await ask("/api/sd")
         assert status == 404 and told["detail"] == "there is nothing at /api/sd"
+        status, told = await ask("/api/v1/jobs")
+        assert (status, told["code"]) == (404, UNREACHABLE)
+        assert "not of a cluster" in told["detail"] and "--server" in told["fix"]
 
     run(with_, role=Role_("coordinator", known))
     run(without)
@@ -165,12 +168,19 @@ asyncio.run(main())
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_a_port_that_is_taken_stops_nobody() -> None:
+def test_a_port_that_is_taken_stops_no_member_and_no_job_that_goes_on() -> None:
     async def main() -> None:
         first = opened(HERE)
         first_port = first.port
         second = opened(replace(HERE, http=f"127.0.0.1:{first.port}"))
         assert (second.url, second.port) == ("", 0)
+        named = replace(HERE, http=f"127.0.0.1:{first.port}")
+        for ask in (must_be_free, lambda settings: opened(settings, must=True)):
+            with pytest.raises(ZmlError, match=f"the HTTP address {named.http} is in use") as refused:
+                ask(named)
+            assert refused.value.code == PORT_IN_USE, "whoever names a port will look there"
+        must_be_free(HERE)
+        must_be_free(replace(HERE, http="off"))
         second.serve(Role_())
         await second.close()
         third = opened(HERE, preferred=first.port)
