@@ -484,7 +484,7 @@ def test_long_lines_come_in_pieces_and_nothing_is_lost() -> None:
         for piece in (b"one\ntw", b"o\r\n", b"x" * 200_000, b"\n", b"\xff\xfe\n", b"end"):
             stream.feed_data(piece)
         stream.feed_eof()
-        return [line async for line in local.lines_of(stream)]
+        return [line async for line in child.lines_of(stream)]
 
     lines = asyncio.run(main())
     assert lines[:2] == ["one", "two"]

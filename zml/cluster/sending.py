@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import structlog
 
-from ..launch.local import lines_of
+from ..launch.child import lines_of
 from ..lease import ASK_S, COORDINATOR
 from ..logs.outlets import KEPT
 from ..logs.printed import Printed

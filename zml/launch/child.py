@@ -6,7 +6,7 @@ import asyncio
 import resource
 import signal
 from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from subprocess import DEVNULL
@@ -85,3 +85,17 @@ class Child:
         errors = [line.removeprefix("error: ") for line in self.last if line.startswith("error: ")]
         said = [*self.last, *errors][-1:]
         return f"{text}: {said[0].strip()}" if said else text
+
+
+async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Lines without their ends; a very long one in pieces."""
+    rest = b""
+    while data := await stream.read(LINE_BYTES):
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace").removesuffix("\r")
+        if len(rest) >= LINE_BYTES:
+            yield rest.decode(errors="replace")
+            rest = b""
+    if rest:
+        yield rest.decode(errors="replace")

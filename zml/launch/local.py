@@ -14,7 +14,7 @@ import socket
 import sys
 import sysconfig
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ from ..runs import rundir
 from ..status import JobStatus, encode
 from ..text import console, report
 from . import tether
-from .child import LINE_BYTES, Child, how_ended, spawn
+from .child import Child, how_ended, lines_of, spawn
 from .revival import Revivals
 
 START_S = 60.0  # for the coordinator to listen
@@ -511,20 +511,6 @@ def private_folder() -> Path:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="zml-", dir="/tmp"))
     return folder
-
-
-async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Lines without their ends; a very long one in pieces."""
-    rest = b""
-    while data := await stream.read(LINE_BYTES):
-        *whole, rest = (rest + data).split(b"\n")
-        for line in whole:
-            yield line.decode(errors="replace").removesuffix("\r")
-        if len(rest) >= LINE_BYTES:
-            yield rest.decode(errors="replace")
-            rest = b""
-    if rest:
-        yield rest.decode(errors="replace")
 
 
 def ends_with(status: JobStatus, interrupted_by: int) -> int:

@@ -526,11 +526,8 @@ class Shard:
 
     def count(self, worker: WorkerId, step: Step, hyper: list[Hyper], last: Last) -> None:
         """A whole step counts from now on."""
-        store, clock, pushes = (
-            self._store(),
-            last.clock,
-            [step.pushes[index] for index in sorted(step.pushes)],
-        )
+        store, clock = self._store(), last.clock
+        pushes = [step.pushes[index] for index in sorted(step.pushes)]
         staged = self.staged.get(worker, {})
         self.staged[worker] = {later: kept for later, kept in staged.items() if later > clock}
         if not self.hyper or worker == self.gate.senior():

@@ -11,8 +11,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..launch.child import Child, spawn
-from ..launch.local import lines_of
+from ..launch.child import Child, lines_of, spawn
 from ..logs.printed import Printed
 
 LAST_LINES = 5
