@@ -49,7 +49,7 @@ def test_two_synchronous_runs_of_three_workers_give_the_same_bits(place: Playgro
         *soak([["--compress", "bf16"], ["--compress", "topk:5%"]]),
         ["--compress", "topk:5%:2bit", "--staleness", "1", "--local-steps", "5"],
         *soak([["--compress", "topk:5%", "--async", "--optimizer-on", "shard"]]),
-        *soak([["--compress", "auto", "--async"]]),
+        *soak([["--compress", "auto", "--async"], ["--compress", "auto"]]),
     ],
     ids=" ".join,
 )

@@ -14,13 +14,24 @@ from tests.simulation import simulate
 from tests.zml.cluster import Cluster, Script
 from tests.zml.test_cluster import same, trained
 from tests.zml.test_updates import Twin
-from zml.hyper import NO_WISH, BadHyper, Hyper, OptimizerSpec, hyper_of, read_hyper, read_wish, write_hyper
+from zml.hyper import (
+    NO_WISH,
+    BadHyper,
+    Hyper,
+    Number,
+    OptimizerSpec,
+    hyper_of,
+    read_hyper,
+    read_wish,
+    write_hyper,
+)
 from zml.iothread import IoThread
 from zml.layout import Registration
 from zml.messages import Assign, Assignment, Commit, Enter, Finished, JobSpec, Muster, Roster, Seat
 from zml.scheduler.ids import JobId
 from zml.shard import base
 from zml.shard.counted import Last, agreed
+from zml.shard.pace import Pace
 from zml.shard.shard import Shard
 from zml.transport.memory import MemoryNetwork
 from zml.worker.auto import AFTER, DECIDE_EVERY, FIRST, SETTINGS, Auto, Link, Setting, choose, exchange_s
@@ -134,13 +145,13 @@ def test_the_workers_that_there_are_now_decide_and_not_those_that_were_asked_for
     assert SETTINGS.index(few.setting) < SETTINGS.index(many.setting)
 
 
-def shard_of_nothing() -> Shard:
-    """Of a job with `auto`, in sync, for w0 and w1; all that it gets of a step is its commit."""
+def shard_of_nothing(compress: str = "auto", staleness: int | None = 0) -> Shard:
+    """Of a job with w0 and w1; all that it gets of a step is its commit."""
     model = torch.nn.Linear(5, 3)
     registration = Registration.of(model, torch.optim.SGD(model.parameters(), lr=0.5))
     shard = Shard(JobId(JOB), "p1")
     assignment = msgspec.msgpack.encode(Assignment(registration.to_bytes(), [0]))
-    shard.order(Assign(JOB, "p1", 0, "auto"), assignment)
+    shard.order(Assign(JOB, "p1", staleness, compress), assignment)
     seats = [Seat("w0", 1, True), Seat("w1", 1, True)]
     shard.order(Roster(JOB, 1), msgspec.msgpack.encode(Muster(seats)))
     for worker in ("w0", "w1"):
@@ -177,6 +188,21 @@ def test_a_lost_workers_wish_counts_where_its_commit_did_not_come() -> None:
     assert shard.setting == 8
     commit(shard, "w0", 1, 1)
     assert shard.setting == 1, "and is gone with the next clock"
+
+
+@pytest.mark.parametrize(("compress", "rates"), [("auto", [0.5, 0.25, 1.0]), ("topk:1%", [0.5, 0.5, 1.0])])
+@pytest.mark.parametrize("staleness", [2, None])
+def test_with_a_staleness_bound_an_update_is_merged_as_its_own_worker_says(
+    monkeypatch: pytest.MonkeyPatch, compress: str, rates: list[float], staleness: int | None
+) -> None:
+    """With `auto` workers differ in how sparse their updates are; else the senior worker, w0, speaks for all."""
+    seen: list[Number] = []
+    monkeypatch.setattr(Pace, "alone", lambda pace, store, pushes, hyper: seen.append(hyper[0]["lr"]))
+    shard = shard_of_nothing(compress, staleness)
+    for worker, clock, rate in (("w0", 0, 0.5), ("w1", 0, 0.25), ("w0", 1, 1.0)):
+        hyper = write_hyper([{**NUMBERS[0], "lr": rate}])
+        shard.handle(worker, Commit(JOB, worker, 1, clock, 0), memoryview(hyper))
+    assert seen == rates and shard.setting == NO_WISH
 
 
 @pytest.fixture

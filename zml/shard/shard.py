@@ -526,8 +526,7 @@ class Shard:
 
     def count(self, worker: WorkerId, step: Step, hyper: list[Hyper], last: Last) -> None:
         """A whole step counts from now on."""
-        store, clock = self._store(), last.clock
-        pushes = [step.pushes[index] for index in sorted(step.pushes)]
+        clock, pushes = last.clock, [step.pushes[index] for index in sorted(step.pushes)]
         staged = self.staged.get(worker, {})
         self.staged[worker] = {later: kept for later, kept in staged.items() if later > clock}
         if not self.hyper or worker == self.gate.senior():
@@ -537,8 +536,9 @@ class Shard:
         if self.gate.bound == 0:
             self.committed.setdefault(clock, {})[worker] = Committed(pushes, hyper, last)
         else:
+            store = self._store()
             with self.counts.applying(), self.trace.applying(clock, [worker]):
-                # Where each worker finds its own setting, how it is merged follows from that.
+                # Where each worker finds its own setting, how its update is merged follows from that.
                 self.pace.alone(store, pushes, hyper if store.follow else self.hyper)
             self.applied[worker] = last
             if not self.replaying:
