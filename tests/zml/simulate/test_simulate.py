@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zml.commands.cli import run
+from zml.commands.cli import main, run
+from zml.commands.simulate import NAMES
 from zml.errors import BAD_TRACE, NO_MATPLOTLIB, ZmlError
 from zml.scheduler.cluster.autoscale import Bounds
 from zml.scheduler.cluster.order import RankOf
-from zml.scheduler.cluster.policies import POLICIES, RANKS
+from zml.scheduler.cluster.policies import DEFAULT, POLICIES, RANKS
 from zml.simulate import engine, measured, plot, report, workloads
 from zml.simulate.work import Countdown
 
@@ -262,3 +264,11 @@ def test_a_plot_without_matplotlib_is_refused_before_the_work(monkeypatch: pytes
     with pytest.raises(ZmlError) as caught:
         plot.library()
     assert caught.value.code == NO_MATPLOTLIB
+
+
+def test_the_policies_that_flags_name_are_those_that_there_are() -> None:
+    assert sorted(NAMES) == sorted(POLICIES) == sorted(RANKS)
+    (flag,) = [each for each in main.commands["coordinator"].params if each.name == "policy"]
+    said = getattr(flag, "help", "").rpartition(": ")[2]
+    assert sorted(re.findall(r"\w+", said.replace("(default)", "").replace(" or ", " "))) == sorted(POLICIES)
+    assert f"{DEFAULT} (default)" in said
