@@ -35,8 +35,7 @@ MAGIC = b"zml-snap"
 HEAD = struct.Struct("<8sQI")  # magic, bytes of the body, CRC-32 of the body
 SUFFIX = ".snapshot"
 KEPT = 2  # snapshots
-RULE = "one coordinator at a time goes on with a job"
-LET_GO = "Wait for it, end it, or give this one another --run-dir."
+RULE = "one coordinator at a time goes on with it"
 HISTORY = "history"  # the records before them
 
 log = structlog.get_logger()
@@ -56,12 +55,17 @@ class Journal:
     be written."""
 
     def __init__(
-        self, folder: Path, *, snapshot_bytes: int = SNAPSHOT_BYTES, held_already: bool = False
+        self,
+        folder: Path,
+        *,
+        snapshot_bytes: int = SNAPSHOT_BYTES,
+        held_already: bool = False,
+        flag: str = "--run-dir",
     ) -> None:
         """Opens or creates. Raises ZmlError: another process holds it, it is damaged, it cannot be written.
 
         `held_already`: nobody but this process comes to write here, for another lock keeps them out: a file less to
-        keep open for each job.
+        keep open for each job. `flag`: by which people choose the folder.
         """
         self.folder = folder
         self.snapshot_bytes = snapshot_bytes
@@ -70,10 +74,11 @@ class Journal:
         self._owed: deque[bytes] = deque()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = -1 if held_already else hold(folder, HELD, RULE, LET_GO)
+            fix = f"Wait for it, end it, or give this one another {flag}."
+            self._lock = -1 if held_already else hold(folder, HELD, RULE, fix)
         except OSError as error:
             raise ZmlError(
-                JOURNAL, f"cannot write to {folder}: {error.strerror}", "Choose another --run-dir."
+                JOURNAL, f"cannot write to {folder}: {error.strerror}", f"Choose another {flag}."
             ) from None
         try:
             self._records = Records(folder)

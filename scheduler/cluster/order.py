@@ -36,6 +36,7 @@ TURN_S = 3_600.0
 
 Rank: TypeAlias = tuple[float, ...]
 """The smaller goes first."""
+RankOf: TypeAlias = Callable[[Candidate, float], Rank]
 
 
 def weight(kind: Resources) -> int:
@@ -97,7 +98,7 @@ def shortest_left(job: Candidate, now: float) -> Rank:
 # -- the order -------------------------------------------------------------------------------------------
 
 
-def in_order(view: View, rank: Callable[[Candidate, float], Rank]) -> list[Candidate]:
+def in_order(view: View, rank: RankOf) -> list[Candidate]:
     """All jobs of the view: by priority, then by rank, then users in turn, then who came first."""
 
     def key(job: Candidate) -> tuple[int, Rank]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .allocation import terms
 from .gang import Terms, carry_out
-from .order import first_come, in_order, least_served, shortest_left
+from .order import RankOf, first_come, in_order, least_served, shortest_left
 from .plan import Plan, Policy, View
 
 
@@ -40,3 +40,13 @@ def zml(view: View) -> Plan:
 
 POLICIES: dict[str, Policy] = {"zml": zml, "fifo": fifo, "srtf": srtf, "las": las, "static": static}
 DEFAULT = "zml"
+
+RANKS: dict[str, RankOf] = {
+    "zml": least_served,
+    "fifo": first_come,
+    "srtf": shortest_left,
+    "las": least_served,
+    "static": first_come,
+}
+"""What each policy puts jobs in order by. Where each job has a fixed number of workers and no time limit, time changes
+a plan by that order alone."""

@@ -1,6 +1,7 @@
 """What zml.slurm decides without asking Slurm: who runs where, what a step is told, what the script says, what
 follows."""
 
+import json
 import shlex
 import subprocess
 from collections import Counter
@@ -212,6 +213,17 @@ def test_what_cannot_be_is_said_before_it_waits_in_a_queue(
     done = script(tmp_path, monkeypatch, *words)
     assert isinstance(done.exception, ZmlError)
     assert complaint in f"{done.exception.what} {done.exception.fix}"
+
+
+def test_submit_answers_programs_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("print(1)")
+    monkeypatch.setattr("zml.slurm.commands.submit", lambda text: "17")
+    done = CliRunner().invoke(main, ["slurm", "submit", "--json", "train.py"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"id": "17", "log": "train-17.out", "run_dir": "runs/slurm-17"}
+    done = CliRunner().invoke(main, ["slurm", "submit", "--json", "--join", "runs/slurm-17", "-w", "4"])
+    assert json.loads(done.stdout)["run_dir"] == "runs/slurm-17"
 
 
 def test_without_slurm_submit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

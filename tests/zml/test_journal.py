@@ -288,3 +288,11 @@ def test_what_there_was_no_room_for_is_written_in_order_when_there_is(
 
 def test_everything_that_a_ledger_has_is_in_a_snapshot() -> None:
     assert vars(Ledger()).keys() == {*LEDGER_STATE, NEWS}
+
+
+def test_who_finds_a_folder_held_is_told_the_flag_by_which_it_was_chosen(tmp_path: Path) -> None:
+    held = Journal(tmp_path)
+    with pytest.raises(ZmlError) as caught:
+        Journal(tmp_path, flag="--cluster")
+    assert caught.value.fix == "Wait for it, end it, or give this one another --cluster."
+    held.close()

@@ -112,7 +112,7 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
     more_files()
     gc.set_threshold(*COLLECT)
     before = listening(folder)
-    journal = Journal(folder / STATE)
+    journal = Journal(folder / STATE, flag="--cluster")
     bind = where(settings.bind, before.addresses if before is not None else ())
 
     def endpoint(handler: Handler) -> Endpoint:

@@ -144,7 +144,11 @@ KEY_FLAG = click.option("--keys", metavar="FOLDER", help="CURVE keys, made by `z
 BIND_FLAG = click.option("--bind", multiple=True, metavar="ADDR", help="Listen here; may be repeated.")
 CLUSTER_FLAGS = flags(
     click.option("--cluster", metavar="FOLDER", help="Serve many jobs; all state is in FOLDER."),
-    click.option("--policy", metavar="NAME", help="Of --cluster: who goes first."),
+    click.option(
+        "--policy",
+        metavar="NAME",
+        help="Of --cluster: who goes first: zml (default), fifo, srtf, las or static.",
+    ),
     click.option("--users", metavar="FILE", help="Of --cluster: quotas and shares of users, as TOML."),
     click.option(
         "--pool", metavar="FILE", help="Of --cluster: nodes that come and go with the jobs, as TOML."

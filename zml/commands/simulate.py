@@ -225,7 +225,7 @@ def run_all(errands: list[Errand], processes: int) -> Iterable[Outcome]:
 
 
 def run_one(errand: Errand) -> Outcome:
-    from ..scheduler.cluster.policies import POLICIES
+    from ..scheduler.cluster.policies import POLICIES, RANKS
     from ..simulate import engine, measured, report, workloads
 
     path = Path(errand.workload)
@@ -244,7 +244,12 @@ def run_one(errand: Errand) -> Outcome:
     )
     fleet = None if errand.autoscale is None else engine.Autoscaler(errand.autoscale, errand.gpus_per_node)
     simulation = engine.Simulation(
-        jobs, POLICIES[errand.policy], 1 if fleet is not None else errand.nodes, rules, fleet
+        jobs,
+        POLICIES[errand.policy],
+        1 if fleet is not None else errand.nodes,
+        rules,
+        fleet,
+        RANKS[errand.policy],
     )
     simulation.run()
     return report.sum_up(simulation, path.stem, errand.policy, errand.seed, errand.nodes)

@@ -4,6 +4,9 @@ The rules are those of the Pollux artifact's simulator, so that its figures comp
 at the round after they were submitted, whoever's workers change place or number stands still for 30 s (counted as
 held), and draining takes no time of its own. A policy gives nobody what somebody else still has, so it is asked again
 where its plan took something away.
+
+A round that would decide what the one before has decided is not planned (`RANKS` of `scheduler.cluster.policies`): a
+recorded workload has weeks in which one job runs and nothing happens.
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from ..scheduler.cluster.autoscale import Bounds, Watch, decide, reach_of
+from ..scheduler.cluster.order import RankOf, in_order
 from ..scheduler.cluster.plan import Allocation, Candidate, Plan, Policy, View
 from ..scheduler.cluster.request import Request
 from ..scheduler.cluster.resources import Node, NodeId, Resources
+from ..scheduler.ids import JobId
 from .work import Work
 
 ASKED_AGAIN = 3  # times that a policy is asked in one round, at most
@@ -68,6 +74,8 @@ class Job:
 
 Fleet = Callable[[View, int], int]
 """How many nodes should there be?"""
+Picture: TypeAlias = tuple[list[JobId], list[NodeId]]
+"""The jobs in their order, and the nodes that are here."""
 
 
 @dataclass(slots=True)
@@ -84,12 +92,23 @@ class Tally:
 
 class Simulation:
     def __init__(
-        self, jobs: Sequence[Job], policy: Policy, nodes: int, rules: Rules, fleet: Fleet | None = None
+        self,
+        jobs: Sequence[Job],
+        policy: Policy,
+        nodes: int,
+        rules: Rules,
+        fleet: Fleet | None = None,
+        rank: RankOf | None = None,
     ) -> None:
+        """`rank`: what the policy puts jobs in order by, where that is known; else every round is planned."""
         self.jobs = sorted(jobs, key=lambda job: (job.request.submitted, job.request.job))
         self.policy = policy
         self.rules = rules
         self.fleet = fleet
+        fixed = all(job.request.least == job.request.most for job in jobs)
+        limited = any(job.request.time_limit_s is not None for job in jobs)
+        self.rank = rank if fixed and not limited else None
+        self.settled: Picture | None = None  # of the latest round, if it has changed nothing
         self.now = 0.0
         self.made = 0
         self.nodes: dict[NodeId, Node] = {}
@@ -162,7 +181,23 @@ class Simulation:
         jobs = tuple(job.candidate() for job in present)
         return View(now=self.now, nodes=here, jobs=jobs, change_s=self.rules.restart_s)
 
+    def picture(self, present: Sequence[Job]) -> Picture | None:
+        """All that a plan depends on, where that is known, but for what jobs have, which only a plan changes."""
+        if self.rank is None:
+            return None
+        jobs = tuple(job.candidate() for job in present)
+        order = in_order(View(now=self.now, nodes=(), jobs=jobs), self.rank)
+        return [job.request.job for job in order], [name for name in self.nodes if name not in self.boots]
+
     def schedule(self, present: Sequence[Job]) -> None:
+        picture = self.picture(present)
+        if picture is not None and picture == self.settled:
+            return
+        had = [job.allocation for job in present]
+        self.plan(present)
+        self.settled = picture if had == [job.allocation for job in present] else None
+
+    def plan(self, present: Sequence[Job]) -> None:
         before = {job.request.job: Counter(job.allocation.workers) for job in present if job.allocation}
         for _ in range(ASKED_AGAIN):
             view = self.view(present)

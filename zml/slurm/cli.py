@@ -4,6 +4,7 @@ Rule: what `script` prints is what `submit` hands in, and the `head` inside it t
 run` does; they are checked when the script is written, not when the job has waited a night in the queue.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -113,8 +114,9 @@ def script_(context: click.Context, /, **given: Any) -> int:
 
 @click.command(context_settings=SCRIPT)
 @WRITE_FLAGS
+@click.option("--json", "as_json", is_flag=True, help="Print id, log and run directory, for programs.")
 @click.pass_context
-def submit(context: click.Context, /, **given: Any) -> int:
+def submit(context: click.Context, /, as_json: bool, **given: Any) -> int:
     """Hand that script to sbatch."""
     from . import commands
 
@@ -125,6 +127,10 @@ def submit(context: click.Context, /, **given: Any) -> int:
     log = log.replace("%x", name).replace("%j", job).replace("%A", job)
     runs = settle(of_the_job(given)).settings.runs
     folder = Path(runs) / f"slurm-{job}{'_%a' if given['array'] else ''}"
+    if as_json:
+        about = {"id": job, "log": log, "run_dir": given["join"] or str(folder)}
+        click.echo(json.dumps(about, indent=2))
+        return 0
     click.echo(f"job {job}")
     click.echo(f"log     {log}")
     if given["join"]:
@@ -283,7 +289,7 @@ def option(text: str) -> tuple[str, str]:
 
 
 # What the batch script says to `head` again: all flags of the job, and of Slurm those that speak of steps.
-NOT_FOR_THE_HEAD = {"nodes", "sbatch", "setup", "script", "args"}
+NOT_FOR_THE_HEAD = {"nodes", "sbatch", "setup", "script", "args", "as_json"}
 NOT_FOR_THE_HEAD |= {name.replace("-", "_") for name in (*SBATCH, *CONTAINER)}
 
 

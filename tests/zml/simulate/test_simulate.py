@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zml.commands.cli import run
+from zml.commands.cli import main, run
+from zml.commands.simulate import NAMES
 from zml.errors import BAD_TRACE, NO_MATPLOTLIB, ZmlError
 from zml.scheduler.cluster.autoscale import Bounds
-from zml.scheduler.cluster.policies import POLICIES
+from zml.scheduler.cluster.order import RankOf
+from zml.scheduler.cluster.policies import DEFAULT, POLICIES, RANKS
 from zml.simulate import engine, measured, plot, report, workloads
 from zml.simulate.work import Countdown
 
@@ -131,6 +134,44 @@ def test_the_work_that_was_asked_for_is_done_and_no_more(
     assert tally.allocated_s <= tally.provisioned_s + 1e-6
 
 
+longer = st.lists(
+    st.tuples(st.integers(0, 200_000), st.integers(1, 150_000), st.integers(1, 8)), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(asked=longer, policy=st.sampled_from(sorted(POLICIES)), comes_and_goes=st.booleans())
+def test_a_round_that_is_not_planned_would_have_changed_nothing(
+    asked: list[tuple[int, int, int]], policy: str, comes_and_goes: bool
+) -> None:
+    def played(rank: RankOf | None) -> tuple[list[object], int]:
+        entries = [
+            workloads.Asked(f"j{i}", float(at), gpus, duration_s=float(lasts))
+            for i, (at, lasts, gpus) in enumerate(asked)
+        ]
+        jobs = workloads.jobs(entries, None, adapts=False)
+        fleet = engine.Autoscaler(Bounds(least=1, most=2), gpus_per_node=4) if comes_and_goes else None
+        rules = engine.Rules(round_s=300.0)
+        simulation = engine.Simulation(jobs, POLICIES[policy], 2, rules, fleet, rank)
+        tally = simulation.run()
+        told: list[object] = [
+            (job.request.job, job.began, job.ended, job.attained_s, job.changes, job.since) for job in jobs
+        ]
+        return [*told, tally.provisioned_s, tally.allocated_s, tally.nodes], len(tally.rounds_s)
+
+    all_of_them, planned = played(None)
+    the_same, fewer = played(RANKS[policy])
+    assert the_same == all_of_them
+    assert fewer <= planned
+
+
+def test_a_job_that_runs_for_days_alone_is_planned_once(tmp_path: Path) -> None:
+    jobs = workloads.jobs(workloads.read(timed(tmp_path, "00:00,864000,3")), None, adapts=False)
+    simulation = engine.Simulation(jobs, POLICIES["las"], 1, engine.Rules(), rank=RANKS["las"])
+    assert len(simulation.run().rounds_s) <= 3
+    assert jobs[0].ended == 60 + 30 + 864_000
+
+
 def test_nodes_come_and_go_with_the_jobs(tmp_path: Path) -> None:
     path = timed(tmp_path, *[f"0{i}:00,900,4" for i in range(6)])
     jobs = workloads.jobs(workloads.read(path), None, adapts=False)
@@ -223,3 +264,11 @@ def test_a_plot_without_matplotlib_is_refused_before_the_work(monkeypatch: pytes
     with pytest.raises(ZmlError) as caught:
         plot.library()
     assert caught.value.code == NO_MATPLOTLIB
+
+
+def test_the_policies_that_flags_name_are_those_that_there_are() -> None:
+    assert sorted(NAMES) == sorted(POLICIES) == sorted(RANKS)
+    (flag,) = [each for each in main.commands["coordinator"].params if each.name == "policy"]
+    said = getattr(flag, "help", "").rpartition(": ")[2]
+    assert sorted(re.findall(r"\w+", said.replace("(default)", "").replace(" or ", " "))) == sorted(POLICIES)
+    assert f"{DEFAULT} (default)" in said
