@@ -43,6 +43,12 @@ def further(place: Playground, before: int, run: Process | None = None) -> bool:
     return progress(place) > before or (run is not None and run.process.poll() is not None)
 
 
+def reasons(place: Playground) -> set[str]:
+    """Why checkpoints were taken."""
+    manifests = place.folder.glob("runs/*/checkpoints/*/MANIFEST.json")
+    return {json.loads(file.read_text())["because"] for file in manifests}
+
+
 def sound(place: Playground, epochs: int, batches: int) -> None:
     code, text = place.run("data", "audit", "--json", str(place.run_dir()))
     assert code == 0, text
@@ -64,6 +70,9 @@ def test_a_shard_that_is_killed_is_started_again_with_all_that_it_had_acknowledg
     args = ["--epochs", "6", "--samples", "480", "--pause", "0.02"]
     run = place.start("run", "-w", "2", "-p", "2", mode, "--compress", compress, "train.py", *args)
     place.until(lambda: "epoch 0 done" in place.script_lines("w0"), "training goes on")
+    (coordinator,) = process(place, "coordinator")
+    os.kill(coordinator, signal.SIGUSR2)
+    place.until(lambda: "SIGUSR2 at the coordinator" in reasons(place), "a checkpoint is taken")
     for number in (0, 1):
         (shard,) = process(place, f"p{number}")
         os.kill(shard, signal.SIGKILL)

@@ -16,7 +16,7 @@ from tests.zml.checkpoints import Chunks, make, numbers, registration
 from zml.checkpoint import Difference, Skipped, diff, export, read
 from zml.checkpoint.exporting import split
 from zml.commands import cli
-from zml.config import resolve
+from zml.config import Settings, resolve
 from zml.coordinator.coordinating import beginning
 from zml.errors import DISK_FULL, ZmlError
 from zml.launch import local
@@ -154,6 +154,38 @@ def test_a_run_goes_on_from_the_newest_that_is_whole_and_says_what_it_skipped(
     found = beginning(str(root.parent), skipped.append, begun=False)
     assert found is not None and found.path.name == "step-000000200"
     assert [str(each) for each in skipped] == said[:1]
+
+
+GIVEN_AGAIN = {
+    "checkpoint_steps": ("--checkpoint-steps", 7),
+    "checkpoint_minutes": ("--checkpoint-minutes", 2.5),
+    "keep_last": ("--keep-last", 5),
+    "keep_every_steps": ("--keep-every", 100),
+    "keep_output": ("--keep-output", "all"),
+    "worker_restarts": ("--worker-restarts", 9),
+    "http": ("--http", "off"),
+    "workers": ("-w", 2),
+    "log_level": ("--log-level", "debug"),
+}
+
+
+def test_whatever_a_run_takes_it_takes_when_it_is_gone_on_with(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [{p.name for p in cli.main.commands[name].params} for name in ("run", "resume")]
+    assert names[0] - names[1] == {"script", "args", "resume"} and names[1] - names[0] == {"run"}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
+    about = {**resolve({}, {}).as_json(), "script": "train.py", "args": [], "folder": str(tmp_path)}
+    (root.parent / "config.json").write_text(json.dumps(about))
+    begun: list[Settings] = []
+    monkeypatch.setattr(local, "run", lambda resolved, *more, **how: begun.append(resolved.settings))
+    flags = [str(word) for flag in GIVEN_AGAIN.values() for word in flag]
+    assert cli.run(["resume", str(root.parent), "--restart-on-error", *flags]) == 0
+    assert begun[0].restart_on_error
+    assert {name: getattr(begun[0], name) for name in GIVEN_AGAIN} == {
+        name: value for name, (_, value) in GIVEN_AGAIN.items()
+    }
 
 
 def test_show_says_what_is_in_the_newest(call: Call, root: Path) -> None:

@@ -33,9 +33,11 @@ from .flags import (
     HTTP_FLAGS,
     JOB_FLAGS,
     KEY_FLAG,
+    LOCAL_FLAGS,
     MEMBER_FLAGS,
     PLACE_FLAGS,
     RESTART_FLAGS,
+    RESUME_FLAG,
     SCRIPT,
     TRACKER_FLAG,
     devices,
@@ -84,17 +86,8 @@ def main(context: click.Context) -> None:
 
 @main.command("run", context_settings=SCRIPT)
 @JOB_FLAGS
-@CHECKPOINT_FLAGS
-@click.option("--cpu", is_flag=True, help="No GPUs, even if there are some.")
-@click.option(
-    "--keep-output",
-    type=click.Choice(["first", "all", "none"]),
-    help="Whose printed lines to show.  [default: first]",
-)
-@RESTART_FLAGS
-@HTTP_FLAGS
-@TRACKER_FLAG
-@PLACE_FLAGS
+@RESUME_FLAG
+@LOCAL_FLAGS
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
@@ -115,9 +108,7 @@ def run_(script: str, args: tuple[str, ...], cpu: bool, **given: Any) -> int:
 
 @main.command(context_settings=CONTEXT)
 @JOB_FLAGS
-@click.option("--cpu", is_flag=True, help="No GPUs, even if there are some.")
-@TRACKER_FLAG
-@PLACE_FLAGS
+@LOCAL_FLAGS
 @click.argument("run")
 def resume(run: str, cpu: bool, **given: Any) -> int:
     """Go on with a run that has ended before its time.

@@ -116,16 +116,24 @@ TRACKER_FLAG = click.option(
     metavar="NAME",
     help="tensorboard, wandb, mlflow, package.module:Class or none; may be repeated.  [default: tensorboard]",
 )
-CHECKPOINT_FLAGS = flags(
-    click.option(
-        "--resume", metavar="RUN", help="Begin with a run's newest checkpoint, or with the one that is named."
-    ),
+RESUME_FLAG = click.option(
+    "--resume", metavar="RUN", help="Begin with a run's newest checkpoint, or with the one that is named."
+)
+KEEPING_FLAGS = flags(
     click.option("--checkpoint-steps", type=int, metavar="N", help="A checkpoint after so many steps."),
     click.option(
         "--checkpoint-minutes", type=float, metavar="T", help="And after so many minutes.  [default: 10]"
     ),
     click.option("--keep-last", type=int, metavar="N", help="Checkpoints that stay.  [default: 3]"),
+    click.option(
+        "--keep-every",
+        "keep_every_steps",
+        type=click.IntRange(min=0),
+        metavar="STEPS",
+        help="And the first of every so many steps.  [default: 0, none]",
+    ),
 )
+CHECKPOINT_FLAGS = flags(RESUME_FLAG, KEEPING_FLAGS)
 HTTP_FLAGS = flags(
     click.option(
         "--http",
@@ -178,6 +186,20 @@ PLACE_FLAGS = flags(
         metavar="1/N",
         help="OpenTelemetry traces of one step in N and of slow and failed ones; slow: of those alone; off.",
     ),
+)
+# Of whoever starts a whole cluster on this machine, with a script or with a run to go on with.
+LOCAL_FLAGS = flags(
+    KEEPING_FLAGS,
+    click.option("--cpu", is_flag=True, help="No GPUs, even if there are some."),
+    click.option(
+        "--keep-output",
+        type=click.Choice(["first", "all", "none"]),
+        help="Whose printed lines to show.  [default: first]",
+    ),
+    RESTART_FLAGS,
+    HTTP_FLAGS,
+    TRACKER_FLAG,
+    PLACE_FLAGS,
 )
 
 

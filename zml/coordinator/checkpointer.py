@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -49,6 +49,22 @@ class Taken(NamedTuple):
     step: int
     bytes: int  # of what the shards hold
     held_s: float  # that training stood still, or an update waited for copies of what it changes
+
+
+class Held(NamedTuple):
+    """What a checkpoint holds follows from this."""
+
+    step: int
+    ledger: Mapping[str, Any]
+    job: Mapping[str, Any]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except BadCheckpoint:
+        return False
+    return True
 
 
 def on_disk(root: Path) -> CheckpointStatus:
@@ -101,13 +117,16 @@ class Checkpointer:
         self.keep_last = keep_last
         self.keep_every_steps = keep_every_steps
         self.newest: Path | None = None
+        self.held: Held | None = None  # in it
         self.told = on_disk(root)
         self.intake: Intake | None = None  # of the checkpoint that is being written
         self.lock = asyncio.Lock()
         self.tree = Tree("zml.checkpoint")  # of the newest
 
     async def take(self, because: str, *, moves: bool = True) -> Path | None:
-        """Take one; its folder, or None where that was not possible, which is logged. `moves`: are steps made?"""
+        """Take one; its folder, or None where that was not possible, which is logged. `moves`: are steps made? Where
+        none are, and the newest has all there is, that one will do: another would only cost an older one its place.
+        """
         async with self.lock:
             began = time.monotonic()
             self.tree = Tree("zml.checkpoint", job=self.job, because=because)
@@ -132,6 +151,12 @@ class Checkpointer:
                     self.told, failed=self.told.failed + 1, because=repr(error)
                 )
                 return None
+            if isinstance(taken, Path):
+                self.tree.end()
+                log.info(
+                    "no further checkpoint", path=str(taken), because="it has all there is", wanted=because
+                )
+                return taken
             log.info(
                 "checkpoint",
                 path=str(taken.path),
@@ -153,15 +178,20 @@ class Checkpointer:
             )
             return taken.path
 
-    async def _take(self, because: str, moves: bool) -> Taken:
+    async def _take(self, because: str, moves: bool) -> Taken | Path:
+        """The new one, or the one that has the same."""
         async with self.holds.lock:
             if not (shards := self.shards()):
                 raise NotTaken("a shard is away, or there are no parameters yet")
             number = self.holds.next()
             agreed = await self.cutter.cut(number, shards, self.tree, moves=moves)
         step = self.steps_before + agreed.front.updates
+        held = Held(step, agreed.cut.ledger, {**agreed.cut.job, "steps": 0})  # which come in late
+        if not moves and held == self.held and self.newest is not None and _is_whole(self.newest):
+            return self.newest
         with self.tree.within("zml.checkpoint.write"):
             path, stalled_s = await self._write(number, step, agreed.sizes, agreed.cut, because)
+        self.held = held
         return Taken(path, step, sum(agreed.sizes.values()), agreed.held_s + stalled_s)
 
     async def _write(
