@@ -23,7 +23,7 @@ def said(run: Path, what: str) -> set[str]:
 def holds_the_model(place: Playground, run: Path) -> bool:
     """Is the last checkpoint what the script has saved, to the bit?"""
     found, skipped = newest(run / "checkpoints")
-    assert found is not None and not skipped and found.manifest.because == "at the end"
+    assert found is not None and not skipped and found.manifest.because == "run ended"
     code, text = place.run("ckpt", "export", str(run), "-o", "exported.safetensors", "--force")
     assert code == 0, text
     return same_model(place.folder / "exported.safetensors", place.folder / "model.safetensors")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoint.finding import find, load_from
+from ..checkpoint.manifest import RUN_ENDED, Manifest
 from ..config import KINDS, Resolved, resolve
 from ..errors import USAGE, ZmlError
-from .rundir import CHECKPOINTS, CONFIG
+from .rundir import CHECKPOINTS, CONFIG, newest_status
 
 # What belongs to one run and not to the next.
 OWN = frozenset({"run_dir", "bind", "coordinator", "resume"})
@@ -58,5 +59,18 @@ def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -
     ):  # the script's rate is still meant for what was asked for first
         flags.setdefault("lr_base_workers", settings["workers"])
     flags |= {**given, "resume": str(checkpoint.path.absolute())}
-    words = f"{checkpoint.path.name}: epoch {checkpoint.manifest.epoch}, {checkpoint.manifest.because}"
+    last = newest_status(config.parent)
+    words = in_words(checkpoint.manifest, last.epochs if last is not None else 0)
     return Again(resolve(flags, environment), script, args, folder, words, about.get("cpu") is True)
+
+
+def in_words(manifest: Manifest, epochs: int = 0) -> str:
+    """Where a run goes on: "at step 54, in epoch 2 of 200 (checkpoint taken when the run ended)"."""
+    number, of = manifest.epoch + 1, f" of {epochs}" if epochs else ""
+    where = f"in epoch {number}{of}" if not epochs or number <= epochs else f"after epoch {epochs}{of}"
+    why = f": {manifest.because}"
+    if manifest.because == RUN_ENDED:
+        why = " when the run ended"
+    elif manifest.because.startswith("every "):
+        why = f" {manifest.because}"
+    return f"at step {manifest.step:,}, {where} (checkpoint taken{why})"
