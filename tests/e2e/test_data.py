@@ -89,7 +89,7 @@ def test_a_batch_that_crashes_two_scripts_stops_the_job_and_its_samples_are_name
     words = " ".join(text.replace("│", " ").split())
     assert code == 5, text
     assert "ZML-E303" in words and "--on-bad-batch skip" in words, text
-    named = re.search(r"batch \d+ of epoch 0 \(samples ([\d, ]+)\) was in hand when 2 scripts", words)
+    named = re.search(r"batch \d+ of epoch 1 \(samples ([\d, ]+)\) was in hand when 2 scripts", words)
     assert named is not None, text
     assert "37" in named[1].split(", ") and len(named[1].split(", ")) == 8
 
@@ -100,7 +100,7 @@ def test_an_exception_names_the_samples_that_were_in_hand(place: Playground, tro
     code, text = place.run("run", "-w", "2", "-p", "1", "points.py", trouble, "37")
     words = " ".join(text.replace("│", " ").split())
     assert code == 1, text
-    named = re.search(r"in hand: batch \d+ \(samples ([\d, ]+)\) of epoch 0", words)
+    named = re.search(r"in hand: batch \d+ \(samples ([\d, ]+)\) of epoch 1", words)
     assert named is not None and "37" in named[1].split(", "), text
 
 

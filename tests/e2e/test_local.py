@@ -508,10 +508,11 @@ def test_a_run_that_is_resumed_uses_no_gpu_if_the_first_one_was_to_use_none(
         config.resolve({"run_dir": str(tmp_path / "first")}, {}), "train.py", ["--lr", "1"], cpu=cpu
     )
     (folder / rundir.CHECKPOINTS).mkdir()
-    manifest = SimpleNamespace(epoch=1, because="every minute")
+    manifest = SimpleNamespace(step=9, epoch=1, because="every minute")
     found = SimpleNamespace(path=folder / rundir.CHECKPOINTS / "step-00000001", manifest=manifest)
     monkeypatch.setattr(resume, "load_from", lambda place, skip: found)
     again = resume.again(folder, {}, {}, print)
+    assert again.words == "at step 9, in epoch 2 (checkpoint taken every minute)"
     assert (again.script, again.args, again.cpu) == ("train.py", ["--lr", "1"], cpu)
 
 

@@ -62,15 +62,15 @@ def test_a_run_that_went_well_is_proved(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.run(["data", "audit", str(written(tmp_path, CLOSED))]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "epoch  batches  samples  committed  reissued  skipped  duplicates  missing",
-        "    0        3       16          2         1        1           0        0",
-        "epoch 0: w1 skipped batch 2 (samples 7, 3): a gradient is not finite",
+        "    1        3       16          2         1        1           0        0",
+        "epoch 1: w1 skipped batch 2 (samples 7, 3): a gradient is not finite",
         "every batch counted once, but for those that were skipped",
     ]
 
 
 def test_an_epoch_that_is_not_over_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["data", "audit", str(written(tmp_path, GOOD))]) == 0
-    assert "epoch 0 is not over: 1 batches to go" in capsys.readouterr().out
+    assert "epoch 1 is not over: 1 batches to go" in capsys.readouterr().out
 
 
 def test_machines_get_the_same_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,7 @@ def test_a_batch_that_another_worker_commits_once_more_is_a_fault(
     assert cli.run(["data", "audit", str(written(tmp_path, [*GOOD, calls.Commit(W1, 0, (0,))]))]) == 1
     said = capsys.readouterr().out
     assert (
-        "epoch 0: batch 0 was committed by w1 after it was over" in said and "1 of 1 epochs are wrong" in said
+        "epoch 1: batch 0 was committed by w1 after it was over" in said and "1 of 1 epochs are wrong" in said
     )
 
 

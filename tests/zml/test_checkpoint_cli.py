@@ -79,10 +79,10 @@ def test_list_shows_every_checkpoint_of_the_newest_run(call: Call, root: Path) -
     found = call("list")
     assert (found.code, found.err) == (0, "")
     assert found.lines[0] == ["checkpoint", "step", "epoch", "created", "because", "size", "state"]
-    assert found.lines[1][:3] == ["step-000000100", "100", "1"]
+    assert found.lines[1][:3] == ["step-000000100", "100", "2"]
     assert (
         found.out.splitlines()[1]
-        .split("1  2026")[1]
+        .split("2  2026")[1]
         .startswith("-02-02 02:40 UTC  at step 100  2.08 kB  sizes right")
     )
     assert (
@@ -148,7 +148,7 @@ def test_a_run_goes_on_from_the_newest_that_is_whole_and_says_what_it_skipped(
     assert cli.run(["resume", str(root.parent)]) == 0
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("skipped step-000000300: shard-0001.safetensors")
-    assert said[1].startswith("resuming step-000000200: epoch 1")
+    assert said[1].startswith("resuming at step 200, in epoch 2")
     assert begun == [str(root / "step-000000200")]
     skipped: list[Skipped] = []
     found = beginning(str(root.parent), skipped.append, begun=False)
@@ -193,7 +193,7 @@ def test_show_says_what_is_in_the_newest(call: Call, root: Path) -> None:
     found = call("show")
     assert (found.code, found.err) == (0, "skipped step-000000300: MANIFEST.json is missing\n")
     for text in (
-        "step        200, epoch 1",
+        "step        200, epoch 2",
         "model       26 elements in 4 parameters",
         "optimizer   AdamW, 2 groups; saved: w, exp_avg, exp_avg_sq, step, stepped",
         '"workers": 2',

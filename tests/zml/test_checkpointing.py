@@ -107,7 +107,7 @@ def test_a_checkpoint_and_what_is_trained_after_it_are_every_batch_once(
     at_end = checkpoints[-1]
     assert held(at_end) == set(ALL)
     reasons = [read(path).manifest.because for path in (tmp_path / "checkpoints").glob("step-*")]
-    assert reasons.count("at the end") == 1
+    assert reasons.count("run ended") == 1
 
 
 def test_in_bsp_a_resumed_run_ends_with_the_bits_of_one_that_was_never_stopped(tmp_path: Path) -> None:

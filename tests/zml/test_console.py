@@ -120,6 +120,20 @@ def test_with_a_staleness_bound_workers_may_compress_differently_and_each_is_nam
     assert console.compress(status(members=members)) == "auto: w0 fp32, w1 topk:1%:int4"
 
 
+def test_a_job_that_is_over_is_not_shown_as_if_it_went_on() -> None:
+    over = status(
+        state="CANCELLED",
+        data=DataStatus(batches=80, committed=40, leased=20),
+        checkpoint=CheckpointStatus(path="checkpoints/1", step=1200, at=NOON + 82.5),
+    )
+    assert console.data(over.data, over=True) == "40 of 80 batches applied, 40 not done"
+    assert console.checkpoint(over) == "step 1,200, at the end"
+    assert console.checkpoint(
+        status(state="FAILED", checkpoint=CheckpointStatus(path="c", step=9, at=NOON))
+    ) == ("step 9, 1:23 before the end")
+    assert re.fullmatch(r"2023-11-\d\d \d\d:\d\d:43", console.ended(over)) and not console.ended(status())
+
+
 def test_a_terminal_without_unicode_gets_a_bar_of_letters() -> None:
     assert (
         drawn(status(), unicode=False)[1].startswith("epoch 2/5 =====")

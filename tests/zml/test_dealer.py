@@ -80,7 +80,7 @@ def test_the_crash_that_condemns_a_batch_is_a_failure_that_names_its_samples() -
     event = dealer.crashed(crash(W1))
     assert (event.code, event.signal, event.is_loss) == (5, 0, False)
     assert event.because == (
-        "its script was killed by SIGSEGV; batch 0 of epoch 0 (samples 17, 3) was in hand when 2 scripts ended so"
+        "its script was killed by SIGSEGV; batch 0 of epoch 1 (samples 17, 3) was in hand when 2 scripts ended so"
     )
 
 

@@ -15,6 +15,7 @@ import xxhash
 from .folder import MANIFEST, MOST_STEP, is_file_name
 
 FORMAT = 1
+RUN_ENDED = "run ended"  # why a checkpoint was taken that no step and no time had asked for
 MOST_BYTES = 16 << 20
 _XXH3 = re.compile(r"[0-9a-f]{16}")
 
@@ -30,7 +31,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step: int
     epoch: int
     created: str  # UTC, ISO 8601
-    because: str  # why it was taken: "every 500 steps", "at the end"
+    because: str  # why it was taken: "every 500 steps", RUN_ENDED
     layout: str  # digest of the layout's registration
     parameters: int  # elements of all of them
     files: dict[str, File]

@@ -117,7 +117,7 @@ def print_list(where: "Place", found: list[dict[str, Any]], good: str, as_json: 
         row = [""] * 5
         if each["wrong"] is None:
             created = each["created"][:16].replace("T", " ") + " UTC"
-            row = [str(each["step"]), str(each["epoch"]), created, each["because"], size(each["bytes"])]
+            row = [str(each["step"]), str(each["epoch"] + 1), created, each["because"], size(each["bytes"])]
         rows.append([each["name"], *row, each["wrong"] or good])
     print_table(("checkpoint", "step>", "epoch>", "created", "because", "size>", "state"), rows, "state")
 
@@ -192,7 +192,7 @@ def show(run: str | None, everything: bool, as_json: bool) -> int:
     low, high = min(versions), max(versions)
     for key, text in (
         ("checkpoint", str(checkpoint.path)),
-        ("step", f"{manifest.step}, epoch {manifest.epoch}"),
+        ("step", f"{manifest.step}, epoch {manifest.epoch + 1}"),
         ("created", f"{manifest.created}, {manifest.because}"),
         ("model", f"{manifest.parameters:,} elements in {len(layout.parameters):,} parameters"),
         (

@@ -10,6 +10,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.manifest import RUN_ENDED
 from ..messages import Checkpointed, Fetch, Front, Keep, Kept, Message, Piece, Stop, TakeCheckpoint
 from ..plan import Plan
 from ..scheduler.state import Cause, Finishing
@@ -102,7 +103,7 @@ class CheckpointDesk:
         if self.checkpoints is None or not self.ends_well() or member not in self.hall.shard_desk.all:
             self.hall.orders.send(member, message)
             return
-        last = asyncio.ensure_future(self.checkpoints.end("at the end"))
+        last = asyncio.ensure_future(self.checkpoints.end(RUN_ENDED))
         last.add_done_callback(lambda task: task.cancelled() or self.hall.orders.send(member, message))
 
     def ends_well(self) -> bool:

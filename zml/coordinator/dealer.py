@@ -249,7 +249,7 @@ class Dealer:
         if not isinstance(verdict, batches.Condemned):
             return replace(event, is_loss=skips)
         samples = self.contents.get((verdict.epoch, verdict.batch), ())
-        what = f"batch {verdict.batch} of epoch {verdict.epoch} ({name_samples(samples)})"
+        what = f"batch {verdict.batch} of epoch {verdict.epoch + 1} ({name_samples(samples)})"
         because = f"{event.because}; {what} was in hand when {verdict.kills} scripts ended so"
         if skips:
             self._skip(calls.Skip(worker, verdict.epoch, verdict.batch, because, samples))

@@ -84,18 +84,19 @@ def lines(accounts: Sequence[EpochAccount]) -> Iterator[str]:
     """The same for people."""
     table = [list(COLUMNS)]
     for row in rows(accounts):
+        row["epoch"] += 1  # people count from 1
         table.append(["-" if row[name] is None else f"{row[name]:,}" for name in COLUMNS])
     widths = [max(len(line[column]) for line in table) for column in range(len(COLUMNS))]
     for line in table:
         yield "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-    for account in accounts:
+    for number, account in ((account.epoch + 1, account) for account in accounts):
         for skipped in account.skipped:
             what = f"batch {skipped.batch} ({name_samples(skipped.samples)})"
-            yield f"epoch {account.epoch}: {skipped.worker} skipped {what}: {skipped.because}"
+            yield f"epoch {number}: {skipped.worker} skipped {what}: {skipped.because}"
         if not account.closed:
-            yield f"epoch {account.epoch} is not over: {account.to_go:,} batches to go"
+            yield f"epoch {number} is not over: {account.to_go:,} batches to go"
         for fault in account.faults:
-            yield f"epoch {account.epoch}: {fault}"
+            yield f"epoch {number}: {fault}"
     wrong = [account for account in accounts if not account.sound]
     if wrong:
         yield f"{len(wrong)} of {len(accounts)} epochs are wrong"

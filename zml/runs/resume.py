@@ -16,10 +16,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoint.finding import Skip, find, load_from
+from ..checkpoint.manifest import RUN_ENDED, Manifest
 from ..config import KINDS, Resolved, resolve
 from ..errors import NO_CHECKPOINT, USAGE, ZmlError
 from ..messages import JobSpec
-from .rundir import CHECKPOINTS, CONFIG, COORDINATOR_STATE, STATE, STATUS, alive, boot_id, listening
+from .rundir import (
+    CHECKPOINTS,
+    CONFIG,
+    COORDINATOR_STATE,
+    STATE,
+    STATUS,
+    alive,
+    boot_id,
+    listening,
+    newest_status,
+)
 
 # What belongs to one run and not to the next.
 OWN = frozenset({"run_dir", "bind", "coordinator", "resume"})
@@ -60,14 +71,16 @@ def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str], s
             fix = f"Nor can it go on where it stood: {because}."
             raise ZmlError(NO_CHECKPOINT, error.what, fix) from None
         raise
-    about = _About.read((place.root.parent if place.root.name == CHECKPOINTS else run) / CONFIG)
+    config = (place.root.parent if place.root.name == CHECKPOINTS else run) / CONFIG
+    about = _About.read(config)
     flags = about.flags()
     if (
         "lr_scaling" in flags and "workers" in given
     ):  # the script's rate is still meant for what was asked for first
         flags.setdefault("lr_base_workers", about.settings["workers"])
     flags |= {**given, "resume": str(checkpoint.path.absolute())}
-    words = f"{checkpoint.path.name}: epoch {checkpoint.manifest.epoch}, {checkpoint.manifest.because}"
+    last = newest_status(config.parent)
+    words = in_words(checkpoint.manifest, last.epochs if last is not None else 0)
     return Again(resolve(flags, environment), about.script, about.args, about.folder, words, about.cpu)
 
 
@@ -144,3 +157,15 @@ class _About(NamedTuple):
             # What the environment of the first run asked for, this one's may not.
             and not str(self.origins.get(key)).startswith("OTEL_")
         }
+
+
+def in_words(manifest: Manifest, epochs: int = 0) -> str:
+    """Where a run goes on: "at step 54, in epoch 2 of 200 (checkpoint taken when the run ended)"."""
+    number, of = manifest.epoch + 1, f" of {epochs}" if epochs else ""
+    where = f"in epoch {number}{of}" if not epochs or number <= epochs else f"after epoch {epochs}{of}"
+    why = f": {manifest.because}"
+    if manifest.because == RUN_ENDED:
+        why = " when the run ended"
+    elif manifest.because.startswith("every "):
+        why = f" {manifest.because}"
+    return f"at step {manifest.step:,}, {where} (checkpoint taken{why})"

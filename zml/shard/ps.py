@@ -69,6 +69,7 @@ from ..transport import Endpoint, Handler, Refusal, TransportError
 from .backup import Backup
 from .begin import Sees
 from .counts import figures
+from .covering import covered
 from .porter import Porter
 from .pushlog import PushLog
 from .shard import Shard
@@ -325,7 +326,7 @@ class Ps(Tenancy):
         core = self._core(message.shard)
         if isinstance(message, Assign):
             await self._prepare(core, message, payload)
-        answer = await self.in_bulk(lambda: core.covered(core.order(message, payload)))
+        answer = await self.in_bulk(lambda: covered(core, core.order(message, payload)))
         if isinstance(message, Assign):
             pushes = self.logs.get(core.name)
             if message.checkpoint and pushes is not None and not pushes.has_base:

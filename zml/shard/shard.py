@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Iterable, Sequence
-from inspect import isawaitable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -67,6 +66,7 @@ from . import base, ceding, rostering
 from .begin import CannotBegin, Sees, begin, read_assignment
 from .counted import Committed, Last, Step, agreed
 from .counts import Counts
+from .covering import covered
 from .doubt import Doubt
 from .holding import Holding, Waiting, front_of, must_stand
 from .marking import Marking, forget, mark
@@ -302,21 +302,6 @@ class Shard:
         at, because = self.refused
         return because if time.monotonic() - at < NO_ROOM_S else ""
 
-    def covered(self, reply: Reply | Awaitable[Reply]) -> Reply | Awaitable[Reply]:
-        """The reply, once the backup has all that it follows from (`mirror` says why that holds for parameters too)."""
-        if isawaitable(reply):  # there may be a mirror by then
-            return self._covered_later(reply)
-        if self.mirror is None:
-            return reply
-        wait = self.mirror.settled()
-        return reply if wait is None else _behind(wait, reply)
-
-    async def _covered_later(self, reply: Awaitable[Reply]) -> Reply:
-        answer = await reply
-        if self.mirror is not None and (wait := self.mirror.settled()) is not None:
-            await wait
-        return answer
-
     def assign(
         self,
         registration: Registration,
@@ -393,12 +378,12 @@ class Shard:
                 self._admit(peer, message)
                 return doubt.wait(self.name)
             case Pull():
-                return self.covered(self.pulls.pull(self._admit(peer, message), message))
+                return covered(self, self.pulls.pull(self._admit(peer, message), message))
             case Enter() | Commit() | Advance() if (holding := self._holding_up()) is not None:
                 self._admit(peer, message)
-                return self.covered(holding.wait(peer, message, payload))
+                return covered(self, holding.wait(peer, message, payload))
             case Enter() | Push() | Commit() | Advance() | Load():
-                return self.covered(self._take(self._admit(peer, message), message, payload))
+                return covered(self, self._take(self._admit(peer, message), message, payload))
         raise Refusal("unexpected", f"a shard does not take {type(message).__name__}")
 
     def _holding_up(self) -> Holding | None:
@@ -601,8 +586,3 @@ class Shard:
         if bucket is None:
             raise Refusal("placement", f"bucket {index} does not live on {self.name}")
         return self._store(), bucket
-
-
-async def _behind(wait: Awaitable[None], reply: Reply) -> Reply:
-    await wait
-    return reply

@@ -45,6 +45,7 @@ from ..transport import Endpoint, Handler, Refusal, Refused, TransportError
 from .backup import Backup
 from .base import state_of
 from .begin import CannotBegin
+from .covering import covered
 from .mirror import HEAD_BYTES, Mirror, pieces
 from .porter import Porter
 from .pulling import Reply
@@ -224,7 +225,7 @@ class Tenancy:
         core, dial = self._core(message.shard), self.dial
         if dial is None:
             raise Refusal("placement", f"{self.name} reaches no other shard")
-        _, parcel = await self.in_bulk(lambda: core.covered(core.order(message, payload)))
+        _, parcel = await self.in_bulk(lambda: covered(core, core.order(message, payload)))
         name = f"{core.name}.{self.homes.get(core.name, 0)}.edition{message.edition}.{next(self.ceded)}"
 
         async def give() -> None:
@@ -265,7 +266,7 @@ class Tenancy:
 
     async def _grafted(self, core: Shard, message: Graft, whole: bytes) -> Any:
         """It is safe from a crash of the machine before the other may let go of it."""
-        answer = core.covered(core.order(message, whole))
+        answer = covered(core, core.order(message, whole))
         if (pushes := self.logs.get(core.name)) is not None:
             await asyncio.to_thread(pushes.records.sync)
         return await answer if isinstance(answer, Awaitable) else answer

@@ -23,6 +23,7 @@ from ..launch.local import COMPILE_S
 from ..launch.local import environment as told
 from ..logs import outlets as logs
 from ..runs import rundir
+from ..runs.resume import in_words
 from ..text import console, report
 from ..text.console import counted
 from . import address, commands
@@ -153,7 +154,7 @@ def _settled(asked: Asked, folder: JobFolder, run: Path, nodes: int, viewer: con
     if (found := folder.resume_from(lambda skipped: viewer.say(str(skipped)))) is not None:
         attempt, manifest = found
         settings = replace(settings, resume=str(attempt))
-        viewer.say(f"resuming {attempt.name}, {manifest.name}: epoch {manifest.epoch}, {manifest.because}")
+        viewer.say(f"resuming {attempt.name}, {in_words(manifest)}")
     return Resolved(settings, given.origins)
 
 

@@ -105,16 +105,18 @@ def rate(status: RateStatus) -> str:
     return f"learning rate {'; '.join(parts)}" if parts else ""
 
 
-def data(status: DataStatus) -> str:
-    """What became of the batches of the open epoch; empty while nobody knows how many there are."""
+def data(status: DataStatus, *, over: bool = False) -> str:
+    """What became of the batches of the open epoch; empty while nobody knows how many there are. Of a job that is
+    `over` no worker has any."""
     if not status.batches:
         return ""
     parts = [
         f"{status.committed:,} of {status.batches:,} {'batch' if status.batches == 1 else 'batches'} applied"
     ]
     for count, what in (
-        (status.leased, "with workers"),
+        (0 if over else status.leased, "with workers"),
         (status.skipped, "skipped"),
+        (status.batches - status.committed - status.skipped if over else 0, "not done"),
         (status.reissued, "dealt again"),
     ):
         if count:
@@ -127,7 +129,10 @@ def checkpoint(status: JobStatus) -> str:
     newest = status.checkpoint
     parts = []
     if newest.path:
-        parts.append(f"step {newest.step:,}, {duration(status.at - newest.at)} ago")
+        old_s = status.at - newest.at
+        over = status.over or status.state == "CUT OFF"
+        when = f"{duration(old_s)} {'before the end' if over else 'ago'}"
+        parts.append(f"step {newest.step:,}, {'at the end' if over and old_s < 1 else when}")
     if newest.because:
         parts.append(f"the last one failed: {newest.because}")
     return "; ".join(parts)
@@ -144,6 +149,11 @@ def compress(status: JobStatus) -> str:
     if len(settings) > 1:
         return "auto: " + ", ".join(f"{member} {setting}" for member, setting in sorted(told.items()))
     return "".join(f"auto: {setting}" for setting in settings)
+
+
+def ended(status: JobStatus) -> str:
+    """When it was over, in local time; empty where it is not."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.at)) if status.over else ""
 
 
 def step_time(status: JobStatus) -> str:
@@ -203,8 +213,9 @@ def block_lines(status: JobStatus, width: int, *, unicode: bool = True, full: bo
         for key, said in (
             ("a step takes", step_time(status)),
             ("compress", compress(status)),
-            ("data", data(status.data)),
+            ("data", data(status.data, over=status.over)),
             ("checkpoint", checkpoint(status)),
+            ("ended", ended(status)),
         ):
             if said:
                 yield cropped(f"{key} {said}", width)

@@ -102,9 +102,15 @@ def counts(status: JobStatus, width: int) -> Iterator[Text]:
         for member in status.of(role):
             if member.state not in HERE:
                 others[member.state] = others.get(member.state, 0) + 1
-        said = f"{there} of {asked} here" + "".join(f", {count} {state}" for state, count in others.items())
-        yield cropped(f"{role + 's':<{LABEL}}{said}", width)
-    for key, said in (("data", console.data(status.data)), ("checkpoint", console.checkpoint(status))):
+        here = [] if status.over else [f"{there} of {asked} here"]
+        said = ", ".join([*here, *(f"{count} {state}" for state, count in others.items())])
+        if said:
+            yield cropped(f"{role + 's':<{LABEL}}{said}", width)
+    for key, said in (
+        ("data", console.data(status.data, over=status.over)),
+        ("checkpoint", console.checkpoint(status)),
+        ("ended", console.ended(status)),
+    ):
         if said:
             yield cropped(f"{key:<{LABEL}}{said}", width)
 

@@ -514,7 +514,7 @@ class Member:
         if self.loader is None:
             return ""
         known = [f"batch {b} ({name_samples(self.loader.samples_of(b))})" for b in self.loader.in_hand]
-        return f"{', '.join(known)} of epoch {self.ledger_epoch}" if known else ""
+        return f"{', '.join(known)} of epoch {self.ledger_epoch + 1}" if known else ""
 
     def _failed(self, error: BaseException) -> None:
         """The script ends; in the middle of a step, if it was in the middle of an epoch."""

@@ -115,11 +115,15 @@ def test_a_run_that_goes_on_is_traced_as_it_was_asked_for_and_not_as_its_environ
     resolved["settings"]["trace"], resolved["origins"]["trace"] = "1/7", asked_by
     about = {**resolved, "script": "train.py", "args": [], "folder": str(tmp_path)}
     (tmp_path / CONFIG).write_text(json.dumps(about))
-    checkpoint = SimpleNamespace(path=tmp_path / "c", manifest=SimpleNamespace(epoch=1, because="at the end"))
+    checkpoint = SimpleNamespace(
+        path=tmp_path / "c", manifest=SimpleNamespace(step=54, epoch=1, because="run ended")
+    )
     monkeypatch.setattr(resume, "find", lambda run: SimpleNamespace(root=tmp_path / CHECKPOINTS))
     monkeypatch.setattr(resume, "load_from", lambda place, skip: checkpoint)
     monkeypatch.chdir(tmp_path)
-    assert resume.again(tmp_path, {}, {}, print).resolved.settings.trace == expected
+    found = resume.again(tmp_path, {}, {}, print)
+    assert found.resolved.settings.trace == expected
+    assert found.words == "at step 54, in epoch 2 (checkpoint taken when the run ended)"
 
 
 def test_a_script_without_tracing_has_no_trace() -> None:
