@@ -25,6 +25,14 @@ def _log_lines_as_they_come() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--pollux",
+        metavar="FOLDER",
+        help="The folder `simulator` of Pollux' artifact: its workloads are simulated too.",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lacking = {
         "root": "needs root"
