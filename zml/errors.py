@@ -6,10 +6,16 @@ about it, and what a person is to do. tests/zml/test_help.py holds that every co
 here.
 """
 
+import signal
 from dataclasses import dataclass
 
 INTERRUPTED = 130  # what a command ends with after Ctrl-C
 EX_TEMPFAIL = 75  # and where it has left in order: safe to run again
+
+
+def ended_by(name: str) -> int:
+    """What a process ends with that a signal of this name has ended, as of shells: 130 by Ctrl-C, 143 by SIGTERM."""
+    return 128 + signal.Signals[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,17 @@ from tests.zml.checkpoints import Chunks, make, numbers, registration
 from zml.checkpoint import Difference, Skipped, diff, export, read
 from zml.checkpoint.exporting import split
 from zml.commands import cli
+from zml.commands.ckpt import job_lines
 from zml.config import Settings, resolve
+from zml.coordinator.checkpoints import describe_job
 from zml.coordinator.coordinating import beginning
+from zml.coordinator.facts import Noted
 from zml.errors import DISK_FULL, ZmlError
 from zml.launch import local
 from zml.layout import Layout, Registration
+from zml.messages import JobSpec
+from zml.rates import Course
+from zml.scheduler.batches import Ledger
 from zml.shard.optim import OptimizerSpec, UpdateRule
 
 
@@ -196,7 +202,7 @@ def test_show_says_what_is_in_the_newest(call: Call, root: Path) -> None:
         "step        200, epoch 2",
         "model       26 elements in 4 parameters",
         "optimizer   AdamW, 2 groups; saved: w, exp_avg, exp_avg_sq, step, stepped",
-        '"workers": 2',
+        "job         clock 6, mode sync, workers 2, lr 0.1",
         "embed.weight  5 x 3           0",
         "scale         one number      1",
         "shard-0001.safetensors  556 B",
@@ -206,6 +212,28 @@ def test_show_says_what_is_in_the_newest(call: Call, root: Path) -> None:
     assert said["step"] == 100 and said["versions"] == [6, 6] and said["ledger"]["seed"] == 7
     assert said["tensors"][0] == {"name": "embed.weight", "shape": [5, 3], "group": 0, "frozen": False}
     assert said["files"].keys() == read(root / "step-000000100").manifest.files.keys()
+
+
+def test_show_says_of_a_job_what_a_person_can_read() -> None:
+    spec = JobSpec(
+        script="train.py", args=["--lr", "0 1"], folder="/here", workers=3, shards=2, staleness=None
+    )
+    noted = Noted(4, bytes(300))
+    described = describe_job(spec, 1200, Ledger(), noted, Course())
+    assert dict(job_lines(described)) == {
+        "script": "train.py --lr '0 1', in /here",
+        "asked for": "3 workers, 2 shards, staleness async",
+        "job": "steps 1200, epoch 0",
+        "schedules": "as of epoch 4, 300 bytes",
+    }
+    scaled = describe_job(JobSpec(lr_scaling="linear"), 1, Ledger(), None, Course(factor=1.5))
+    assert dict(job_lines(scaled)) == {
+        "asked for": "1 worker, 1 shard, lr_scaling linear",
+        "job": "steps 1, epoch 0",
+        "rate": "x 1.5",
+    }
+    assert list(job_lines({})) == []
+    assert dict(job_lines({"spec": 7, "note": "?", "steps": None})) == {"job": "steps None"}
 
 
 def test_show_cuts_a_long_list_of_parameters_and_says_so(call: Call, tmp_path: Path) -> None:

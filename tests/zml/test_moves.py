@@ -94,7 +94,7 @@ def test_the_last_process_says_goodbye_at_once_and_the_next_one_reads_its_log(tm
         await case.start()
         await case.until_trained(4)
         case.leave(0)
-        assert await case.has_left(0) == 130, "it has handed over nothing"
+        assert await case.has_left(0) == 143, "it has handed over nothing"
         case.cluster.start_shard(0)
         await case.finish()
         return case
@@ -117,7 +117,7 @@ def test_at_the_second_signal_a_process_hands_over_nothing(tmp_path: Path) -> No
         case.leave(1)
         await asyncio.sleep(1)
         case.leave(1)
-        assert await case.has_left(1) == 130
+        assert await case.has_left(1) == 143
         case.cluster.start_shard(1)
         await case.finish()
         return case
@@ -423,7 +423,7 @@ def test_processes_that_are_told_to_leave_together_do_not_wait_for_each_other(tm
         began = loop.time()
         for index in (0, 1):
             case.leave(index)
-        assert {await case.has_left(0), await case.has_left(1)} <= {75, 130}
+        assert {await case.has_left(0), await case.has_left(1)} <= {75, 143}
         assert loop.time() - began < 10
         case.bring_back(0)
         case.bring_back(1)

@@ -7,7 +7,8 @@ Only `prune` changes anything below a run. A job may be running all the while.
 import json
 import math
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..checkpoint.finding import Place
 
 SHOWN = 40  # parameters, unless all are asked for
+SAID = ("script", "args", "folder", "workers", "shards")  # of a job, apart from the rest
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -88,6 +90,44 @@ def about(path: Path, manifest: "Manifest | None", wrong: str | None) -> dict[st
             found[key] = getattr(manifest, key)
         found["files"] = len(manifest.files)
     return found
+
+
+def job_lines(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """job.json for people: what was asked for, as far as it is not what everybody has. Another version may have written
+    it, so that nothing is taken for granted; --json shows all of it."""
+    from msgspec import to_builtins
+
+    from ..messages import JobSpec
+    from ..text.console import counted
+
+    rest = dict(job)
+    spec, note, course = (found_in(rest.pop(key, None)) for key in ("spec", "note", "course"))
+    if spec:
+        usual = to_builtins(JobSpec())
+        args = spec.get("args")
+        words = [
+            str(word) for word in (spec.get("script"), *(args if isinstance(args, list) else ())) if word
+        ]
+        if words:
+            yield "script", f"{shlex.join(words)}, in {spec.get('folder') or '?'}"
+        members = [
+            counted(spec[f"{role}s"], role)
+            for role in ("worker", "shard")
+            if isinstance(spec.get(f"{role}s"), int)
+        ]
+        more = {key: value for key, value in spec.items() if key not in SAID and value != usual.get(key)}
+        chosen = [f"{key} {'async' if value is None else value}" for key, value in more.items()]
+        yield "asked for", ", ".join([*members, *chosen])
+    if rest:
+        yield "job", ", ".join(f"{key} {value}" for key, value in rest.items())
+    if note:
+        yield "schedules", f"as of epoch {note.get('epoch')}, {len(str(note.get('note', ''))) // 2:,} bytes"
+    if spec.get("lr_scaling", "none") != "none" and "factor" in course:
+        yield "rate", f"x {course['factor']}"
+
+
+def found_in(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def examine(where: "Place", check: Callable[[Path], "Manifest"]) -> list[dict[str, Any]]:
@@ -200,7 +240,7 @@ def show(run: str | None, everything: bool, as_json: bool) -> int:
             f"{optimizer.name}, {len(optimizer.fixed)} groups; saved: {', '.join(checkpoint.parts)}",
         ),
         ("chunks", f"{len(layout.chunks):,}, version {low if low == high else f'{low} to {high}'}"),
-        ("job", json.dumps(checkpoint.job)),
+        *job_lines(checkpoint.job),
     ):
         click.echo(f"{key:<11} {printable(text)}")
     click.echo()

@@ -114,7 +114,7 @@ def resume(run: str, cpu: bool, **given: Any) -> int:
     """Go on with a run that has ended before its time.
 
     RUN is a run directory, one checkpoint in it, or the beginning or end of a run's name below ./runs. A run that was
-    cut off (kill -9, a closed terminal) goes on in its directory where it stood, as long as this machine was not
+    cut off (by kill -9, say) goes on in its directory where it stood, as long as this machine was not
     started anew. Else a new run goes on from the newest checkpoint that verifies, with the settings of the first;
     flags change them: another number of workers or shards, say. Finished epochs are skipped, and of the epoch that
     was open the batches that are in the parameters.

@@ -30,7 +30,7 @@ from ..compiled import compile_kernels
 from ..compression import parse
 from ..doctor.answering import Examinee
 from ..doctor.links import probed
-from ..errors import EX_TEMPFAIL, FENCED, INTERRUPTED, ZmlError
+from ..errors import EX_TEMPFAIL, FENCED, ZmlError, ended_by
 from ..figures import ShardFigures
 from ..lease import COORDINATOR, Lease, ask, join
 from ..messages import (
@@ -202,16 +202,16 @@ class Ps(Tenancy):
         """A signal: this process hands over what it has, says goodbye and ends. At the second one it only says goodbye,
         and its job waits for another or goes on with the backup."""
         if self.lease is None or self.leaving is not None:
-            self.finish(INTERRUPTED)
+            self.finish(ended_by(because))
         elif self.vacating is None:
             self.vacating = asyncio.ensure_future(self._vacate(self.lease, because))
         else:
             self.vacating.cancel()
-            self.leaving = asyncio.ensure_future(self._leave(self.lease, because, INTERRUPTED))
+            self.leaving = asyncio.ensure_future(self._leave(self.lease, because, ended_by(because)))
 
     async def _vacate(self, lease: Lease, because: str) -> None:
         handed_over = await self._hand_over(lease, because)
-        code = EX_TEMPFAIL if handed_over and because != "SIGINT" else INTERRUPTED
+        code = EX_TEMPFAIL if handed_over and because != "SIGINT" else ended_by(because)
         self.leaving = asyncio.ensure_future(self._leave(lease, because, code))
 
     async def _hand_over(self, lease: Lease, because: str) -> bool:
