@@ -68,7 +68,9 @@ Record: TypeAlias = Alive | Gone
 
 
 def how_it_ended(member: MemberId, gone: Gone) -> str:
-    return f"{member} {gone.fate.value}: {gone.because}" if gone.because else f"{member} {gone.fate.value}"
+    """Of one that finished there is nothing more to say."""
+    because = f": {gone.because}" if gone.because and gone.fate is not Fate.DONE else ""
+    return f"{member} {gone.fate.value}{because}"
 
 
 @dataclass(slots=True)

@@ -399,7 +399,7 @@ def test_a_worker_that_finishes_first_is_not_waited_for() -> None:
     play = running(2, 1)
     assert play.tell(finished(W1)) == [
         Stop(JOB, W1, "its script finished"),
-        Announce(JOB, 2, (Seat(W0, 1, True),), "w1 finished: its script finished"),
+        Announce(JOB, 2, (Seat(W0, 1, True),), "w1 finished"),
     ]
 
 

@@ -298,7 +298,7 @@ def test_events_are_what_was_told_with_why(call: Call, run: Path) -> None:
     events.note("the coordinator goes on", "it was started again")
     told = [line[24:] if line[4] == "-" else line[13:] for line in call("events").out.splitlines()]
     assert told == [
-        "w0   joined: there is a place",
+        "w0   joined",
         "     generation 1: 1 worker: 1 worker is here",
         "     the coordinator goes on: it was started again",
     ]
@@ -313,7 +313,7 @@ def test_events_are_what_was_told_with_why(call: Call, run: Path) -> None:
 def test_events_that_cannot_be_read_are_passed_over_and_hostile_ones_are_harmless(
     call: Call, run: Path
 ) -> None:
-    older = {"at": NOW, "event": "Admit", "member": "w1\x1b[2J", "because": "a\nb"}
+    older = {"at": NOW, "event": "Fence", "member": "w1\x1b[2J", "because": "a\nb"}
     lines = [
         b"junk",
         b"[]",
@@ -324,7 +324,7 @@ def test_events_that_cannot_be_read_are_passed_over_and_hostile_ones_are_harmles
         b"torn",
     ]
     (run / "events.jsonl").write_bytes(b"\n".join(lines))
-    assert call("events").out == "2026-01-15 08:00:00.000 w1   Admit: a b\n"
+    assert call("events").out == "2026-01-15 08:00:00.000 w1   Fence: a b\n"
     (run / "events.jsonl").unlink()
     assert call("events").err == f"zml: no events in {finding_name(run)}\n"
 

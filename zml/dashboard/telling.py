@@ -1,4 +1,5 @@
-"""Lines of events.jsonl as people read them: the same words that the console uses, with the reason beside."""
+"""Lines of events.jsonl as people read them: in the words that stand there, which the console uses too, with the reason
+beside and a tone."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ..files import open_regular
+from ..runs.events import WITHOUT_REASON
 from .views import Event, Events, Tone
 
 MOST = 2000  # shown
@@ -16,6 +18,7 @@ MOST_BYTES = 4 * 2**20  # of the file's end
 TONE: dict[str, Tone] = {
     "Admit": "good",
     "Refuse": "warn",
+    "Grow": "good",
     "Fence": "bad",
     "Drain": "warn",
     "Place": "quiet",
@@ -23,6 +26,7 @@ TONE: dict[str, Tone] = {
     "Initialise": "quiet",
     "Stop": "quiet",
 }
+FINISH: dict[str, Tone] = {"SUCCEEDED": "good", "CANCELLED": "warn"}
 
 
 def read(path: Path) -> Events:
@@ -43,63 +47,33 @@ def read(path: Path) -> Events:
             said = msgspec.json.decode(line, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
-        if not follows(str(said.get("event", ""))):
-            events.append(event(said))
+        if (told := event(said)).what:
+            events.append(told)
     return Events(events=events[-MOST:], left_out=begin > 0 or len(events) > MOST)
 
 
-def follows(kind: str) -> bool:
-    """An order that only follows from another, as `runs.events.told` has it: people are not told. Notes are
-    sentences."""
-    return kind.isidentifier() and kind[:1].isupper() and kind not in TONE and kind != "Finish"
-
-
 def event(said: dict[str, Any]) -> Event:
+    """Without words where it only follows from another, and people are not told. A note is a sentence itself."""
     kind = str(said.get("event", ""))[:200]
+    what = said.get("what", kind)
     member = said.get("member") or said.get("worker") or ""
-    because = said.get("because")
+    because = "" if kind in WITHOUT_REASON else said.get("because")
     at = said.get("at")
-    tone = TONE.get(kind, "quiet")
-    state = str(said.get("state", "")).rpartition(".")[2]
-    if kind == "Finish":
-        tone = {"SUCCEEDED": "good", "CANCELLED": "warn"}.get(state, "bad")  # type: ignore[assignment]
-    elif kind == "Admit" and number(said.get("incarnation")) > 1:
-        tone = "warn"
     return Event(
         at=float(at) if isinstance(at, int | float) else 0.0,
-        what=words(kind, said, state),
+        what=str(what or "")[:200],
         member=str(member)[:80],
         because=str(because)[:2000] if because else "",
-        tone=tone,
+        tone=tone(kind, said),
         kind=kind if kind in TONE or kind == "Finish" else "",
     )
 
 
-def number(value: Any) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def words(kind: str, said: dict[str, Any], state: str) -> str:
-    match kind:
-        case "Admit":
-            again = number(said.get("incarnation"))
-            return f"joined again, as incarnation {again}" if again > 1 else "joined"
-        case "Refuse":
-            return f"{str(said.get('peer', 'somebody'))[:80]} was refused"
-        case "Announce":
-            seats = said.get("seats")
-            count = len(seats) if isinstance(seats, list) else 0
-            return f"generation {number(said.get('generation'))}: {count} worker{'' if count == 1 else 's'}"
-        case "Place":
-            return "chunks were placed on shards"
-        case "Initialise":
-            return "brings the first parameters"
-        case "Fence":
-            return "was fenced"
-        case "Stop":
-            return "is told to stop"
-        case "Drain":
-            return "draining"
-        case "Finish":
-            return state.lower().replace("_", " ") or "over"
-    return kind
+def tone(kind: str, said: dict[str, Any]) -> Tone:
+    incarnation = said.get("incarnation")
+    if kind == "Finish":
+        state = str(said.get("state", "")).rpartition(".")[2]
+        return FINISH.get(state, "bad")
+    if kind == "Admit" and isinstance(incarnation, int) and incarnation > 1:
+        return "warn"
+    return TONE.get(kind, "quiet")

@@ -15,6 +15,7 @@ import msgspec
 from ..logs.reading.files import Part, backward, end_of, forward
 from ..logs.reading.lines import read_object, seconds, tame
 from ..text.ansi import harmless
+from .events import WITHOUT_REASON
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -68,7 +69,8 @@ def parse(raw: bytes | None) -> Event | None:
         return None
     what = _text(found.get("what", found.get("event")))  # of older runs there is only the name of the action
     member = _text(found.get("member") or found.get("worker"))
-    return Event(at, what, member, _text(found.get("because"))) if what else None
+    because = "" if found.get("event") in WITHOUT_REASON else _text(found.get("because"))
+    return Event(at, what, member, because) if what else None
 
 
 def _text(value: Any) -> str:

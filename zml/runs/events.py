@@ -24,9 +24,12 @@ from ..scheduler.actions import (
     Refuse,
     Stop,
 )
+from ..scheduler.explain import counted
 from ..status import EventLine
 
 RECENT = 50
+ITS_SCRIPT = "its script "  # how a reason begins that is the member's own end
+WITHOUT_REASON = frozenset({"Admit"})  # actions whose reason tells people nothing more
 _ENCODE = json.JSONEncoder(default=str).encode
 
 
@@ -83,12 +86,11 @@ def told(action: Action, at: float) -> EventLine | None:
         case Refuse():
             return EventLine(at=at, what=f"{action.peer} was refused", because=action.because)
         case Announce():
-            seats = len(action.seats)
-            what = f"generation {action.generation}: {seats} worker{'' if seats == 1 else 's'}"
+            what = f"generation {action.generation}: {counted(len(action.seats), 'worker')}"
             return EventLine(at=at, what=what, because=action.because)
         case Place():
-            shards = len(set(action.placement))
-            what = f"{len(action.placement)} chunks placed on {shards} shard{'' if shards == 1 else 's'}"
+            chunks, shards = len(action.placement), len(set(action.placement))
+            what = f"{counted(chunks, 'chunk')} placed on {counted(shards, 'shard')}"
             return EventLine(at=at, what=what)
         case Grow():
             return EventLine(at=at, what="is one more shard", member=action.shard, because=action.because)
@@ -96,6 +98,8 @@ def told(action: Action, at: float) -> EventLine | None:
             return EventLine(at=at, what="brings the first parameters", member=action.worker)
         case Fence():
             return EventLine(at=at, what="was fenced", member=action.member, because=action.because)
+        case Stop() if action.because.startswith(ITS_SCRIPT):
+            return None  # it has ended already: whoever tells of it is Announce, or Finish
         case Stop():
             return EventLine(at=at, what="is told to stop", member=action.member, because=action.because)
         case Drain():

@@ -367,6 +367,7 @@ def events(made: Made) -> Iterator[Mapping[str, object]]:
         yield {
             "at": made.began + 0.1 * n,
             "event": "Admit",
+            "what": "joined",
             "member": member,
             "incarnation": 1,
             "because": "there is a place",
@@ -374,6 +375,7 @@ def events(made: Made) -> Iterator[Mapping[str, object]]:
     yield {
         "at": made.began + 9,
         "event": "Announce",
+        "what": f"generation 1: {len(made.workers)} workers",
         "generation": 1,
         "seats": [[w, 1, True] for w in made.workers],
         "because": "everybody is here",
@@ -381,6 +383,7 @@ def events(made: Made) -> Iterator[Mapping[str, object]]:
     yield {
         "at": made.at(0.3 * made.shape.steps),
         "event": "Fence",
+        "what": "was fenced",
         "member": "w1",
         "incarnation": 1,
         "because": "silent for 1.6 s",
@@ -388,6 +391,7 @@ def events(made: Made) -> Iterator[Mapping[str, object]]:
     yield {
         "at": made.at(0.3 * made.shape.steps) + 4,
         "event": "Admit",
+        "what": "joined again, as incarnation 2",
         "member": "w1",
         "incarnation": 2,
         "because": "it came back",

@@ -20,11 +20,15 @@ from zml.dashboard.rates import Trim
 from zml.dashboard.run import Run
 from zml.dashboard.sources import OneRun, RunsOf, source_of
 from zml.dashboard.steps import LONGEST_LINE, StepFile, waterfall
-from zml.dashboard.telling import event
+from zml.dashboard.telling import event, read
 from zml.logs.reading import Wanted
 from zml.runs import history, rundir
+from zml.runs.events import EventLog
 from zml.runs.history import Row
 from zml.runs.timeline import Step
+from zml.scheduler.actions import Admit, Finish, Grow, Launch, Stop
+from zml.scheduler.ids import JobId, ShardId, WorkerId
+from zml.scheduler.state import State
 from zml.status import JobStatus
 
 SMALL = Shape(workers=4, shards=2, steps=400, rows=60, member_rows=20, timeline_steps=50, log_lines=20)
@@ -390,6 +394,29 @@ def test_rows_beyond_the_most_push_out_every_other_one(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'{"at": 1000}\n{"at": 1001}\n')
     assert [row.at for row in growing.look()][-3:] == [999.0, 1000.0, 1001.0]
+
+
+def test_events_have_the_words_that_were_written_and_a_tone(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    job, w0 = JobId("job"), WorkerId("w0")
+    for action in (
+        Admit(job, "peer", w0, 2, 1, "job job has a place for a worker"),
+        Launch(job, w0, 2, "everybody is here"),
+        Grow(job, ShardId("p2"), 2, "it came"),
+        Stop(job, w0, "its script finished"),
+        Stop(job, w0, "all 2 workers finished"),
+        Finish(job, State.SUCCEEDED, 0, "all 2 workers finished"),
+    ):
+        log.write(action)
+    log.note("checkpoint of step 10", "every 10 steps")
+    assert [(each.member, each.what, each.because, each.tone) for each in read(path).events] == [
+        ("w0", "joined again, as incarnation 2", "", "warn"),
+        ("p2", "is one more shard", "it came", "good"),
+        ("w0", "is told to stop", "all 2 workers finished", "quiet"),
+        ("", "succeeded", "all 2 workers finished", "good"),
+        ("", "checkpoint of step 10", "every 10 steps", "quiet"),
+    ]
 
 
 @settings(max_examples=40, deadline=None)
