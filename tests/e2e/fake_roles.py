@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from zml.launch import tether
 
@@ -49,7 +50,8 @@ def coordinator(folder: Path, script: str) -> int:
         (folder / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     workers = int(os.environ["ZML_WORKERS"])
-    for shard in range(int(os.environ["ZML_SHARDS"])):
+    shards = 0 if script == "ends_early.py" else int(os.environ["ZML_SHARDS"])
+    for shard in range(shards):
         wait_for(folder / "joined" / f"p{shard}")
     for worker in range(workers):
         wait_for(folder / "joined" / f"w{worker}")
@@ -58,7 +60,12 @@ def coordinator(folder: Path, script: str) -> int:
         wait_for(folder / "done" / f"w{worker}")
     codes = [int((folder / "done" / f"w{worker}").read_text()) for worker in range(workers)]
     code = max(codes)
-    status = {"job": "job", "state": "FAILED" if code else "SUCCEEDED", "exit_code": code, "script": script}
+    status: dict[str, Any] = {"job": "job", "state": "FAILED" if code else "SUCCEEDED", "exit_code": code}
+    joined = sorted(path.name for path in (folder / "joined").iterdir())
+    status["members"] = [
+        {"member": name, "role": "worker" if name[0] == "w" else "shard", "state": "done"} for name in joined
+    ]
+    status["script"] = script
     partial.write_text(json.dumps(status))
     partial.rename(folder / "status.json")
     return code
@@ -69,7 +76,7 @@ def member(folder: Path, name: str, script: str) -> int:
     if script == "bad_shard.py" and name == "p0":
         print("Traceback\nerror: no room for chunks [ZML-E999]\n  Buy some.", file=sys.stderr)
         return 5
-    if script == "late.py" and name == "w1":
+    if (script, name) in (("late.py", "w1"), ("ends_early.py", "p0")):
         FOREVER.wait()
     leave(folder, "joined", name)
     if name.startswith("p"):

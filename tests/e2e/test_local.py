@@ -290,6 +290,14 @@ def test_a_worker_that_does_not_join_in_time_is_named(tmp_path: Path) -> None:
     assert nothing_is_left(run.folder)
 
 
+def test_who_has_not_joined_when_the_job_is_over_is_not_waited_for(tmp_path: Path) -> None:
+    run = Run(tmp_path, "ends_early.py")
+    status = run.run()
+    assert status is not None and status.state == "SUCCEEDED"
+    assert "killing" not in run.said
+    assert nothing_is_left(run.folder)
+
+
 def test_a_coordinator_that_is_killed_is_started_again_with_the_same_flags(tmp_path: Path) -> None:
     run = Run(tmp_path, "dies_once.py", "--lr", "0.1")
     first: list[str] = []

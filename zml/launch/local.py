@@ -453,8 +453,13 @@ class LocalRun:
 
     async def _goodbye(self) -> None:
         """After the job the members end by themselves; who does not, is killed."""
-        if self.killed or rundir.last_status(self.folder) is None:
+        status = rundir.last_status(self.folder)
+        if self.killed or status is None:
             return  # without a coordinator nobody tells them to end
+        members = {member.member for member in status.members}
+        for child in self.children.values():
+            if child.member not in members and child.member != "coordinator" and not child.ended:
+                child.process.kill()  # it was still loading, and would wait for a coordinator that is gone
         ends = [asyncio.ensure_future(child.process.wait()) for child in self.children.values()]
         _, late = await asyncio.wait(ends, timeout=GOODBYE_S)
         for wait in late:
