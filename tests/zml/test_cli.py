@@ -188,6 +188,8 @@ def test_config_show_says_where_each_value_comes_from(
     assert ["shards", "3", "zml.toml"] in lines
     assert ["staleness", "async", "ZML_STALENESS"] in lines
     assert ["coordinator", "tcp://a:1,", "tcp://b:2", "zml.toml"] in lines
+    assert ["outer_lr", "auto", "default"] in lines and ["checkpoint_steps", "never", "default"] in lines
+    assert len({line.rfind("default") for line in ended.stdout.splitlines() if "default" in line}) == 1
     assert len(lines) == len(config.KINDS)
     told = json.loads(call("config", "show", "--json").stdout)
     assert (told["settings"]["shards"], told["origins"]["shards"]) == (3, "zml.toml")

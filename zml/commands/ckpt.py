@@ -56,7 +56,7 @@ def ckpt(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="For machines.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 RUN = click.argument("run", required=False)
 
 

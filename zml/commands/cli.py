@@ -40,6 +40,7 @@ from .flags import (
     RESUME_FLAG,
     SCRIPT,
     TRACKER_FLAG,
+    InOrder,
     devices,
     must_exist,
     settle,
@@ -59,13 +60,6 @@ if TYPE_CHECKING:
 
 
 # -- commands --------------------------------------------------------------------------------------------
-
-
-class InOrder(click.Group):
-    """Lists its commands in the order of this file, the first to try first."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
 
 
 @click.group(cls=InOrder, context_settings=CONTEXT, invoke_without_command=True)
@@ -262,7 +256,7 @@ def worker(
 @MEMBER_FLAGS
 @KEY_FLAG
 @click.option("--config", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("run", required=False)
 def status(run: str | None, as_json: bool, **given: Any) -> int:
     """What a job is doing.
@@ -378,18 +372,16 @@ def config() -> None:
 
 @config.command("show", context_settings=CONTEXT)
 @click.option("--config", "file", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(file: str | None, as_json: bool) -> int:
     """Every setting, its value, and the place that decided it."""
     resolved = settle({"config": file})
     if as_json:
         click.echo(json.dumps(resolved.as_json(), indent=2))
         return 0
-    for key, value in resolved.as_json()["settings"].items():
-        if key == "staleness" and value is None:
-            value = "async"
-        shown = ", ".join(value) if isinstance(value, list | tuple) else str(value)
-        click.echo(f"{key:<16} {shown or '-':<24} {resolved.origins[key]}")
+    from ..text.settings import lines
+
+    click.echo("\n".join(lines(resolved.as_json()["settings"], dict(resolved.origins))))
     return 0
 
 
@@ -434,7 +426,7 @@ def run(argv: Sequence[str]) -> int:
         say_error(error)
         return error.exit_code
     except click.UsageError as error:
-        say_error(ZmlError(USAGE, guess.said(error), guess.fix_of(error, main)))
+        say_error(ZmlError(USAGE, guess.said(error), guess.fix_of(error, main, argv)))
         return errors.BOOK[USAGE].exit_code
     except click.ClickException as error:
         say_error(ZmlError(USAGE, error.format_message()))

@@ -12,7 +12,7 @@ def data() -> None:
 
 
 @data.command("audit")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("run", required=False)
 def audit_(run: str | None, as_json: bool) -> int:
     """Prove that every batch counted once.

@@ -18,6 +18,13 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SCRIPT = {**CONTEXT, "allow_interspersed_args": False}  # what follows the script is the script's
 
 
+class InOrder(click.Group):
+    """Lists its commands in the order of its file, the first to try first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 def flags(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Several click options as one decorator, in the order in which help shows them."""
 
@@ -57,9 +64,14 @@ JOB_FLAGS = flags(
         help="Who runs the optimizer.  [default: auto, the worker with topk and local steps]",
     ),
     click.option(
-        "--outer-lr", type=float, metavar="X", help="Of the shards' rule under the workers' optimizers."
+        "--outer-lr",
+        type=float,
+        metavar="X",
+        help="Learning rate with which shards apply the workers' averaged updates (topk, local steps).",
     ),
-    click.option("--outer-momentum", type=float, metavar="X", help="The same, Nesterov.  [default: 0]"),
+    click.option(
+        "--outer-momentum", type=float, metavar="X", help="Nesterov momentum of those updates.  [default: 0]"
+    ),
     click.option(
         "--warm-up-steps",
         type=int,
@@ -67,7 +79,10 @@ JOB_FLAGS = flags(
         help="Steps over which topk goes from 25 % to its density.  [default: 5 % of the run]",
     ),
     click.option(
-        "--residual-decay", type=float, metavar="X", help="Topk keeps so much of what waits.  [default: 1]"
+        "--residual-decay",
+        type=float,
+        metavar="X",
+        help="Factor applied to unsent updates at each exchange; 1 keeps all.  [default: 1]",
     ),
     click.option(
         "--lr-scaling",
@@ -105,9 +120,11 @@ RESTART_FLAGS = flags(
         "--worker-restarts",
         type=int,
         metavar="N",
-        help="Start a script that was killed again, so often within an hour.  [default: 3]",
+        help="Times per hour that a killed script is restarted.  [default: 3]",
     ),
-    click.option("--restart-on-error", is_flag=True, default=None, help="After an exception, too."),
+    click.option(
+        "--restart-on-error", is_flag=True, default=None, help="Also restart after a Python exception."
+    ),
 )
 TRACKER_FLAG = click.option(
     "--tracker",
@@ -120,9 +137,12 @@ RESUME_FLAG = click.option(
     "--resume", metavar="RUN", help="Begin with a run's newest checkpoint, or with the one that is named."
 )
 KEEPING_FLAGS = flags(
-    click.option("--checkpoint-steps", type=int, metavar="N", help="A checkpoint after so many steps."),
+    click.option("--checkpoint-steps", type=int, metavar="N", help="Checkpoint every N steps."),
     click.option(
-        "--checkpoint-minutes", type=float, metavar="T", help="And after so many minutes.  [default: 10]"
+        "--checkpoint-minutes",
+        type=float,
+        metavar="T",
+        help="Checkpoint every T minutes; 0: never.  [default: 10]",
     ),
     click.option("--keep-last", type=int, metavar="N", help="Checkpoints that stay.  [default: 3]"),
     click.option(

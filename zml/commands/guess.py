@@ -7,7 +7,7 @@ Pure functions of what was written and what there is.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -75,7 +75,7 @@ def every_command(group: click.Group, before: str = "") -> Iterator[tuple[str, c
             yield from every_command(each, f"{before}{name} ")
 
 
-def fix_of(error: click.UsageError, root: click.Group) -> str:
+def fix_of(error: click.UsageError, root: click.Group, argv: Sequence[str] = ()) -> str:
     """One sentence on what to do about a command line that click cannot use."""
     context = error.ctx
     path = context.command_path if context is not None else "zml"
@@ -87,12 +87,24 @@ def fix_of(error: click.UsageError, root: click.Group) -> str:
         flags = [name for parameter in at.params for name in parameter.opts if name.startswith("--")]
         if near := nearest(error.option_name, [*flags, "--help"], 0.75):
             return f"Did you mean {near}?"
+        if right := behind_script(error.option_name, argv, at):
+            return f"Arguments of your script go after it: `{path} {right}`."
         where = [f"`zml {name}`" for name, each in every_command(root) if error.option_name in _flags(each)]
         if where:
             return f"It is a flag of {' and of '.join(where[:2])}."
     if isinstance(error, click.BadParameter) and isinstance(getattr(error.param, "type", None), click.Choice):
         return f"`{path} --help` says more."
     return f"`{path} --help` lists what there is."
+
+
+def behind_script(option: str, argv: Sequence[str], of: click.Command) -> str:
+    """A flag that no command has, put behind the script that follows it; empty where none does, or none is taken."""
+    at = next((place for place, word in enumerate(argv) if word.partition("=")[0] == option), None)
+    script = next((word for word in argv[at or 0 :] if word.endswith(".py")), None)
+    if at is None or script is None or not any(each.name == "script" for each in of.params):
+        return ""
+    value = argv[at + 1]
+    return " ".join([script, argv[at], *([value] if not value.startswith("-") and value != script else [])])
 
 
 def unknown_command(error: click.UsageError) -> str | None:

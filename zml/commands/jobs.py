@@ -18,13 +18,13 @@ import click
 
 from .. import errors
 from ..errors import NO_SCRIPT, NO_TOKEN, USAGE, ZmlError
+from .flags import CONTEXT, InOrder
 
 if TYPE_CHECKING:
     from ..cluster.client import Client
     from ..cluster.jobs import JobView, Submission
 
 F = TypeVar("F", bound=Callable[..., Any])
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 STATES = (
     "queued", "starting", "running", "draining", "paused", "succeeded", "failed", "cancelled", "timed_out",
 )  # fmt: skip
@@ -32,7 +32,7 @@ STATES = (
 
 def server_flags(command: F) -> F:
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="For machines."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option(
             "--token", metavar="FILE", envvar="ZML_TOKEN", help="The file with your token.  [or ZML_TOKEN]"
         ),
@@ -344,11 +344,6 @@ def explain_job(job: str, server: str | None, token: str | None, as_json: bool) 
 
 
 # -- one job -------------------------------------------------------------------------------------------------
-
-
-class InOrder(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
 
 
 @click.group(cls=InOrder, context_settings=CONTEXT, invoke_without_command=True)

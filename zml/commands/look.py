@@ -110,7 +110,7 @@ def watch(folder: Path, more: Callable[[], bool]) -> None:
 
 # -- zml logs ---------------------------------------------------------------------------------------------
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="For machines: one object per line.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 FOLLOW = click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until the run is over.")
 RUN = click.argument("run", required=False)
 

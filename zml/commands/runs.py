@@ -15,7 +15,7 @@ from ..errors import USAGE, ZmlError
 if TYPE_CHECKING:
     from ..runs.comparing import Entry, Row
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="For machines.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 VALUES = 2  # that a script logs, in the table
 
 

@@ -39,7 +39,7 @@ WIDTH = 80  # off a terminal
     metavar="S",
     help="Seconds between two looks.  [default: 1]",
 )
-@click.option("--json", "as_json", is_flag=True, help="For machines, once.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, once.")
 @click.argument("run", required=False)
 def top(
     run: str | None,

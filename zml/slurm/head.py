@@ -115,6 +115,9 @@ class Head:
             raise ZmlError(
                 LOST, f"the coordinator {self.steps.now[COORDINATOR].how()}", self._see(COORDINATOR)
             )
+        members = {member.member for member in status.members}
+        for member in self.steps.now.keys() - members - {COORDINATOR}:
+            self.steps.end(member)  # it was still loading, and would wait for a coordinator that is gone
         late = await self.steps.wait(GOODBYE_S)
         if late:
             self.viewer.say(f"ending {console.names(late)}: still there {GOODBYE_S:g} s after the job")
