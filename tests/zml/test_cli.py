@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -286,6 +287,15 @@ def test_keys_are_made_once_and_readable_by_their_owner_only(tmp_path: Path, cal
     assert again.stderr.startswith("error: keys/coordinator.key: this key exists")
     assert call("keys", "keys", "--name", "gpu03").returncode == 0
     assert "gpu03" in (tmp_path / "keys" / "authorized.toml").read_text()
+
+
+def test_a_coordinator_that_cannot_listen_leaves_no_run(tmp_path: Path, call: Call) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for flags in (["--bind", f"tcp://127.0.0.1:{port}"], ["--http", f"127.0.0.1:{port}"]):
+            ended = call("coordinator", *flags)
+            assert ended.returncode == 4 and "[ZML-E201]" in ended.stderr, ended.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_status_shows_how_a_run_ended(tmp_path: Path, call: Call) -> None:

@@ -184,7 +184,12 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
     from ..coordinator.coordinating import job_spec, serve
 
     spec = job_spec(settings, script, args, os.getcwd() if script else "")
-    return serve(settings, spec)
+    try:
+        return serve(settings, spec)
+    except ZmlError:
+        if not resolved.settings.run_dir:
+            rundir.discard(folder)
+        raise
 
 
 @main.command(context_settings=CONTEXT)

@@ -21,6 +21,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -86,6 +87,12 @@ def create(resolved: Resolved, script: str, args: Sequence[str], *, cpu: bool = 
             USAGE, f"cannot write to {folder}: {error.strerror}", "Choose another folder with --run-dir."
         ) from None
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder that `create` has made for a run that did not begin. What has begun stays."""
+    if not (folder / COORDINATOR).exists() and not (folder / STATUS).exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def shard_state(run_dir: str, shard: int) -> Path:
