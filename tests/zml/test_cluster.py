@@ -208,6 +208,23 @@ def test_a_file_is_written_by_another_when_its_writer_did_not_come_to_its_end(co
     assert simulate(main()) == (True, False, signal != 0)
 
 
+@pytest.mark.parametrize(
+    ("code", "signal", "ends"), [(3, 0, "FAILED"), (0, 9, "FAILED"), (0, 0, "SUCCEEDED")]
+)
+def test_scripts_may_end_before_a_shard_has_come(code: int, signal: int, ends: str) -> None:
+    async def main() -> tuple[int, str]:
+        cluster = Cluster(MemoryNetwork(6), JobSpec(workers=2, shards=1))
+        await cluster.coordinator.start()
+        scripts = [cluster.script(f"w{index}") for index in range(2)]
+        await cluster.until(lambda: all(script.task is not None for script in scripts))
+        for script in scripts[: 1 if code else 2]:  # the first failure ends the job
+            exited = Exited(job="job", member=script.name, incarnation=1, code=code, signal=signal)
+            await script.agent.request(COORDINATOR, exited, timeout_s=5)
+        return await cluster.finish(), cluster.coordinator.status().state
+
+    assert simulate(main()) == (code or (128 + signal if signal else 0), ends)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_whoever_is_killed_an_audit_of_what_the_ledger_was_asked_finds_every_batch_once(seed: int) -> None:
     async def main() -> tuple[list[calls.Call], list[Script]]:

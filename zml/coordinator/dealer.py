@@ -239,6 +239,8 @@ class Dealer:
         if event.signal in ENDED_BY_SOMEBODY:
             return event
         worker = WorkerId(event.worker)
+        if self.ledger.incarnations.get(worker) != event.incarnation:
+            return event  # it ended before it could have been given a batch
         count = None
         if begun is not None:
             count = max(begun[1], 0) if begun[0] == self.ledger.epoch else 0
