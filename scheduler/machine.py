@@ -4,23 +4,23 @@ The machine is the only writer of the state. Which event does what in which stat
 an entry there, or from a former incarnation, is `Ignored` and changes nothing. Where a job goes from there, by way of
 FINISHING, is in the tables of `state`. Both, as `table()` prints them:
 
-                 FORMING   RUNNING          DRAINING         FINISHING
-    Joined       found     welcome          turn away        turn away
-    Renewed      renew     renew            renew            renew
-    Exited       too soon  script ended     script ended     goodbye
-    Left         leave     leave            leave            goodbye
-    Lost         lose      lose             lose             goodbye
-    Died         lose      lose             lose             goodbye
-    DrainAsked   cancel    drain            -                -
-    Cancelled    cancel    cancel           cancel           give up
-    Registered   -         register         register         -
-    Loaded       -         load             load             -
-    Returned     -         resume           resume           -
-    BackupReady  -         back up          back up          -
-    BackupLost   -         expose           expose           -
-    Vacating     -         vacate           vacate           -
-    NotPromoted  -         not promoted     not promoted     -
-    TimeUp       -         give up waiting  give up waiting  time up
+                 FORMING       RUNNING          DRAINING         FINISHING
+    Joined       found         welcome          turn away        turn away
+    Renewed      renew         renew            renew            renew
+    Exited       script ended  script ended     script ended     goodbye
+    Left         leave         leave            leave            goodbye
+    Lost         lose          lose             lose             goodbye
+    Died         lose          lose             lose             goodbye
+    DrainAsked   cancel        drain            -                -
+    Cancelled    cancel        cancel           cancel           give up
+    Registered   -             register         register         -
+    Loaded       -             load             load             -
+    Returned     -             resume           resume           -
+    BackupReady  -             back up          back up          -
+    BackupLost   -             expose           expose           -
+    Vacating     -             vacate           vacate           -
+    NotPromoted  -             not promoted     not promoted     -
+    TimeUp       -             give up waiting  give up waiting  time up
 
                                         FORMING    RUNNING    DRAINING
     everybody asked for is here         RUNNING    -          -
@@ -232,8 +232,14 @@ class Machine(Housing, Looking, GoingOn):
         yield from self._may_begin(job, now)
 
     def _may_begin(self, job: Job, now: float) -> Actions:
-        """FORMING: if all who are asked for are here."""
-        if job.missing_workers or job.missing_shards:
+        """FORMING: if all who are asked for are here, and not all workers have come to their end already."""
+        if job.missing_workers:
+            return
+        if not job.members.workers():
+            cause, exit_code = self._no_worker_left(job, job.members.gone("worker")[-1][1])
+            yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
+            return
+        if job.missing_shards:
             return
         job.members.found()
         job.generation = 1
@@ -388,23 +394,11 @@ class Machine(Housing, Looking, GoingOn):
         yield Stop(job.id, worker, event.because)
         yield from self._go_on(job, worker, gone, now)
 
-    def _too_soon(self, job: Job, event: Exited, now: float) -> Actions:
-        """FORMING: a script has ended before the job began; one that ended for good is not waited for again."""
-        yield from self._script_ended(job, event, now)
-        if not isinstance(job.phase, Forming):
-            return
-        if job.members.workers() or job.missing_workers:
-            yield from self._may_begin(job, now)
-            return
-        last = job.members.records[as_member(event.worker)]
-        assert isinstance(last, Gone)
-        cause, exit_code = self._no_worker_left(job, last)
-        yield from self._finish(job, cause, exit_code, explain.outcome(job), now)
-
     def _go_on(self, job: Job, member: MemberId, gone: Gone, now: float) -> Actions:
         """One fewer: the others go on, or the job cannot."""
         because = how_it_ended(member, gone)
         if isinstance(job.phase, Forming) and gone.fate is not Fate.FAILED:
+            yield from self._may_begin(job, now)  # who has come to its end for good is not waited for
             return
         if role_of(member) == "shard":
             for shard, _ in self.served_by(job.id, ShardId(member)):
@@ -527,7 +521,7 @@ EVENTS: dict[State, dict[type, Handler]] = {
     State.FORMING: {
         Joined: M._found,
         Renewed: M._renew,
-        Exited: M._too_soon,
+        Exited: M._script_ended,
         Left: M._leave,
         Lost: M._lose,
         Died: M._lose,

@@ -18,6 +18,21 @@ NAME = "lock"
 NAMED_BYTES = 200  # that say who holds it
 
 
+def holder(folder: Path) -> str:
+    """Who holds it; empty where nobody does."""
+    try:
+        file = os.open(folder / NAME, os.O_RDWR)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(file, NAMED_BYTES, 0).decode(errors="replace").strip() or "another process"
+    finally:
+        os.close(file)
+    return ""
+
+
 def hold(folder: Path, code: str, rule: str, fix: str) -> int:
     """The descriptor to close when it is over. Raises ZmlError that names who holds it, and OSError."""
     file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o600)

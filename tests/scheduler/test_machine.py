@@ -132,6 +132,17 @@ def test_a_job_whose_scripts_all_end_before_it_begins_is_over() -> None:
     assert play.tell(finished(W1))[-1] == Finish(JOB, State.SUCCEEDED, 0, "all 2 workers finished")
 
 
+def test_a_job_with_more_workers_than_asked_for_does_not_begin_without_any() -> None:
+    play = Play(1, 1)
+    play.join("worker", "a")
+    play.join("worker", "b")
+    play.tell(finished(W0))
+    assert play.state() == "FORMING", "w1 computes, once the shard is here"
+    assert play.tell(died("w1"))[-1] == Finish(
+        JOB, State.SUCCEEDED, 0, f"1 of 2 workers finished; w1 was lost: {KILLED}"
+    )
+
+
 def test_a_script_that_fails_before_the_job_begins_ends_it() -> None:
     play = Play(2, 1)
     play.join("worker", "a")

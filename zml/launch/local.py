@@ -27,11 +27,12 @@ from ..address import any_port
 from ..compiled import NOTICE
 from ..compression import parse
 from ..config import ANY_PORT, Resolved, Settings, as_environment
-from ..errors import INTERRUPTED, LOST, NOT_FORMED, ZmlError
+from ..errors import HELD, INTERRUPTED, LOST, NOT_FORMED, ZmlError
+from ..hold import hold
 from ..logs import outlets as logs
 from ..logs.printed import Printed
 from ..metrics.endpoint import guarded, must_be_free
-from ..runs import rundir
+from ..runs import resume, rundir
 from ..status import JobStatus, encode
 from ..text import console, report
 from . import tether
@@ -190,8 +191,7 @@ class LocalRun:
         until = loop.time() + START_S
         while True:
             found = rundir.listening(self.folder)
-            # In the folder of a run that was cut off there is what its former coordinator wrote.
-            if found is not None and not (self.cut_off and found.pid != coordinator.process.pid):
+            if found is not None and found.addresses:
                 break
             if self.killed:
                 raise Stopped
@@ -544,10 +544,11 @@ def run(
     settings = resolved.settings
     guarded(settings)
     must_be_free(settings)
+    folder = cut_off if cut_off is not None else rundir.create(resolved, script, args, cpu=cpu)
+    state = rundir.launcher_state(folder)
+    hold(state, HELD, "one `zml run` at a time", "Let that one go on with it.")  # until this process ends
     if cut_off is not None:
-        folder = cut_off.absolute()
-    else:
-        folder = rundir.create(resolved, script, args, cpu=cpu)
+        rundir.forget_addresses(folder)  # nobody is left who would dial them
     if parse(settings.compress).sparse:  # the first run on a machine compiles before its shards join
         settings = replace(settings, join_timeout_s=max(settings.join_timeout_s, COMPILE_S))
         resolved = replace(resolved, settings=settings)
@@ -589,7 +590,5 @@ def run(
         for line in ["stopped", *there, f"run directory: {console.near(str(folder))}"]:
             print(line, file=sys.stderr)
         return 128 + local.interrupted_by
-    fix = f"Its log is in {console.near(str(where))}."
-    if there:
-        fix += f" `zml resume {report.name_of(str(folder))}` goes on from the newest checkpoint."
+    fix = f"Its log is in {console.near(str(where))}. {resume.advice(folder, saved=bool(there))}".strip()
     raise ZmlError(LOST, f"the coordinator {local.children['coordinator'].how()}", fix)

@@ -19,14 +19,16 @@ from ..checkpoint.finding import Skip, find, load_from
 from ..checkpoint.manifest import RUN_ENDED, Manifest
 from ..config import KINDS, Resolved, resolve
 from ..errors import NO_CHECKPOINT, USAGE, ZmlError
+from ..hold import holder
 from ..messages import JobSpec
 from .rundir import (
     CHECKPOINTS,
     CONFIG,
     COORDINATOR_STATE,
+    EVENTS,
+    LAUNCHER_STATE,
     STATE,
     STATUS,
-    alive,
     boot_id,
     listening,
     newest_status,
@@ -34,9 +36,11 @@ from .rundir import (
 
 # What belongs to one run and not to the next.
 OWN = frozenset({"run_dir", "bind", "coordinator", "resume"})
-# With another one of these it is another job.
-JOB = frozenset(JobSpec.__struct_fields__)
-GOING_S = 5.0
+# With another one of these it is another job, or another place.
+ANEW = frozenset({*JobSpec.__struct_fields__, "job", "run_dir"})
+# After these, processes that begin anew would not do what is left.
+LAST = ('"event": "Drain"', '"event": "Stop"', '"event": "Finish"')
+GOING_S = 5.0  # for processes to go whose launcher was killed
 
 
 class Again(NamedTuple):
@@ -53,9 +57,13 @@ class Again(NamedTuple):
 
 def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str], skip: Skip) -> Again:
     """Read a run and find what it can go on from; `skip` is told of newer checkpoints. Raises ZmlError."""
-    if (run / CONFIG).is_file() and (led_by := _leader(run)):
-        what = f"{run} goes on: its coordinator is process {led_by}"
-        raise ZmlError(USAGE, what, "End it; or name one of its checkpoints, for a new run from there.")
+    run = run.absolute()  # whoever begins it goes to another folder first
+    if (run / CONFIG).is_file() and (held := _still_held(run)):
+        raise ZmlError(
+            USAGE,
+            f"{run} goes on: {held}",
+            "End it; or name one of its checkpoints, for a new run from there.",
+        )
     because = why_not_there(run, given) if (run / CONFIG).is_file() else ""
     if (run / CONFIG).is_file() and not because:
         about = _About.read(run / CONFIG)
@@ -88,11 +96,15 @@ def why_not_there(run: Path, given: Mapping[str, Any]) -> str:
     """Why a run cannot go on in its own directory, where it stood; empty if it can."""
     if (run / STATUS).exists():
         return "it came to its end"
-    if changed := sorted(JOB & given.keys()):
+    if changed := sorted(ANEW & given.keys()):
         return f"{changed[0]} is asked for anew"
     listened = listening(run)
     if listened is None or not (run / COORDINATOR_STATE).is_dir():
         return "its coordinator has left nothing"
+    if not (run / LAUNCHER_STATE).is_dir():
+        return "it was not `zml run` that had started it"
+    if any(last in _events(run) for last in LAST):
+        return "it was being stopped, or some of it had come to its end"
     if listened.boot != boot_id() or not listened.boot:
         return "this machine was started anew since, or it was another one"
     shards = _About.read(run / CONFIG).settings["shards"]
@@ -102,18 +114,32 @@ def why_not_there(run: Path, given: Mapping[str, Any]) -> str:
     return ""
 
 
-def _leader(run: Path) -> int:
-    """The process of its coordinator, if it is alive; one whose launcher was killed has a moment to go."""
+def advice(run: Path, *, saved: bool) -> str:
+    """What to do with a run whose processes are gone; empty where nothing is left of it."""
+    if not why_not_there(run, {}):
+        return f"`zml resume {run.name}` goes on where it stood."
+    return f"`zml resume {run.name}` goes on from the newest checkpoint." if saved else ""
+
+
+def _still_held(run: Path) -> str:
+    """Which of its processes is alive, in words; those whose launcher was killed have a moment to go."""
     until = time.monotonic() + GOING_S
-    while True:
-        listened = listening(run)
-        if listened is None or not listened.boot or listened.boot != boot_id():
-            return 0
-        if not alive(listened.pid) or (run / STATUS).exists():
-            return 0
+    while not (run / STATUS).exists():
+        held = {folder.name: by for folder in (run / STATE).glob("*") if (by := holder(folder))}
+        if not held:
+            return ""
         if time.monotonic() > until:
-            return listened.pid
+            name, by = min(held.items())
+            return f"its {name} is {by}"
         time.sleep(0.05)
+    return ""
+
+
+def _events(run: Path) -> str:
+    try:
+        return (run / EVENTS).read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 class _About(NamedTuple):

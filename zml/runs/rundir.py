@@ -45,6 +45,9 @@ LOGS = "logs"
 TIMELINE = "timeline"
 STATE = "state"
 COORDINATOR_STATE = f"{STATE}/coordinator"
+LAUNCHER_STATE = (
+    f"{STATE}/launcher"  # held by `zml run`, as the other folders in `state` are by their processes
+)
 CHECKPOINTS = "checkpoints"
 
 
@@ -139,6 +142,22 @@ def write(path: Path, data: bytes) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_bytes(data)
     os.replace(scratch, path)
+
+
+def launcher_state(folder: Path) -> Path:
+    """Made, if it is not there. Raises ZmlError."""
+    try:
+        (folder / LAUNCHER_STATE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZmlError(USAGE, f"cannot write to {folder}: {error.strerror}", "Make room there.") from None
+    return folder / LAUNCHER_STATE
+
+
+def forget_addresses(folder: Path) -> None:
+    """Of a coordinator that is gone: the next one finds others."""
+    if (here := listening(folder)) is not None:
+        gone = msgspec.structs.replace(here, addresses=[], http="")
+        write(folder / COORDINATOR, msgspec.json.encode(gone))
 
 
 def boot_id() -> str:
