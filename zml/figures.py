@@ -26,6 +26,7 @@ BESIDE = ("push", "pull")
 STEP_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 APPLY_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 STALENESS_BOUNDS = (0, 1, 2, 4, 8, 16, 32)
+MOST_WORDS = 400  # characters of a sentence, which has to fit into the header of a message
 
 
 class GpuFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +83,9 @@ class ShardFigures(msgspec.Struct, frozen=True, kw_only=True):
     apply_s: list[int] = []  # updates by duration, in the classes of APPLY_BOUNDS_S
     apply_sum_s: float = 0.0
     memory_bytes: int = 0  # resident in its process, now
-    no_room: str = ""  # why what would change it is refused now: its disk is full
+    no_room: str = (
+        ""  # why what would change it is refused now: its disk is full; MOST_WORDS characters at most
+    )
 
 
 def after(former: WorkerFigures, newer: WorkerFigures | None) -> WorkerFigures:

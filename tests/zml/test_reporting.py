@@ -22,6 +22,7 @@ from zml.agent.tally import VARIABLE, AgentTally, ScriptTally
 from zml.figures import (
     APPLY_BOUNDS_S,
     BESIDE,
+    MOST_WORDS,
     PHASES,
     STALENESS_BOUNDS,
     STEP_BOUNDS_S,
@@ -51,6 +52,7 @@ def largest(kind: type[Any]) -> Any:
         "apply_s": [MOST] * (len(APPLY_BOUNDS_S) + 1),
         "phases": dict.fromkeys((*PHASES, *BESIDE), LONGEST),
         "compress": max(map(str, SETTINGS), key=len),
+        "no_room": "x" * MOST_WORDS,
         "gpu": GpuFigures(utilization=LONGEST, memory_used_bytes=MOST, memory_bytes=MOST, power_w=LONGEST),
     }
     numbers = {

@@ -699,7 +699,7 @@ def test_the_end_waits_for_the_last_checkpoint_as_long_as_pieces_come(
     found, skipped = newest(tmp_path / "checkpoints")
     assert not skipped
     if stops:
-        assert found is None and said == ["error: at the end"]
+        assert found is None and said == ["error: run ended"]
     else:
         assert found is not None and not said
         assert took_s > 2 * Rules().goodbye_s

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..figures import APPLY_BOUNDS_S, ShardFigures, count, none_yet
+from ..figures import APPLY_BOUNDS_S, MOST_WORDS, ShardFigures, count, none_yet
 from .pushlog import PushLog
 
 if TYPE_CHECKING:
@@ -89,5 +89,5 @@ def figures(shard: Shard, memory_bytes: int) -> ShardFigures:
         apply_s=list(counts.apply_s),
         apply_sum_s=counts.apply_sum_s,
         memory_bytes=memory_bytes,
-        no_room=shard.no_room,
+        no_room=shard.no_room[:MOST_WORDS],
     )

@@ -165,7 +165,11 @@ def test_nobody_who_comes_later_keeps_a_waiting_job_from_room_that_could_be_made
         given = plan.verdicts[job.request.job].allocation
         if given is not None and job.request.job not in behind:
             room.take_all(Allocation(given.workers[: job.request.least], given.shards), job.request)
-        elif given is None and plan.verdicts[job.request.job].why is Why.NO_ROOM and job is not first:
+        elif (
+            given is None
+            and plan.verdicts[job.request.job].why in (Why.NO_ROOM, Why.PREEMPTED)
+            and job is not first
+        ):
             return  # room is reserved for somebody before it
     found = place(room, first.request, first.request.least)
     assert found is None or any(
