@@ -63,14 +63,14 @@ def test_a_run_that_was_killed_whole_goes_on_and_every_sample_counts_once(
 
 
 def test_a_run_without_a_checkpoint_that_was_killed_whole_goes_on_where_it_stood(place: Playground) -> None:
-    args = ["--epochs", "3", "--samples", "480", "--pause", "0.02"]
+    args = ["--epochs", "3", "--samples", "320", "--pause", "0.02"]
     run = place.start("run", "--checkpoint-minutes", "0", "train.py", *args)
 
     def steps() -> int:
         now = next(iter(place.folder.glob("runs/*/now.json")), None)
         return int(json.loads(now.read_text())["steps"]) if now is not None else 0
 
-    place.until(lambda: steps() > 70, "it is in the second of three epochs")
+    place.until(lambda: steps() > 45, "it is in the second of three epochs")
     first = killed(place, run)
     code, text = place.run("resume", first.name)
     assert code == 0, text
@@ -79,13 +79,7 @@ def test_a_run_without_a_checkpoint_that_was_killed_whole_goes_on_where_it_stood
     code, text = place.run("data", "audit", first.name)
     assert code == 0 and "every batch counted once" in text
     (shard,) = [member["shard"] for member in place.status()["members"] if member["role"] == "shard"]
-    assert shard["updates"] == 180, "each of 3 epochs of 60 batches, once"
-    code, text = place.run("resume", first.name)
-    assert code == 0, text
-    (second,) = [
-        folder.parent for folder in place.folder.glob("runs/*/config.json") if folder.parent != first
-    ]
-    assert samples_of(second) == 0, "it had come to its end: what goes on from there has nothing to do"
+    assert shard["updates"] == 120, "each of 3 epochs of 40 batches, once"
 
 
 @pytest.mark.soak
