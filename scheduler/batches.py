@@ -105,9 +105,7 @@ class Ledger:
         self.current: Pass | None = None  # None before the first epoch
         self.draining: str | None = None
         self.reissued = 0  # batches that workers held when they were lost, in all epochs
-        self.samples = (
-            0  # in the batches that were committed here, in all epochs, as far as workers have said
-        )
+        self.samples = 0  # in batches that were committed, in all epochs, as far as workers have said
         self.news = False  # the last call has changed something, or told that an epoch is over: write it down
 
     @property

@@ -1,7 +1,7 @@
 """`--compress auto`: what it decides, without a clock; and that workers whose updates are merged decide together."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -203,13 +203,6 @@ def test_with_a_staleness_bound_an_update_is_merged_as_its_own_worker_says(
         hyper = write_hyper([{**NUMBERS[0], "lr": rate}])
         shard.handle(worker, Commit(JOB, worker, 1, clock, 0), memoryview(hyper))
     assert seen == rates and shard.setting == NO_WISH
-
-
-@pytest.fixture
-def io() -> Iterator[IoThread]:
-    thread = IoThread("test")
-    yield thread
-    thread.close()
 
 
 def test_training_goes_on_over_a_change_of_the_setting_and_loses_no_update(io: IoThread) -> None:

@@ -141,13 +141,6 @@ class Twin:
         return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.fixture
-def io() -> Iterator[IoThread]:
-    thread = IoThread("test")
-    yield thread
-    thread.close()
-
-
 def test_buckets_leave_during_backward_the_last_layers_first(io: IoThread) -> None:
     twin = Twin(io)
     twin.backward(twin.model)

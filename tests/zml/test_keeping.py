@@ -1,7 +1,6 @@
 """The worker's side of checkpoints: its optimizer's state into the folder, or in pieces, and back at a resume."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +74,6 @@ class Coordinator:
         piece = xxhash.xxh3_64_hexdigest(data)
         data = bytes(len(data)) if self.damage else data
         return Answer(Fetched("job", listed.bytes, listed.xxh3, where, piece), memoryview(data))
-
-
-@pytest.fixture
-def io() -> Iterator[IoThread]:
-    thread = IoThread("test")
-    yield thread
-    thread.close()
 
 
 def keeping(coordinator: Coordinator, io: IoThread, twin: Twin, on_worker: bool = True) -> Keeping:

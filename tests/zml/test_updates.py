@@ -1,6 +1,6 @@
 """The optimizer on the worker: what its steps changed leaves, and the model goes back to what was published."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -106,13 +106,6 @@ class Twin:
     def off_by(self) -> float:
         pairs = zip(self.model.parameters(), self.plain.parameters(), strict=True)
         return max(float((a - b).detach().abs().max()) for a, b in pairs)
-
-
-@pytest.fixture
-def io() -> Iterator[IoThread]:
-    thread = IoThread("test")
-    yield thread
-    thread.close()
 
 
 @pytest.mark.parametrize("kind", ["SGD", "AdamW", "NAdam", "Rprop"])

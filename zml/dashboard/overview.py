@@ -44,17 +44,18 @@ def overview(
     bound: int | None = 0,
 ) -> Overview:
     status = evidence.status
+    whole = since_the_first(status)
     found = findings(evidence)
     return Overview(
         head=head(name, evidence, found),
         numbers=numbers(evidence, bound),
         findings=found,
-        members=[member(each) for each in since_the_first(status).members],
+        members=[member(each) for each in whole.members],
         phases=shares(list(evidence.lately.workers.values())),
         checkpoint=checkpoint(status.checkpoint),
         data=data(status.data),
         events=list(events[-LATEST:]),
-        failures=scripts(since_the_first(status)),
+        failures=scripts(whole),
         versions=dict(versions),
     )
 

@@ -188,8 +188,10 @@ def look(folder: Path, now: float) -> Found:
 def left(folder: Path) -> JobStatus | None:
     """How a run ended, or, of one that nobody leads any more, the last that it said; None of one that may answer."""
     found = look(folder, time.time())
-    if found.live or found.status is None or found.status.over:
-        return found.status if not found.live else None
+    if found.live:
+        return None
+    if found.status is None or found.status.over:
+        return found.status
     because = "its coordinator is gone, and nobody has written down how it ended"
     return msgspec.structs.replace(found.status, state=CUT_OFF, because=because)
 

@@ -58,19 +58,13 @@ class Again(NamedTuple):
 def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str], skip: Skip) -> Again:
     """Read a run and find what it can go on from; `skip` is told of newer checkpoints. Raises ZmlError."""
     run = run.absolute()  # whoever begins it goes to another folder first
-    if (run / CONFIG).is_file() and (held := _still_held(run)):
-        raise ZmlError(
-            USAGE,
-            f"{run} goes on: {held}",
-            "End it; or name one of its checkpoints, for a new run from there.",
-        )
-    because = why_not_there(run, given) if (run / CONFIG).is_file() else ""
-    if (run / CONFIG).is_file() and not because:
-        about = _About.read(run / CONFIG)
-        flags = {**about.flags(), **given, "run_dir": str(run), "resume": about.settings.get("resume", "")}
-        words = f"{run.name} where it was cut off, from its journal and push logs"
-        resolved = resolve(flags, environment)
-        return Again(resolved, about.script, about.args, about.folder, words, about.cpu, cut_off=run)
+    because = ""
+    if (run / CONFIG).is_file():  # else it is a checkpoint, or a folder of them
+        if held := _still_held(run):
+            fix = "End it; or name one of its checkpoints, for a new run from there."
+            raise ZmlError(USAGE, f"{run} goes on: {held}", fix)
+        if not (because := why_not_there(run, given)):
+            return _where_it_stood(run, given, environment)
     try:
         place = find(run)
         checkpoint = load_from(place, skip)
@@ -92,6 +86,14 @@ def again(run: Path, given: Mapping[str, Any], environment: Mapping[str, str], s
     return Again(resolve(flags, environment), about.script, about.args, about.folder, words, about.cpu)
 
 
+def _where_it_stood(run: Path, given: Mapping[str, Any], environment: Mapping[str, str]) -> Again:
+    about = _About.read(run / CONFIG)
+    flags = {**about.flags(), **given, "run_dir": str(run), "resume": about.settings.get("resume", "")}
+    words = f"{run.name} where it was cut off, from its journal and push logs"
+    resolved = resolve(flags, environment)
+    return Again(resolved, about.script, about.args, about.folder, words, about.cpu, cut_off=run)
+
+
 def why_not_there(run: Path, given: Mapping[str, Any]) -> str:
     """Why a run cannot go on in its own directory, where it stood; empty if it can."""
     if (run / STATUS).exists():
@@ -103,7 +105,8 @@ def why_not_there(run: Path, given: Mapping[str, Any]) -> str:
         return "its coordinator has left nothing"
     if not (run / LAUNCHER_STATE).is_dir():
         return "it was not `zml run` that had started it"
-    if any(last in _events(run) for last in LAST):
+    events = _events(run)
+    if any(last in events for last in LAST):
         return "it was being stopped, or some of it had come to its end"
     if listened.boot != boot_id() or not listened.boot:
         return "this machine was started anew since, or it was another one"

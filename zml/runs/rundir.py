@@ -45,9 +45,8 @@ LOGS = "logs"
 TIMELINE = "timeline"
 STATE = "state"
 COORDINATOR_STATE = f"{STATE}/coordinator"
-LAUNCHER_STATE = (
-    f"{STATE}/launcher"  # held by `zml run`, as the other folders in `state` are by their processes
-)
+# Held by `zml run`, as the other folders in `state` are by their processes.
+LAUNCHER_STATE = f"{STATE}/launcher"
 CHECKPOINTS = "checkpoints"
 
 

@@ -65,9 +65,8 @@ class Pulls:
             if may and not parked.answer.done() and self.core.ceded(parked.pull.bucket) is None:
                 try:
                     parked.answer.set_result(self._delta(parked.pull))
-                except (
-                    Refusal
-                ) as refusal:  # there is no room: told to who pulls, not to whose step has just counted
+                except Refusal as refusal:
+                    # There is no room: told to who pulls, not to whose step has just counted.
                     parked.answer.set_exception(refusal)
         self.parked = [parked for parked in self.parked if not parked.answer.done()]
 

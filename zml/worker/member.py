@@ -241,9 +241,8 @@ class Member:
             self.save(Path(self.seat.run_dir, DRAINED))
 
     def evaluate(self, fn: Callable[[Any], Mapping[str, Any]], loader: Any) -> dict[str, float]:
-        if (
-            self.alone
-        ):  # others do not wait for its share any more, and what stands behind this call is to run
+        if self.alone:
+            # Others do not wait for its share any more, and what stands behind this call is to run.
             log.info("evaluated alone: this worker has left", worker=self.seat.worker)
             return evaluate_alone(fn, check(loader))
         evaluator = self.evaluators.get(loader) or Evaluator(loader)
