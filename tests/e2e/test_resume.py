@@ -63,7 +63,7 @@ def test_a_run_that_was_killed_whole_goes_on_and_every_sample_counts_once(
 
 
 def test_a_run_without_a_checkpoint_that_was_killed_whole_goes_on_where_it_stood(place: Playground) -> None:
-    args = ["--epochs", "3", "--samples", "320", "--pause", "0.02"]
+    args = ["--epochs", "3", "--samples", "320", "--pause", "0.08"]
     run = place.start("run", "--checkpoint-minutes", "0", "train.py", *args)
 
     def steps() -> int:
