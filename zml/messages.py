@@ -702,6 +702,35 @@ class Moved(Message):
     addresses: list[str]
 
 
+class StreamAt(Message):
+    """A notice: what lies in this part of the script's stream before `position` is applied. The payload is the stream's
+    state there (`worker.stream_state`). Lost ones are not missed."""
+
+    job: str
+    worker: str
+    incarnation: int
+    part: int
+    position: int
+
+
+class FindStream(Message):
+    """Which state of this part is kept, at `position` or before it?"""
+
+    idempotent: ClassVar[bool] = True
+    job: str
+    worker: str
+    incarnation: int
+    part: int
+    position: int
+
+
+class StreamFound(Message):
+    """The payload is the state before the `position`th batch; none where the part is to be read from its front."""
+
+    job: str
+    position: int
+
+
 class Claim(Message):
     """May I be the one that writes this file? The first to ask is; payload none."""
 
@@ -1039,6 +1068,9 @@ AnyMessage = (
     | Drained
     | Contents
     | Skip
+    | StreamAt
+    | FindStream
+    | StreamFound
     | Evaluate
     | Evaluating
     | Totals

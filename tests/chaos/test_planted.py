@@ -83,7 +83,7 @@ def test_chaos_catches_a_shard_that_answers_before_it_writes(monkeypatch: pytest
             asyncio.get_running_loop().call_soon(note, self, message, kept)
 
     monkeypatch.setattr(Shard, "note", note_later)
-    assert caught(begin=18).broken
+    assert caught(begin=127).broken
 
 
 def test_chaos_catches_a_ledger_that_commits_what_it_gives_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_chaos_catches_a_worker_whose_commits_and_advances_overtake_a_commit(
 
     monkeypatch.setattr(Client, "_push", push_marked)
     monkeypatch.setattr(Client, "_counted_before", counted_before_a_push)
-    assert caught(begin=121).broken
+    assert caught(begin=378).broken
 
 
 # -- what only housed worlds catch -----------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_chaos_catches_a_checkpoint_of_shards_that_stand_apart(monkeypatch: pyte
 
     monkeypatch.setattr(Shard, "order", order_anyhow)
     monkeypatch.setattr(holds, "alike", lambda fronts: True)
-    assert caught("housed", MORE, begin=74).broken
+    assert caught("housed", MORE, begin=170).broken
 
 
 def test_chaos_catches_a_ledger_that_is_not_of_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_chaos_catches_a_source_that_goes_on_counting_while_it_is_in_doubt(
         return None if self.doubt is not None and self.doubt.gives else holding_up(self)
 
     monkeypatch.setattr(Shard, "_holding_up", holding_up_others)
-    assert caught("growing", MORE, begin=482).broken
+    assert caught("growing", MORE, begin=554).broken
 
 
 @pytest.mark.soak

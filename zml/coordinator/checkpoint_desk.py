@@ -95,7 +95,9 @@ class CheckpointDesk:
         described = describe_ledger(ledger.at_cut(found, gone_on=gone_on))
         steps = self.hall.board.steps(self.hall.machine.workers(self.hall.job))
         job = describe_job(self.hall.spec, steps, self.hall.ledger, self.hall.facts.noted, front.course)
-        return Cut(self.hall.facts.registration, self.hall.ledger.epoch, described, job, {})
+        return Cut(
+            self.hall.facts.registration, self.hall.ledger.epoch, described, job, self.hall.streams.files()
+        )
 
     def stop(self, member: str, because: str) -> None:
         """End this member; a shard when the last checkpoint has what it holds."""

@@ -40,6 +40,7 @@ from ..messages import (
     Exited,
     Fenced,
     Fetch,
+    FindStream,
     Gauge,
     Heartbeat,
     JobSpec,
@@ -61,6 +62,7 @@ from ..messages import (
     Skip,
     Standing,
     Status,
+    StreamAt,
     Take,
     TakeCheckpoint,
     Vacate,
@@ -88,6 +90,7 @@ from .orders import Orders
 from .rosters import Rosters
 from .shard_desk import ShardDesk, digest_of
 from .spreading import Spreading
+from .streams import Streams
 from .taking_over import take_over
 from .vigil import Vigil
 
@@ -156,6 +159,7 @@ class Coordinator:
         self.peers = dict(self.facts.peers)
         self.answers: dict[str, Message | Refusal] = {}  # peer -> how its Join ends; filled by `perform`
         self.notes = Notes(docket)
+        self.streams = Streams(docket)
         self.held: list[actions.Action] = []  # to be performed as soon as the journal has what led to them
         self.orders = Orders(self.endpoint, self.peers, self.is_still_to_come)
         going_on = docket.job in machine.jobs or docket.job in machine.over
@@ -218,6 +222,8 @@ class Coordinator:
                 self.dealer.perform(call)
             if self.resumed is not None and (noted := resumed_note(self.resumed)) is not None:
                 self.docket.fact(noted)
+            if self.resumed is not None:
+                self.streams.begin_with(self.resumed)
             self.dispatch(
                 events.Submitted(
                     self.job,
@@ -428,6 +434,10 @@ class Coordinator:
                 self.board.gauge(message, self.events.note)
                 self.dealer.stalls = self.board.stalls
             return None
+        if isinstance(message, StreamAt):
+            if self.is_current(message.worker, message.incarnation) and self.docket.settled():
+                self.streams.told(message, bytes(payload or b""))
+            return None
         self.settle()  # or nothing is changed
         reply = self.change(peer, message, payload)
         if isinstance(reply, Awaitable):
@@ -499,6 +509,9 @@ class Coordinator:
                 return self.dealer.know(message, bytes(payload or b""))
             case Skip():
                 return self.dealer.skip(message, bytes(payload or b""))
+            case FindStream():
+                self.admit(message.worker, message.incarnation)
+                return self.streams.find(message)
             case Where():
                 self.admit(message.worker, message.incarnation)
                 because = "it is gone, and its chunks are only there"

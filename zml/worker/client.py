@@ -39,6 +39,7 @@ from ..messages import (
     Evaluate,
     Evaluating,
     Fetch,
+    FindStream,
     Homes,
     Kept,
     Load,
@@ -54,6 +55,8 @@ from ..messages import (
     Report,
     Result,
     Skip,
+    StreamAt,
+    StreamFound,
     Take,
     Taken,
     Totals,
@@ -244,6 +247,16 @@ class Client:
         payload = msgspec.msgpack.encode(list(samples[:MOST_SAMPLES]))
         because = because[:MOST_WORDS]
         await self._say(Skip(epoch=epoch, batch=batch, because=because, **self.me), payload)
+
+    def tell_state(self, part: int, position: int, state: bytes) -> None:
+        """Of a stream. A notice; lost when the coordinator is away, and not missed."""
+        self.control.notify(COORDINATOR, StreamAt(part=part, position=position, **self.me), state)
+
+    async def find_state(self, part: int, position: int) -> tuple[int, bytes] | None:
+        """The nearest that is kept, at this position or before it."""
+        answer = await self._ask(FindStream(part=part, position=position, **self.me))
+        assert isinstance(answer.message, StreamFound), answer.message
+        return None if answer.payload is None else (answer.message.position, bytes(answer.payload))
 
     async def claim(self, what: str) -> Claimed:
         reply = (await self._ask(Claim(what=what, **self.me))).message

@@ -94,8 +94,9 @@ def check(loader: Any) -> DataLoader[Any]:
     if isinstance(loader.dataset, IterableDataset):
         raise ZmlError(
             LOADER,
-            "an IterableDataset has no order that workers could share",
-            'Use a map-style data set, or zml.join(..., data="best effort") after reading Limits in the README.',
+            "an IterableDataset has no order that workers could share, and this one cannot say where it stands",
+            "Give it state_dict() and load_state_dict(state), use a map-style data set, or zml.join(..., "
+            'data="best effort") after reading Limits in the README.',
         )
     if type(loader.batch_sampler) is not BatchSampler:
         kind = type(loader.batch_sampler).__name__
@@ -226,13 +227,13 @@ class DividedLoader:
     def _divided(self) -> Iterable[Any]:
         """The user's loader over this worker's batches; workers, collation and pinning are the user's own."""
         if self._inner is None:
-            self._inner = like(self.loader, _Share(self))
+            self._inner = like(self.loader, Share(self))
         return self._inner
 
     def _again(self) -> Iterator[Any]:
         """Batches that came back from a lost worker, outside of the generators' plain sequence."""
         state = torch.get_rng_state()
-        source = iter(like(self.loader, _Returned(self)))
+        source = iter(like(self.loader, Returned(self)))
         torch.set_rng_state(state)
         return source
 
@@ -273,14 +274,19 @@ class DividedLoader:
         else:
             self.order = list(batches)
 
-    def hand_out(self) -> Iterator[list[int]]:
+    def hand_out(self) -> Iterator[Any]:
         """The samples of each leased batch, as the inner loader asks for them."""
         while self.more():
             batch = self.leased.popleft()
-            samples = self.order[batch]
-            self.handed.append((batch, len(samples)))
+            asked, samples = self.asked(batch)
+            self.handed.append((batch, samples))
             self.begin()
-            yield samples
+            yield asked
+
+    def asked(self, batch: int) -> tuple[Any, int]:
+        """What the inner loader is asked for where it is asked for this batch, and how many samples that is."""
+        samples = self.order[batch]
+        return samples, len(samples)
 
     def begin(self) -> None:
         """One more is asked of the inner loader. Whoever looks for what a script has crashed over looks no further."""
@@ -321,16 +327,17 @@ class DividedLoader:
         self.yielded_at = now
 
 
-class _Share:
-    """Batch sampler: the epoch's order is drawn at the first fetch, where torch's own sampler draws it too."""
+class Share:
+    """Batch sampler, or sampler of a stream's batches: the epoch's order is drawn at the first fetch, where torch's own
+    sampler draws it too."""
 
     def __init__(self, divided: DividedLoader) -> None:
         self.divided = divided
 
     def __len__(self) -> int:
-        return len(self.divided.loader)
+        return len(self.divided)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Any]:
         divided = self.divided
         divided.draw_order()
         # Never wait for others here: a loader with worker processes asks ahead, while its own batches are under way.
@@ -338,8 +345,8 @@ class _Share:
             yield from divided.hand_out()
 
 
-class _Returned:
-    """Batch sampler: what is leased now, and no more."""
+class Returned:
+    """The same: what is leased now, and no more."""
 
     def __init__(self, divided: DividedLoader) -> None:
         self.divided = divided
@@ -347,7 +354,7 @@ class _Returned:
     def __len__(self) -> int:
         return len(self.divided.leased)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Any]:
         return self.divided.hand_out()
 
 

@@ -45,8 +45,10 @@ from .data import DividedLoader
 from .evaluation import Anew, Evaluator, check
 from .evaluation import Result as Outcome
 from .evaluation import alone as evaluate_alone
+from .exact_streams import ExactStream, is_exact
 from .hooks import Hooks
 from .keeping import Keeping
+from .parts import Place
 from .reporting import Reports
 from .schedules import Schedules, Told
 from .script import EXACT, write_model
@@ -150,10 +152,12 @@ class Member:
                 NOT_JOINED, "zml.join was called twice", "Join once, with one model and one optimizer."
             )
         if loader is not None:  # what cannot be divided is refused before anything is told
-            if data == EXACT:
+            count = self.plan.workers
+            if data == EXACT and is_exact(loader):
+                self.loader = ExactStream(loader, self, count, batches)
+            elif data == EXACT:
                 self.loader = DividedLoader(loader, self)
             else:
-                count = self.plan.workers
                 self.loader = StreamLoader(loader, self, int(self.seat.worker[1:]) % count, count, batches)
         registration = self._registration(model, optimizer)
         layout = registration.layout
@@ -366,6 +370,12 @@ class Member:
         if isinstance(reply, Drained):
             self.draining = reply.because
         return reply.batches if isinstance(reply, Taken) else []
+
+    def tell_state(self, place: Place, state: bytes) -> None:
+        self.io.post(self.client.tell_state, *place, state)
+
+    def find_state(self, place: Place) -> tuple[int, bytes] | None:
+        return self._others(self.client.find_state(*place))
 
     def begin(self, batches: int) -> None:
         self.tally.begin(self.ledger_epoch, batches, self.meter.steps)
