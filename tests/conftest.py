@@ -4,6 +4,7 @@ that start a cluster or a Slurm lie where `make test` looks for them; the codec'
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,12 @@ def _log_lines_as_they_come() -> Iterator[None]:
     """A command that one test has called, and that was to be silent, silences no other."""
     yield
     structlog.reset_defaults()
+
+
+def pytest_configure() -> None:
+    # Started in the background of a script, a process ignores Ctrl-C, and so do all that it starts: some tests press it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -342,5 +342,5 @@ def test_no_module_hides_a_name_that_its_package_exports() -> None:
 def test_no_module_is_longer_than_one_sitting() -> None:
     """But for the one file that declares every message: a list, and not read in one go."""
     long = {m.name: n for m in modules().values() if (n := m.path.read_text().count("\n")) > 600}
-    assert long.pop("zml.messages", 0) < 1100
+    assert long.pop("zml.messages", 0) < 1200
     assert long == {}

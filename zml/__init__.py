@@ -41,8 +41,9 @@ def join(
     The model is not wrapped and `optimizer.step` is not replaced: gradients leave and parameters arrive through
     public hooks. Call it once, after model, optimizer and loader exist and before the first step.
 
-    `data="best effort"` takes a loader over an IterableDataset, of which each worker reads its own part, and an epoch
-    is `batches` of them (`zml.worker.streams`); alone it changes nothing.
+    A loader over an IterableDataset is divided exactly where the data set has `state_dict()` and
+    `load_state_dict(state)` (`zml.worker.exact_streams`); an epoch is `batches` of its batches. `data="best effort"`
+    takes one that has not: each worker reads its own part (`zml.worker.streams`). Alone neither changes anything.
     Raises `zml.errors.ZmlError` for what cannot be trained this way, with the fix.
     """
     from .errors import LOADER, ZmlError

@@ -278,8 +278,9 @@ LOADER = page(
     """zml divides map-style data sets by the order that their sampler draws. It knows torch's own samplers
     (sequential, random, subset, weighted); for others the order would differ between workers, and
     samples be lost or doubled.""",
-    """Use one of these samplers. A stream (IterableDataset) is taken by best effort only: zml.join(...,
-    data="best effort"), with a data set that has a method zml_shard(index, count).""",
+    """Use one of these samplers. A stream (IterableDataset) is divided where it has state_dict() and
+    load_state_dict(state), with zml.join(..., batches=1000), and by best effort where it has a method
+    zml_shard(index, count): zml.join(..., batches=1000, data="best effort").""",
 )
 EPOCH_DIFFERS = page(
     "ZML-E302",

@@ -8,6 +8,7 @@
             ledger.json  job.json           the data ledger at the cut; settings, clock, epoch, mode, workers
             shard-0000.safetensors          chunks of one shard: `CHUNK/w`, `CHUNK/exp_avg` ...; float32
             worker.safetensors  worker.json     where a script's own optimizer runs: its state
+            streams.json                    where the data are a stream: states of it, by part and position
         step-000001200.2/                   the same step a second time, after a resume from before it
         .step-000001600.TOKEN.partial/      being written
         .step-000000400.TOKEN.dropped/      being deleted

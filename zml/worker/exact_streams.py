@@ -6,9 +6,9 @@ states of the stream are known: those that this worker has seen, and those that 
 told once what was read before it is applied, now and then; what lies between it and the place that is wanted is read
 again, and dropped.
 
-With `zml_shard(index, count)` the stream is read in as many parts as the job was asked to have workers, times the
-processes of a loader. Then each worker reads only its own, as long as all are there. Without, each reads everything and
-drops what others train.
+With `zml_shard(index, count)`, or the `shard` of Hugging Face's `datasets`, the stream is read in as many parts as the
+job was asked to have workers, times the processes of a loader. Then each worker reads only its own, as long as all are
+there. Without, each reads everything and drops what others train.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import LOADER, ZmlError
 from .data import DividedLoader, Ledger, Returned, Share
-from .parts import MOST_PARTS, Cut, Place
-from .reader import Read, Reader, Wanted
+from .parts import Cut, Place
+from .reader import Read, Reader, Wanted, most_parts
 from .streams import length
 
 EVERY = 16  # batches of a part between two states of it that are told
@@ -59,15 +59,13 @@ class ExactStream(DividedLoader):
         if self.batches < 1:
             what = f"an epoch of {self.batches} batches"
             raise ZmlError(LOADER, what, "Give zml.join at least batches=1 of a stream.")
-        shards = callable(getattr(loader.dataset, "zml_shard", None))
-        parts = min(workers * max(1, loader.num_workers), MOST_PARTS) if shards else 1
+        # An empty stream says so when it is read.
+        parts = max(1, min(workers * max(1, loader.num_workers), most_parts(loader.dataset)))
         self.mine = Cut.first(parts, self.batches, loader.batch_size or 0, bool(loader.drop_last))
         self.cut: Cut | None = None  # of the newest epoch; None before this worker's first
 
         def reader() -> Reader:
-            return Reader(
-                loader.dataset, loader.batch_size, bool(loader.drop_last), loader.collate_fn, shards
-            )
+            return Reader(loader.dataset, loader.batch_size, bool(loader.drop_last), loader.collate_fn)
 
         # Processes of the loader get what this one has open with them: nothing.
         self.here, self.there = reader(), reader()
@@ -113,7 +111,7 @@ class ExactStream(DividedLoader):
         assert self.cut is not None
         if read.failed:
             kind = type(self.loader.dataset).__name__
-            fix = "Make every part that zml_shard(index, count) leaves hold at least one batch."
+            fix = "Make every part that zml_shard(index, count) or shard leaves hold at least one batch."
             raise ZmlError(LOADER, f"{kind}: {read.failed}", fix)
         batch = self.handed[0][0]
         if read.state is not None:

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from . import stream_state
+from .parts import MOST_PARTS
 
 
 class Wanted(NamedTuple):
@@ -48,22 +49,16 @@ class Empty(Exception):
 class Reader:
     """Of one data set, which stays as it is: each part is read from a copy of it.
 
-    `batch_size` None: the stream's items are batches already. `shards`: has it a `zml_shard`?
+    `batch_size` None: the stream's items are batches already.
     """
 
     def __init__(
-        self,
-        dataset: Any,
-        batch_size: int | None,
-        drop_last: bool,
-        collate: Callable[[Any], Any],
-        shards: bool,
+        self, dataset: Any, batch_size: int | None, drop_last: bool, collate: Callable[[Any], Any]
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.collate = collate
-        self.shards = shards
         self.open: dict[int, _Part] = {}
 
     def __getitem__(self, wanted: Wanted) -> Read:
@@ -107,9 +102,7 @@ class _Part:
     def _begin(self, state: Any) -> None:
         """At the front of the part, where the state is None."""
         self.items: Iterator[Any] | None = None
-        self.dataset = copy.deepcopy(self.reader.dataset)
-        if self.reader.shards:
-            self.dataset.zml_shard(self.index, self.count)
+        self.dataset = part_of(copy.deepcopy(self.reader.dataset), self.index, self.count)
         if state is not None:
             self.dataset.load_state_dict(state)
 
@@ -133,6 +126,22 @@ class _Part:
                 self.position += 1
                 return items if size else items[0]
         raise Empty
+
+
+def most_parts(dataset: Any) -> int:
+    """Into how many parts it can be divided without reading all of it in each."""
+    if callable(getattr(dataset, "zml_shard", None)):
+        return MOST_PARTS
+    most = getattr(dataset, "num_shards", None)
+    return min(most, MOST_PARTS) if isinstance(most, int) and callable(getattr(dataset, "shard", None)) else 1
+
+
+def part_of(dataset: Any, index: int, count: int) -> Any:
+    """By its `zml_shard`, or as Hugging Face's `datasets` do it (https://huggingface.co/docs/datasets/stream)."""
+    if callable(getattr(dataset, "zml_shard", None)):
+        dataset.zml_shard(index, count)
+        return dataset
+    return dataset.shard(num_shards=count, index=index) if count > 1 else dataset
 
 
 def whole_parts() -> None:

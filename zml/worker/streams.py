@@ -1,6 +1,7 @@
 """A loader over an IterableDataset, by best effort: the number of batches in an epoch is exact, which samples is not.
 
-A stream has no order that workers could share and no place that another worker could go on from. So each worker reads
+A stream that cannot say where it stands (those that can are in `exact_streams`) has no order that workers could share
+and no place that another worker could go on from. So each worker reads
 its own part of it (`zml_shard`), and the ledger counts batches without knowing what is in them: an epoch is so many of
 them, each trained once, whoever comes and goes. What a lost worker had read and not trained is lost, and the batches
 that it owed are made up for with what the others read next. Whoever starts again begins its part from the front: where
