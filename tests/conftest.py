@@ -27,7 +27,7 @@ def _log_lines_as_they_come() -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    # Started in the background of a script, a process ignores Ctrl-C, and so do all that it starts: some tests press it.
+    # What a script starts in the background ignores Ctrl-C, and so does all that it starts: some tests press it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
