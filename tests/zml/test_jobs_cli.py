@@ -91,8 +91,17 @@ def test_a_script_is_submitted_with_what_was_asked_for(call: Call, api: Served, 
         environment={"SEED": "1", "USER": "ann"},
         settings={"compress": "topk:1%:int4", "staleness": "async", "local_steps": 4},
     )  # fmt: skip
+    flags = (
+        "--async --compress topk:1% --local-steps 4 --checkpoint-steps 50 --keep-every 500 --set keep-last=9"
+    )
+    assert call("submit", *flags.split(), "train.py").code == 0
+    third = api.desk.views["j3"].submission
+    assert third is not None and third.settings == {
+        "compress": "topk:1%:int4", "staleness": "async", "local_steps": 4, "checkpoint_steps": 50,
+        "keep_every_steps": 500, "keep_last": 9,
+    }  # fmt: skip
     shown = json.loads(call("submit", "train.py", "--json").out)
-    assert (shown["id"], shown["state"], shown["submission"]["script"]) == ("j3", "QUEUED", "train.py")
+    assert (shown["id"], shown["state"], shown["submission"]["script"]) == ("j4", "QUEUED", "train.py")
 
 
 def test_a_job_file_says_it_key_for_key_and_flags_change_it(call: Call, api: Served, tmp_path: Path) -> None:
@@ -167,6 +176,8 @@ def test_a_script_that_does_not_travel_is_told_before_anything_is_sent(call: Cal
         (["train.py", "-w", "many"], "workers = many", "Write 1 to 10,000, or MIN..MAX within that."),
         (["train.py", "-w", "0"], "workers = 0", "Write 1 to 10,000, or MIN..MAX within that."),
         (["workers.toml"], "workers = 1.5", "Write 1 to 10,000, or MIN..MAX within that."),
+        (["train.py", "--sync", "--staleness", "2"], "--sync, --staleness and --async exclude", "Give one of them."),
+        (["train.py", "--compress", "zip"], "the flags: compress", ""),
         (["train.py", "--set", "compres=x"], "--set has an unknown key compres", "Did you mean compress?"),
         (["train.py", "--set", "shards=2"], "--set: shards is no setting of one job", "The submission or the cluster"),
         (["train.py", "--set", "compress"], "--set compress is not KEY=VALUE", "Write --set compress=topk:1%."),

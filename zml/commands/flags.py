@@ -36,15 +36,7 @@ def flags(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
-JOB_FLAGS = flags(
-    click.option("-w", "--workers", type=int, metavar="N", help="Workers to wait for.  [default: 1]"),
-    click.option("-p", "--shards", type=int, metavar="M", help="Parameter-server shards.  [default: 1]"),
-    click.option(
-        "--replicas",
-        type=int,
-        metavar="R",
-        help="Backups of each shard, 0 or 1: one takes over where a shard dies.  [default: 0]",
-    ),
+TRAINING_FLAGS = flags(
     click.option("--sync", is_flag=True, help="Every step waits for all workers (BSP). This is the default."),
     click.option(
         "--staleness", type=int, metavar="N", help="A worker may be N steps ahead of the slowest (SSP)."
@@ -106,6 +98,17 @@ JOB_FLAGS = flags(
         type=click.Choice(["stop", "skip"]),
         help="When a batch crashes scripts, or its gradient is not finite.  [default: stop]",
     ),
+)
+JOB_FLAGS = flags(
+    click.option("-w", "--workers", type=int, metavar="N", help="Workers to wait for.  [default: 1]"),
+    click.option("-p", "--shards", type=int, metavar="M", help="Parameter-server shards.  [default: 1]"),
+    click.option(
+        "--replicas",
+        type=int,
+        metavar="R",
+        help="Backups of each shard, 0 or 1: one takes over where a shard dies.  [default: 0]",
+    ),
+    TRAINING_FLAGS,
 )
 MEMBER_FLAGS = flags(
     click.option(
@@ -225,23 +228,28 @@ LOCAL_FLAGS = flags(
 
 def settle(given: Mapping[str, Any]) -> Resolved:
     """Settings from a command's parameters: those that are None, empty or False were not given."""
-    named = {
-        key: value for key, value in given.items() if not (value is None or value is False or value == ())
-    }
+    named = named_by(given)
     file = named.pop("config", None)
-    modes = [key for key in ("sync", "staleness", "asynchronous") if key in named]
-    if len(modes) > 1:
-        raise ZmlError(USAGE, "--sync, --staleness and --async exclude each other", "Give one of them.")
-    if named.pop("sync", False):
-        named["staleness"] = 0
-    if named.pop("asynchronous", False):
-        named["staleness"] = "async"
     resolved = resolve(named, os.environ, file)
     if "trace" in given and resolved.settings.trace != "off":
         from ..tracing.process import require
 
         require(resolved.settings.trace)
     return resolved
+
+
+def named_by(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that flags say, by their keys."""
+    named = {
+        key: value for key, value in given.items() if not (value is None or value is False or value == ())
+    }
+    if len(named.keys() & {"sync", "staleness", "asynchronous"}) > 1:
+        raise ZmlError(USAGE, "--sync, --staleness and --async exclude each other", "Give one of them.")
+    if named.pop("sync", False):
+        named["staleness"] = 0
+    if named.pop("asynchronous", False):
+        named["staleness"] = "async"
+    return named
 
 
 def devices(resolved: Resolved, cpu: bool) -> list[str]:

@@ -18,7 +18,7 @@ import click
 
 from .. import errors
 from ..errors import NO_SCRIPT, NO_TOKEN, USAGE, ZmlError
-from .flags import CONTEXT, InOrder
+from .flags import CONTEXT, KEEPING_FLAGS, TRAINING_FLAGS, InOrder, named_by
 
 if TYPE_CHECKING:
     from ..cluster.client import Client
@@ -120,13 +120,15 @@ class Submit(click.Command):
     "settings",
     multiple=True,
     metavar="K=V",
-    help="A setting of zml.toml: compress=topk:1%. May be repeated.",
+    help="Another setting of zml.toml: worker_restarts=0. May be repeated.",
 )
 @click.option(
     "--folder", metavar="PATH", help="Where the code is.  [default: here; with --archive, the script's]"
 )
 @click.option("--archive/--no-archive", default=None, help="Send the code along, where not all nodes see it.")
 @click.option("--wait", is_flag=True, help="Stay until it is over; exit code as the job's.")
+@TRAINING_FLAGS
+@KEEPING_FLAGS
 @server_flags
 @click.argument("job_or_script", metavar="job.toml | SCRIPT")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]")
@@ -137,7 +139,7 @@ def submit(
     """Give a job to the cluster.
 
     A job.toml says the same with keys: script = "train.py", args, workers = "1..4", gpus, memory_mb, time_limit_s,
-    tables [settings] and [environment]. Flags change what it says.
+    tables [settings] and [environment]. Flags change what it says; those of the training are those of zml run.
 
     With --wait, Ctrl-C detaches, and the job goes on.
     """
@@ -208,10 +210,14 @@ def described(job_or_script: str, args: tuple[str, ...], given: dict[str, Any]) 
             )
         key, value = jobfile.pair(text if "=" in text else f"{text}={os.environ[text]}", "--env", "SEED=1")
         wanted.setdefault("environment", {})[key] = value
+    of_training = (*jobfile.SETTINGS, "sync", "asynchronous")
+    named = named_by({key: value for key, value in given.items() if key in of_training})
+    said = [(key, value, "the flags") for key, value in named.items()]
     for text in given["settings"]:
         key, value = jobfile.pair(text, "--set", "compress=topk:1%")
-        key = key.replace("-", "_")
-        found = jobfile.setting(key, value, "--set", exact=False)
+        said.append((key.replace("-", "_"), value, "--set"))
+    for key, value, where in said:
+        found = jobfile.setting(key, value, where, exact=where != "--set")
         wanted.setdefault("settings", {})[key] = "async" if key == "staleness" and found is None else found
     return wanted, place
 
