@@ -1,7 +1,9 @@
 """A loader divided: one worker sees what plain Python would have seen, several see every batch once."""
 
+import gc
 import itertools
 import os
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -195,7 +197,8 @@ def test_every_option_of_the_users_loader_is_that_of_the_divided_one() -> None:
         drop_last=True,
         shuffle=True,
     )
-    inner = DividedLoader(plain, Alone())._divided()
+    divided = DividedLoader(plain, Alone())
+    inner = divided._divided()
     assert isinstance(inner, DataLoader) and len(inner) == len(plain) == 13
     for name in (
         "dataset",
@@ -447,3 +450,15 @@ def test_a_script_that_leaves_its_loop_when_it_is_told_to_leave_gives_up_no_shar
             break
     divided.finish()
     assert ledger.done == [0, 1] and ledger.departures == 1
+
+
+def test_processes_that_stay_end_with_the_loader() -> None:
+    loader = DividedLoader(in_worker_processes(persistent_workers=True), Alone())
+    assert len(list(loader)) == len(loader)
+    began = weakref.ref(loader)
+    gc.disable()
+    try:
+        del loader
+        assert began() is None, "nothing leads back to it: torch ends its processes at once"
+    finally:
+        gc.enable()

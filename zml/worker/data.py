@@ -8,6 +8,7 @@ would have drawn, in the same order, from the same generators.
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Protocol, cast
@@ -332,7 +333,8 @@ class Share:
     sampler draws it too."""
 
     def __init__(self, divided: DividedLoader) -> None:
-        self.divided = divided
+        # No circle: a collection of garbage that finds processes which stay waits ten seconds for them, in torch.
+        self.divided: DividedLoader = weakref.proxy(divided)
 
     def __len__(self) -> int:
         return len(self.divided)
@@ -349,7 +351,7 @@ class Returned:
     """The same: what is leased now, and no more."""
 
     def __init__(self, divided: DividedLoader) -> None:
-        self.divided = divided
+        self.divided: DividedLoader = weakref.proxy(divided)
 
     def __len__(self) -> int:
         return len(self.divided.leased)

@@ -7,6 +7,7 @@ gets the same totals. The order in which they come changes no bit of a sum (`sch
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class Evaluator:
     def __init__(self, loader: Any) -> None:
         self.loader = check(loader)
         self.batches = len(self.loader)
-        self.inner = like(self.loader, self)
+        self.inner = like(self.loader, weakref.proxy(self))  # as `data.Share`
         self.leased: deque[int] = deque()
         self.handed: deque[int] = deque()
         self.results: list[Result] = []
