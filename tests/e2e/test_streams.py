@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 
 from tests.e2e.harness import Playground
 from tests.e2e.test_resume import killed_after
+from zml.checkpoint import newest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -56,8 +57,11 @@ def test_every_sample_of_a_stream_counts_once_whoever_dies(place: Playground) ->
     (place.folder / "count.py").write_text(SCRIPT)
     flags = ["-w", "2", "-p", "2", "--async", "--checkpoint-steps", "15"]
     first = killed_after(place, 90, *flags, "count.py")
-    code, text = place.run("resume", str(first), "-w", "3")
+    found, _ = newest(first / "checkpoints")
+    assert found is not None and "streams.json" in found.manifest.files
+    code, text = place.run("resume", str(first), "-w", "3", "-p", "1")
     assert code == 0, text
+    assert f"resuming at step {found.manifest.step:,}, in epoch {found.manifest.epoch + 1}" in text
     counts = -load_file(place.folder / "counts.safetensors")["counts"]
     wrong = {number: float(count) for number, count in enumerate(counts) if count != 1}
     assert not wrong, text
