@@ -33,7 +33,7 @@ from ..iothread import IoThread
 from ..layout import Layout, Registration, buckets
 from ..lease import COORDINATOR
 from ..link import script_endpoints
-from ..messages import Drained, EpochOver, Evaluating, Keep, Moved, Result, Taken, Wait
+from ..messages import Drained, EpochOver, Evaluating, Keep, Moved, Registered, Result, Taken, Wait
 from ..plan import Plan
 from ..runs.rundir import TIMELINE
 from ..scheduler.evaluation import Key
@@ -152,13 +152,7 @@ class Member:
                 NOT_JOINED, "zml.join was called twice", "Join once, with one model and one optimizer."
             )
         if loader is not None:  # what cannot be divided is refused before anything is told
-            count = self.plan.workers
-            if data == EXACT and is_exact(loader):
-                self.loader = ExactStream(loader, self, count, batches)
-            elif data == EXACT:
-                self.loader = DividedLoader(loader, self)
-            else:
-                self.loader = StreamLoader(loader, self, int(self.seat.worker[1:]) % count, count, batches)
+            self.loader = self._divided(loader, data, batches)
         registration = self._registration(model, optimizer)
         layout = registration.layout
         shown = self.io.call(
@@ -176,12 +170,25 @@ class Member:
         )
         kind = Updates if self.plan.optimizer_on == "worker" else Hooks
         self.model, self.hooks = model, kind(traffic, optimizer, self._stepped)
+        self._begin(registered, traffic, optimizer)
+        self._remark(model)
+        log.info(
+            "in the job",
+            worker=self.seat.worker,
+            parameters=layout.size,
+            buckets=len(cut),
+            clock=traffic.clock,
+        )
+        return self.loader
+
+    def _begin(self, registered: Registered, traffic: Traffic, optimizer: torch.optim.Optimizer) -> None:
+        """Hold the job's parameters, and what the script's optimizer and schedules are to go on from."""
+        assert self.model is not None and self.hooks is not None
         self.staleness, self.first_epoch = registered.staleness, registered.epoch
         self.ledger_epoch = registered.epoch - 1
         traffic.clock = self.io.call(self.client.enter())
-        traffic.exchanges = (
-            traffic.clock + registered.steps
-        )  # who comes late has no warm-up, nor has a resumed run
+        # Who comes late has no warm-up, nor has a resumed run.
+        traffic.exchanges = traffic.clock + registered.steps
         traffic.warm_up = self.plan.warm_up(0)
         if registered.initialiser == self.seat.worker:
             traffic.load_shards()
@@ -191,25 +198,25 @@ class Member:
         # Now, before the script freezes what it has made.
         self.schedules = Schedules(optimizer, self.seat.worker).look()
         on_worker = self.plan.optimizer_on == "worker"
-        self.keeping = Keeping(self.client, self.io, model, self.schedules, on_worker=on_worker)
+        self.keeping = Keeping(self.client, self.io, self.model, self.schedules, on_worker=on_worker)
         self.schedule = self.keeping.restore()
         self.hooks.install()
         runner.current_step = lambda: self.meter.steps
         runner.in_hand = self._in_hand
         self.reports.begin(optimizer, traffic.auto)
         runner.failed = self._failed
+
+    def _remark(self, model: torch.nn.Module) -> None:
         if self.plan.optimizer_on == "worker" and any(p.dtype != torch.float32 for p in model.parameters()):
             log.warning("steps smaller than half a digit of a parameter vanish", worker=self.seat.worker)
         if any(buffer.is_floating_point() for buffer in model.buffers()):
             log.info("buffers stay local", worker=self.seat.worker, saved="those of the worker that saves")
-        log.info(
-            "in the job",
-            worker=self.seat.worker,
-            parameters=layout.size,
-            buckets=len(cut),
-            clock=traffic.clock,
-        )
-        return self.loader
+
+    def _divided(self, loader: Any, data: str, batches: int | None) -> DividedLoader:
+        count = self.plan.workers
+        if data != EXACT:
+            return StreamLoader(loader, self, int(self.seat.worker[1:]) % count, count, batches)
+        return ExactStream(loader, self, count, batches) if is_exact(loader) else DividedLoader(loader, self)
 
     def _registration(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Registration:
         bucket_chunks = self.plan.bucket_chunks(self.seat.bucket_chunks)
