@@ -702,8 +702,12 @@ class Moved(Message):
     addresses: list[str]
 
 
+MOST_PARTS = 1_024  # of a stream
+MOST_STATE = 64 << 10  # bytes of one state of it
+
+
 class StreamAt(Message):
-    """A notice: what lies in this part of the script's stream before `position` is applied. The payload is the stream's
+    """A notice: the batch before `position` in this part of the script's stream is applied. The payload is the stream's
     state there (`worker.stream_state`). Lost ones are not missed."""
 
     job: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -197,6 +198,8 @@ def test_generators_come_back_with_their_next_number() -> None:
         {"python": one.getstate(), "numpy": two.bit_generator.state, "torch": three.get_state()}
     )
     expected = one.random(), two.random(), torch.rand(2, generator=three)
+    half = torch.randn(5).bfloat16()
+    assert torch.equal(stream_state.read(stream_state.write(half)), half)
     back = stream_state.read(said)
     one.setstate(back["python"])
     two.bit_generator.state = back["numpy"]
@@ -207,8 +210,18 @@ def test_generators_come_back_with_their_next_number() -> None:
 
 @pytest.mark.parametrize(
     "state",
-    [object(), {"f": len}, {1: {2}}, "x" * 70_000, torch.zeros(2, dtype=torch.complex64)],
-    ids=["object", "code", "set", "large", "complex"],
+    [
+        object(),
+        {"f": len},
+        {1: {2}},
+        "x" * 70_000,
+        torch.zeros(20_000),
+        [0] * 70_000,
+        torch.zeros(2, dtype=torch.complex64),
+        collections.OrderedDict(a=1),
+        torch.nn.Parameter(torch.zeros(2)),
+    ],
+    ids=["object", "code", "set", "text", "tensor", "list", "complex", "ordered", "parameter"],
 )
 def test_what_is_not_plain_is_not_told(state: Any) -> None:
     with pytest.raises(stream_state.NotPlain):
@@ -217,7 +230,8 @@ def test_what_is_not_plain_is_not_told(state: Any) -> None:
 
 @given(st.binary(max_size=40) | st.sampled_from([
     b'{"zml":["tensor","<O",[1],""]}', b'{"zml":["array","<f4",[-1,7],"AAAA"]}', b'{"zml":["map",[1]]}',
-    b'{"zml":["bytes","!"]}', b'{"zml":7}', b'{"zml":["code","x"]}', b"[" * 5000,
+    b'{"zml":["bytes","!"]}', b'{"zml":["array","f4,,",[0],""]}', b'{"zml":["array","(1,",[0],""]}',
+    b'{"zml":7}', b'{"zml":["code","x"]}', b"[" * 5000,
 ]))  # fmt: skip
 def test_a_damaged_state_is_refused(data: bytes) -> None:
     try:
@@ -262,7 +276,7 @@ def test_a_tail_is_dropped_only_where_the_user_drops_it() -> None:
 # -- divided ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stream", "parts"), [(Numbers, 1), (Sharded, 6), (Shards, 5)])
+@pytest.mark.parametrize(("stream", "parts"), [(Numbers, 1), (Sharded, 6), (Shards, 3)])
 def test_which_samples_a_batch_holds_does_not_depend_on_who_reads_it(
     stream: Callable[[int], Numbers], parts: int
 ) -> None:
@@ -299,7 +313,7 @@ def test_whoever_takes_over_reads_on_from_a_state_and_trains_the_same_samples(pr
         done = list(range(rank, 150, 2))
         read(loader(Leased(whole.cut.to_bytes(), done, kept)))
     assert max(kept.states[0]) > 30, "states were told"
-    kept.found, Numbers.read = 0, 0
+    kept.found = Numbers.read = 0
     rest = list(range(150, 200))
     last = loader(Leased(whole.cut.to_bytes(), rest, kept))
     assert read(last) == [expected[batch] for batch in rest]
@@ -350,8 +364,7 @@ def test_states_are_told_of_what_is_applied_and_seldom() -> None:
     began = time.monotonic()
     for number, _ in enumerate(loader):
         assert all(position <= number for position in ledger.states.get(0, {}))
-    assert 500 in ledger.states[0], "the last of an epoch is told"
-    assert len(ledger.states[0]) <= 3 + (time.monotonic() - began)
+    assert 1 <= len(ledger.states[0]) <= 2 + (time.monotonic() - began)
 
 
 def test_what_can_say_where_it_stands_is_taken_for_exact_and_nothing_else() -> None:
@@ -379,3 +392,169 @@ def test_what_cannot_be_read_is_refused_with_the_fix(make: Callable[[], Any], na
     with pytest.raises(ZmlError, match=named) as refused:
         make()
     assert refused.value.code == "ZML-E301" and refused.value.fix
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------
+
+
+class Troubled(Numbers):
+    """Cannot read this sample the first time."""
+
+    tries = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for number in super().__iter__():
+            if number == 9 and Troubled.tries == 0:
+                Troubled.tries = 1
+                raise OSError("the network is away")
+            yield number
+
+
+def test_whoever_goes_on_after_an_exception_reads_what_is_due() -> None:
+    Troubled.tries = 0
+    reader = Reader(Troubled(40), 4, False, list)
+    found = []
+    for position in (0, 1, 2, 2, 3):
+        try:
+            found.append(reader[Wanted(1, 0, position)].batch)
+        except OSError as error:
+            assert "batch 2 of part 0 of 1" in error.__notes__[0]
+    assert found == plain(40, 4)[:4]
+
+
+class Shuffled(Numbers):
+    """Through a buffer, whose content is not in its state."""
+
+    def __iter__(self) -> Iterator[int]:
+        buffer: list[int] = []
+        for number in super().__iter__():
+            buffer.append(number)
+            if len(buffer) > 8:
+                yield buffer.pop(number * 7 % 8)
+        yield from buffer
+
+
+class Wrong(Numbers):
+    def state_dict(self) -> Any:
+        return {"at": 0}
+
+
+class Nothing(Numbers):
+    def state_dict(self) -> Any:
+        return None
+
+
+class Raises(Numbers):
+    def state_dict(self) -> Any:
+        raise RuntimeError("not now")
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("stream", [Shuffled, Wrong, Nothing, Raises])
+@pytest.mark.parametrize("processes", [0, 2])
+def test_states_that_would_decide_what_is_read_are_found_out_and_not_used(
+    stream: Callable[[int], Numbers], processes: int
+) -> None:
+    def loader(ledger: Any, processes: int) -> ExactStream:
+        return ExactStream(DataLoader(stream(400), batch_size=4, num_workers=processes), ledger, 1, 20)
+
+    ledger = AloneWithStates()
+    tried, without = loader(ledger, processes), loader(AloneWithStates(), 0)
+    without.untold = True
+    for _ in range(3):
+        assert read(tried) == read(without)
+    assert not ledger.states and tried.untold
+    assert "the stream is read from its front by whoever takes over" in tried.warned
+
+
+class Augmented(Numbers):
+    """Draws at random while it reads, and says so in no state."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (number + torch.rand(2) for number in super().__iter__())
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_is_drawn_at_random_is_no_matter_of_the_state() -> None:
+    torch.manual_seed(1)
+    ledger = AloneWithStates()
+    found = [batch.clone() for batch in ExactStream(DataLoader(Augmented(80), batch_size=4), ledger, 1, 20)]
+    assert ledger.states
+    torch.manual_seed(1)
+    torch.empty((), dtype=torch.int64).random_()  # torch's loader draws its own seed
+    assert all(map(torch.equal, found, DataLoader(Augmented(80), batch_size=4, generator=torch.Generator())))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_state_that_the_data_set_refuses_costs_time_and_nothing_else() -> None:
+    class Particular(Numbers):
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.begin = state["offset"]
+
+    kept = Kept()
+    for position in range(1, 9):
+        kept.tell_state(Place(0, position), b'{"at":%d}' % (4 * position))
+    token = Cut.first(1, 10, 4, False).to_bytes()
+    loader = ExactStream(DataLoader(Particular(80), batch_size=4), Leased(token, [8, 9], kept), 1, 10)
+    assert read(loader) == plain(80, 4)[8:10]
+    assert "a part of the stream is read from its front" in loader.warned
+
+
+def test_what_the_script_does_to_its_data_set_later_changes_nothing() -> None:
+    stream = Numbers(80)
+    loader = ExactStream(DataLoader(stream, batch_size=4), AloneWithStates(), 1, 10)
+    stream.end = 7
+    assert read(loader) == plain(80, 4)[:10]
+
+
+def test_a_data_set_that_cannot_be_copied_is_refused_with_the_fix() -> None:
+    stream = Numbers(80)
+    stream.file = open(__file__)  # type: ignore[attr-defined]
+    with stream.file, pytest.raises(ZmlError, match="a Numbers cannot be copied") as refused:  # type: ignore[attr-defined]
+        ExactStream(DataLoader(stream, batch_size=4), AloneWithStates(), 1, 10)
+    assert "__iter__" in refused.value.fix
+
+
+def connect(index: int) -> None:
+    Connected.here = True
+
+
+class Connected(Numbers):
+    """Needs what its process was given at its start."""
+
+    here = False
+
+    def __iter__(self) -> Iterator[int]:
+        assert self.here
+        return super().__iter__()
+
+
+def test_what_comes_back_is_read_in_processes_like_those_of_the_loader_and_draws_nothing() -> None:
+    ledger = AloneWithStates()
+    ledger.late = [[3, 1]]
+    plain_loader = DataLoader(Connected(80), batch_size=4, num_workers=1, worker_init_fn=connect)
+    loader = ExactStream(plain_loader, ledger, 1, 5)
+    states, found = [], []
+    for batch in loader:
+        found.append(batch.tolist())
+        states.append(torch.get_rng_state())
+    expected = plain(80, 4)[:5]
+    assert found == [*expected, expected[3], expected[1]]
+    assert torch.equal(states[4], states[-1])
+
+
+def test_many_workers_of_one_part_ask_for_no_state_once_they_read() -> None:
+    kept = Kept()
+    ledger = DealtWithStates(3, 40, kept)
+    ledger.workers = 40
+    read(ExactStream(DataLoader(Numbers(40 * 4 * 40), batch_size=4), ledger, 40, 40 * 40))
+    assert kept.found <= 1
+
+
+def test_batches_of_the_stream_itself_are_taken_as_they_are() -> None:
+    class Batches(Numbers):
+        def __iter__(self) -> Iterator[Any]:
+            return (torch.arange(number, number + 3) for number in super().__iter__())
+
+    loader = ExactStream(DataLoader(Batches(6), batch_size=None), AloneWithStates(), 2, 5)
+    assert read(loader) == [[n, n + 1, n + 2] for n in range(5)]

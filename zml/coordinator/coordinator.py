@@ -159,7 +159,7 @@ class Coordinator:
         self.peers = dict(self.facts.peers)
         self.answers: dict[str, Message | Refusal] = {}  # peer -> how its Join ends; filled by `perform`
         self.notes = Notes(docket)
-        self.streams = Streams(docket)
+        self.streams = Streams(journal.folder if journal is not None else None)
         self.held: list[actions.Action] = []  # to be performed as soon as the journal has what led to them
         self.orders = Orders(self.endpoint, self.peers, self.is_still_to_come)
         going_on = docket.job in machine.jobs or docket.job in machine.over
@@ -435,7 +435,7 @@ class Coordinator:
                 self.dealer.stalls = self.board.stalls
             return None
         if isinstance(message, StreamAt):
-            if self.is_current(message.worker, message.incarnation) and self.docket.settled():
+            if self.is_current(message.worker, message.incarnation):
                 self.streams.told(message, bytes(payload or b""))
             return None
         self.settle()  # or nothing is changed

@@ -94,14 +94,6 @@ class Noted(Fact, frozen=True):
     note: bytes
 
 
-class Passed(Fact, frozen=True):
-    """What lies in this part of a stream before a position is applied, and this is the script's state there."""
-
-    part: int
-    position: int
-    state: bytes
-
-
 class Spoke(Fact, frozen=True):
     """The endpoint of a worker's script."""
 
@@ -133,9 +125,6 @@ class Progressed(Fact, frozen=True):
 FACTS: dict[str, type[Fact]] = {kind.__name__: kind for kind in Fact.__subclasses__()}
 
 
-STATES = 8  # of each part of a stream that are kept
-
-
 class Facts(msgspec.Struct):
     """What the facts add up to, and what follows from the machine's orders."""
 
@@ -158,7 +147,6 @@ class Facts(msgspec.Struct):
     claims: dict[str, str] = {}  # what -> the worker that may write it
     failures: list[MemberFailure] = []
     progress: Progressed | None = None
-    passed: dict[int, list[Passed]] = {}  # by part, in ascending order of positions
 
     @property
     def holding(self) -> set[int]:
@@ -190,10 +178,6 @@ class Facts(msgspec.Struct):
             case Took():
                 if fact.shard not in self.took:
                     self.took.append(fact.shard)
-            case Passed():
-                others = [each for each in self.passed.get(fact.part, ()) if each.position != fact.position]
-                kept = sorted([*others, fact], key=lambda each: each.position)
-                self.passed[fact.part] = kept[-STATES:]
             case Spoke():
                 self.scripts[fact.worker] = fact.peer
             case Claimed():

@@ -1,79 +1,115 @@
 """States of a stream that scripts have told, by part: from where somebody else could read on.
 
-They save time, and nothing depends on them: who finds none reads from the front (`worker.exact_streams`). What is in
-them is the script's own; nobody here looks into it. Of each part the newest few are kept: who goes on needs one that
-lies no further than what is applied, and a checkpoint may lie behind what has been told.
+They save time, and nothing depends on them: who finds none reads from the front (`worker.exact_streams`). So they are
+no part of the journal, but lie beside it in a file, which is written now and then, and in checkpoints. What is in them
+is the script's own; nobody here looks into it.
 """
 
 from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from ..checkpoint import Checkpoint
-from ..messages import FindStream, Message, StreamAt, StreamFound
+from ..messages import MOST_PARTS, MOST_STATE, FindStream, Message, StreamAt, StreamFound
+from ..runs import rundir
+from ..spread import thinned
 from ..transport import Refusal
-from .docket import Docket
-from .facts import Passed
 
-FILE = "streams.json"  # in a checkpoint
-MOST_PARTS = 1_024
-MOST_STATE = 64 << 10  # bytes
-MOST_FILE = 64 << 20
+FILE = "streams.json"  # in a checkpoint, and beside the journal
+MOST_BYTES = 16 << 20  # of all states
+WRITE_S = 2.0  # between two writings of the file
+REST = 50  # times as long as a writing took, before the next
 
 log = structlog.get_logger()
 
 
-class Streams:
-    """One job's."""
+class State(NamedTuple):
+    """Of a part, before its `position`th batch."""
 
-    def __init__(self, docket: Docket) -> None:
-        self.docket = docket
+    part: int
+    position: int
+    state: str
+
+
+class Streams:
+    """One job's. `folder`: where the file is; None: the states die with this process."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.file = folder / FILE if folder is not None else None
+        self.kept: dict[int, dict[int, str]] = {}  # by part and position
+        self.bytes = 0
+        self.write_at = 0.0
+        if self.file is not None and self.file.exists():
+            self._read(self.file)
 
     def told(self, message: StreamAt, state: bytes) -> None:
         """A notice; what does not fit, or comes twice, is passed over."""
-        fact = Passed(message.part, message.position, state)
-        if _is_one(fact) and fact not in self.docket.facts.passed.get(fact.part, ()):
-            self.docket.fact(fact)
+        try:
+            self._keep(State(message.part, message.position, state.decode()))
+        except UnicodeDecodeError:
+            return
+        if self.file is not None and time.monotonic() >= self.write_at:
+            self._write(self.file)
+
+    def _keep(self, new: State) -> None:
+        if not (0 <= new.part < MOST_PARTS and new.position > 0 and 0 < len(new.state) <= MOST_STATE):
+            return
+        part = self.kept.setdefault(new.part, {})
+        before = sum(map(len, part.values()))
+        part[new.position] = new.state
+        self.kept[new.part] = {each: part[each] for each in thinned(part, new.position)}
+        self.bytes += sum(map(len, self.kept[new.part].values())) - before
+        if (
+            self.bytes > MOST_BYTES
+        ):  # of this part only the newest, then; it is the others' turn when they are told
+            self.bytes -= sum(map(len, self.kept[new.part].values())) - len(new.state)
+            self.kept[new.part] = {new.position: new.state}
 
     def find(self, message: FindStream) -> tuple[Message, bytes | None]:
         """The nearest one at this position or before it; position 0 and none where there is none."""
         if not 0 <= message.part < MOST_PARTS:
-            raise Refusal(
-                "stream", f"part {message.part} of a stream; 0 to {MOST_PARTS - 1} can be kept account of"
-            )
-        before = [
-            each
-            for each in self.docket.facts.passed.get(message.part, ())
-            if each.position <= message.position
-        ]
-        if not before:
-            return StreamFound(message.job, 0), None
-        return StreamFound(message.job, before[-1].position), before[-1].state
+            raise Refusal("stream", f"there is no part {message.part} of a stream, but 0 to {MOST_PARTS - 1}")
+        part = self.kept.get(message.part, {})
+        at = max((position for position in part if position <= message.position), default=0)
+        return StreamFound(message.job, at), part[at].encode() if at else None
+
+    # -- files -------------------------------------------------------------------------------------------
 
     def files(self) -> dict[str, bytes]:
         """What a checkpoint is to hold of them."""
-        kept = [each for part in self.docket.facts.passed.values() for each in part]
-        if not kept:
-            return {}
-        while sum(len(each.state) for each in kept) > MOST_FILE:
-            kept = kept[1:]
-        said = [(each.part, each.position, each.state.decode(errors="replace")) for each in kept]
-        return {FILE: msgspec.json.encode(said) + b"\n"}
+        return {FILE: self._said()} if self.kept else {}
 
     def begin_with(self, checkpoint: Checkpoint) -> None:
         """Those of the run before, if they can be read."""
-        if FILE not in checkpoint.manifest.files:
-            return
+        if FILE in checkpoint.manifest.files:
+            self._read(checkpoint.path / FILE)
+
+    def _said(self) -> bytes:
+        kept = self.kept.items()
+        said = [State(part, position, state) for part, states in kept for position, state in states.items()]
+        return msgspec.json.encode(said) + b"\n"
+
+    def _read(self, file: Path) -> None:
         try:
-            said = msgspec.json.decode((checkpoint.path / FILE).read_bytes(), type=list[tuple[int, int, str]])
-        except (OSError, msgspec.MsgspecError) as error:
-            log.warning("the stream is read from the front", because=str(error))
+            if file.stat().st_size > 2 * MOST_BYTES + (1 << 20):
+                raise ValueError(f"it has {file.stat().st_size:,} bytes")
+            said = msgspec.json.decode(file.read_bytes(), type=list[State])
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            log.warning("the stream is read from further back", file=str(file), because=str(error))
             return
-        for part, position, state in said:
-            if _is_one(fact := Passed(part, position, state.encode())):
-                self.docket.fact(fact)
+        for each in said:
+            self._keep(each)
 
-
-def _is_one(fact: Passed) -> bool:
-    return 0 <= fact.part < MOST_PARTS and fact.position > 0 and 0 < len(fact.state) <= MOST_STATE
+    def _write(self, file: Path) -> None:
+        began = time.monotonic()
+        try:
+            rundir.write(file, self._said())
+        except OSError as error:
+            log.warning("states of the stream are not written", file=str(file), because=str(error))
+        now = time.monotonic()
+        self.write_at = now + max(WRITE_S, REST * (now - began))

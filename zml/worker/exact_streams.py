@@ -3,8 +3,8 @@ not depend on who reads it, and no sample is lost or read into two batches.
 
 `parts` says where each batch lies and `reader` reads it there. Here is which of them this worker is leased, and where
 states of the stream are known: those that this worker has seen, and those that the coordinator keeps of all. A state is
-told once what was read before it is applied, now and then; what lies between it and the place that is wanted is read
-again, and dropped.
+told once the batch before it is applied, now and then; what lies between it and the place that is wanted is read again,
+and dropped.
 
 With `zml_shard(index, count)`, or the `shard` of Hugging Face's `datasets`, the stream is read in as many parts as the
 job was asked to have workers, times the processes of a loader. Then each worker reads only its own, as long as all are
@@ -13,22 +13,25 @@ there. Without, each reads everything and drops what others train.
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import structlog
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import LOADER, ZmlError
+from ..spread import thinned
 from .data import DividedLoader, Ledger, Returned, Share
-from .parts import Cut, Place
+from .parts import Cut, Place, parts_for
 from .reader import Read, Reader, Wanted, most_parts
 from .streams import length
 
 EVERY = 16  # batches of a part between two states of it that are told
 EVERY_S = 1.0  # and no sooner
-KEPT = 4  # states of a part that this worker keeps itself
+UNEVEN = 8  # shards for each part, below which parts are noticeably unequal
 HERE = -1  # in the process of the script
 
 log = structlog.get_logger()
@@ -38,7 +41,7 @@ class StreamLedger(Ledger, Protocol):
     """The ledger, where it also keeps states of a stream."""
 
     def tell_state(self, place: Place, state: bytes) -> None:
-        """What lies before this place is applied, and this is the state there. May be lost."""
+        """The batch before this place is applied, and this is the state there. May be lost."""
         ...
 
     def find_state(self, place: Place) -> tuple[int, bytes] | None:
@@ -47,7 +50,7 @@ class StreamLedger(Ledger, Protocol):
 
 
 class ExactStream(DividedLoader):
-    """Yields what each leased batch of the stream holds."""
+    """Yields what each leased batch of the stream holds. `workers`: as many as the job was asked to have."""
 
     ledger: StreamLedger
 
@@ -59,24 +62,36 @@ class ExactStream(DividedLoader):
         if self.batches < 1:
             what = f"an epoch of {self.batches} batches"
             raise ZmlError(LOADER, what, "Give zml.join at least batches=1 of a stream.")
-        # An empty stream says so when it is read.
-        parts = max(1, min(workers * max(1, loader.num_workers), most_parts(loader.dataset)))
+        self.most = most_parts(loader.dataset)
+        parts = parts_for(workers * max(1, loader.num_workers), self.most)
         self.mine = Cut.first(parts, self.batches, loader.batch_size or 0, bool(loader.drop_last))
         self.cut: Cut | None = None  # of the newest epoch; None before this worker's first
+        # As it is now: what the script does to it later is not what other workers, or the next run, would read.
+        whole = copied(loader.dataset)
 
         def reader() -> Reader:
-            return Reader(loader.dataset, loader.batch_size, bool(loader.drop_last), loader.collate_fn)
+            return Reader(whole, loader.batch_size, bool(loader.drop_last), loader.collate_fn)
 
         # Processes of the loader get what this one has open with them: nothing.
         self.here, self.there = reader(), reader()
         self.slots = loader.num_workers
         self.turn = 0  # of the processes of the loader, which are asked one after another
-        self.returned = False  # what is asked for now is read in this process
+        self.returned = (
+            0  # while batches that have come back are read: how often they have; processes of their own do
+        )
         self.stands: dict[tuple[int, int], int] = {}  # by process and part: it reads on from there
-        self.known: dict[int, list[tuple[int, bytes]]] = {}  # states by part, in ascending order
-        self.told: dict[int, tuple[int, float]] = {}  # by part, the last that was asked for: where, and when
+        self.known: dict[int, dict[int, bytes]] = {}  # states by part and position
+        self.asked_at: dict[
+            int, tuple[int, float]
+        ] = {}  # by part, the state that was asked for last: where, when
+        self.told_at: dict[int, float] = {}  # by part
         self.seen: dict[int, tuple[Place, bytes]] = {}  # by batch, the state behind it; until it is applied
-        self.warned = False
+        self.untold = False  # no state can be kept
+        self.warned: set[str] = set()
+        if 1 < parts and self.most < UNEVEN * parts and self.most % parts:
+            log.warning(
+                "parts of a stream are unequal, and read equally often", shards=self.most, parts=parts
+            )
 
     def __len__(self) -> int:
         return self.batches
@@ -88,78 +103,105 @@ class ExactStream(DividedLoader):
         """Where the batches of this epoch lie."""
         # Who has begun no epoch begins in the one that is open, whose cut is known: mine is that of the very first.
         mine = self.mine if self.cut is None else self.cut.next(self.batches)
-        self.cut = self.mine.understand(self.ledger.open_epoch(self.batches, mine.to_bytes(), 0, 0))
+        token = self.ledger.open_epoch(self.batches, mine.to_bytes(), 0, 0)
+        self.cut = self.mine.understand(token, self.most)
         self.seen.clear()
 
     def _divided(self) -> Iterator[Any]:
         if self._inner is None:
-            self._inner = reading(
-                self.loader, self.there if self.slots else self.here, Share(self), self.slots
-            )
-        self.turn, self.returned = 0, False
+            self._inner = reading(self.loader, self.there if self.slots else self.here, Share(self))
         if not self.loader.persistent_workers:
-            self.stands = {(slot, part): at for (slot, part), at in self.stands.items() if slot == HERE}
-        for read in self._inner:
-            yield self._take_in(read)
+            self._forget_processes()
+        self.turn, self.returned = 0, 0
+        yield from self._reads(self._inner)
 
     def _again(self) -> Iterator[Any]:
-        self.returned = True
-        for read in reading(self.loader, self.here, Returned(self), 0):
-            yield self._take_in(read)
+        """Batches that came back from a lost worker, outside of the generators' plain sequence."""
+        self.turn, self.returned = 0, self.returned + 1
+        state = torch.get_rng_state()
+        inner = reading(self.loader, self.there if self.slots else self.here, Returned(self), stay=False)
+        source = iter(inner)
+        torch.set_rng_state(state)
+        return self._reads(source)
+
+    def _reads(self, source: Iterable[Read]) -> Iterator[Any]:
+        try:
+            for read in source:
+                yield self._take_in(read)
+        except Exception:
+            self.stands.clear()  # who has failed begins anew
+            raise
 
     def _take_in(self, read: Read) -> Any:
         assert self.cut is not None
+        kind = type(self.loader.dataset).__name__
         if read.failed:
-            kind = type(self.loader.dataset).__name__
             fix = "Make every part that zml_shard(index, count) or shard leaves hold at least one batch."
-            raise ZmlError(LOADER, f"{kind}: {read.failed}", fix)
-        batch = self.handed[0][0]
+            raise ZmlError(
+                LOADER, f"{kind}: {read.failed}", fix if self.cut.parts > 1 else "Look at what it reads."
+            )
         if read.state is not None:
+            batch = self.handed[0][0]
             part, position = self.cut.place(batch)
             self.seen[batch] = Place(part, position + 1), read.state
-        if read.untold and not self.warned:
-            self.warned = True
-            log.warning(
-                "a stream's state cannot be kept: who goes on reads from further back", because=read.untold
-            )
+        if read.untold:
+            self.untold = True
+            self._warn("the stream is read from its front by whoever takes over", read.untold)
+        if read.refused:
+            self._warn("a part of the stream is read from its front", read.refused)
         return read.batch
+
+    def _warn(self, what: str, because: str) -> None:
+        """Once."""
+        if what not in self.warned:
+            self.warned.add(what)
+            log.warning(what, dataset=type(self.loader.dataset).__name__, because=because)
 
     # -- what is asked of the reader ---------------------------------------------------------------------
 
     def asked(self, batch: int) -> tuple[Any, int]:
         assert self.cut is not None
         place = self.cut.place(batch)
-        slot = self.turn % self.slots if self.slots and not self.returned else HERE
+        slot = self.turn % self.slots + self.slots * self.returned if self.slots else HERE
         self.turn += 1
         known, state = self._begin_at(slot, place)
         self.stands[slot, place.part] = place.position + 1
-        tell = self._is_to_tell(batch, place)
+        tell = not self.untold and self._is_time(batch, place)
         wanted = Wanted(self.cut.parts, place.part, place.position, known, state, tell)
         return wanted, self.loader.batch_size or 1
 
     def _begin_at(self, slot: int, place: Place) -> tuple[int, bytes | None]:
-        """The state that this process needs, if it needs one: where it is, and the state."""
+        """The state that this process needs, if it needs one: where it is, and the state. Mostly it reads on."""
         stands = self.stands.get((slot, place.part))
-        if place.position == 0 or (stands is not None and stands <= place.position < stands + EVERY):
+        # Others' batches may lie between, and those of the other processes.
+        far = EVERY + 2 * max(self.ledger.workers, 1) * max(self.slots, 1)
+        if place.position == 0 or (stands is not None and stands <= place.position <= stands + far):
             return 0, None
-        own = [each for each in self.known.get(place.part, ()) if each[0] <= place.position]
-        best = own[-1] if own else None
-        if best is None or best[0] + EVERY < place.position:
-            best = max(filter(None, (best, self.ledger.find_state(place))), default=None)
-        if best is None or (stands is not None and best[0] <= stands <= place.position):
+        own = self.known.get(place.part, {})
+        at = max((position for position in own if position <= place.position), default=0)
+        best = (at, own[at]) if at else (0, None)
+        if at + EVERY < place.position and (found := self.ledger.find_state(place)) is not None:
+            best = max(best, found, key=lambda each: each[0])
+        if stands is not None and best[0] <= stands <= place.position:
             return 0, None
+        if place.position - best[0] > far:
+            log.info("reading up to a place in the stream", part=place.part, batches=place.position - best[0])
         return best
 
-    def _is_to_tell(self, batch: int, place: Place) -> bool:
-        """Is it time for another state of this part? At the end of an epoch always: processes end there."""
+    def _is_time(self, batch: int, place: Place) -> bool:
+        """For another state of this part? At the end of an epoch always, where processes end there."""
         assert self.cut is not None
         now = time.monotonic()
-        at, when = self.told.get(place.part, (0, now))
+        at, when = self.asked_at.get(place.part, (0, now))
         due = abs(place.position + 1 - at) >= EVERY and now - when >= EVERY_S
-        if due or self.cut.is_last_of_part(batch) or place.part not in self.told:
-            self.told[place.part] = place.position + 1, now
+        ends = bool(self.slots) and not self.loader.persistent_workers and self.cut.is_last_of_part(batch)
+        if due or ends or place.part not in self.asked_at:
+            self.asked_at[place.part] = place.position + 1, now
             return True
         return False
+
+    def _forget_processes(self) -> None:
+        self.stands = {(slot, part): at for (slot, part), at in self.stands.items() if slot == HERE}
 
     # -- what is applied ---------------------------------------------------------------------------------
 
@@ -169,10 +211,14 @@ class ExactStream(DividedLoader):
         for batch in done:
             if (seen := self.seen.pop(batch, None)) is not None:
                 newest[seen[0].part] = max(seen, newest.get(seen[0].part, seen))
+        now = time.monotonic()
         for place, state in newest.values():
-            kept = dict(self.known.get(place.part, ())) | {place.position: state}
-            self.known[place.part] = sorted(kept.items())[-KEPT:]
-            self.ledger.tell_state(place, state)
+            own = self.known.setdefault(place.part, {})
+            own[place.position] = state
+            self.known[place.part] = {each: own[each] for each in thinned(own, place.position)}
+            if now - self.told_at.get(place.part, -EVERY_S) >= EVERY_S:
+                self.told_at[place.part] = now
+                self.ledger.tell_state(place, state)
         return done
 
     def _stop(self) -> None:
@@ -188,26 +234,33 @@ def is_exact(loader: Any) -> bool:
     return all(callable(getattr(dataset, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
-def reading(loader: DataLoader[Any], reader: Reader, places: Any, processes: int) -> DataLoader[Any]:
+def copied(dataset: Any) -> Any:
+    """Each part is read from a copy. Raises ZmlError."""
+    try:
+        return copy.deepcopy(dataset)
+    except Exception as error:
+        raise ZmlError(
+            LOADER,
+            f"a {type(dataset).__name__} cannot be copied: {error}",
+            "Open files and connections in its __iter__: a copy is read by each who takes over a part of it.",
+        ) from error
+
+
+def reading(loader: DataLoader[Any], reader: Reader, places: Any, *, stay: bool = True) -> DataLoader[Any]:
     """A loader with everything of `loader`, that asks the reader for these places, one after another."""
-    beside: dict[str, Any] = {}
-    if processes:
-        beside = {
-            "timeout": loader.timeout,
-            "worker_init_fn": loader.worker_init_fn,
-            "multiprocessing_context": loader.multiprocessing_context,
-            "prefetch_factor": loader.prefetch_factor,
-            "persistent_workers": loader.persistent_workers,
-        }
     return DataLoader(
         reader,  # type: ignore[arg-type]  # it has what a map-style data set is asked for
         batch_size=None,
         sampler=places,
         collate_fn=as_it_is,
-        num_workers=processes,
+        num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
         generator=loader.generator,
-        **beside,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers and stay,
     )
 
 

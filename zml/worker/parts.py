@@ -14,8 +14,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from ..errors import LOADER, ZmlError
-
-MOST_PARTS = 1_024
+from ..messages import MOST_PARTS
 
 
 class Place(NamedTuple):
@@ -60,25 +59,31 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def to_bytes(self) -> bytes:
         return msgspec.json.encode(self)
 
-    def understand(self, token: bytes) -> Cut:
-        """The cut that counts, as the ledger has it; ZmlError if it is not of such a stream as this one."""
+    def understand(self, token: bytes, most: int = MOST_PARTS) -> Cut:
+        """The cut that counts, as the ledger has it; ZmlError if it is not of such a stream as this one, of which
+        `most` parts can be read."""
+        fix = "Give every worker, and a run that goes on, the same loader."
         try:
             cut = msgspec.json.decode(token, type=Cut)
         except msgspec.MsgspecError:
             what = "another worker, or the run before, has no such stream for its data"
-            raise ZmlError(
-                LOADER, what, "Give every worker, and a run that goes on, the same loader."
-            ) from None
-        if not 1 <= cut.parts <= MOST_PARTS or min(cut.starts) < 0:
-            raise ZmlError(LOADER, f"a stream in {cut.parts} parts", f"1 to {MOST_PARTS} can be read.")
+            raise ZmlError(LOADER, what, fix) from None
+        if not 1 <= cut.parts <= most or min(cut.starts) < 0:
+            what = f"another worker, or the run before, reads its stream in {cut.parts} parts; this one has {most}"
+            raise ZmlError(LOADER, what, fix)
         if (cut.batch_size, cut.drop_last) != (self.batch_size, self.drop_last):
-            raise ZmlError(
-                LOADER,
-                f"this loader reads its stream with {_said(self)}; another worker or the run before: {_said(cut)}",
-                "Give every worker, and a run that goes on, the same batch size and drop_last.",
+            mine, other = _said(self), _said(cut)
+            what = (
+                f"this loader reads its stream with {mine}; another worker, or the run before, with {other}"
             )
+            raise ZmlError(LOADER, what, fix)
         return cut
 
 
 def _said(cut: Cut) -> str:
-    return f"batch_size {cut.batch_size or None}, drop_last {cut.drop_last}"
+    return f"batch_size {cut.batch_size or None} and drop_last {cut.drop_last}"
+
+
+def parts_for(readers: int, most: int) -> int:
+    """Into how many parts so many readers divide a stream of which `most` can be read: each then reads whole parts."""
+    return max(parts for parts in range(1, readers + 1) if readers % parts == 0 and parts <= max(most, 1))

@@ -2,7 +2,8 @@
 
 To torch's loader it is a map-style data set whose indices are places in a stream. It keeps open what it reads on in. A
 place that lies ahead is reached by reading up to it; one that lies behind, or far ahead, from a state of the data set
-that somebody has kept, or else from the front. So a state saves time, and what is read does not depend on it.
+that somebody has kept, or else from the front. A state saves time and must not decide what is read: so the first one of
+each process is tried before any is told, and where something else comes behind it than came without it, none is.
 
 The protocol is that of torchdata's StatefulDataLoader for a data set: `state_dict()` between two items says where its
 iteration stands, and after `load_state_dict` of that, `iter` goes on with the next item.
@@ -12,13 +13,19 @@ iteration stands, and after `load_state_dict` of that, `iter` goes on with the n
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+
+from ..messages import MOST_PARTS
 from . import stream_state
-from .parts import MOST_PARTS
+
+FRONT = b"[]"  # the state before the first item, whatever the data set would say of it
+PASSES = 3  # the rest of one, which may be nothing, and a whole one, which may be only a tail
 
 
 class Wanted(NamedTuple):
@@ -38,7 +45,8 @@ class Read(NamedTuple):
 
     batch: Any
     state: bytes | None = None
-    untold: str = ""  # why the state was not told, where it was asked for
+    untold: str = ""  # why no state can be kept
+    refused: str = ""  # why the state that was given was of no use
     failed: str = ""  # why there is no batch
 
 
@@ -60,27 +68,68 @@ class Reader:
         self.drop_last = drop_last
         self.collate = collate
         self.open: dict[int, _Part] = {}
+        self.tried = False  # a state of this data set
+        self.untold = ""
 
     def __getitem__(self, wanted: Wanted) -> Read:
         whole_parts()
-        part = self.open.get(wanted.part)
-        ahead = wanted.state is not None and part is not None and wanted.known > part.position
         try:
-            if part is None or part.position > wanted.position or ahead:
-                self.open.pop(wanted.part, None)
-                part = self.open[wanted.part] = _Part(self, wanted)
-            while part.position < wanted.position:
-                part.read()
-            items = part.read()
+            return self._read(wanted)
         except Empty:
             return Read(None, failed=f"part {wanted.part} of {wanted.parts} yields nothing")
-        batch = self.collate(items)
-        if not wanted.tell:
-            return Read(batch)
+        except BaseException as error:
+            # What has failed may have lost items, and may not go on behind them.
+            self.open.pop(wanted.part, None)
+            error.add_note(
+                f"read for batch {wanted.position} of part {wanted.part} of {wanted.parts} of a stream"
+            )
+            raise
+
+    def _read(self, wanted: Wanted) -> Read:
+        part = self.open.get(wanted.part)
+        ahead = wanted.state is not None and part is not None and wanted.known > part.position
+        refused = ""
+        if part is None or part.position > wanted.position or ahead:
+            part = self.open[wanted.part] = _Part(self, wanted.part, wanted.parts)
+            if wanted.state is not None:
+                refused = part.begin_at(wanted.known, wanted.state)
+        while part.position < wanted.position:
+            part.read()
+        items = part.read()
+        state = self._state(part) if wanted.tell and not self.untold else None
+        return Read(self.collate(items), state, self.untold, refused)
+
+    def _state(self, part: _Part) -> bytes | None:
+        """Behind what was read last; None where no state can be told, and `untold` says why."""
         try:
-            return Read(batch, stream_state.write(part.state()))
+            state = part.state()
+            if not self.tried and state != FRONT:
+                self._try(part, state)
+                self.tried = True
+            return state
         except stream_state.NotPlain as odd:
-            return Read(batch, untold=str(odd))
+            self.untold = str(odd)
+            return None
+
+    def _try(self, part: _Part, state: bytes) -> None:
+        """Does the same come behind it as without it? Raises NotPlain."""
+        other = _Part(self, part.index, part.count)
+        if refused := other.begin_at(part.position, state):
+            raise stream_state.NotPlain(refused)
+        try:
+            # What is drawn at random meanwhile is no matter of the state.
+            before = generators()
+            expected = part.look_ahead()
+            after = generators()
+            set_generators(before)
+            found = other.read()
+            set_generators(after)
+        except Exception as error:
+            self.open.pop(part.index, None)  # it is read again, and fails in its place
+            raise stream_state.NotPlain(f"{type(error).__name__} behind it: {error}"[:300]) from None
+        if not same(expected, found):
+            what = "behind it comes something else than without it, as where it lacks the content of a shuffle buffer"
+            raise stream_state.NotPlain(what)
 
     def __len__(self) -> int:
         raise TypeError("a stream has no length")
@@ -89,43 +138,95 @@ class Reader:
 class _Part:
     """One part, read up to before the `position`th batch."""
 
-    def __init__(self, reader: Reader, wanted: Wanted) -> None:
+    def __init__(self, reader: Reader, index: int, count: int) -> None:
         self.reader = reader
-        self.count, self.index = wanted.parts, wanted.part
-        self.position, state = 0, None
-        if wanted.state is not None:
-            with suppress(stream_state.NotPlain):  # then from the front
-                state = stream_state.read(wanted.state)
-                self.position = wanted.known
-        self._begin(state)
+        self.index, self.count = index, count
+        self.position = 0
+        self.ahead: list[Any] = []  # the next batch, where it was read already
+        self._begin()
 
-    def _begin(self, state: Any) -> None:
-        """At the front of the part, where the state is None."""
+    def _begin(self) -> None:
+        """At the front."""
         self.items: Iterator[Any] | None = None
         self.dataset = part_of(copy.deepcopy(self.reader.dataset), self.index, self.count)
-        if state is not None:
-            self.dataset.load_state_dict(state)
 
-    def state(self) -> Any:
-        """Behind what was read last."""
-        return self.dataset.state_dict() if self.items is not None else None
+    def begin_at(self, position: int, state: bytes) -> str:
+        """Go on from there. Where that cannot be it is the front still, and the answer says why."""
+        if state != FRONT:
+            try:
+                self.dataset.load_state_dict(stream_state.read(state))
+            except Exception as error:
+                self._begin()
+                return f"load_state_dict: {type(error).__name__}: {error}"[:300]
+        self.position = position
+        return ""
+
+    def state(self) -> bytes:
+        """Behind what was read last. Raises NotPlain."""
+        if self.items is None:
+            return FRONT
+        try:
+            said = self.dataset.state_dict()
+        except Exception as error:
+            raise stream_state.NotPlain(f"state_dict: {type(error).__name__}: {error}"[:300]) from None
+        return stream_state.write(said)
+
+    def look_ahead(self) -> Any:
+        """The next batch, which stays the next."""
+        if not self.ahead:
+            self.ahead = [self._next()]
+        return self.ahead[0]
 
     def read(self) -> Any:
         """The next batch, not collated. Raises Empty."""
-        for _ in range(
-            3
-        ):  # the rest of one pass, which may be nothing, and a whole one, which may be only a tail
+        batch = self.ahead.pop() if self.ahead else self._next()
+        self.position += 1
+        return batch
+
+    def _next(self) -> Any:
+        size = self.reader.batch_size
+        for _ in range(PASSES):
             if self.items is None:
                 self.items = iter(self.dataset)
-            size = self.reader.batch_size
             items = list(islice(self.items, size or 1))
             whole = len(items) == (size or 1)
             if not whole:
-                self._begin(None)
+                self._begin()
             if whole or (items and not self.reader.drop_last):
-                self.position += 1
                 return items if size else items[0]
         raise Empty
+
+
+def same(one: Any, other: Any) -> bool:
+    """Are these two the same items?"""
+    if type(one) is not type(other):
+        return False
+    match one:
+        case torch.Tensor():
+            if one.shape != other.shape or one.dtype is not other.dtype:
+                return False
+            one, other = (each.nan_to_num() if each.is_floating_point() else each for each in (one, other))
+            return torch.equal(one, other)
+        case np.ndarray():
+            return bool(one.shape == other.shape and one.tobytes() == other.tobytes())
+        case list() | tuple():
+            return len(one) == len(other) and all(map(same, one, other))
+        case dict():
+            return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        case str() | bytes() | int() | float() | None:
+            return bool(one == other) or one != one
+    return True  # of what may be anything it cannot be said
+
+
+def generators() -> tuple[Any, ...]:
+    """The states of those that everybody draws from."""
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def set_generators(states: tuple[Any, ...]) -> None:
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
 
 
 def most_parts(dataset: Any) -> int:
@@ -133,7 +234,9 @@ def most_parts(dataset: Any) -> int:
     if callable(getattr(dataset, "zml_shard", None)):
         return MOST_PARTS
     most = getattr(dataset, "num_shards", None)
-    return min(most, MOST_PARTS) if isinstance(most, int) and callable(getattr(dataset, "shard", None)) else 1
+    if not isinstance(most, int) or not callable(getattr(dataset, "shard", None)):
+        return 1
+    return max(1, min(most, MOST_PARTS))
 
 
 def part_of(dataset: Any, index: int, count: int) -> Any:
