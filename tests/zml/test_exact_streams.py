@@ -435,8 +435,10 @@ class Shuffled(Numbers):
 
 
 class Wrong(Numbers):
+    """Right for a while."""
+
     def state_dict(self) -> Any:
-        return {"at": 0}
+        return {"at": min(self.at, 16)}
 
 
 class Nothing(Numbers):
@@ -463,7 +465,7 @@ def test_states_that_would_decide_what_is_read_are_found_out_and_not_used(
     without.untold = True
     for _ in range(3):
         assert read(tried) == read(without)
-    assert not ledger.states and tried.untold
+    assert tried.untold and max(ledger.states.get(0, {0: b""})) <= (4 if stream is Wrong else 0)
     assert "the stream is read from its front by whoever takes over" in tried.warned
 
 

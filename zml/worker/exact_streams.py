@@ -30,7 +30,7 @@ from .reader import Read, Reader, Wanted, most_parts
 from .streams import length
 
 EVERY = 16  # batches of a part between two states of it that are told
-EVERY_S = 1.0  # and no sooner
+EVERY_S = 2.0  # and no sooner: each is tried, which may open files
 UNEVEN = 8  # shards for each part, below which parts are noticeably unequal
 HERE = -1  # in the process of the script
 
@@ -146,7 +146,9 @@ class ExactStream(DividedLoader):
             self.seen[batch] = Place(part, position + 1), read.state
         if read.untold:
             self.untold = True
-            self._warn("the stream is read from its front by whoever takes over", read.untold)
+            self._warn(
+                "the stream is read from its front by whoever takes over", read.untold
+            )  # new processes, too
         if read.refused:
             self._warn("a part of the stream is read from its front", read.refused)
         return read.batch

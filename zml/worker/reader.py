@@ -2,8 +2,9 @@
 
 To torch's loader it is a map-style data set whose indices are places in a stream. It keeps open what it reads on in. A
 place that lies ahead is reached by reading up to it; one that lies behind, or far ahead, from a state of the data set
-that somebody has kept, or else from the front. A state saves time and must not decide what is read: so the first one of
-each process is tried before any is told, and where something else comes behind it than came without it, none is.
+that somebody has kept, or else from the front. A state saves time and must not decide what is read: so each one is
+tried before it is told, and where something else comes behind it than came without it, no other is told any more. (Once
+is not enough: a state of Hugging Face's is right until a chunk of its source has been passed.)
 
 The protocol is that of torchdata's StatefulDataLoader for a data set: `state_dict()` between two items says where its
 iteration stands, and after `load_state_dict` of that, `iter` goes on with the next item.
@@ -68,8 +69,7 @@ class Reader:
         self.drop_last = drop_last
         self.collate = collate
         self.open: dict[int, _Part] = {}
-        self.tried = False  # a state of this data set
-        self.untold = ""
+        self.untold = ""  # why no state of this data set can be kept
 
     def __getitem__(self, wanted: Wanted) -> Read:
         whole_parts()
@@ -103,9 +103,8 @@ class Reader:
         """Behind what was read last; None where no state can be told, and `untold` says why."""
         try:
             state = part.state()
-            if not self.tried and state != FRONT:
+            if state != FRONT:
                 self._try(part, state)
-                self.tried = True
             return state
         except stream_state.NotPlain as odd:
             self.untold = str(odd)
