@@ -146,9 +146,7 @@ class ExactStream(DividedLoader):
             self.seen[batch] = Place(part, position + 1), read.state
         if read.untold:
             self.untold = True
-            self._warn(
-                "the stream is read from its front by whoever takes over", read.untold
-            )  # new processes, too
+            self._warn("the stream is read from its front by whoever takes over", read.untold)
         if read.refused:
             self._warn("a part of the stream is read from its front", read.refused)
         return read.batch
