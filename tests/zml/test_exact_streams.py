@@ -5,8 +5,10 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tests.zml.test_data import Alone, Dealt
 from zml.errors import ZmlError
 from zml.worker import exact_streams, stream_state
+from zml.worker import reader as reading
 from zml.worker.exact_streams import ExactStream, is_exact
 from zml.worker.parts import Cut, Place
 from zml.worker.reader import Reader, Wanted
@@ -117,6 +120,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """States are told as soon as there is one to tell."""
     monkeypatch.setattr(exact_streams, "EVERY", 1)
     monkeypatch.setattr(exact_streams, "EVERY_S", 0.0)
+    monkeypatch.setattr(reading, "REST", 0)
 
 
 def read(loader: ExactStream) -> list[list[int]]:
@@ -243,6 +247,7 @@ def test_a_damaged_state_is_refused(data: bytes) -> None:
 # -- reading ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_state_only_saves_time() -> None:
     def reader() -> Reader:
         return Reader(Numbers(50), 4, False, list)
@@ -252,7 +257,9 @@ def test_a_state_only_saves_time() -> None:
     for position in range(30):
         found = through[Wanted(1, 0, position, tell=True)]
         batches.append(found.batch)
-        states[position + 1] = found.state
+        if found.state is not None:
+            states[found.at] = found.state
+    assert [*states] == list(range(1, 30))
     assert batches[:13] == plain(50, 4), "the last one of a pass is short"
     assert batches[13:26] == batches[:13], "and the stream begins again"
     for position in (29, 3, 14, 12, 13, 0):
@@ -355,7 +362,7 @@ class Unspeakable(Numbers):
 def test_a_state_that_cannot_be_told_costs_time_and_nothing_else() -> None:
     ledger = AloneWithStates()
     loader = ExactStream(DataLoader(Unspeakable(40), batch_size=4), ledger, 1, 10)
-    assert read(loader) == plain(40, 4) and not ledger.states and loader.warned
+    assert read(loader) == plain(40, 4) and not ledger.states and loader.silent and loader.warned
 
 
 def test_states_are_told_of_what_is_applied_and_seldom() -> None:
@@ -462,11 +469,135 @@ def test_states_that_would_decide_what_is_read_are_found_out_and_not_used(
 
     ledger = AloneWithStates()
     tried, without = loader(ledger, processes), loader(AloneWithStates(), 0)
-    without.untold = True
+    without.silent = True
     for _ in range(3):
         assert read(tried) == read(without)
-    assert tried.untold and max(ledger.states.get(0, {0: b""})) <= (4 if stream is Wrong else 0)
-    assert "the stream is read from its front by whoever takes over" in tried.warned
+    assert tried.silent and max(ledger.states.get(0, {0: b""})) <= (4 if stream is Wrong else 0)
+    assert "the stream is read from further back by whoever takes over" in tried.warned
+
+
+@dataclass
+class Sample:
+    number: int
+    values: torch.Tensor
+
+
+class Samples(Shuffled):
+    """Items of a kind that only their fields can be compared of."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (Sample(number, torch.full((2,), float("nan"))) for number in super().__iter__())
+
+
+class Empties(Numbers):
+    def state_dict(self) -> Any:
+        return []
+
+
+class Opaque(Numbers):
+    def __iter__(self) -> Iterator[Any]:
+        return (object() for _ in super().__iter__())
+
+
+class Sparse(Numbers):
+    def __iter__(self) -> Iterator[Any]:
+        return (torch.eye(2).to_sparse() for _ in super().__iter__())
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("stream", [Samples, Empties, Opaque, Sparse])
+def test_what_cannot_be_compared_or_is_not_the_same_is_told_by_no_state(
+    stream: Callable[[int], Numbers],
+) -> None:
+    reader = Reader(stream(200), 4, False, list)
+    found = [reader[Wanted(1, 0, position, tell=True)] for position in range(20)]
+    assert not any(each.state for each in found) and found[-1].untold, found[-1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (torch.tensor([float("nan"), 1.0]), torch.tensor([float("nan"), 1.0]), True),
+        (torch.tensor([float("nan")]), torch.tensor([0.0]), False),
+        (np.array(["a", [1]], dtype=object), np.array(["a", [1]], dtype=object), True),
+        (np.int64(3), np.int64(4), False),
+        (collections.UserDict(a=1), collections.UserDict(a=2), False),
+        (Sample(1, torch.ones(2)), Sample(1, torch.ones(2)), True),
+        (Sample(1, torch.ones(2)), Sample(1, torch.zeros(2)), False),
+        ({1, 2}, {1, 3}, False),
+        ((1, [None, 2.5]), (1, [None, 2.5]), True),
+        (1, True, False),
+    ],
+)
+def test_items_are_compared_by_what_is_in_them(one: Any, other: Any, alike: bool) -> None:
+    assert reading.same(one, other) is alike
+
+
+def test_a_state_that_leads_nowhere_costs_time_and_nothing_else() -> None:
+    class Moved(Numbers):
+        def __iter__(self) -> Iterator[int]:
+            if self.begin == 20:
+                raise FileNotFoundError("it has moved")
+            return super().__iter__()
+
+    read = Reader(Moved(80), 4, False, list)[Wanted(1, 0, 6, 5, b'{"at":20}')]
+    assert read.batch == plain(80, 4)[6] and "it has moved" in read.refused
+    stood = Reader(Moved(80), 4, False, list)
+    assert stood[Wanted(1, 0, 0)].batch == plain(80, 4)[0]
+    expected, Numbers.read = plain(80, 4)[6], 0
+    assert stood[Wanted(1, 0, 6, 5, b'{"at":"x"')].batch == expected
+    assert Numbers.read == 24, "it has read on from where it stood"
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_trial_that_fails_once_costs_neither_the_place_nor_the_states() -> None:
+    class Busy(Numbers):
+        opened = 0
+
+        def __iter__(self) -> Iterator[int]:
+            Busy.opened += 1
+            if Busy.opened == 3:
+                raise OSError("too many requests")
+            return super().__iter__()
+
+    reader = Reader(Busy(200), 4, False, list)
+    found = [reader[Wanted(1, 0, position, tell=True)] for position in range(20)]
+    assert [each.batch for each in found] == plain(200, 4)[:20]
+    assert sum(each.state is not None for each in found) == 18 and not found[-1].untold
+
+
+def test_few_parts_stay_open() -> None:
+    reader = Reader(Sharded(4000), 4, False, list)
+    for position in range(3):
+        for part in range(20):
+            reader[Wanted(20, part, position, keep=8)]
+            assert len(reader.open) <= 8
+
+
+def begin_to_count(index: int) -> None:
+    Numbers.read = 0
+
+
+def counting(items: list[int]) -> tuple[list[int], int]:
+    """With each batch, how many samples its process has read."""
+    return items, Numbers.read
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_what_comes_back_in_later_epochs_is_read_from_a_state(persistent: bool) -> None:
+    ledger = AloneWithStates()
+    loader = DataLoader(
+        Numbers(4000), batch_size=4, num_workers=1, persistent_workers=persistent, collate_fn=counting,
+        worker_init_fn=begin_to_count,
+    )  # fmt: skip
+    stream = ExactStream(loader, ledger, 1, 12)
+    for number in range(12):
+        ledger.late = [[3]]
+        *epoch, (again, read) = list(stream)
+        assert [batch for batch, _ in epoch] == plain(4000, 4)[12 * number : 12 * number + 12]
+        assert again == epoch[3][0]
+        assert read < 100, "not all that comes before it in the stream"
 
 
 class Augmented(Numbers):

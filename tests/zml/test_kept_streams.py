@@ -76,7 +76,9 @@ def test_what_does_not_fit_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> No
             tell(streams, part, position, b"x" * 60)
             assert find(streams, part, position) == (position, b"x" * 60)
     kept = [state for part in streams.kept.values() for state in part.values()]
-    assert streams.bytes == sum(map(len, kept)) <= 1000 + 60
+    assert streams.bytes == sum(map(len, kept)) <= 1000
+    tell(streams, 9, 1, b"x" * 900)
+    assert find(streams, 9, 1) == (0, None), "there is no room for it"
 
 
 def test_another_coordinator_finds_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ class Streams:
     def told(self, message: StreamAt, state: bytes) -> None:
         """A notice; what does not fit, or comes twice, is passed over."""
         try:
-            self._keep(State(message.part, message.position, state.decode()))
+            self._keep(State(message.part, message.position, state.decode("ascii")))
         except UnicodeDecodeError:
             return
         if self.file is not None and time.monotonic() >= self.write_at:
@@ -64,11 +64,11 @@ class Streams:
         part[new.position] = new.state
         self.kept[new.part] = {each: part[each] for each in thinned(part, new.position)}
         self.bytes += sum(map(len, self.kept[new.part].values())) - before
-        if (
-            self.bytes > MOST_BYTES
-        ):  # of this part only the newest, then; it is the others' turn when they are told
-            self.bytes -= sum(map(len, self.kept[new.part].values())) - len(new.state)
-            self.kept[new.part] = {new.position: new.state}
+        if self.bytes > MOST_BYTES:  # then of this part the newest alone, or none
+            self.bytes -= sum(map(len, self.kept.pop(new.part).values()))
+            if self.bytes + len(new.state) <= MOST_BYTES:
+                self.bytes += len(new.state)
+                self.kept[new.part] = {new.position: new.state}
 
     def find(self, message: FindStream) -> tuple[Message, bytes | None]:
         """The nearest one at this position or before it; position 0 and none where there is none."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 import torch
@@ -32,9 +32,16 @@ from .streams import length
 EVERY = 16  # batches of a part between two states of it that are told
 EVERY_S = 2.0  # and no sooner: each is tried, which may open files
 UNEVEN = 8  # shards for each part, below which parts are noticeably unequal
-HERE = -1  # in the process of the script
+KEEP = 8  # parts that stay open in a process, or more where workers are few
 
 log = structlog.get_logger()
+
+
+class Asked(NamedTuple):
+    """For a state behind the batch at `position`; `at` in seconds of the monotonic clock."""
+
+    position: int
+    at: float
 
 
 class StreamLedger(Ledger, Protocol):
@@ -76,17 +83,18 @@ class ExactStream(DividedLoader):
         self.here, self.there = reader(), reader()
         self.slots = loader.num_workers
         self.turn = 0  # of the processes of the loader, which are asked one after another
-        self.returned = (
-            0  # while batches that have come back are read: how often they have; processes of their own do
-        )
-        self.stands: dict[tuple[int, int], int] = {}  # by process and part: it reads on from there
+        self.pools = 0  # of such processes, that there were; 0 is that of the script itself
+        self.pool = 0  # that is asked now
+        self.staying: int | None = None  # the pool that reads every epoch, where the user wants that
+        # By pool and process: where it reads on, by part; the one that was read last at the end.
+        self.stands: dict[tuple[int, int], dict[int, int]] = {}
         self.known: dict[int, dict[int, bytes]] = {}  # states by part and position
-        self.asked_at: dict[
-            int, tuple[int, float]
-        ] = {}  # by part, the state that was asked for last: where, when
+        self.asked_at: dict[int, Asked] = {}  # by part, the last state that was asked for
         self.told_at: dict[int, float] = {}  # by part
-        self.seen: dict[int, tuple[Place, bytes]] = {}  # by batch, the state behind it; until it is applied
-        self.untold = False  # no state can be kept
+        self.seen: dict[
+            int, list[tuple[Place, bytes]]
+        ] = {}  # by batch, states before it; until it is applied
+        self.silent = False  # no state can be kept
         self.warned: set[str] = set()
         if 1 < parts and self.most < UNEVEN * parts and self.most % parts:
             log.warning(
@@ -110,19 +118,31 @@ class ExactStream(DividedLoader):
     def _divided(self) -> Iterator[Any]:
         if self._inner is None:
             self._inner = reading(self.loader, self.there if self.slots else self.here, Share(self))
-        if not self.loader.persistent_workers:
-            self._forget_processes()
-        self.turn, self.returned = 0, 0
+        if self.staying is None or not self.slots:
+            self._begin_pool()
+        else:
+            self.turn, self.pool = 0, self.staying
+        if self.loader.persistent_workers:
+            self.staying = self.pool
         yield from self._reads(self._inner)
 
     def _again(self) -> Iterator[Any]:
         """Batches that came back from a lost worker, outside of the generators' plain sequence."""
-        self.turn, self.returned = 0, self.returned + 1
+        self._begin_pool()
         state = torch.get_rng_state()
         inner = reading(self.loader, self.there if self.slots else self.here, Returned(self), stay=False)
         source = iter(inner)
         torch.set_rng_state(state)
         return self._reads(source)
+
+    def _begin_pool(self) -> None:
+        """The next to be asked are processes that have read nothing yet; the script's own goes on."""
+        self.turn = 0
+        if self.slots:
+            self.pools += 1
+            self.pool = self.pools
+            stay = (0, self.staying)
+            self.stands = {slot: parts for slot, parts in self.stands.items() if slot[0] in stay}
 
     def _reads(self, source: Iterable[Read]) -> Iterator[Any]:
         try:
@@ -140,13 +160,12 @@ class ExactStream(DividedLoader):
             raise ZmlError(
                 LOADER, f"{kind}: {read.failed}", fix if self.cut.parts > 1 else "Look at what it reads."
             )
+        batch = self.handed[0][0]
         if read.state is not None:
-            batch = self.handed[0][0]
-            part, position = self.cut.place(batch)
-            self.seen[batch] = Place(part, position + 1), read.state
+            self.seen.setdefault(batch, []).append((Place(self.cut.place(batch).part, read.at), read.state))
         if read.untold:
-            self.untold = True
-            self._warn("the stream is read from its front by whoever takes over", read.untold)
+            self.silent = True
+            self._warn("the stream is read from further back by whoever takes over", read.untold)
         if read.refused:
             self._warn("a part of the stream is read from its front", read.refused)
         return read.batch
@@ -162,57 +181,59 @@ class ExactStream(DividedLoader):
     def asked(self, batch: int) -> tuple[Any, int]:
         assert self.cut is not None
         place = self.cut.place(batch)
-        slot = self.turn % self.slots + self.slots * self.returned if self.slots else HERE
+        slot = self.pool, self.turn % max(self.slots, 1)
         self.turn += 1
-        known, state = self._begin_at(slot, place)
-        self.stands[slot, place.part] = place.position + 1
-        tell = not self.untold and self._is_time(batch, place)
-        wanted = Wanted(self.cut.parts, place.part, place.position, known, state, tell)
+        stands = self.stands.setdefault(slot, {})
+        known = self._begin_at(stands.get(place.part), place)
+        # As the reader does: it keeps open what was read last.
+        keep = max(KEEP, 2 * self.cut.parts // max(self.ledger.workers * max(self.slots, 1), 1))
+        stands.pop(place.part, None)
+        stands[place.part] = place.position + 1
+        while len(stands) > keep:
+            del stands[next(iter(stands))]
+        tell = not self.silent and self._is_time(batch, place)
+        at, state = known or (0, None)
+        wanted = Wanted(self.cut.parts, place.part, place.position, at, state, tell, keep)
         return wanted, self.loader.batch_size or 1
 
-    def _begin_at(self, slot: int, place: Place) -> tuple[int, bytes | None]:
-        """The state that this process needs, if it needs one: where it is, and the state. Mostly it reads on."""
-        stands = self.stands.get((slot, place.part))
+    def _begin_at(self, stands: int | None, place: Place) -> tuple[int, bytes] | None:
+        """The state that a process needs which stands there, and where that is; None where it reads on, or from the
+        front."""
         # Others' batches may lie between, and those of the other processes.
         far = EVERY + 2 * max(self.ledger.workers, 1) * max(self.slots, 1)
         if place.position == 0 or (stands is not None and stands <= place.position <= stands + far):
-            return 0, None
+            return None
         own = self.known.get(place.part, {})
         at = max((position for position in own if position <= place.position), default=0)
-        best = (at, own[at]) if at else (0, None)
+        best = (at, own[at]) if at else None
         if at + EVERY < place.position and (found := self.ledger.find_state(place)) is not None:
-            best = max(best, found, key=lambda each: each[0])
-        if stands is not None and best[0] <= stands <= place.position:
-            return 0, None
-        if place.position - best[0] > far:
-            log.info("reading up to a place in the stream", part=place.part, batches=place.position - best[0])
+            best = found if best is None or found[0] > best[0] else best
+        begins = best[0] if best is not None else 0
+        if stands is not None and begins <= stands <= place.position:
+            begins, best = stands, None
+        if place.position - begins > far:
+            log.info("reading up to a place in the stream", part=place.part, batches=place.position - begins)
         return best
 
     def _is_time(self, batch: int, place: Place) -> bool:
-        """For another state of this part? At the end of an epoch always, where processes end there."""
+        """For another state of this part? It comes with the next batch, and so before the last of an epoch, where
+        processes end there."""
         assert self.cut is not None
         now = time.monotonic()
-        at, when = self.asked_at.get(place.part, (0, now))
-        due = abs(place.position + 1 - at) >= EVERY and now - when >= EVERY_S
-        ends = bool(self.slots) and not self.loader.persistent_workers and self.cut.is_last_of_part(batch)
-        if due or ends or place.part not in self.asked_at:
-            self.asked_at[place.part] = place.position + 1, now
+        last = self.asked_at.get(place.part)
+        due = last is None or (abs(place.position - last.position) >= EVERY and now - last.at >= EVERY_S)
+        stay = not self.slots or self.loader.persistent_workers
+        if due or (not stay and self.cut.is_last_of_part(batch + self.cut.parts)):
+            self.asked_at[place.part] = Asked(place.position, now)
             return True
         return False
-
-    def _forget_processes(self) -> None:
-        self.stands = {(slot, part): at for (slot, part), at in self.stands.items() if slot == HERE}
 
     # -- what is applied ---------------------------------------------------------------------------------
 
     def take_done(self) -> list[int]:
         done = super().take_done()
-        newest: dict[int, tuple[Place, bytes]] = {}
-        for batch in done:
-            if (seen := self.seen.pop(batch, None)) is not None:
-                newest[seen[0].part] = max(seen, newest.get(seen[0].part, seen))
         now = time.monotonic()
-        for place, state in newest.values():
+        for place, state in sorted(each for batch in done for each in self.seen.pop(batch, ())):
             own = self.known.setdefault(place.part, {})
             own[place.position] = state
             self.known[place.part] = {each: own[each] for each in thinned(own, place.position)}

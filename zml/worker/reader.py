@@ -2,9 +2,9 @@
 
 To torch's loader it is a map-style data set whose indices are places in a stream. It keeps open what it reads on in. A
 place that lies ahead is reached by reading up to it; one that lies behind, or far ahead, from a state of the data set
-that somebody has kept, or else from the front. A state saves time and must not decide what is read: so each one is
-tried before it is told, and where something else comes behind it than came without it, no other is told any more. (Once
-is not enough: a state of Hugging Face's is right until a chunk of its source has been passed.)
+that somebody has kept, or else from the front. A state saves time and must not decide what is read: so another copy goes
+on from each before it is told, and where that reads another batch than the first one reads next, no other state is told
+any more. (Once is not enough: a state of Hugging Face's is right until a chunk of its source has been passed.)
 
 The protocol is that of torchdata's StatefulDataLoader for a data set: `state_dict()` between two items says where its
 iteration stands, and after `load_state_dict` of that, `iter` goes on with the next item.
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -25,8 +27,11 @@ import torch
 from ..messages import MOST_PARTS
 from . import stream_state
 
-FRONT = b"[]"  # the state before the first item, whatever the data set would say of it
+FRONT = b'{"zml":["front"]}'  # the state before the first item, which no data set can say
 PASSES = 3  # the rest of one, which may be nothing, and a whole one, which may be only a tail
+DIFFERS = "behind it comes something else than without it, as where it lacks the content of a shuffle buffer"
+TRIES = 3  # that fail in a row, before none is made any more: a file may be opened twice the next time
+REST = 20  # times as long as it took to try a state, before another is told
 
 
 class Wanted(NamedTuple):
@@ -37,14 +42,16 @@ class Wanted(NamedTuple):
     position: int
     known: int = 0
     state: bytes | None = None
-    tell: bool = False  # the state behind this batch, too
+    tell: bool = False  # the state behind this batch, too: with the next one of the part
+    keep: int = 8  # parts that stay open, those that were read last
 
 
 class Read(NamedTuple):
-    """The batch, and the state behind it where that was asked for; else why there is none. For pages that are pinned
-    torch makes this anew, field by field."""
+    """The batch, and a state before the `at`th of its part, where one was asked for. For pages that are pinned torch
+    makes this anew, field by field."""
 
     batch: Any
+    at: int = 0
     state: bytes | None = None
     untold: str = ""  # why no state can be kept
     refused: str = ""  # why the state that was given was of no use
@@ -68,8 +75,10 @@ class Reader:
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.collate = collate
-        self.open: dict[int, _Part] = {}
+        self.open: dict[int, _Part] = {}  # the one that was read last at the end
         self.untold = ""  # why no state of this data set can be kept
+        self.rests_until = 0.0  # before that none is tried
+        self.failures = 0  # to try one, in a row
 
     def __getitem__(self, wanted: Wanted) -> Read:
         whole_parts()
@@ -86,52 +95,54 @@ class Reader:
             raise
 
     def _read(self, wanted: Wanted) -> Read:
-        part = self.open.get(wanted.part)
-        ahead = wanted.state is not None and part is not None and wanted.known > part.position
-        refused = ""
-        if part is None or part.position > wanted.position or ahead:
-            part = self.open[wanted.part] = _Part(self, wanted.part, wanted.parts)
-            if wanted.state is not None:
-                refused = part.begin_at(wanted.known, wanted.state)
-        while part.position < wanted.position:
-            part.read()
-        items = part.read()
-        state = self._state(part) if wanted.tell and not self.untold else None
-        return Read(self.collate(items), state, self.untold, refused)
-
-    def _state(self, part: _Part) -> bytes | None:
-        """Behind what was read last; None where no state can be told, and `untold` says why."""
+        part, refused = self._part(wanted)
         try:
-            state = part.state()
-            if state != FRONT:
-                self._try(part, state)
-            return state
-        except stream_state.NotPlain as odd:
-            self.untold = str(odd)
-            return None
-
-    def _try(self, part: _Part, state: bytes) -> None:
-        """Does the same come behind it as without it? Raises NotPlain."""
-        other = _Part(self, part.index, part.count)
-        if refused := other.begin_at(part.position, state):
-            raise stream_state.NotPlain(refused)
-        try:
-            # What is drawn at random meanwhile is no matter of the state.
-            before = generators()
-            expected = part.look_ahead()
-            after = generators()
-            set_generators(before)
-            found = other.read()
-            set_generators(after)
+            items = part.read_at(wanted.position)
         except Exception as error:
-            self.open.pop(part.index, None)  # it is read again, and fails in its place
-            raise stream_state.NotPlain(f"{type(error).__name__} behind it: {error}"[:300]) from None
-        if not same(expected, found):
-            what = "behind it comes something else than without it, as where it lacks the content of a shuffle buffer"
-            raise stream_state.NotPlain(what)
+            if not part.doubtful:
+                raise
+            refused = told(error)
+            part = _Part(self, wanted.part, wanted.parts)
+            items = part.read_at(wanted.position)
+        self.open.pop(wanted.part, None)
+        self.open[wanted.part] = part
+        while len(self.open) > max(wanted.keep, 1):
+            del self.open[next(iter(self.open))]
+        at, state = part.proved or (0, None)
+        part.proved = None
+        if wanted.tell and not self.untold and time.monotonic() >= self.rests_until:
+            part.try_state()
+        return Read(self.collate(items), at, state, self.untold, refused)
+
+    def _part(self, wanted: Wanted) -> tuple[_Part, str]:
+        """One that stands at that place or before it, and why not where the state is, if that was of no use."""
+        refused = ""
+        part = self.open.get(wanted.part)
+        if part is not None and part.position > wanted.position:
+            part = None
+        if wanted.state is not None and (part is None or part.position < wanted.known):
+            other = _Part(self, wanted.part, wanted.parts)
+            if not (refused := other.begin_at(wanted.known, wanted.state)):
+                part = other
+        return part or _Part(self, wanted.part, wanted.parts), refused
+
+    def tried(self, took_s: float, failed: str) -> None:
+        """A state was, which cost so long; `failed`: why it could not be."""
+        self.rests_until = time.monotonic() + REST * took_s
+        self.failures = self.failures + 1 if failed else 0
+        if self.failures == TRIES:
+            self.untold = failed
 
     def __len__(self) -> int:
         raise TypeError("a stream has no length")
+
+
+class _Trial(NamedTuple):
+    """Another copy that goes on from a state, to read what the first one reads next."""
+
+    state: bytes
+    other: _Part
+    took_s: float
 
 
 class _Part:
@@ -141,7 +152,9 @@ class _Part:
         self.reader = reader
         self.index, self.count = index, count
         self.position = 0
-        self.ahead: list[Any] = []  # the next batch, where it was read already
+        self.doubtful = False  # nothing was read yet from the state it began at
+        self.trial: _Trial | None = None
+        self.proved: tuple[int, bytes] | None = None  # a state that was tried, and is not told yet
         self._begin()
 
     def _begin(self) -> None:
@@ -150,37 +163,70 @@ class _Part:
         self.dataset = part_of(copy.deepcopy(self.reader.dataset), self.index, self.count)
 
     def begin_at(self, position: int, state: bytes) -> str:
-        """Go on from there. Where that cannot be it is the front still, and the answer says why."""
+        """Go on from there. Where that cannot be, the answer says why."""
         if state != FRONT:
             try:
                 self.dataset.load_state_dict(stream_state.read(state))
             except Exception as error:
-                self._begin()
-                return f"load_state_dict: {type(error).__name__}: {error}"[:300]
+                return told(error)
+            self.doubtful = True
         self.position = position
         return ""
 
-    def state(self) -> bytes:
-        """Behind what was read last. Raises NotPlain."""
-        if self.items is None:
-            return FRONT
-        try:
-            said = self.dataset.state_dict()
-        except Exception as error:
-            raise stream_state.NotPlain(f"state_dict: {type(error).__name__}: {error}"[:300]) from None
-        return stream_state.write(said)
+    def read_at(self, position: int) -> Any:
+        """This batch, which lies no further back; not collated. Raises Empty."""
+        while self.position < position:
+            self._read()
+        return self._read()
 
-    def look_ahead(self) -> Any:
-        """The next batch, which stays the next."""
-        if not self.ahead:
-            self.ahead = [self._next()]
-        return self.ahead[0]
-
-    def read(self) -> Any:
-        """The next batch, not collated. Raises Empty."""
-        batch = self.ahead.pop() if self.ahead else self._next()
+    def _read(self) -> Any:
+        if self.trial is None:
+            batch = self._next()
+        else:
+            # What is drawn at random meanwhile is drawn twice alike, and once as far as others can see.
+            before = generators()
+            batch = self._next()
+            after = generators()
+            set_generators(before)
+            try:
+                self._judge(self.trial, batch)
+            finally:
+                set_generators(after)
         self.position += 1
+        self.doubtful = False
         return batch
+
+    def try_state(self) -> None:
+        """Whether the state behind what was read last leads to the next batch is seen when that is read."""
+        began = time.monotonic()
+        try:
+            state = FRONT if self.items is None else stream_state.write(self.dataset.state_dict())
+            other = _Part(self.reader, self.index, self.count)
+            refused = other.begin_at(self.position, state)
+        except Exception as error:
+            self.reader.untold = told(error)
+            return
+        took_s = time.monotonic() - began
+        if refused:
+            self.reader.tried(took_s, failed=refused)
+        else:
+            self.trial = _Trial(state, other, took_s)
+
+    def _judge(self, trial: _Trial, batch: Any) -> None:
+        self.trial, failed = None, ""
+        began = time.monotonic()
+        try:
+            as_well = same(batch, trial.other._read())
+        except Unlike as odd:
+            self.reader.untold = str(odd)
+        except Exception as error:
+            failed = told(error)
+        else:
+            if as_well:
+                self.proved = self.position, trial.state
+            else:
+                self.reader.untold = DIFFERS
+        self.reader.tried(trial.took_s + time.monotonic() - began, failed)
 
     def _next(self) -> Any:
         size = self.reader.batch_size
@@ -196,25 +242,39 @@ class _Part:
         raise Empty
 
 
+class Unlike(Exception):
+    """Two items of which it cannot be said whether they are the same."""
+
+
 def same(one: Any, other: Any) -> bool:
-    """Are these two the same items?"""
+    """Are these two the same items? Raises Unlike where that cannot be said."""
     if type(one) is not type(other):
         return False
     match one:
-        case torch.Tensor():
+        case torch.Tensor() if one.layout is torch.strided:
             if one.shape != other.shape or one.dtype is not other.dtype:
                 return False
-            one, other = (each.nan_to_num() if each.is_floating_point() else each for each in (one, other))
-            return torch.equal(one, other)
+            return bool(((one == other) | ((one != one) & (other != other))).all())
+        case np.ndarray() if one.dtype.kind == "O":
+            return same(one.tolist(), other.tolist())
         case np.ndarray():
-            return bool(one.shape == other.shape and one.tobytes() == other.tobytes())
+            alike = one.shape == other.shape and one.dtype == other.dtype
+            return bool(alike and one.tobytes() == other.tobytes())
         case list() | tuple():
             return len(one) == len(other) and all(map(same, one, other))
-        case dict():
+        case Mapping():
             return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-        case str() | bytes() | int() | float() | None:
-            return bool(one == other) or one != one
-    return True  # of what may be anything it cannot be said
+        case str() | bytes() | int() | float() | complex() | np.generic() | set() | frozenset() | None:
+            return bool(one == other) or bool(one != one)
+    if not is_dataclass(one) and "__eq__" in {name for kind in type(one).__mro__[:-1] for name in vars(kind)}:
+        return bool(one == other)
+    if not hasattr(one, "__dict__"):
+        raise Unlike(f"whether a {type(one).__name__} is the same as another cannot be said")
+    return same(vars(one), vars(other))
+
+
+def told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def generators() -> tuple[Any, ...]:
