@@ -2,9 +2,9 @@
 
 To torch's loader it is a map-style data set whose indices are places in a stream. It keeps open what it reads on in. A
 place that lies ahead is reached by reading up to it; one that lies behind, or far ahead, from a state of the data set
-that somebody has kept, or else from the front. A state saves time and must not decide what is read: so another copy goes
-on from each before it is told, and where that reads another batch than the first one reads next, no other state is told
-any more. (Once is not enough: a state of Hugging Face's is right until a chunk of its source has been passed.)
+that somebody has kept, or else from the front. A state saves time and must not decide what is read: so another copy
+goes on from each before it is told, and where that reads another batch than the first one reads next, no other state
+is told any more. (Once is not enough: a state of Hugging Face's is right until a chunk of its source has been passed.)
 
 The protocol is that of torchdata's StatefulDataLoader for a data set: `state_dict()` between two items says where its
 iteration stands, and after `load_state_dict` of that, `iter` goes on with the next item.
