@@ -8,7 +8,6 @@ import pytest
 
 from tests.e2e.harness import Playground, Process, same_model
 from tests.e2e.test_replicas import free_port, has_gone_on, last_epoch
-from tests.soaking import soak
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -23,7 +22,8 @@ def has_its_chunks(place: Playground, number: int) -> bool:
     return any(line["message"] == "promoted" and line["shard"] == f"p{number}" for line in lines)
 
 
-@pytest.mark.parametrize("leaving", [[1], *soak([[1, 0]])], ids=str)
+@pytest.mark.soak
+@pytest.mark.parametrize("leaving", [[1], [1, 0]], ids=str)
 def test_a_shard_that_is_terminated_hands_over_and_gets_its_chunks_back_when_it_is_started_again(
     place: Playground, leaving: list[int]
 ) -> None:

@@ -29,6 +29,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
+@pytest.mark.soak
 @pytest.mark.root
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs the `unshare` command")
 def test_output_gets_to_a_coordinator_that_is_killed_meanwhile_whole(place: Playground) -> None:

@@ -186,6 +186,7 @@ def test_a_script_that_always_dies_ends_its_worker_after_as_many_restarts_as_are
     assert place.status()["members"][0]["incarnation"] == 3
 
 
+@pytest.mark.soak
 def test_an_exception_ends_the_job_unless_a_restart_is_asked_for(place: Playground) -> None:
     trouble = ["--epochs", "1", "--trouble", "raise once", "--at", "4", "--on", "w0"]
     code, text = place.run("run", "-w", "1", "-p", "1", "--restart-on-error", "train.py", *trouble)

@@ -75,12 +75,7 @@ class ExactStream(DividedLoader):
         self.cut: Cut | None = None  # of the newest epoch; None before this worker's first
         # As it is now: what the script does to it later is not what other workers, or the next run, would read.
         whole = copied(loader.dataset)
-
-        def reader() -> Reader:
-            return Reader(whole, loader.batch_size, bool(loader.drop_last), loader.collate_fn)
-
-        # Processes of the loader get what this one has open with them: nothing.
-        self.here, self.there = reader(), reader()
+        self.reader = Reader(whole, loader.batch_size, bool(loader.drop_last), loader.collate_fn)
         self.slots = loader.num_workers
         self.turn = 0  # of the processes of the loader, which are asked one after another
         self.pools = 0  # of such processes, that there were; 0 is that of the script itself
@@ -91,9 +86,8 @@ class ExactStream(DividedLoader):
         self.known: dict[int, dict[int, bytes]] = {}  # states by part and position
         self.asked_at: dict[int, Asked] = {}  # by part, the last state that was asked for
         self.told_at: dict[int, float] = {}  # by part
-        self.seen: dict[
-            int, list[tuple[Place, bytes]]
-        ] = {}  # by batch, states before it; until it is applied
+        # By batch, states that are known with it, and told once it is applied.
+        self.seen: dict[int, list[tuple[Place, bytes]]] = {}
         self.silent = False  # no state can be kept
         self.warned: set[str] = set()
         if 1 < parts and self.most < UNEVEN * parts and self.most % parts:
@@ -117,7 +111,7 @@ class ExactStream(DividedLoader):
 
     def _divided(self) -> Iterator[Any]:
         if self._inner is None:
-            self._inner = reading(self.loader, self.there if self.slots else self.here, Share(self))
+            self._inner = reading(self.loader, self.reader, Share(self))
         if self.staying is None or not self.slots:
             self._begin_pool()
         else:
@@ -130,7 +124,7 @@ class ExactStream(DividedLoader):
         """Batches that came back from a lost worker, outside of the generators' plain sequence."""
         self._begin_pool()
         state = torch.get_rng_state()
-        inner = reading(self.loader, self.there if self.slots else self.here, Returned(self), stay=False)
+        inner = reading(self.loader, self.reader, Returned(self), stay=False)
         source = iter(inner)
         torch.set_rng_state(state)
         return self._reads(source)
@@ -154,12 +148,11 @@ class ExactStream(DividedLoader):
 
     def _take_in(self, read: Read) -> Any:
         assert self.cut is not None
-        kind = type(self.loader.dataset).__name__
         if read.failed:
-            fix = "Make every part that zml_shard(index, count) or shard leaves hold at least one batch."
-            raise ZmlError(
-                LOADER, f"{kind}: {read.failed}", fix if self.cut.parts > 1 else "Look at what it reads."
-            )
+            kind, fix = type(self.loader.dataset).__name__, "Look at what it reads."
+            if self.cut.parts > 1:
+                fix = "Make every part that zml_shard(index, count) or shard leaves hold at least one batch."
+            raise ZmlError(LOADER, f"{kind}: {read.failed}", fix)
         batch = self.handed[0][0]
         if read.state is not None:
             self.seen.setdefault(batch, []).append((Place(self.cut.place(batch).part, read.at), read.state))
