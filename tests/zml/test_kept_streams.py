@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from zml.coordinator import streams as module
 from zml.coordinator.streams import FILE, Streams
 from zml.messages import MOST_STATE, FindStream, StreamAt, StreamFound
-from zml.spread import thinned
+from zml.thinning import thinned
 from zml.transport import Refusal
 
 

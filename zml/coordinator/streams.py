@@ -17,7 +17,7 @@ import structlog
 from ..checkpoint import Checkpoint
 from ..messages import MOST_PARTS, MOST_STATE, FindStream, Message, StreamAt, StreamFound
 from ..runs import rundir
-from ..spread import thinned
+from ..thinning import thinned
 from ..transport import Refusal
 
 FILE = "streams.json"  # in a checkpoint, and beside the journal

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import LOADER, ZmlError
-from ..spread import thinned
+from ..thinning import thinned
 from .data import DividedLoader, Ledger, Returned, Share
 from .parts import Cut, Place, parts_for
 from .reader import Read, Reader, Wanted, most_parts
