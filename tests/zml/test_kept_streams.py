@@ -45,7 +45,7 @@ def test_what_is_kept_is_few_and_close_where_things_happen(gaps: list[int]) -> N
         told.append((told[-1] if told else 0) + gap)
         kept = thinned([*kept, told[-1]], told[-1])
         assert kept[-1] == told[-1] and thinned(kept, told[-1]) == kept
-        assert len(kept) <= 2 + told[-1].bit_length()
+        assert len(kept) <= 2 + 2 * told[-1].bit_length()
     for position in told:
         back = max((each for each in kept if each <= position), default=None)
         assert back is not None, "nobody has to read from the front"
