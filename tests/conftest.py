@@ -26,6 +26,17 @@ def _log_lines_as_they_come() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_they_were() -> Iterator[None]:
+    """A loop that was closed while it listened leaves its handler, and the Ctrl-C of the next test goes there."""
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in watched}
+    yield
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
 def pytest_configure() -> None:
     # What a script starts in the background ignores Ctrl-C, and so does all that it starts: some tests press it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
