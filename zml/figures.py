@@ -83,9 +83,8 @@ class ShardFigures(msgspec.Struct, frozen=True, kw_only=True):
     apply_s: list[int] = []  # updates by duration, in the classes of APPLY_BOUNDS_S
     apply_sum_s: float = 0.0
     memory_bytes: int = 0  # resident in its process, now
-    no_room: str = (
-        ""  # why what would change it is refused now: its disk is full; MOST_WORDS characters at most
-    )
+    # Why what would change it is refused now: its disk is full; MOST_WORDS characters at most.
+    no_room: str = ""
 
 
 def after(former: WorkerFigures, newer: WorkerFigures | None) -> WorkerFigures:

@@ -220,9 +220,9 @@ class Coordinator:
             fresh = self.ledger.current is None
             if fresh and self.resumed is not None and (call := resumed_ledger(self.resumed)) is not None:
                 self.dealer.perform(call)
-            if self.resumed is not None and (noted := resumed_note(self.resumed)) is not None:
-                self.docket.fact(noted)
             if self.resumed is not None:
+                if (noted := resumed_note(self.resumed)) is not None:
+                    self.docket.fact(noted)
                 self.streams.begin_with(self.resumed)
             self.dispatch(
                 events.Submitted(

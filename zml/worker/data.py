@@ -228,13 +228,17 @@ class DividedLoader:
     def _divided(self) -> Iterable[Any]:
         """The user's loader over this worker's batches; workers, collation and pinning are the user's own."""
         if self._inner is None:
-            self._inner = like(self.loader, Share(self))
+            self._inner = self._over(Share(self))
         return self._inner
+
+    def _over(self, places: Any) -> DataLoader[Any]:
+        """The loader that reads what these ask for."""
+        return like(self.loader, batch_sampler=places)
 
     def _again(self) -> Iterator[Any]:
         """Batches that came back from a lost worker, outside of the generators' plain sequence."""
         state = torch.get_rng_state()
-        source = iter(like(self.loader, Returned(self)))
+        source = iter(self._over(Returned(self)))
         torch.set_rng_state(state)
         return source
 
@@ -360,18 +364,13 @@ class Returned:
         return self.divided.hand_out()
 
 
-def like(loader: DataLoader[Any], batch_sampler: Any) -> DataLoader[Any]:
-    """A loader with everything of `loader` but its batch sampler."""
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=batch_sampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-    )
+# What a loader keeps where others than its own sampler say what it reads.
+KEPT = (
+    "dataset", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
+    "generator", "prefetch_factor", "persistent_workers",
+)  # fmt: skip
+
+
+def like(loader: DataLoader[Any], **others: Any) -> DataLoader[Any]:
+    """A loader with everything of `loader` but its sampling, and but for these."""
+    return DataLoader(**{name: getattr(loader, name) for name in KEPT} | others)

@@ -79,7 +79,7 @@ class Evaluator:
     def __init__(self, loader: Any) -> None:
         self.loader = check(loader)
         self.batches = len(self.loader)
-        self.inner = like(self.loader, weakref.proxy(self))  # as `data.Share`
+        self.inner = like(self.loader, batch_sampler=weakref.proxy(self))  # as `data.Share`
         self.leased: deque[int] = deque()
         self.handed: deque[int] = deque()
         self.results: list[Result] = []

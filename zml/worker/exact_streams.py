@@ -19,20 +19,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import structlog
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import LOADER, ZmlError
 from ..thinning import thinned
-from .data import DividedLoader, Ledger, Returned, Share
+from .data import Ledger, like
 from .parts import Cut, Place, parts_for
-from .reader import Read, Reader, Wanted, most_parts
-from .streams import length
+from .reader import KEEP, Read, Reader, Wanted, most_parts
+from .streams import OverStream
 
 EVERY = 16  # batches of a part between two states of it that are told
 EVERY_S = 2.0  # and no sooner: each is tried, which may open files
 UNEVEN = 8  # shards for each part, below which parts are noticeably unequal
-KEEP = 8  # parts that stay open in a process, or more where workers are few
 
 log = structlog.get_logger()
 
@@ -56,7 +54,7 @@ class StreamLedger(Ledger, Protocol):
         ...
 
 
-class ExactStream(DividedLoader):
+class ExactStream(OverStream):
     """Yields what each leased batch of the stream holds. `workers`: as many as the job was asked to have."""
 
     ledger: StreamLedger
@@ -64,11 +62,7 @@ class ExactStream(DividedLoader):
     def __init__(
         self, loader: DataLoader[Any], ledger: StreamLedger, workers: int, batches: int | None = None
     ) -> None:
-        super().__init__(loader, ledger, checked=True)
-        self.batches = length(loader) if batches is None else batches
-        if self.batches < 1:
-            what = f"an epoch of {self.batches} batches"
-            raise ZmlError(LOADER, what, "Give zml.join at least batches=1 of a stream.")
+        super().__init__(loader, ledger, batches)
         self.most = most_parts(loader.dataset)
         parts = parts_for(workers * max(1, loader.num_workers), self.most)
         self.mine = Cut.first(parts, self.batches, loader.batch_size or 0, bool(loader.drop_last))
@@ -95,12 +89,6 @@ class ExactStream(DividedLoader):
                 "parts of a stream are unequal, and read equally often", shards=self.most, parts=parts
             )
 
-    def __len__(self) -> int:
-        return self.batches
-
-    def samples_of(self, batch: int) -> list[int]:
-        return []  # they have no indices
-
     def draw_order(self) -> None:
         """Where the batches of this epoch lie."""
         # Who has begun no epoch begins in the one that is open, whose cut is known: mine is that of the very first.
@@ -109,25 +97,21 @@ class ExactStream(DividedLoader):
         self.cut = self.mine.understand(token, self.most)
         self.seen.clear()
 
+    def _over(self, places: Any) -> DataLoader[Any]:
+        return like(self.loader, dataset=self.reader, batch_size=None, sampler=places, collate_fn=as_it_is)
+
     def _divided(self) -> Iterator[Any]:
-        if self._inner is None:
-            self._inner = reading(self.loader, self.reader, Share(self))
         if self.staying is None or not self.slots:
             self._begin_pool()
         else:
             self.turn, self.pool = 0, self.staying
         if self.loader.persistent_workers:
             self.staying = self.pool
-        yield from self._reads(self._inner)
+        yield from self._reads(super()._divided())
 
     def _again(self) -> Iterator[Any]:
-        """Batches that came back from a lost worker, outside of the generators' plain sequence."""
         self._begin_pool()
-        state = torch.get_rng_state()
-        inner = reading(self.loader, self.reader, Returned(self), stay=False)
-        source = iter(inner)
-        torch.set_rng_state(state)
-        return self._reads(source)
+        return self._reads(super()._again())
 
     def _begin_pool(self) -> None:
         """The next to be asked are processes that have read nothing yet; the script's own goes on."""
@@ -258,24 +242,6 @@ def copied(dataset: Any) -> Any:
             f"a {type(dataset).__name__} cannot be copied: {error}",
             "Open files and connections in its __iter__: a copy is read by each who takes over a part of it.",
         ) from error
-
-
-def reading(loader: DataLoader[Any], reader: Reader, places: Any, *, stay: bool = True) -> DataLoader[Any]:
-    """A loader with everything of `loader`, that asks the reader for these places, one after another."""
-    return DataLoader(
-        reader,  # type: ignore[arg-type]  # it has what a map-style data set is asked for
-        batch_size=None,
-        sampler=places,
-        collate_fn=as_it_is,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers and stay,
-    )
 
 
 def as_it_is(read: Any) -> Any:

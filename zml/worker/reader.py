@@ -28,6 +28,7 @@ from ..messages import MOST_PARTS
 from . import stream_state
 
 FRONT = b'{"zml":["front"]}'  # the state before the first item, which no data set can say
+KEEP = 8  # parts that stay open in a process, or more where workers are few
 PASSES = 3  # the rest of one, which may be nothing, and a whole one, which may be only a tail
 DIFFERS = "behind it comes something else than without it, as where it lacks the content of a shuffle buffer"
 TRIES = 3  # that fail in a row, before none is made any more: a file may be opened twice the next time
@@ -43,7 +44,7 @@ class Wanted(NamedTuple):
     known: int = 0
     state: bytes | None = None
     tell: bool = False  # the state behind this batch, too: with the next one of the part
-    keep: int = 8  # parts that stay open, those that were read last
+    keep: int = KEEP  # parts that stay open, those that were read last
 
 
 class Read(NamedTuple):

@@ -1,11 +1,10 @@
 """A loader over an IterableDataset, by best effort: the number of batches in an epoch is exact, which samples is not.
 
 A stream that cannot say where it stands (those that can are in `exact_streams`) has no order that workers could share
-and no place that another worker could go on from. So each worker reads
-its own part of it (`zml_shard`), and the ledger counts batches without knowing what is in them: an epoch is so many of
-them, each trained once, whoever comes and goes. What a lost worker had read and not trained is lost, and the batches
-that it owed are made up for with what the others read next. Whoever starts again begins its part from the front: where
-it was is kept nowhere.
+and no place that another worker could go on from. So each worker reads its own part of it (`zml_shard`), and the
+ledger counts batches without knowing what is in them: an epoch is so many of them, each trained once, whoever comes
+and goes. What a lost worker had read and not trained is lost, and the batches that it owed are made up for with what
+the others read next. Whoever starts again begins its part from the front: where it was is kept nowhere.
 
 The protocol: `dataset.zml_shard(index, count)` is called once, before the first batch, and from then on the data set
 yields only part `index` of `count`. Worker processes of the loader divide that among themselves as ever, by
@@ -26,26 +25,32 @@ from .data import DividedLoader, Ledger
 log = structlog.get_logger()
 
 
-class StreamLoader(DividedLoader):
-    """Yields what its own loader yields, as often as the ledger leases it a batch."""
+class OverStream(DividedLoader):
+    """What both kinds of streams have in common: an epoch is so many batches, and samples have no indices."""
 
-    def __init__(
-        self, loader: DataLoader[Any], ledger: Ledger, index: int, count: int, batches: int | None = None
-    ) -> None:
-        super().__init__(check(loader), ledger, checked=True)
+    def __init__(self, loader: DataLoader[Any], ledger: Ledger, batches: int | None) -> None:
+        super().__init__(loader, ledger, checked=True)
         self.batches = length(loader) if batches is None else batches
         if self.batches < 1:
-            raise ZmlError(
-                LOADER, f"an epoch of {self.batches} batches", "Give zml.join at least batches=1 of a stream."
-            )
-        loader.dataset.zml_shard(index, count)  # type: ignore[attr-defined]
-        self.stream: Iterator[Any] | None = None
+            what = f"an epoch of {self.batches} batches"
+            raise ZmlError(LOADER, what, "Give zml.join at least batches=1 of a stream.")
 
     def __len__(self) -> int:
         return self.batches
 
     def samples_of(self, batch: int) -> list[int]:
-        return []  # they have no indices
+        return []
+
+
+class StreamLoader(OverStream):
+    """Yields what its own loader yields, as often as the ledger leases it a batch."""
+
+    def __init__(
+        self, loader: DataLoader[Any], ledger: Ledger, index: int, count: int, batches: int | None = None
+    ) -> None:
+        super().__init__(check(loader), ledger, batches)
+        loader.dataset.zml_shard(index, count)  # type: ignore[attr-defined]
+        self.stream: Iterator[Any] | None = None
 
     def _divided(self) -> Iterator[Any]:
         self.ledger.open_epoch(self.batches, b"", 0, 0)
