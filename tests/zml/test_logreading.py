@@ -1,9 +1,11 @@
 """Reading the logs of a run: merged by time, from their ends, through rotation, junk and malice."""
 
+import contextlib
 import json
 import os
+import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,44 @@ def test_a_file_that_is_rotated_all_the_while_is_followed_line_by_line(tmp_path:
             came.notify()
     writer.join()
     followed += said(after(tmp_path, page.cursor).lines)
+    assert followed == [str(number) for number in range(lines)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_written_between_two_looks_at_files_no_line_is_passed_over_or_told_twice(
+    tmp_path: Path, seed: int
+) -> None:
+    """Names come in any order, and before each is looked at up to four rotations run through the folder."""
+    drawn = random.Random(seed)
+    log = LogFile(tmp_path / "w0.jsonl", rotate_bytes=500, kept=8)
+    followed: list[str] = []
+    written, lines = 0, 150
+    look = files._regular
+
+    def write(most: int) -> None:
+        nonlocal written
+        for _ in range(min(most, 20 + len(followed) - written, lines - written)):
+            log.write(entry(written, str(written)).encode())
+            written += 1
+
+    def interrupted(path: Path) -> Iterator[tuple[str, os.stat_result]]:
+        names = sorted(name for name, _ in look(path))
+        for name in drawn.sample(names, len(names)):
+            write(drawn.choice([0, 0, 0, 3, 5, 20]))
+            with contextlib.suppress(FileNotFoundError):
+                yield name, os.stat(path / name)
+
+    page = newest(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_regular", interrupted)
+        while written < lines:
+            write(1)
+            page = after(tmp_path, page.cursor)
+            followed += said(page.lines)
+    while len(followed) < lines:
+        page = after(tmp_path, page.cursor)
+        assert page.lines, "it stands still"
+        followed += said(page.lines)
     assert followed == [str(number) for number in range(lines)]
 
 

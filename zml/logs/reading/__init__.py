@@ -144,8 +144,9 @@ def after(
     places: Places = {}
     waiting = []
     for source in found:
-        if not source.settled and source.key in before:
-            places[source.key] = before[source.key]
+        if not source.settled:
+            if source.key in before:
+                places[source.key] = before[source.key]
             continue  # next time
         at, offset = _place(source, before.get(source.key))
         places[source.key] = (source.parts[at].inode, offset)

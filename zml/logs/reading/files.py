@@ -20,7 +20,7 @@ LINE_MOST = 256 * 1024  # bytes; of a longer line only its length is told
 NAME = re.compile(r"(?P<base>[^/]{1,200}\.jsonl)(?:\.(?P<number>\d{1,4}))?")
 FOLDERS = re.compile(r"join-[^/]{1,100}")  # of machines that joined a run later
 MOST_SOURCES = 20_000
-LISTINGS = 5  # of a folder, until it stands still for one
+LISTINGS = 5  # after the first, until it stood still between two
 
 
 class Part(NamedTuple):
@@ -49,19 +49,23 @@ class Raw(NamedTuple):
 
 
 def sources(folder: Path) -> list[Source]:
-    """All of a `logs` folder, by name. A listing that a rotation ran through is made again."""
-    found: dict[str, list[tuple[int, Part]]] = {}
-    before: dict[str, list[tuple[int, int]]] = {}
+    """All of a `logs` folder, by name.
+
+    Files are looked at one after the other while they are renamed, and what one listing says may never have been so at
+    any one time, without a gap to tell by. What two listings say alike was so between them.
+    """
+    found = _listed(folder)
     for _ in range(LISTINGS):
         before, found = {key: _shape(parts) for key, parts in found.items()}, _listed(folder)
-        if all(_is_whole(parts) or before.get(key) == _shape(parts) for key, parts in found.items()):
+        settled = {key for key, parts in found.items() if before.get(key) == _shape(parts)}
+        if len(settled) == len(found):
             break
     return [
         Source(
             key,
             member_of(key),
             [part for _, part in sorted(parts, key=lambda each: -each[0])],
-            _is_whole(parts) or before.get(key) == _shape(parts),
+            key in settled,
         )
         for key, parts in sorted(found.items())
     ]
@@ -81,14 +85,6 @@ def _listed(folder: Path) -> dict[str, list[tuple[int, Part]]]:
 
 def _shape(parts: list[tuple[int, Part]]) -> list[tuple[int, int]]:
     return sorted((number, part.inode) for number, part in parts)
-
-
-def _is_whole(parts: list[tuple[int, Part]]) -> bool:
-    """No number is lacking, and no file is there twice."""
-    numbers = {number for number, _ in parts}
-    first = min(numbers)
-    alike = len({part.inode for _, part in parts})
-    return first <= 1 and numbers == set(range(first, first + len(parts))) and alike == len(parts)
 
 
 def member_of(key: str) -> str:
