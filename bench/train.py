@@ -60,7 +60,7 @@ COORDINATOR_PORT, STORE_PORT = 7077, 29500
 POLL_S = 0.1
 INTERRUPTED = 130
 PEERS = "one process,ddp,ddp fp16,ddp powersgd:4,local sgd:16"
-ZML = ("none", "bf16", "topk:1%", "topk:1% --staleness 1", "topk:1% --local-steps 8")
+ZML = ("none", "bf16", "auto", "topk:1%", "topk:1% --staleness 1", "topk:1% --local-steps 8")
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,20 @@ from zml.shard.counted import Last, agreed
 from zml.shard.pace import Pace
 from zml.shard.shard import Shard
 from zml.transport.memory import MemoryNetwork
-from zml.worker.auto import AFTER, DECIDE_EVERY, FIRST, SETTINGS, Auto, Link, Setting, choose, exchange_s
-from zml.worker.traffic import Traffic
+from zml.worker import auto as auto_module
+from zml.worker.auto import (
+    AFTER,
+    DECIDE_EVERY,
+    FIRST,
+    LINK_EVERY,
+    SETTINGS,
+    Auto,
+    Link,
+    Setting,
+    choose,
+    exchange_s,
+)
+from zml.worker.traffic import PROBE_S, Traffic
 
 FAST, SLOW = Link(0.0, 1e15), Link(0.0, 1.0)
 JOB = "job"
@@ -91,6 +103,88 @@ def test_auto_decides_after_a_few_steps_and_then_now_and_then() -> None:
 def test_auto_stays_as_it_is_while_nothing_is_measured() -> None:
     auto = Auto(10**6, hidden=True)
     assert not any(auto.step(0.1, 4) for _ in range(100)) and auto.setting == FIRST
+
+
+# -- the link, now and then --------------------------------------------------------------------------------
+
+
+def test_the_link_is_looked_at_again_at_clocks_that_all_share_and_at_little_cost() -> None:
+    auto = Auto(10**6, hidden=True)
+    auto.found(FAST, took_s=1.0)
+    assert not auto.is_due(LINK_EVERY // 2), "it has just come"
+    for _ in range(99):
+        auto.step(1.0, 4)
+    assert not auto.is_due(LINK_EVERY), "it would be more than a hundredth"
+    auto.step(1.0, 4)
+    assert not auto.is_due(LINK_EVERY + 1), "others are not asked at this clock"
+    assert auto.is_due(2 * LINK_EVERY) and not auto.is_due(2 * LINK_EVERY)
+    auto.found(SLOW, took_s=0.5)
+    assert auto.link == SLOW and not auto.is_due(3 * LINK_EVERY)
+    jumps = [auto.is_due(clock) for clock in (10**9, 10**9 + 1) if not auto.step(50.0, 4)]
+    assert jumps == [True, False], "clocks jump from epoch to epoch"
+
+
+class Pulls:
+    """In place of pulling: so many bytes a second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
+        self.rate = rate
+        self.asked: list[list[int]] = []
+        monkeypatch.setattr(Traffic, "_pull_s", lambda traffic, again: self.take_s(traffic, again))
+
+    def take_s(self, traffic: Traffic, again: Sequence[int]) -> float:
+        self.asked.append(list(again))
+        return sum(4 * traffic.layout.chunks[chunk].size for chunk in again) / self.rate
+
+
+@pytest.mark.parametrize("rate", [1.0, 500.0, 1e9])
+def test_a_slow_link_is_asked_for_little(monkeypatch: pytest.MonkeyPatch, io: IoThread, rate: float) -> None:
+    twin = Twin(io, compress="auto")
+    pulls, auto = Pulls(monkeypatch, rate), twin.traffic.auto
+    twin.traffic.measure_link()
+    assert auto is not None and auto.link is not None
+    assert auto.link.latency_s == 0 and auto.link.rate == pytest.approx(rate)
+    sizes = [4 * chunk.size for chunk in twin.traffic.layout.chunks]
+    asked = [sum(sizes[chunk] for chunk in again) for again in pulls.asked]
+    assert asked[:4] == [0, 0, 0, max(sizes)], "first nothing, then as little as says something"
+    assert len(asked) == (4 if rate == 1 else 6)
+    assert all(size < PROBE_S * rate + max(sizes) for size in asked[4:])
+    assert rate < 1e9 or asked[4] == sum(sizes)
+
+
+def test_what_is_pulled_to_measure_changes_nothing(io: IoThread) -> None:
+    twin = Twin(io, compress="auto", momentum=0.0)
+    twin.train(3)
+    before = {name: value.clone() for name, value in twin.model.state_dict().items()}
+    versions = list(twin.traffic.replica.versions)
+    took = [(twin.traffic._pull_s(again)) for again in ([], [0], range(len(versions)))]
+    twin.traffic.measure_link()
+    assert min(took) > 0 and twin.traffic.auto is not None and twin.traffic.auto.link is not None
+    assert twin.traffic.auto.link.rate > 0 and list(twin.traffic.replica.versions) == versions
+    assert all(torch.equal(value, before[name]) for name, value in twin.model.state_dict().items())
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_link_that_has_become_slow_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, io: IoThread, staleness: int
+) -> None:
+    """One worker, with plain SGD: what has arrived in the end is what torch makes of the same gradients."""
+    monkeypatch.setattr(auto_module, "LINK_EVERY", 5)
+    monkeypatch.setattr(auto_module, "LINK_PART", 1e9)
+    monkeypatch.setattr(auto_module, "DECIDE_EVERY", 3)
+    twin = Twin(io, compress="auto", momentum=0.0, staleness=staleness)
+    pulls, auto = Pulls(monkeypatch, 1e15), twin.traffic.auto
+    twin.traffic.measure_link()
+    seen: list[Setting] = []
+    for rate in (1e15, 1.0, 1e15):
+        pulls.rate = rate
+        for _ in range(15):
+            twin.train(1)
+            assert auto is not None
+            seen.append(auto.setting)
+    assert seen[14] == seen[-1] == SETTINGS[0] and seen[29] == SETTINGS[-1]
+    twin.updates.finish()
+    assert twin.traffic.exchanges >= 45
 
 
 # -- one setting for all -----------------------------------------------------------------------------------
@@ -223,13 +317,16 @@ def test_training_goes_on_over_a_change_of_the_setting_and_loses_no_update(io: I
 
 
 class Settings:
-    """With which setting each worker has sent each clock. `links`: what each measures when it joins."""
+    """With which setting each worker has sent each clock. `links`: what each is to have measured."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, links: dict[str, Link]) -> None:
         self.sent: dict[int, dict[str, Setting]] = {}
         self.links = links
         self.former = Traffic._written
         monkeypatch.setattr(Traffic, "_written", lambda traffic, hyper: self.written(traffic, hyper))
+        self.measured: dict[str, list[int]] = {}  # at which clocks each would look at its link again
+        monkeypatch.setattr(auto_module, "LINK_EVERY", 10)
+        monkeypatch.setattr(Traffic, "measure_link", lambda traffic: self.measures(traffic))
 
     def written(self, traffic: Traffic, hyper: Sequence[Hyper]) -> bytes:
         worker, auto = traffic.client.seat.worker, traffic.auto
@@ -237,6 +334,9 @@ class Settings:
         auto.link = self.links[worker]
         self.sent.setdefault(traffic.clock, {})[worker] = auto.setting
         return self.former(traffic, hyper)
+
+    def measures(self, traffic: Traffic) -> None:
+        self.measured.setdefault(traffic.client.seat.worker, []).append(traffic.clock)
 
     @property
     def newest(self) -> dict[str, Setting]:
@@ -279,6 +379,7 @@ def test_synchronous_workers_send_alike_whatever_their_links_and_whoever_dies(
         {SETTINGS[0]},
     ]
     same([scripts[0], scripts[1], scripts[3]])
+    assert settings.measured["w0"] == settings.measured["w1"] and len(settings.measured["w0"]) >= 5
 
 
 @pytest.mark.parametrize("staleness", [2, None])

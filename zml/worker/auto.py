@@ -6,7 +6,8 @@ clock are merged into one, with a factor that depends on how sparse they are, an
 says with its steps what it wishes, the shards answer with what follows from the newest steps (`shard.counted.agreed`),
 and everybody takes that up with the parameters that the same steps have made.
 
-The link is measured when the worker joins, all workers at once if they join at once; steps all the time.
+Steps are measured all the time, the link when the worker joins and then now and then, for it is others' too: at clocks
+that are the same for all workers, since one that measures alone would be waited for, and would find it less used.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ AFTER = 8  # exchanges at first, and then always DECIDE_EVERY of them, between t
 DECIDE_EVERY = 64
 HIDDEN_IN_BSP = 0.1  # of the computing: in BSP nothing runs beside the exchange, so it shall be short
 SLACK = 0.8  # of the time to hide in that is counted on
+LINK_EVERY = 256  # clocks, at the earliest, between two looks at the link
+LINK_PART = 0.01  # of the computing, at most, goes to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,12 @@ FIRST = Setting(0.01, "int4")  # until something is measured
 class Link:
     latency_s: float  # of a request and its answer
     rate: float  # bytes per second
+
+    @classmethod
+    def of(cls, latency_s: float, size: int, takes_s: float) -> Link:
+        """So many bytes took so long, an empty message `latency_s`."""
+        # What takes no longer than an empty one says nothing of the rate, but that it is high.
+        return cls(latency_s, size / max(takes_s - latency_s, 0.1 * takes_s))
 
 
 def bits_per_element(density: float, values: str = "int4") -> float:
@@ -85,6 +94,9 @@ class Auto:
     measured: str = "nothing is measured yet"
     computes: list[float] = field(default_factory=list)
     wait: int = AFTER
+    link_took_s: float = 0.0  # to measure it, the last time
+    computed_s: float = 0.0  # since then
+    turn: int | None = None  # which LINK_EVERY clocks these are
 
     @property
     def told(self) -> int:
@@ -97,9 +109,20 @@ class Auto:
             return self.measured
         return f"another worker needs it, and this one {self.wish}: {self.measured}"
 
+    def found(self, link: Link, took_s: float) -> None:
+        """The link was measured."""
+        self.link, self.link_took_s, self.computed_s = link, took_s, 0.0
+
+    def is_due(self, clock: int) -> bool:
+        """Is the link to be measured again as this clock leaves? Asked once at each."""
+        former, self.turn = self.turn, clock // LINK_EVERY
+        turned = former not in (None, self.turn)
+        return turned and LINK_PART * self.computed_s >= self.link_took_s
+
     def step(self, compute_s: float, workers: int) -> bool:
         """An exchange is over, before which the worker computed so long. True when another setting is in force."""
         self.computes.append(compute_s)
+        self.computed_s += compute_s
         if len(self.computes) < self.wait or self.link is None:
             return False
         typical = sorted(self.computes)[len(self.computes) // 2]

@@ -57,7 +57,8 @@ class Watch(Protocol):
         ...
 
 
-PROBE_BYTES = 16 << 20
+PROBE_S = 0.5  # that pulling takes to measure a link, about, each time
+PROBE_BYTES = 16 << 20  # that are pulled then, at most
 
 log = structlog.get_logger()
 Arrived = tuple[Bucket, Delta, memoryview | None]
@@ -173,6 +174,8 @@ class Traffic:
         """Every bucket has left: count the step, and ask for the parameters of a later clock."""
         if self.plan.overlap:
             self.drain()  # the versions held are known only then
+        if self.auto is not None and self.auto.is_due(self.clock):
+            self.measure_link()  # nothing comes down now
         progress = self.watch.leaving()
         self.due = len(self.buckets)
         ahead = 2 if self.plan.overlap else 1
@@ -328,20 +331,39 @@ class Traffic:
         self.timeline.pause()
 
     def measure_link(self) -> None:
-        """Pull nothing, and then some parameters once more, dense, and see how long that takes."""
+        """Pull nothing, then a chunk once more, dense, and then as many as come within PROBE_S, and see how long that
+        takes."""
         if self.auto is None:
             return
-        latency_s = min(self._pull_s(self._wanted(self.buckets[:1])) for _ in range(3))
-        wanted, size = [], 0
-        for bucket in self.buckets:
-            if size < PROBE_BYTES:
-                wanted.append((bucket, [UNKNOWN] * len(bucket.chunks)))
-                size += 4 * sum(self.layout.chunks[chunk].size for chunk in bucket.chunks)
-        takes_s = min(self._pull_s(wanted) for _ in range(2))
-        # What takes no longer than an empty message says nothing of the rate, but that it is high.
-        self.auto.link = Link(latency_s, size / max(takes_s - latency_s, 0.1 * takes_s))
+        with self.timeline.measure("wait"):
+            began = time.perf_counter()
+            latency_s = min(self._pull_s([]) for _ in range(3))
+            (chunk,), size = self._of_size(1)
+            link = Link.of(latency_s, size, self._pull_s([chunk]))
+            chunks, size = self._of_size(int(min(PROBE_BYTES, PROBE_S * link.rate)))
+            if len(chunks) > 1:
+                link = Link.of(latency_s, size, min(self._pull_s(chunks) for _ in range(2)))
+            self.auto.found(link, time.perf_counter() - began)
 
-    def _pull_s(self, wanted: Sequence[tuple[Bucket, list[int]]]) -> float:
+    def _of_size(self, size: int) -> tuple[list[int], int]:
+        """The longest chunks that have so many bytes together, at least one, and how many they have."""
+        sizes = {c: 4 * self.layout.chunks[c].size for bucket in self.buckets for c in bucket.chunks}
+        chunks: list[int] = []
+        found = 0
+        for chunk in sorted(sizes, key=sizes.__getitem__, reverse=True):
+            if not chunks or found < size:
+                chunks.append(chunk)
+                found += sizes[chunk]
+        return chunks, found
+
+    def _pull_s(self, again: Sequence[int]) -> float:
+        """How long it takes to ask for what is new, and for these chunks whole."""
+        held, asked = self.replica.versions, set(again)
+        wanted = [
+            (bucket, [UNKNOWN if chunk in asked else held[chunk] for chunk in bucket.chunks])
+            for place, bucket in enumerate(self.buckets)
+            if place == 0 or not asked.isdisjoint(bucket.chunks)
+        ]
         began = time.perf_counter()
         self.io.call(self.client.pull_all(wanted, self.clock, lambda bucket, delta, payload: None))
         return time.perf_counter() - began
