@@ -118,9 +118,10 @@ def test_a_batch_that_crashes_two_scripts_is_skipped_where_the_user_said_so(
     assert all(37 in event["samples"] and len(event["samples"]) == 8 for event in skipped)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "how",
-    [*soak([[]]), ["--compress", "topk:10%"], *soak([["--staleness", "2"]])],
+    [[], ["--compress", "topk:10%"], ["--staleness", "2"]],
     ids=["sync", "topk", "ssp"],
 )
 def test_a_batch_without_a_finite_gradient_is_skipped_where_the_user_said_so(

@@ -45,6 +45,7 @@ def test_a_script_ends_when_it_ends_whatever_it_has_started_and_printed(place: P
     assert not place.pids("zml")
 
 
+@pytest.mark.soak
 def test_the_others_finish_when_a_whole_worker_is_killed(place: Playground) -> None:
     args = ["-w", "3", "-p", "1", "--staleness", "2", "train.py", "--epochs", "4", "--pause", "0.03"]
     run = place.start("run", *args, ZML_WORKER_RESTARTS="0")
@@ -118,9 +119,9 @@ def test_a_lost_shard_that_does_not_come_back_is_taken_over_by_another_that_sees
             1,
             ["w1 failed at step", "w0 stopped because of w1"],
         ),
-        (["--trouble", "exit", "--at", "2", "--on", "w0"], 7, ["w0 failed", "exit code 7"]),
         *soak_cases(
             [
+                (["--trouble", "exit", "--at", "2", "--on", "w0"], 7, ["w0 failed", "exit code 7"]),
                 (["--trouble", "nan", "--at", "3"], 1, ["ZML-E502", "is not finite", "opt.step()"]),
                 (["--no-such-flag"], 2, ["exit code 2"]),
             ]
