@@ -1,6 +1,7 @@
 """Reading the logs of a run: merged by time, from their ends, through rotation, junk and malice."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -132,6 +133,52 @@ def test_a_file_that_is_rotated_all_the_while_is_followed_line_by_line(tmp_path:
     writer.join()
     followed += said(after(tmp_path, page.cursor).lines)
     assert followed == [str(number) for number in range(lines)]
+
+
+def test_files_that_do_not_stand_still_are_left_for_the_next_page_which_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "w0.jsonl.1", entry(0, "a"))
+    put(tmp_path, "w0.jsonl", entry(1, "b"))
+    put(tmp_path, "w1.jsonl", entry(2, "c"))
+    listed, count = files._listed, itertools.count()
+
+    def moving(folder: Path) -> dict[str, list[tuple[int, files.Part]]]:
+        found = listed(folder)
+        if next(count) % 2:
+            del found["w0.jsonl"][0]
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_listed", moving)
+        page = after(tmp_path, start(tmp_path))
+        assert (said(page.lines), page.complete) == (["c"], False)
+    page = after(tmp_path, page.cursor)
+    assert (said(page.lines), page.complete) == (["a", "b"], True)
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 3), (2, 3), (0, 2)])
+def test_files_that_lack_are_believed_to_lack_when_all_listings_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, ...]
+) -> None:
+    """While a file is on its way from one name to the next its number is lacking, too."""
+    for number in range(4):
+        put(tmp_path, f"w0.jsonl.{number}" if number else "w0.jsonl", entry(-number, str(number)))
+    listed, count = files._listed, itertools.count()
+
+    def lacking(folder: Path) -> dict[str, list[tuple[int, files.Part]]]:
+        found = listed(folder)
+        if next(count) < 3:
+            found["w0.jsonl"] = [(number, part) for number, part in found["w0.jsonl"] if number in numbers]
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_listed", lacking)
+        assert said(newest(tmp_path).lines) == list("3210")
+    for number in {0, 1, 2, 3} - set(numbers):
+        (tmp_path / (f"w0.jsonl.{number}" if number else "w0.jsonl")).unlink()
+    assert said(newest(tmp_path).lines) == [str(number) for number in reversed(numbers)]
+    assert said(after(tmp_path, start(tmp_path)).lines) == [str(number) for number in reversed(numbers)]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -21,6 +21,7 @@ LOOK_S = 0.5  # between two looks at what grows
 AT_ONCE = (
     10_000  # lines that are held; with many files a smaller number would look into each of them too often
 )
+SILENT = 20  # pages without a line, while files are renamed all the time, until that is all there is
 LAST_S = 2.0  # for the last words of processes that end after their job
 GONE_S = 10.0  # a coordinator that died may be started again
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -187,11 +188,11 @@ def logs(
     if most is None:
         most = -1 if since is not None else 200
     if most < 0:
-        cursor = logreading.start(place, since)
-        while (page := logreading.after(place, cursor, wanted, AT_ONCE)).lines:
+        cursor, silent, complete = logreading.start(place, since), 0, True
+        while silent == 0 or (not complete and silent < SILENT):
+            _, cursor, complete = page = logreading.after(place, cursor, wanted, AT_ONCE)
             printer.print(page.lines)
-            cursor = page.cursor
-        cursor = page.cursor
+            silent = 0 if page.lines else silent + 1
     else:
         page = logreading.newest(place, wanted, most)
         printer.print(page.lines)

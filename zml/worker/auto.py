@@ -6,12 +6,13 @@ clock are merged into one, with a factor that depends on how sparse they are, an
 says with its steps what it wishes, the shards answer with what follows from the newest steps (`shard.counted.agreed`),
 and everybody takes that up with the parameters that the same steps have made.
 
-Steps are measured all the time, the link when the worker joins and then now and then, for it is others' too: at clocks
-that are the same for all workers, since one that measures alone would be waited for, and would find it less used.
+Steps are measured all the time. The link is when a worker joins, and again where an epoch ends and LINK_EVERY_S have
+gone by, for it is others' too: then nothing is on its way, and all workers do it at once, as they use it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..hyper import NO_WISH
@@ -22,8 +23,9 @@ AFTER = 8  # exchanges at first, and then always DECIDE_EVERY of them, between t
 DECIDE_EVERY = 64
 HIDDEN_IN_BSP = 0.1  # of the computing: in BSP nothing runs beside the exchange, so it shall be short
 SLACK = 0.8  # of the time to hide in that is counted on
-LINK_EVERY = 256  # clocks, at the earliest, between two looks at the link
-LINK_PART = 0.01  # of the computing, at most, goes to them
+LINK_EVERY_S = 300.0
+TELLS_S = 0.25  # a pull that takes so long tells how fast a link is, and not how long a message takes
+PROBE_BYTES = 256 << 10, 16 << 20  # of the first pull and the largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,23 @@ class Link:
     latency_s: float  # of a request and its answer
     rate: float  # bytes per second
 
-    @classmethod
-    def of(cls, latency_s: float, size: int, takes_s: float) -> Link:
-        """So many bytes took so long, an empty message `latency_s`."""
-        # What takes no longer than an empty one says nothing of the rate, but that it is high.
-        return cls(latency_s, size / max(takes_s - latency_s, 0.1 * takes_s))
+
+def measure(pull: Callable[[int], tuple[float, int]]) -> Link:
+    """`pull` brings so many bytes, if there are, and whatever is new besides; it says in how many seconds, and how many
+    they were. Ever more are asked for, until that takes TELLS_S longer, and so less than four times that."""
+    empty_s, empty = min(pull(0) for _ in range(3))
+    size, most = PROBE_BYTES
+    before = 0
+    while True:
+        takes_s, came = pull(size)
+        if takes_s < 4 * TELLS_S:  # it may have been held up once; the slower it is the less that matters
+            takes_s, came = min((takes_s, came), pull(size))
+        if takes_s - empty_s >= TELLS_S or size >= most or came <= before:  # that is all there is
+            break
+        size, before = 4 * size, came
+    # What takes no longer than an empty message says nothing of the rate, but that it is high.
+    rate = max(came - empty, 1) / max(takes_s - empty_s, 0.1 * takes_s, 1e-9)
+    return Link(max(0.0, empty_s - empty / rate), rate)
 
 
 def bits_per_element(density: float, values: str = "int4") -> float:
@@ -94,9 +108,7 @@ class Auto:
     measured: str = "nothing is measured yet"
     computes: list[float] = field(default_factory=list)
     wait: int = AFTER
-    link_took_s: float = 0.0  # to measure it, the last time
-    computed_s: float = 0.0  # since then
-    turn: int | None = None  # which LINK_EVERY clocks these are
+    link_at: float = 0.0  # when it was measured
 
     @property
     def told(self) -> int:
@@ -109,20 +121,13 @@ class Auto:
             return self.measured
         return f"another worker needs it, and this one {self.wish}: {self.measured}"
 
-    def found(self, link: Link, took_s: float) -> None:
-        """The link was measured."""
-        self.link, self.link_took_s, self.computed_s = link, took_s, 0.0
-
-    def is_due(self, clock: int) -> bool:
-        """Is the link to be measured again as this clock leaves? Asked once at each."""
-        former, self.turn = self.turn, clock // LINK_EVERY
-        turned = former not in (None, self.turn)
-        return turned and LINK_PART * self.computed_s >= self.link_took_s
+    def is_due(self, now: float) -> bool:
+        """Is it time to measure the link again?"""
+        return now - self.link_at >= LINK_EVERY_S
 
     def step(self, compute_s: float, workers: int) -> bool:
         """An exchange is over, before which the worker computed so long. True when another setting is in force."""
         self.computes.append(compute_s)
-        self.computed_s += compute_s
         if len(self.computes) < self.wait or self.link is None:
             return False
         typical = sorted(self.computes)[len(self.computes) // 2]

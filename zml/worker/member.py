@@ -455,6 +455,8 @@ class Member:
         traffic.pull(clock + (self.staleness or 0))
         if self._in_last_epoch() and self.hooks is not None:
             self.hooks.finish()  # what the script evaluates after its last epoch is what it will save
+        else:
+            traffic.look_at_link()
 
     def _in_last_epoch(self) -> bool:
         return self.ledger_epoch == self.epochs_wanted - 1

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Protocol, cast
 
 import structlog
@@ -25,7 +26,7 @@ from ..layout import Bucket
 from ..messages import Delta
 from ..pages import Pages
 from ..plan import Plan
-from .auto import Auto, Link
+from .auto import Auto, measure
 from .binding import Binding
 from .client import REPLY_S, Client, Progress
 from .outbox import Outbox
@@ -56,9 +57,6 @@ class Watch(Protocol):
         """The step that was about to be made is not made. False if that is not wanted, or no longer."""
         ...
 
-
-PROBE_S = 0.5  # that pulling takes to measure a link, about, each time
-PROBE_BYTES = 16 << 20  # that are pulled then, at most
 
 log = structlog.get_logger()
 Arrived = tuple[Bucket, Delta, memoryview | None]
@@ -174,8 +172,6 @@ class Traffic:
         """Every bucket has left: count the step, and ask for the parameters of a later clock."""
         if self.plan.overlap:
             self.drain()  # the versions held are known only then
-        if self.auto is not None and self.auto.is_due(self.clock):
-            self.measure_link()  # nothing comes down now
         progress = self.watch.leaving()
         self.due = len(self.buckets)
         ahead = 2 if self.plan.overlap else 1
@@ -331,42 +327,46 @@ class Traffic:
         self.timeline.pause()
 
     def measure_link(self) -> None:
-        """Pull nothing, then a chunk once more, dense, and then as many as come within PROBE_S, and see how long that
-        takes."""
-        if self.auto is None:
+        """For `auto`, while nothing is on its way: pull ever more parameters once more, and see how long that takes."""
+        if self.auto is None or not self.buckets:
             return
         with self.timeline.measure("wait"):
-            began = time.perf_counter()
-            latency_s = min(self._pull_s([]) for _ in range(3))
-            (chunk,), size = self._of_size(1)
-            link = Link.of(latency_s, size, self._pull_s([chunk]))
-            chunks, size = self._of_size(int(min(PROBE_BYTES, PROBE_S * link.rate)))
-            if len(chunks) > 1:
-                link = Link.of(latency_s, size, min(self._pull_s(chunks) for _ in range(2)))
-            self.auto.found(link, time.perf_counter() - began)
+            self.auto.link, self.auto.link_at = measure(self._pull_again), time.monotonic()
+        self.timeline.pause()
 
-    def _of_size(self, size: int) -> tuple[list[int], int]:
-        """The longest chunks that have so many bytes together, at least one, and how many they have."""
-        sizes = {c: 4 * self.layout.chunks[c].size for bucket in self.buckets for c in bucket.chunks}
-        chunks: list[int] = []
-        found = 0
-        for chunk in sorted(sizes, key=sizes.__getitem__, reverse=True):
-            if not chunks or found < size:
-                chunks.append(chunk)
-                found += sizes[chunk]
-        return chunks, found
+    def look_at_link(self) -> None:
+        """Measure it again, if that is long ago."""
+        if self.auto is not None and self.auto.is_due(time.monotonic()):
+            self.measure_link()
 
-    def _pull_s(self, again: Sequence[int]) -> float:
-        """How long it takes to ask for what is new, and for these chunks whole."""
-        held, asked = self.replica.versions, set(again)
+    def _pull_again(self, size: int) -> tuple[float, int]:
+        """Ask every shard for what is new, and for so many bytes of parameters whole, of each as much as of the others;
+        how long that took and how many came."""
+        turns: dict[int, list[int]] = {}
+        for bucket in self.buckets:
+            turns.setdefault(bucket.shard, []).extend(bucket.chunks)
+        again: set[int] = set()
+        for turn in zip_longest(*(sorted(chunks, key=self._size, reverse=True) for chunks in turns.values())):
+            if sum(map(self._size, again)) >= size:
+                break
+            again.update(chunk for chunk in turn if chunk is not None)
+        held = self.replica.versions
         wanted = [
-            (bucket, [UNKNOWN if chunk in asked else held[chunk] for chunk in bucket.chunks])
-            for place, bucket in enumerate(self.buckets)
-            if place == 0 or not asked.isdisjoint(bucket.chunks)
+            (bucket, [UNKNOWN if chunk in again else held[chunk] for chunk in bucket.chunks])
+            for bucket in self.buckets
+            if turns.pop(bucket.shard, None) or not again.isdisjoint(bucket.chunks)
         ]
+        came: list[int] = []
         began = time.perf_counter()
-        self.io.call(self.client.pull_all(wanted, self.clock, lambda bucket, delta, payload: None))
-        return time.perf_counter() - began
+        self.io.call(
+            self.client.pull_all(
+                wanted, self.clock, lambda bucket, delta, payload: came.append(len(payload or b""))
+            )
+        )
+        return time.perf_counter() - began, sum(came)
+
+    def _size(self, chunk: int) -> int:
+        return 4 * self.layout.chunks[chunk].size
 
     def load_shards(self) -> None:
         """Bring this worker's parameters to the shards as version 0."""

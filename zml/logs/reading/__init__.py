@@ -117,6 +117,8 @@ def start(folder: Path, since: float | None = None) -> str:
     """A cursor at the first line, or at the first that is not older than `since`."""
     places: Places = {}
     for source in sources(folder):
+        if not source.settled:
+            continue  # `after` begins with its first line
         places[source.key] = (source.parts[0].inode, 0)
         if since is not None:
             last = source.parts[-1]
@@ -162,7 +164,7 @@ def after(
                 break
         if left is not None and (left := left - (each.raw.end - each.raw.begin)) < 0:
             return Page(lines, _pack(places), complete=False)
-    return Page(lines, _pack(places), complete=True)
+    return Page(lines, _pack(places), complete=all(source.settled for source in found))
 
 
 # -- one source -------------------------------------------------------------------------------------------

@@ -52,12 +52,17 @@ def sources(folder: Path) -> list[Source]:
     """All of a `logs` folder, by name.
 
     Files are looked at one after the other while they are renamed, and what one listing says may never have been so at
-    any one time, without a gap to tell by. What two listings say alike was so between them.
+    any one time, without a gap to tell by. What two listings say alike was so between them; where a number is lacking,
+    a file may have been on its way from one name to the next, and they are to say so all the time.
     """
     found = _listed(folder)
-    for _ in range(LISTINGS):
+    for left in reversed(range(LISTINGS)):
         before, found = {key: _shape(parts) for key, parts in found.items()}, _listed(folder)
-        settled = {key for key, parts in found.items() if before.get(key) == _shape(parts)}
+        settled = {
+            key
+            for key, parts in found.items()
+            if before.get(key) == _shape(parts) and (left == 0 or not _lacks(parts))
+        }
         if len(settled) == len(found):
             break
     return [
@@ -85,6 +90,12 @@ def _listed(folder: Path) -> dict[str, list[tuple[int, Part]]]:
 
 def _shape(parts: list[tuple[int, Part]]) -> list[tuple[int, int]]:
     return sorted((number, part.inode) for number, part in parts)
+
+
+def _lacks(parts: list[tuple[int, Part]]) -> bool:
+    """Is there a gap in their numbers? The newest text may not have been begun yet."""
+    numbers = sorted(number for number, _ in parts)
+    return numbers[0] > 1 or numbers[-1] - numbers[0] >= len(numbers)
 
 
 def member_of(key: str) -> str:
