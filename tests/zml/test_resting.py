@@ -29,7 +29,11 @@ class Conversation:
         member.timeline = Timeline()
         named: Any = member
         named.plan = SimpleNamespace(overlap=False)
-        named.traffic = SimpleNamespace(clock=10, pull=lambda clock: self.said.append(f"pull {clock}"))
+        named.traffic = SimpleNamespace(
+            clock=10,
+            pull=lambda clock: self.said.append(f"pull {clock}"),
+            look_at_link=lambda: self.said.append("look"),
+        )
         named.io = SimpleNamespace(call=asyncio.run, post=lambda *call: None)
         named.client = SimpleNamespace(take=self.take, advance=self.advance, enter=self.enter, note_wait=None)
 
@@ -53,11 +57,11 @@ class Conversation:
 @pytest.mark.parametrize(
     ("replies", "said"),
     [
-        ([OVER], ["take at 10", "rest until 40", "pull 40"]),
-        ([LATER, OVER], ["take at 10", "rest until 40", "take at 40, waiting", "pull 40"]),
+        ([OVER], ["take at 10", "rest until 40", "pull 40", "look"]),
+        ([LATER, OVER], ["take at 10", "rest until 40", "take at 40, waiting", "pull 40", "look"]),
         (
             [LATER, LATER, OVER],
-            ["take at 10", "rest until 40", "take at 40, waiting", "take at 40, waiting", "pull 40"],
+            ["take at 10", "rest until 40", "take at 40, waiting", "take at 40, waiting", "pull 40", "look"],
         ),
     ],
     ids=["over", "others have some to go", "for long"],
@@ -68,6 +72,13 @@ def test_a_worker_waits_for_batches_only_once_nobody_waits_for_it(
     talk = Conversation(*replies)
     assert talk.member.take(16, [], wait=True) is None
     assert talk.said == said
+
+
+def test_behind_the_last_epoch_nobody_looks_at_the_link_any_more() -> None:
+    talk = Conversation(OVER)
+    talk.member.epochs_wanted = 1
+    assert talk.member.take(16, [], wait=True) is None
+    assert talk.said == ["take at 10", "rest until 40", "pull 40"]
 
 
 def test_where_workers_have_come_or_gone_it_rests_longer_before_it_waits() -> None:

@@ -453,10 +453,10 @@ class Member:
         self._rest_until(clock)
         self.rested_at = rested_at
         traffic.pull(clock + (self.staleness or 0))
-        if self._in_last_epoch() and self.hooks is not None:
-            self.hooks.finish()  # what the script evaluates after its last epoch is what it will save
-        else:
+        if not self._in_last_epoch():
             traffic.look_at_link()
+        elif self.hooks is not None:
+            self.hooks.finish()  # what the script evaluates after its last epoch is what it will save
 
     def _in_last_epoch(self) -> bool:
         return self.ledger_epoch == self.epochs_wanted - 1
