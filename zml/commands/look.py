@@ -188,11 +188,12 @@ def logs(
     if most is None:
         most = -1 if since is not None else 200
     if most < 0:
-        cursor, silent, complete = logreading.start(place, since), 0, True
-        while silent == 0 or (not complete and silent < SILENT):
-            _, cursor, complete = page = logreading.after(place, cursor, wanted, AT_ONCE)
+        cursor, silent = logreading.start(place, since), 0
+        while silent < SILENT:
+            page = logreading.after(place, cursor, wanted, AT_ONCE)
             printer.print(page.lines)
-            silent = 0 if page.lines else silent + 1
+            cursor = page.cursor
+            silent = 0 if page.lines else SILENT if page.complete else silent + 1
     else:
         page = logreading.newest(place, wanted, most)
         printer.print(page.lines)

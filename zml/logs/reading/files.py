@@ -56,14 +56,14 @@ def sources(folder: Path) -> list[Source]:
     a file may have been on its way from one name to the next, and they are to say so all the time.
     """
     found = _listed(folder)
+    settled: dict[str, list[tuple[int, Part]]] = {}
     for left in reversed(range(LISTINGS)):
-        before, found = {key: _shape(parts) for key, parts in found.items()}, _listed(folder)
-        settled = {
-            key
-            for key, parts in found.items()
-            if before.get(key) == _shape(parts) and (left == 0 or not _lacks(parts))
-        }
-        if len(settled) == len(found):
+        before, found = found, _listed(folder)
+        for key in found.keys() - settled.keys():
+            alike = _shape(before.get(key, [])) == _shape(found[key])
+            if alike and (left == 0 or not _lacks(found[key])):
+                settled[key] = found[key]
+        if found.keys() <= settled.keys():
             break
     return [
         Source(
@@ -72,7 +72,7 @@ def sources(folder: Path) -> list[Source]:
             [part for _, part in sorted(parts, key=lambda each: -each[0])],
             key in settled,
         )
-        for key, parts in sorted(found.items())
+        for key, parts in sorted({**found, **settled}.items())
     ]
 
 
