@@ -205,8 +205,9 @@ def test_what_is_pulled_to_measure_comes_from_every_shard_and_changes_nothing(
     monkeypatch.setattr(traffic.client, "pull_all", noted)
     traffic.buckets = tuple(replace(bucket, shard=bucket.index % 2) for bucket in traffic.buckets)
     sizes = [4 * chunk.size for chunk in traffic.layout.chunks]
-    assert traffic._pull_again(0)[1] == 0
-    assert traffic._pull_again(1)[1] > 0 and traffic._pull_again(10**9)[1] >= sum(sizes)
+    turns = traffic._turns()
+    assert traffic._pull_again(turns, 0)[1] == 0
+    assert traffic._pull_again(turns, 1)[1] > 0 and traffic._pull_again(turns, 10**9)[1] >= sum(sizes)
     for wanted, whole in zip(asked, (0, 2, len(sizes)), strict=True):
         assert {bucket.shard for bucket, _ in wanted} == {0, 1}, (
             "of each shard something, if only nothing new"

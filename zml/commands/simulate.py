@@ -128,7 +128,7 @@ def simulate(
     from ..simulate import plot, report, workloads
 
     if plot_file is not None:
-        plot.library()  # before the work, not after it
+        plot.headless_pyplot()  # before the work, not after it
     bounds = None
     if autoscale is not None:
         try:

@@ -13,7 +13,7 @@ from ..errors import NO_MATPLOTLIB, USAGE, ZmlError
 from .report import Outcome
 
 
-def library() -> Any:
+def headless_pyplot() -> Any:
     """matplotlib's pyplot, on a canvas without a screen. Raises ZmlError where there is none."""
     try:
         import matplotlib
@@ -28,7 +28,7 @@ def library() -> Any:
 
 
 def plot(outcomes: Sequence[Outcome], path: Path) -> None:
-    pyplot = library()
+    pyplot = headless_pyplot()
     figure, (done, fleet) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     try:
         for policy in dict.fromkeys(outcome.policy for outcome in outcomes):

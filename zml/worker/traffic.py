@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -331,7 +332,8 @@ class Traffic:
         if self.auto is None or not self.buckets:
             return
         with self.timeline.measure("wait"):
-            self.auto.link, self.auto.link_at = measure(self._pull_again), time.monotonic()
+            link = measure(partial(self._pull_again, self._turns()))
+            self.auto.link, self.auto.link_at = link, time.monotonic()
         self.timeline.pause()
 
     def look_at_link(self) -> None:
@@ -339,22 +341,28 @@ class Traffic:
         if self.auto is not None and self.auto.is_due(time.monotonic()):
             self.measure_link()
 
-    def _pull_again(self, size: int) -> tuple[float, int]:
-        """Ask every shard for what is new, and for so many bytes of parameters whole, of each as much as of the others;
-        how long that took and how many came."""
-        turns: dict[int, list[int]] = {}
+    def _turns(self) -> list[list[int]]:
+        """One chunk of each shard after another, the longest first."""
+        held: dict[int, list[int]] = {}
         for bucket in self.buckets:
-            turns.setdefault(bucket.shard, []).extend(bucket.chunks)
+            held.setdefault(bucket.shard, []).extend(bucket.chunks)
+        turns = zip_longest(*(sorted(chunks, key=self._size, reverse=True) for chunks in held.values()))
+        return [[chunk for chunk in turn if chunk is not None] for turn in turns]
+
+    def _pull_again(self, turns: Sequence[Sequence[int]], size: int) -> tuple[float, int]:
+        """Ask every shard for what is new, and for chunks with so many bytes once more; how long that took and how many
+        came."""
         again: set[int] = set()
-        for turn in zip_longest(*(sorted(chunks, key=self._size, reverse=True) for chunks in turns.values())):
+        for turn in turns:
             if sum(map(self._size, again)) >= size:
                 break
-            again.update(chunk for chunk in turn if chunk is not None)
+            again.update(turn)
         held = self.replica.versions
+        first = {bucket.shard: bucket for bucket in reversed(self.buckets)}
         wanted = [
             (bucket, [UNKNOWN if chunk in again else held[chunk] for chunk in bucket.chunks])
             for bucket in self.buckets
-            if turns.pop(bucket.shard, None) or not again.isdisjoint(bucket.chunks)
+            if bucket is first[bucket.shard] or not again.isdisjoint(bucket.chunks)
         ]
         came: list[int] = []
         began = time.perf_counter()

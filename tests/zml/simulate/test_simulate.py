@@ -262,7 +262,7 @@ def test_a_plot_without_matplotlib_is_refused_before_the_work(monkeypatch: pytes
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ZmlError) as caught:
-        plot.library()
+        plot.headless_pyplot()
     assert caught.value.code == NO_MATPLOTLIB
 
 
