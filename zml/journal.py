@@ -73,9 +73,11 @@ class Journal:
         self.dirty = False  # something was written since the last sync
         self._owed: deque[bytes] = deque()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             fix = f"Wait for it, end it, or give this one another {flag}."
-            self._lock = -1 if held_already else hold(folder, HELD, RULE, fix)
+            self._lock = -1
+            if not held_already:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = hold(folder, HELD, RULE, fix)
         except OSError as error:
             raise ZmlError(
                 JOURNAL, f"cannot write to {folder}: {error.strerror}", f"Choose another {flag}."

@@ -27,6 +27,8 @@ from typing import TypeAlias
 import xxhash
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+Found: TypeAlias = tuple[int, memoryview, int]
+"""A record: its number, its body, and the byte of its segment at which it ends."""
 
 HEAD = struct.Struct("<IQI")
 SUM = struct.Struct("<I")
@@ -63,37 +65,33 @@ class Records:
         self.segment_bytes = segment_bytes
         self.torn_bytes = 0
         self._lock = threading.Lock()  # over `_file` being exchanged
-        folder.mkdir(parents=True, exist_ok=True)
-        segments = numbered(folder, SUFFIX)
-        self.first = segments[0][0] if segments else 0
-        if segments:
-            number, path = segments[-1]
-            self.next, self._end = number, 0
-            for found, _, end in _scan(path, number, last=True):
-                self.next, self._end = found + 1, end
-            self._file = os.open(path, os.O_RDWR)
-            self.torn_bytes = os.fstat(self._file).st_size - self._end
-            if self.torn_bytes:
-                os.ftruncate(self._file, self._end)
+        self._segments = numbered(folder, SUFFIX)  # nobody else adds to them or takes any away
+        self._newest: list[Found] | None = None  # the records of the last one, until they are replayed
+        self.first = self._segments[0][0] if self._segments else 0
+        self.next = self._end = 0
+        if self._segments:
+            self._file = self._reopen(*self._segments[-1])
         else:
-            self.next = self._end = 0
+            folder.mkdir(parents=True, exist_ok=True)
             self._file = self._create()
 
     @property
     def bytes(self) -> int:
         """Of all segments."""
-        return sum(path.stat().st_size for _, path in numbered(self.folder, SUFFIX))
+        return sum(path.stat().st_size for _, path in self._segments[:-1]) + self._end
 
     def replay(self, start: int = 0) -> Iterator[tuple[int, memoryview]]:
         """All records from `start` on with their numbers, each checked. Raises Damaged."""
-        segments = numbered(self.folder, SUFFIX)
+        segments, newest, self._newest = self._segments.copy(), self._newest, None
         expected = segments[0][0]
         for place, (number, path) in enumerate(segments):
             if number != expected:
                 raise Damaged(path, 0, f"its first record is {number}, and {expected} was to follow")
-            after = segments[place + 1][0] if place + 1 < len(segments) else self.next
-            if after > start or place + 1 == len(segments):
-                for found, body, _ in _scan(path, number, last=place + 1 == len(segments)):
+            last = place + 1 == len(segments)
+            after = self.next if last else segments[place + 1][0]
+            if after > start or last:
+                held = last and newest
+                for found, body, _ in held or _scan(_contents(path), path, number, last=last):
                     expected = found + 1
                     if found >= start:
                         yield found, body
@@ -106,6 +104,7 @@ class Records:
         size = sum(len(part) for part in parts)
         if size > MOST_BYTES:
             raise ValueError(f"a record of {size} bytes; {MOST_BYTES} are allowed")
+        self._newest = None
         if self._file < 0 or self._end >= self.segment_bytes:
             self.begin_segment()
         head = HEAD.pack(size, self.next, _sum(*parts))
@@ -126,6 +125,7 @@ class Records:
             raise OSError(errno.EBADF, "closed", str(self.folder))
         if self._end:
             os.fdatasync(self._file)
+            self._newest = None
             file = self._create()
             with self._lock:
                 former, self._file, self._end = self._file, file, 0
@@ -134,10 +134,9 @@ class Records:
 
     def drop_before(self, number: int, into: Path | None = None) -> None:
         """Delete the segments that hold only records before `number`; or move them into a folder, for `read`."""
-        segments = numbered(self.folder, SUFFIX)
         if into is not None:
             into.mkdir(exist_ok=True)
-        for (_, path), (after, _) in pairwise(segments):
+        for (_, path), (after, _) in pairwise(self._segments.copy()):
             if after > number:
                 break
             if into is None:
@@ -145,6 +144,7 @@ class Records:
             else:
                 path.rename(into / path.name)
             self.first = after
+            del self._segments[0]
         sync_folder(self.folder)
 
     def sync(self) -> None:
@@ -163,6 +163,24 @@ class Records:
         if former >= 0:
             os.close(former)
 
+    def _reopen(self, number: int, path: Path) -> int:
+        """The last segment, without its torn tail. What is read of it now is replayed, mostly at once."""
+        file = os.open(path, os.O_RDWR)
+        try:
+            data = _all_of(file)
+            self._newest = list(_scan(data, path, number, last=True))
+            self.next, self._end = number, 0
+            if self._newest:
+                found, _, self._end = self._newest[-1]
+                self.next = found + 1
+            self.torn_bytes = len(data) - self._end
+            if self.torn_bytes:
+                os.ftruncate(file, self._end)
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
     def _create(self) -> int:
         path = self.folder / f"{self.next:020d}{SUFFIX}"
         try:
@@ -171,6 +189,7 @@ class Records:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoRoom(error.errno, "no room for a new segment", str(self.folder)) from error
             raise
+        self._segments.append((self.next, path))
         sync_folder(self.folder)
         return file
 
@@ -182,7 +201,7 @@ def read(*folders: Path) -> Iterator[tuple[int, memoryview]]:
     for place, (number, path) in enumerate(segments):
         if number != expected:
             raise Damaged(path, 0, f"its first record is {number}, and {expected} was to follow")
-        for found, body, _ in _scan(path, number, last=place + 1 == len(segments)):
+        for found, body, _ in _scan(_contents(path), path, number, last=place + 1 == len(segments)):
             expected = found + 1
             yield found, body
 
@@ -197,9 +216,26 @@ def numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
     return sorted((int(stem), folder / f"{stem}{suffix}") for stem in stems if stem.isdecimal())
 
 
-def _scan(path: Path, number: int, *, last: bool) -> Iterator[tuple[int, memoryview, int]]:
-    """Records of one segment: number, body, where it ends. Stops before a torn tail of the last one."""
-    data = memoryview(path.read_bytes())
+def _contents(path: Path) -> memoryview:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return _all_of(file)
+    finally:
+        os.close(file)
+
+
+def _all_of(file: int) -> memoryview:
+    """Fewer system calls than `read_bytes` needs: after each of them a thread waits for Python's lock."""
+    parts, at = [], 0
+    size = os.fstat(file).st_size
+    while at < size and (part := os.pread(file, size - at, at)):
+        parts.append(part)
+        at += len(part)
+    return memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+
+
+def _scan(data: memoryview, path: Path, number: int, *, last: bool) -> Iterator[Found]:
+    """Records of one segment. Stops before a torn tail of the last one."""
     at = 0
     while at < len(data):
         if len(data) - at < HEAD_BYTES:

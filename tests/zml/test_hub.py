@@ -13,7 +13,8 @@ import pytest
 
 from tests.simulation import simulate
 from tests.zml.hub import ADDRESS, FakeCluster
-from zml.cluster import attempts
+from zml import link
+from zml.cluster import attempts, hub
 from zml.cluster.attempts import BEATS, resolve_for, slower
 from zml.cluster.jobs import Problem, Submission
 from zml.cluster.retention import Retention
@@ -22,8 +23,10 @@ from zml.coordinator.heartbeats import Heartbeats
 from zml.lease import COORDINATOR, ping_s
 from zml.messages import Exited, Heartbeat, Join, Leave
 from zml.records import NoRoom
+from zml.runs import rundir
 from zml.scheduler.cluster.plan import Plan, View
 from zml.scheduler.cluster.retention import Keep
+from zml.scheduler.ids import JobId
 from zml.scheduler.plain import plain
 from zml.transport import Refused
 
@@ -229,6 +232,68 @@ def test_another_coordinator_on_the_same_journal_goes_on_with_the_same_attempts(
             assert states(cluster, job) == ["SUCCEEDED"], "no attempt began anew"
         assert sum(node.launched for node in nodes) == 6 + 8, "no script either"
         await cluster.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["", "of which a slow disk leaves some for later"])
+def test_what_goes_on_is_read_before_anybody_is_heard(
+    tmp_path: Path, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "READ_FIRST_S", 0.0 if slow else 3600.0)
+    read_then: list[int] = []
+
+    async def listen(endpoint: Any) -> None:
+        read_then.append(sum(read.done() for read in cluster.hub.attempts.ahead.values()))
+        await link.listen(endpoint)
+
+    cluster = FakeCluster(tmp_path, script_s=100.0)
+
+    async def main() -> None:
+        await cluster.start()
+        cluster.node("n1", cpus=8)
+        jobs = [cluster.submit() for _ in range(3)]
+        for job in jobs:
+            await cluster.until_state(job, "RUNNING")
+        await cluster.kill()
+        listens_at = cluster.hub.attempts.run_dir(jobs[0], 1) / rundir.COORDINATOR
+        before = listens_at.read_bytes()
+        listens_at.write_bytes(b"elsewhere")
+        monkeypatch.setattr(hub, "listen", listen)
+        await cluster.start()
+        assert slow or read_then == [3]
+        await cluster.until(lambda: not cluster.hub.attempts.returning, "all attempts go on")
+        assert not cluster.hub.attempts.ahead, "each was used"
+        for job in jobs:
+            await cluster.until_state(job, "SUCCEEDED")
+            assert states(cluster, job) == ["SUCCEEDED"]
+        assert listens_at.read_bytes() == before, "it is said where the coordinator listens now"
+        await cluster.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["ended at once", "cancelled before it was begun"])
+def test_what_was_read_and_is_not_used_is_closed_again(tmp_path: Path, cancelled: bool) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=100.0)
+        await cluster.start()
+        cluster.node("n1", cpus=8)
+        jobs = [cluster.submit() for _ in range(3)]
+        for job in jobs:
+            await cluster.until_state(job, "RUNNING")
+        await cluster.kill()
+        await asyncio.sleep(1.0)
+        before = os.listdir("/proc/self/fd")
+        await cluster.start()
+        assert len(cluster.hub.attempts.ahead) == 3
+        if cancelled:
+            for job in jobs:
+                cluster.hub.attempts.close(JobId(job), 1)
+            assert not cluster.hub.attempts.ahead and not cluster.hub.attempts.returning
+        await cluster.close()
+        await asyncio.sleep(1.0)
+        assert len(os.listdir("/proc/self/fd")) == len(before)
 
     run(main())
 

@@ -10,12 +10,12 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -41,9 +41,13 @@ from ..transport import Endpoint, Handler
 from .branch import Branch
 from .jobs import Submission
 
-READING = 4  # attempts whose files are read at the same time
+READING = (
+    2  # attempts whose files are read at the same time: more threads wait for each other, on a fast disk
+)
+READ_FIRST_S = 1.0  # that those of attempts which go on are read before anybody is listened to
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 # Slower than alone: thousands of members may talk to one process, and nodes tell of deaths at once.
 ATTEMPT = {"heartbeat_s": 1.0, "lease_s": 5.0}
@@ -66,6 +70,15 @@ OUTCOMES: dict[Cause, Outcome] = {
 def attempt_name(job: str, number: int) -> JobId:
     """What an attempt is called where only one job is known: the name of the job to its members."""
     return JobId(f"{job}.{number}")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What was read of an attempt's run directory. `here`: where it says that its coordinator listens."""
+
+    resumed: Checkpoint | None
+    journal: Journal
+    here: rundir.Listening | None
 
 
 @dataclass(slots=True)
@@ -98,15 +111,27 @@ class Attempts:
         self.dispatch = dispatch
         self.lives: dict[JobId, Life] = {}
         self.members = 0  # of all of them
+        self.returning: set[JobId] = set()  # of those that go on, whose journal is still to be read
         self.journals: set[Journal] = set()
         self.syncing: asyncio.Task[None] | None = None
         # Of their own: with thousands of attempts to be read, others who need a thread would wait behind them.
         self.threads = ThreadPoolExecutor(READING, "zml-attempts")
+        self.ahead: dict[JobId, asyncio.Future[Files]] = {}  # of those that go on
         # A disk that is slow costs rows and holds nobody up.
         self.history = ThreadPoolExecutor(1, "zml-history")
 
     def run_dir(self, job: str, number: int) -> Path:
         return self.folder / "jobs" / job / str(number)
+
+    async def read_ahead(self, going_on: Iterable[tuple[JobId, int, int, Submission]]) -> None:
+        """Read the files of attempts that are to be opened, while nobody is heard: beside the thread that hears all it
+        takes several times as long. A slow disk holds nobody up for longer than `READ_FIRST_S`."""
+        for job, number, workers, submission in going_on:
+            name = attempt_name(job, number)
+            self.ahead[name] = self._in_thread(self._read, job, number, workers, submission)
+            self.returning.add(name)
+        if self.ahead:
+            await asyncio.wait(self.ahead.values(), timeout=READ_FIRST_S)
 
     def open(self, job: JobId, number: int, workers: int, submission: Submission) -> None:
         """Begin, or go on with what the journal in its run directory holds."""
@@ -139,12 +164,18 @@ class Attempts:
 
     def close(self, job: JobId, number: int) -> None:
         """It is over, or is to be, whatever it waits for."""
-        life = self.lives.pop(attempt_name(job, number), None)
+        name = attempt_name(job, number)
+        if (unused := self.ahead.pop(name, None)) is not None:
+            unused.add_done_callback(_close)
+        self._returned(attempt_name(job, number))
+        life = self.lives.pop(name, None)
         if life is not None:
             self.members -= life.members
             life.task.cancel()
 
     async def close_all(self) -> None:
+        for unused in self.ahead.values():
+            unused.add_done_callback(_close)
         tasks = [life.task for life in self.lives.values()]
         for task in tasks:
             task.cancel()
@@ -154,6 +185,12 @@ class Attempts:
             await asyncio.wait({self.syncing})
         for threads in (self.threads, self.history):
             threads.shutdown(wait=False, cancel_futures=True)
+
+    def _returned(self, name: JobId) -> None:
+        if name in self.returning:
+            self.returning.discard(name)
+            if not self.returning:
+                log.info("all attempts go on")
 
     def _pass_on(self, life: Life) -> None:
         hall = life.coordinator
@@ -183,9 +220,9 @@ class Attempts:
         self, name: JobId, job: JobId, number: int, workers: int, submission: Submission
     ) -> tuple[Outcome, int, str]:
         folder, life = self.run_dir(job, number), self.lives[name]
-        resolved = resolve_for(submission, workers)
-        settings = resolved.settings
-        resumed, journal = await self._prepare(job, number, resolved, submission)
+        settings = resolve_for(submission, workers).settings
+        files = await self._prepare(name, job, number, workers, submission)
+        journal = files.journal
         try:
             coordinator = Coordinator(
                 name,
@@ -196,7 +233,7 @@ class Attempts:
                 heartbeat_s=settings.heartbeat_s,
                 run_dir=str(folder),
                 journal=journal,
-                resumed=resumed,
+                resumed=files.resumed,
                 slower=lambda: slower(settings, submission, self.members),
             )
         except BaseException:
@@ -210,6 +247,7 @@ class Attempts:
             keep_checkpoints(coordinator, folder, settings)
             recorder.start()
             life.coordinator = coordinator
+            self._returned(name)
             began = asyncio.ensure_future(self._tell_beginning(coordinator, job, number))
             self._pass_on(life)
             code = await coordinator.run()
@@ -225,28 +263,48 @@ class Attempts:
             await coordinator.close()
 
     async def _prepare(
-        self, job: JobId, number: int, resolved: Resolved, submission: Submission
-    ) -> tuple[Checkpoint | None, Journal]:
+        self, name: JobId, job: JobId, number: int, workers: int, submission: Submission
+    ) -> Files:
         """What needs the disk, in a thread: others are heard meanwhile."""
-        folder = self.run_dir(job, number)
-        here = rundir.Listening(list(self.trunk().addresses), 0, attempt_name(job, number))
-
-        def prepare() -> tuple[Checkpoint | None, Journal]:
-            resumed = self._newest(job, number)  # it reads all of it
-            (folder / rundir.LOGS).mkdir(parents=True, exist_ok=True)
-            describe(folder, resolved, submission)
-            if rundir.listening(folder) != here:
-                rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
-            return resumed, Journal(folder / rundir.COORDINATOR_STATE, held_already=True)
-
-        preparing = asyncio.get_running_loop().run_in_executor(self.threads, prepare)
+        here = rundir.Listening(list(self.trunk().addresses), 0, name)
+        reading = self.ahead.pop(name, None)
+        if reading is None:
+            reading = self._in_thread(self._read, job, number, workers, submission, here)
         try:
-            return await asyncio.shield(preparing)
+            files = reading.result() if reading.done() else await asyncio.shield(reading)
         except asyncio.CancelledError:  # nobody will use the journal that it is about to open
-            preparing.add_done_callback(
-                lambda done: None if done.cancelled() or done.exception() else done.result()[1].close()
-            )
+            reading.add_done_callback(_close)
             raise
+        if files.here != here:
+            path = self.run_dir(job, number) / rundir.COORDINATOR
+            try:
+                await self._in_thread(rundir.write, path, msgspec.json.encode(here))
+            except BaseException:
+                files.journal.close()
+                raise
+        return files
+
+    def _in_thread(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self.threads, work, *args)
+
+    def _read(
+        self,
+        job: JobId,
+        number: int,
+        workers: int,
+        submission: Submission,
+        here: rundir.Listening | None = None,
+    ) -> Files:
+        """In a thread. `here`: what its run directory is to say of where its coordinator listens, if that is known."""
+        folder = self.run_dir(job, number)
+        resumed = self._newest(job, number)  # it reads all of it
+        (folder / rundir.LOGS).mkdir(parents=True, exist_ok=True)
+        describe(folder, resolve_for(submission, workers), submission)
+        before = rundir.listening(folder)
+        if here is not None and here != before:
+            rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
+            before = here
+        return Files(resumed, Journal(folder / rundir.COORDINATOR_STATE, held_already=True), before)
 
     def _keep_synced(self, journal: Journal) -> None:
         """As `coordinator.coordinating.keep_synced`, of all of them together: each alone would wake twice a second."""
@@ -287,6 +345,11 @@ class Attempts:
         return None
 
 
+def _close(read: asyncio.Future[Files]) -> None:
+    if not (read.cancelled() or read.exception()):
+        read.result().journal.close()
+
+
 def _skipped(job: str, attempt: int, each: Skipped) -> None:
     log.warning("checkpoint skipped", job=job, attempt=attempt, name=each.name, because=each.because)
 
@@ -322,7 +385,9 @@ def _resolved(asked: bytes) -> Resolved:
 
 
 def describe(folder: Path, resolved: Resolved, submission: Submission) -> None:
-    """config.json, as `zml run` writes it: `zml resume` and `zml status` read it."""
+    """config.json, as `zml run` writes it: `zml resume` and `zml status` read it. Once."""
+    if (folder / rundir.CONFIG).exists():
+        return
     about = {
         "zml": __version__,
         "python": sys.version.split()[0],
@@ -333,5 +398,4 @@ def describe(folder: Path, resolved: Resolved, submission: Submission) -> None:
         "cpu": not submission.gpus,
         **resolved.as_json(),
     }
-    if not (folder / rundir.CONFIG).exists():
-        (folder / rundir.CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+    (folder / rundir.CONFIG).write_text(json.dumps(about, indent=2) + "\n")

@@ -24,6 +24,7 @@ from ..config import Settings
 from ..coordinator.vigil import Vigil
 from ..journal import Journal
 from ..lease import NO_ROOM
+from ..link import listen
 from ..messages import Stop
 from ..runs import rundir
 from ..scheduler.cluster import actions, events
@@ -36,6 +37,7 @@ from ..transport import Endpoint, Handler, Refusal
 from .attempts import Attempts, chosen
 from .away import mark_of
 from .docket import Docket
+from .jobs import Submission
 from .nodes import Nodes, archive_file
 from .profiles import Profiles
 from .retention import Remains
@@ -131,21 +133,25 @@ class Hub:
 
     async def start(self) -> None:
         """Listen, and go on where another process was."""
-        from ..link import listen
-
+        going_on = [
+            (job.id, job.attempt)
+            for job in self.machine.cluster.jobs.values()
+            if job.attempt is not None and job.attempt.outcome is None
+        ]
+        await self.attempts.read_ahead(
+            (job, attempt.number, attempt.asked, self._submission(job)) for job, attempt in going_on
+        )
         await listen(self.endpoint)
         if self.docket.resumed:
             jobs = self.machine.cluster.jobs.values()
             processes = sum(len(job.attempt.slots) for job in jobs if job.attempt is not None)
             self.machine.watch(self.docket.now, GRACE_S + GRACE_EACH_S * processes)
             self.rested_until = asyncio.get_running_loop().time() + RETURN_S
-            for job in list(self.machine.cluster.jobs.values()):
-                attempt = job.attempt
-                if attempt is not None and attempt.outcome is None:
-                    self._open(job.id, attempt.number, attempt.asked)
-                    if attempt.leaving is not None:
-                        tell = self.attempts.stop if attempt.leaving.stopped else self.attempts.drain
-                        tell(job.id, attempt.number, attempt.leaving.because)
+            for job, attempt in going_on:
+                self._open(job, attempt.number, attempt.asked)
+                if attempt.leaving is not None:
+                    tell = self.attempts.stop if attempt.leaving.stopped else self.attempts.drain
+                    tell(job, attempt.number, attempt.leaving.because)
             log.info("cluster goes on", jobs=len(self.machine.cluster.jobs))
         self.look_again()
         self.soon()
@@ -245,7 +251,10 @@ class Hub:
                 log.info("job over", job=action.job, state=action.state.name, because=action.because)
 
     def _open(self, job: JobId, attempt: int, workers: int) -> None:
-        self.attempts.open(job, attempt, workers, self.docket.facts.records[job].accepted.submission)
+        self.attempts.open(job, attempt, workers, self._submission(job))
+
+    def _submission(self, job: JobId) -> Submission:
+        return self.docket.facts.records[job].accepted.submission
 
     def work(self, job: JobId, attempt: int) -> Work | None:
         """What a node needs to know."""
