@@ -226,15 +226,15 @@ class Ledger:
         if current is not None and epoch < current.epoch:
             return Opened(current.first_clock, token)  # long over: no batch of it is left to draw
         if epoch < 0 or (current is not None and epoch > current.epoch + 1):
-            return Mismatch(f"{worker} opens epoch {epoch}, and the job is in epoch {self.epoch}")
+            return Mismatch(f"{worker} opens epoch {epoch + 1}, and the job is in epoch {self.epoch + 1}")
         if current is not None and epoch == current.epoch:
             if batches != current.batches:
                 return Mismatch(
-                    f"{worker} sees {batches:,} batches in epoch {epoch}, and {current.opener} {current.batches:,}"
+                    f"{worker} sees {batches:,} batches in epoch {epoch + 1}, and {current.opener} {current.batches:,}"
                 )
             if 0 not in (samples, current.samples) and samples != current.samples:
                 return Mismatch(
-                    f"{worker} sees {samples:,} samples in epoch {epoch}, and {current.opener} {current.samples:,}"
+                    f"{worker} sees {samples:,} samples in epoch {epoch + 1}, and {current.opener} {current.samples:,}"
                 )
             self._come(worker)
             return Opened(current.first_clock, current.token)
@@ -243,7 +243,7 @@ class Ledger:
         self._come(worker)
         senior = self.present[0]
         if worker != senior:
-            return Waiting((senior,), f"{senior} has not opened epoch {epoch} yet, and its order counts")
+            return Waiting((senior,), f"{senior} has not opened epoch {epoch + 1} yet, and its order counts")
         first_clock = current.next_clock if current is not None else 0
         self.current = Pass(
             epoch, batches, first_clock, token, worker, samples, batch_size, bytearray(batches), batches
@@ -271,12 +271,12 @@ class Ledger:
         if self.draining is not None:
             return Drained(self.draining)
         if current is None or epoch != current.epoch or worker not in self.present:
-            return Mismatch(f"{worker} has not opened epoch {epoch}")
+            return Mismatch(f"{worker} has not opened epoch {epoch + 1}")
         given = current.given[worker]
         have = len(given) if have is None else have
         if not 0 <= have <= len(given) or most < 1:
             return Mismatch(
-                f"{worker} asks for {most} batches after {have}, and was given {len(given)} in epoch {epoch}"
+                f"{worker} asks for {most} batches after {have}, and was given {len(given)} in epoch {epoch + 1}"
             )
         if have == len(given):
             self._lease(current, worker, most, clock)
@@ -299,15 +299,15 @@ class Ledger:
         if not batches or (current is not None and epoch < current.epoch):
             return None
         if current is None or epoch > current.epoch:
-            return Mismatch(f"{worker} commits batches of epoch {epoch}, which is not open")
+            return Mismatch(f"{worker} commits batches of epoch {epoch + 1}, which is not open")
         for batch in batches:
             if not 0 <= batch < current.batches:
-                return Mismatch(f"{worker} commits batch {batch}; epoch {epoch} has {current.batches:,}")
+                return Mismatch(f"{worker} commits batch {batch}; epoch {epoch + 1} has {current.batches:,}")
             if current.state[batch] != COMMITTED and current.leases.get(batch) != worker:
                 holder = (
                     "was skipped" if current.state[batch] else f"{current.leases.get(batch, 'nobody')} holds"
                 )
-                return Mismatch(f"{worker} commits batch {batch} of epoch {epoch}, which {holder}")
+                return Mismatch(f"{worker} commits batch {batch} of epoch {epoch + 1}, which {holder}")
         for batch in batches:
             if not current.state[batch]:
                 self._count(current, batch)
@@ -373,14 +373,14 @@ class Ledger:
         current = self.current
         if done < 0 or (current is None and done) or (current is not None and epoch > current.epoch):
             return Mismatch(
-                f"{worker} is settled for {done} batches of epoch {epoch}, and the job is in {self.epoch}"
+                f"{worker} is settled for {done} batches of epoch {epoch + 1}, and the job is in epoch {self.epoch + 1}"
             )
         if current is None or epoch < current.epoch:
             return None  # long over: every batch of it is accounted for
         given = current.given.get(worker, [])
         if done > len(given):
             return Mismatch(
-                f"{worker} was given {len(given)} batches of epoch {epoch}, and {done} are to be applied"
+                f"{worker} was given {len(given)} batches of epoch {epoch + 1}, and {done} are to be applied"
             )
         for batch in given[:done]:
             if current.leases.get(batch) == worker:
@@ -396,12 +396,12 @@ class Ledger:
         if current is not None and epoch < current.epoch:
             return None
         if current is None or epoch > current.epoch or not 0 <= batch < current.batches:
-            return Mismatch(f"{worker} skips batch {batch} of epoch {epoch}, and there is none")
+            return Mismatch(f"{worker} skips batch {batch} of epoch {epoch + 1}, and there is none")
         if current.state[batch] == SKIPPED:
             return None
         if current.leases.get(batch) != worker:
             holder = "is applied" if current.state[batch] else f"{current.leases.get(batch, 'nobody')} holds"
-            return Mismatch(f"{worker} skips batch {batch} of epoch {epoch}, which {holder}")
+            return Mismatch(f"{worker} skips batch {batch} of epoch {epoch + 1}, which {holder}")
         self.news = True
         current.end(batch, SKIPPED)
         return None
@@ -450,7 +450,7 @@ class Ledger:
         owing = tuple(current.owing())
         return Waiting(
             owing,
-            f"epoch {current.epoch} has {current.to_go:,} of {current.batches:,} batches to go:"
+            f"epoch {current.epoch + 1} has {current.to_go:,} of {current.batches:,} batches to go:"
             f" {current.who_holds()}",
         )
 

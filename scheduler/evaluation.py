@@ -32,7 +32,7 @@ class Key(NamedTuple):
     number: int
 
     def __str__(self) -> str:
-        when = f"after epoch {self.epoch}" if self.epoch >= 0 else "before the first epoch"
+        when = f"after epoch {self.epoch + 1}" if self.epoch >= 0 else "before the first epoch"
         return f"evaluation {self.number} {when}"
 
 

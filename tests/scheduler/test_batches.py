@@ -49,7 +49,7 @@ def taken(ledger: Ledger, worker: WorkerId, most: int = 100) -> list[int]:
 def test_the_order_of_the_senior_worker_counts_and_the_others_wait_for_it() -> None:
     ledger = Ledger()
     ledger.members(founders(W0, W1))
-    because = "w0 has not opened epoch 0 yet, and its order counts"
+    because = "w0 has not opened epoch 1 yet, and its order counts"
     assert ledger.open(W1, 0, 10, b"order of w1") == Waiting((W0,), because)
     assert ledger.open(W0, 0, 10, b"order of w0") == Opened(0, b"order of w0")
     assert ledger.open(W1, 0, 10, b"order of w1") == Opened(0, b"order of w0")
@@ -73,7 +73,7 @@ def test_if_the_senior_is_lost_before_it_opens_the_next_one_does() -> None:
 def test_workers_that_see_different_epochs_are_told_so_and_nothing_changes() -> None:
     ledger = opened(10, W0)
     ledger.members([*founders(W0), Seat(W1, 1, False)])
-    assert ledger.open(W1, 0, 11, b"") == Mismatch("w1 sees 11 batches in epoch 0, and w0 10")
+    assert ledger.open(W1, 0, 11, b"") == Mismatch("w1 sees 11 batches in epoch 1, and w0 10")
     assert taken(ledger, W0) == list(range(10)), "w1 was dealt nothing"
 
 
@@ -90,7 +90,7 @@ def test_the_next_epoch_waits_until_every_batch_of_this_one_is_committed() -> No
     ledger = opened(4, W0, W1)
     ledger.commit(W0, 0, taken(ledger, W0))
     assert ledger.open(W0, 1, 4, b"1") == Waiting(
-        (W1,), "epoch 0 has 2 of 4 batches to go: w1 has 2 from 1 on"
+        (W1,), "epoch 1 has 2 of 4 batches to go: w1 has 2 from 1 on"
     )
     ledger.commit(W1, 0, taken(ledger, W1))
     assert ledger.open(W0, 1, 4, b"1") == Opened(4, b"1")
@@ -99,7 +99,7 @@ def test_the_next_epoch_waits_until_every_batch_of_this_one_is_committed() -> No
 
 def test_no_epoch_can_be_left_out() -> None:
     ledger = opened(4, W0)
-    assert ledger.open(W0, 2, 4, b"") == Mismatch("w0 opens epoch 2, and the job is in epoch 0")
+    assert ledger.open(W0, 2, 4, b"") == Mismatch("w0 opens epoch 3, and the job is in epoch 1")
 
 
 def test_a_job_that_is_resumed_begins_with_a_later_epoch() -> None:
@@ -138,7 +138,7 @@ def test_who_has_nothing_left_waits_for_the_others_by_name() -> None:
     ledger = opened(4, W0, W1, W2)
     ledger.commit(W2, 0, taken(ledger, W2))
     assert ledger.take(W2, 0, 1) == Waiting(
-        (W0, W1), "epoch 0 has 3 of 4 batches to go: w0 has 2 from 0 on, w1 has 1"
+        (W0, W1), "epoch 1 has 3 of 4 batches to go: w0 has 2 from 0 on, w1 has 1"
     )
 
 
@@ -157,7 +157,7 @@ def test_a_latecomer_gets_a_share_when_it_opens_the_epoch_and_not_before() -> No
     ledger = opened(6, W0)
     assert taken(ledger, W0, 2) == [0, 1]
     ledger.members([*founders(W0), Seat(W1, 1, False)])
-    assert ledger.take(W1, 0, 1) == Mismatch("w1 has not opened epoch 0")
+    assert ledger.take(W1, 0, 1) == Mismatch("w1 has not opened epoch 1")
     assert taken(ledger, W0, 1) == [2], "nobody waits for a script that still imports its libraries"
     ledger.open(W1, 0, 6, b"")
     assert taken(ledger, W0) == [3, 5] and taken(ledger, W1) == [4]
@@ -182,7 +182,7 @@ def test_a_new_incarnation_does_not_hold_what_its_former_self_held() -> None:
     ledger = opened(4, W0, W1)
     assert taken(ledger, W1) == [1, 3]
     ledger.members([Seat(W0, 1, True), Seat(W1, 2, False)])
-    assert ledger.commit(W1, 0, [1]) == Mismatch("w1 commits batch 1 of epoch 0, which nobody holds")
+    assert ledger.commit(W1, 0, [1]) == Mismatch("w1 commits batch 1 of epoch 1, which nobody holds")
     ledger.open(W1, 0, 4, b"")
     assert taken(ledger, W0) == [1, 0] and taken(ledger, W1) == [3, 2]
 
@@ -249,7 +249,7 @@ def test_asking_again_after_a_lost_answer_leases_nothing_twice() -> None:
     assert ledger.take(W0, 0, 3, have=2) == Taken((2,)), "two of three had arrived"
     assert ledger.take(W0, 0, 3, have=3) == Taken((3, 4, 5))
     assert ledger.take(W0, 0, 3, have=9) == Mismatch(
-        "w0 asks for 3 batches after 9, and was given 6 in epoch 0"
+        "w0 asks for 3 batches after 9, and was given 6 in epoch 1"
     )
 
 
@@ -272,11 +272,11 @@ def test_committing_twice_is_committing_once() -> None:
 @pytest.mark.parametrize(
     ("epoch", "batches", "because"),
     [
-        (0, [1], "w0 commits batch 1 of epoch 0, which w1 holds"),
-        (0, [0, 2], "w0 commits batch 2 of epoch 0, which nobody holds"),
-        (0, [0, 4], "w0 commits batch 4; epoch 0 has 4"),
-        (0, [-1], "w0 commits batch -1; epoch 0 has 4"),
-        (1, [0], "w0 commits batches of epoch 1, which is not open"),
+        (0, [1], "w0 commits batch 1 of epoch 1, which w1 holds"),
+        (0, [0, 2], "w0 commits batch 2 of epoch 1, which nobody holds"),
+        (0, [0, 4], "w0 commits batch 4; epoch 1 has 4"),
+        (0, [-1], "w0 commits batch -1; epoch 1 has 4"),
+        (1, [0], "w0 commits batches of epoch 2, which is not open"),
     ],
 )
 def test_what_a_worker_does_not_hold_it_cannot_commit_and_nothing_changes(
@@ -345,9 +345,9 @@ def test_what_was_skipped_stays_skipped_when_a_worker_is_settled() -> None:
 @pytest.mark.parametrize(
     ("epoch", "done", "because"),
     [
-        (0, 4, "w0 was given 3 batches of epoch 0, and 4 are to be applied"),
-        (0, -1, "w0 is settled for -1 batches of epoch 0, and the job is in 0"),
-        (1, 1, "w0 is settled for 1 batches of epoch 1, and the job is in 0"),
+        (0, 4, "w0 was given 3 batches of epoch 1, and 4 are to be applied"),
+        (0, -1, "w0 is settled for -1 batches of epoch 1, and the job is in epoch 1"),
+        (1, 1, "w0 is settled for 1 batches of epoch 2, and the job is in epoch 1"),
     ],
 )
 def test_a_worker_is_not_settled_for_what_it_never_had(epoch: int, done: int, because: str) -> None:
@@ -368,7 +368,7 @@ def test_workers_that_see_different_samples_in_the_same_number_of_batches_are_to
     ledger = Ledger()
     ledger.members(founders(W0, W1))
     ledger.open(W0, 0, 4, b"", 31, 8)
-    assert ledger.open(W1, 0, 4, b"", 32, 8) == Mismatch("w1 sees 32 samples in epoch 0, and w0 31")
+    assert ledger.open(W1, 0, 4, b"", 32, 8) == Mismatch("w1 sees 32 samples in epoch 1, and w0 31")
 
 
 # -- batches that do harm -----------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_after_a_crash_what_was_in_hand_goes_out_one_at_a_time_and_is_cleared_wh
     assert ledger.blame(W0, 2) == Suspected(0, (2, 4))
     ledger.members(founders(W1))
     assert taken(ledger, W1) == [2] and ledger.suspects([2, 4, 1]) == [2, 4]
-    because = "epoch 0 has 7 of 8 batches to go: w1 has 7 from 2 on"
+    because = "epoch 1 has 7 of 8 batches to go: w1 has 7 from 2 on"
     assert ledger.take(W1, 0, 5) == Waiting((W1,), because), "a suspect stays alone in hand"
     ledger.commit(W1, 0, [2])
     assert taken(ledger, W1) == [4]
@@ -458,11 +458,11 @@ def test_a_crash_without_a_batch_in_hand_accuses_nobody() -> None:
 @pytest.mark.parametrize(
     ("worker", "epoch", "batch", "because"),
     [
-        (W0, 0, 1, "w0 skips batch 1 of epoch 0, which w1 holds"),
-        (W0, 0, 2, "w0 skips batch 2 of epoch 0, which nobody holds"),
-        (W0, 0, 3, "w0 skips batch 3 of epoch 0, which is applied"),
-        (W0, 0, 4, "w0 skips batch 4 of epoch 0, and there is none"),
-        (W0, 1, 0, "w0 skips batch 0 of epoch 1, and there is none"),
+        (W0, 0, 1, "w0 skips batch 1 of epoch 1, which w1 holds"),
+        (W0, 0, 2, "w0 skips batch 2 of epoch 1, which nobody holds"),
+        (W0, 0, 3, "w0 skips batch 3 of epoch 1, which is applied"),
+        (W0, 0, 4, "w0 skips batch 4 of epoch 1, and there is none"),
+        (W0, 1, 0, "w0 skips batch 0 of epoch 2, and there is none"),
     ],
 )
 def test_nobody_skips_what_it_does_not_hold(worker: WorkerId, epoch: int, batch: int, because: str) -> None:
@@ -478,7 +478,7 @@ def test_a_skipped_batch_cannot_be_committed() -> None:
     ledger = opened(2, W0)
     taken(ledger, W0)
     ledger.skip(W0, 0, 0)
-    assert ledger.commit(W0, 0, [0, 1]) == Mismatch("w0 commits batch 0 of epoch 0, which was skipped")
+    assert ledger.commit(W0, 0, [0, 1]) == Mismatch("w0 commits batch 0 of epoch 1, which was skipped")
     assert ledger.committed == 0
 
 

@@ -63,7 +63,7 @@ def test_one_worker_gets_everything_in_order_and_then_the_totals() -> None:
     assert given_to(evaluations, W0, 5) == (2,)
     assert given_to(evaluations, W0, 5, holds=(2,)) == (3,), "asked ahead"
     assert given_to(evaluations, W0, 5, holds=(2, 3)) == (4,)
-    because = "evaluation 1 after epoch 3 has 3 of 5 batches to go"
+    because = "evaluation 1 after epoch 4 has 3 of 5 batches to go"
     assert evaluations.ask(W0, KEY, 5, (2, 3, 4)) == Waiting((W0,), because)
     assert evaluations.report(W0, KEY, [(n, {"loss": 1.0, "n": 7}) for n in (4, 2, 3)]) is None
     assert evaluations.ask(W0, KEY, 5) == Totals({"loss": 3.75, "n": 37.0})
@@ -84,7 +84,7 @@ def test_a_new_incarnation_holds_nothing_of_its_former_selfs() -> None:
     evaluations = among(W0, W1)
     given_to(evaluations, W0, 2)
     evaluations.members([Seat(W0, 2, False), Seat(W1, 1, True)])
-    because = "w0 has a result of batch 0 of evaluation 1 after epoch 3, which nobody holds"
+    because = "w0 has a result of batch 0 of evaluation 1 after epoch 4, which nobody holds"
     assert evaluations.report(W0, KEY, [(0, {"n": 1.0})]) == Mismatch(because)
 
 
@@ -119,7 +119,7 @@ def test_a_report_with_something_wrong_in_it_changes_nothing() -> None:
 def test_workers_that_see_different_loaders_are_told_so() -> None:
     evaluations = among(W0, W1)
     given_to(evaluations, W0, 4)
-    because = "w1 sees 5 batches in evaluation 1 after epoch 3, and w0 4"
+    because = "w1 sees 5 batches in evaluation 1 after epoch 4, and w0 4"
     assert evaluations.ask(W1, KEY, 5) == Mismatch(because)
     for impossible in (-1, MOST_BATCHES + 1):
         assert isinstance(evaluations.ask(W0, Key(4, 1), impossible), Mismatch)

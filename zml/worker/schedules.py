@@ -121,7 +121,7 @@ class Schedules:
             return
         odd = give(self.optimizer, self.look()._alive(), told)
         if told.epoch != epoch:
-            odd.append(f"it is told of epoch {told.epoch}, and this is epoch {epoch}")
+            odd.append(f"it is told of epoch {told.epoch + 1}, and this is epoch {epoch + 1}")
         rates = [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
         log.info("learning rate taken over", worker=self.worker, epoch=epoch, lr=rates[:4])
         if odd:
