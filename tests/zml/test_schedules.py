@@ -114,7 +114,7 @@ def test_who_finds_no_note_or_an_old_one_says_so() -> None:
     senior.scheduler.step()
     with capture_logs() as logs:
         late.schedules.begin(3, senior.schedules.note(2), None)
-    assert logs[-1]["what"] == ["it is told of epoch 2, and this is epoch 3"]
+    assert logs[-1]["what"] == ["it is told of epoch 3, and this is epoch 4"]
     assert numbers(senior.optimizer) == numbers(late.optimizer)
 
 
