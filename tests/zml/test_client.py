@@ -1,6 +1,7 @@
 """What a worker says to shards, and in which order."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ from tests.simulation import simulate
 from zml.agent.seat import Seat
 from zml.errors import ZmlError
 from zml.layout import Bucket
-from zml.messages import Advance, Commit, Message, Ok, Push, Wait
-from zml.transport import Answer, Refused
+from zml.lease import COORDINATOR
+from zml.messages import Advance, AnyMessage, Commit, Message, Ok, Push, Wait
+from zml.transport import Answer, PeerLost, Refused
+from zml.transport.memory import MemoryNetwork
+from zml.worker import member
 from zml.worker.client import Client
 
 TRAINED = Bucket(index=0, shard=1, chunks=(0,), parameters=frozenset({0}), frozen=False)
@@ -96,4 +100,36 @@ def test_a_full_disk_uses_up_no_patience_and_fails_nobody() -> None:
             client._waiting(Wait("job", ["w1"], "no more of it", moved=7), begun)
         client._waiting(Wait("job", ["w1"], "it goes on", moved=8), begun)
 
+    simulate(main())
+
+
+@pytest.mark.parametrize(("away_s", "found"), [(45.0, True), (75.0, False)])
+def test_a_script_that_begins_while_the_coordinator_is_away_waits_as_patiently_as_in_a_step(
+    away_s: float, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = MemoryNetwork(1)
+
+    def endpoints(seat: Seat, handler: Any) -> list[Any]:
+        names = (f"{seat.worker}.control", f"{seat.worker}.bulk")
+        return [network.endpoint(name, vocabulary=AnyMessage, handler=handler) for name in names]
+
+    async def main() -> None:
+        seat = Seat(job="job", worker="w0", incarnation=1, coordinator=["tcp://a:1"], patience_s=60.0)
+        script: Any = SimpleNamespace(seat=seat, _told=lambda peer, message, payload: None)
+        connecting = asyncio.ensure_future(member.Member._connect(script))
+        await asyncio.sleep(away_s)
+        next_one = network.endpoint(
+            COORDINATOR, vocabulary=AnyMessage, handler=script._told, bind=["tcp://a:1"]
+        )
+        await next_one.start()
+        if found:
+            client = await connecting
+            assert COORDINATOR in client.control.peers()
+            await client.control.close()
+        else:
+            with pytest.raises(PeerLost, match="in 60 s"):
+                await connecting
+        await next_one.close()
+
+    monkeypatch.setattr(member, "script_endpoints", endpoints)
     simulate(main())

@@ -115,7 +115,8 @@ class Member:
         control, bulk = script_endpoints(self.seat, self._told)
         await control.start()
         await bulk.start()
-        await control.connect(COORDINATOR, self.seat.coordinator)
+        # It was here when the agent joined: where it has died since, it is waited for as by all others.
+        await control.connect(COORDINATOR, self.seat.coordinator, timeout_s=self.seat.patience_s)
         return Client(self.seat, control, bulk)
 
     def _told(self, peer: str, message: Struct, payload: memoryview | None) -> None:
