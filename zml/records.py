@@ -67,10 +67,14 @@ class Records:
         self._lock = threading.Lock()  # over `_file` being exchanged
         self._segments = numbered(folder, SUFFIX)  # nobody else adds to them or takes any away
         self._newest: list[Found] | None = None  # the records of the last one, until they are replayed
+        unused = []
+        while len(self._segments) > 1 and not self._segments[-1][1].stat().st_size:
+            unused.append(self._segments.pop())
         self.first = self._segments[0][0] if self._segments else 0
         self.next = self._end = 0
         if self._segments:
             self._file = self._reopen(*self._segments[-1])
+            self._clear_away(unused)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._create()
@@ -181,16 +185,33 @@ class Records:
             raise
         return file
 
+    def _clear_away(self, unused: list[tuple[int, Path]]) -> None:
+        """Segments that were begun, and nothing was written to them."""
+        for number, path in unused:
+            if number > self.next:
+                os.close(self._file)
+                raise Damaged(path, 0, f"its first record is {number}, and {self.next} was to follow")
+            path.unlink()
+
     def _create(self) -> int:
+        """A new segment. Raises OSError: then none was begun, and the former one goes on."""
         path = self.folder / f"{self.next:020d}{SUFFIX}"
+        folder = os.open(self.folder, os.O_RDONLY)  # before it: there may be no descriptor left for both
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.fsync(folder)
+            except BaseException:
+                os.close(file)
+                path.unlink()
+                raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoRoom(error.errno, "no room for a new segment", str(self.folder)) from error
             raise
+        finally:
+            os.close(folder)
         self._segments.append((self.next, path))
-        sync_folder(self.folder)
         return file
 
 
@@ -199,9 +220,12 @@ def read(*folders: Path) -> Iterator[tuple[int, memoryview]]:
     segments = sorted(segment for folder in folders for segment in numbered(folder, SUFFIX))
     expected = segments[0][0] if segments else 0
     for place, (number, path) in enumerate(segments):
+        data = _contents(path)
+        if number < expected and not data:
+            continue  # it was begun and could not be kept, and the former one went on
         if number != expected:
             raise Damaged(path, 0, f"its first record is {number}, and {expected} was to follow")
-        for found, body, _ in _scan(_contents(path), path, number, last=place + 1 == len(segments)):
+        for found, body, _ in _scan(data, path, number, last=place + 1 == len(segments)):
             expected = found + 1
             yield found, body
 

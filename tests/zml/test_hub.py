@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tests.simulation import simulate
-from tests.zml.hub import ADDRESS, FakeCluster
+from tests.zml.hub import ADDRESS, FakeCluster, FakeNode
 from zml import link
 from zml.cluster import attempts, hub
 from zml.cluster.attempts import BEATS, resolve_for, slower
@@ -28,7 +28,7 @@ from zml.scheduler.cluster.plan import Plan, View
 from zml.scheduler.cluster.retention import Keep
 from zml.scheduler.ids import JobId
 from zml.scheduler.plain import plain
-from zml.transport import Refused
+from zml.transport import Refusal, Refused
 
 T = TypeVar("T")
 
@@ -318,6 +318,35 @@ def test_a_node_that_comes_back_is_told_to_run_what_it_does_not_run(tmp_path: Pa
         assert node.runs == [*before, worker]
         await cluster.close()
 
+    run(main())
+
+
+def test_an_order_to_run_something_is_not_repeated_once_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node does not take it yet, and says that it is not there when it is to be ended."""
+    takes, early = FakeNode.handle, True
+
+    def not_yet(self: FakeNode, peer: str, message: Any, payload: memoryview | None) -> Any:
+        if isinstance(message, Run) and early:
+            raise Refusal("early", "its former self is still to be told of")
+        return takes(self, peer, message, payload)
+
+    async def main() -> None:
+        nonlocal early
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        node = cluster.node("n1")
+        job = cluster.submit()
+        await cluster.until(lambda: cluster.hub.nodes.orders.tasks, "it is told to run it")
+        cluster.desk.cancel(job, "ada")
+        await cluster.until_state(job, "CANCELLED")
+        early = False
+        await asyncio.sleep(60.0)
+        assert not node.runs and not node.members
+        await cluster.close()
+
+    monkeypatch.setattr(FakeNode, "handle", not_yet)
     run(main())
 
 

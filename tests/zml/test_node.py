@@ -10,15 +10,20 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.simulation import simulate
 from zml.cluster import node, nodes
 from zml.cluster.archive import pack
 from zml.cluster.node import NodeAgent
 from zml.cluster.nodes import archive_file, read_piece
-from zml.cluster.wire import Quit, Run, Want, Work
+from zml.cluster.wire import Ceased, Quit, Run, Vocabulary, Want, Work
 from zml.config import Settings
+from zml.coordinator.orders import Orders
 from zml.launch.child import hold_to, spawn
+from zml.lease import COORDINATOR
+from zml.messages import Ok
 from zml.scheduler.cluster.resources import Resources
 from zml.transport import Answer, PeerLost
+from zml.transport.memory import MemoryNetwork
 
 
 class Coordinator:
@@ -148,3 +153,45 @@ def test_a_process_gets_no_more_memory_than_was_asked_for() -> None:
     _, said = process.communicate(b"go\n", timeout=30)
     assert process.returncode == 1 and b"MemoryError" in said
     hold_to(process.pid, 200)  # one that is gone is no error
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_has_ended_and_is_to_run_there_again_begins_whichever_is_heard_first(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer that its end is known, and the order that follows from it, come along together."""
+    network, begun = MemoryNetwork(seed), []
+    work = Work(
+        run_dir=str(tmp_path), coordinator=[], settings={}, environment={}, script="x", args=[], folder="/"
+    )
+
+    async def keep(self: NodeAgent, place: node.Place, settings: Settings) -> None:
+        begun.append(place.key)
+
+    async def main() -> None:
+        ordered: list[asyncio.Task[bool]] = []
+
+        def handle(peer: str, message: Any, payload: Any) -> Ok:
+            assert isinstance(message, Ceased)
+            orders = Orders(hub, {"n1": peer}, lambda node, peer: True)
+            run = Run(message.job, message.slot)
+            asyncio.get_running_loop().call_soon(
+                lambda: ordered.append(orders.send("n1", run, msgspec.json.encode(work)))
+            )
+            return Ok()
+
+        hub = network.endpoint(COORDINATOR, vocabulary=Vocabulary, handler=handle, bind=["tcp://hub:1"])
+        await hub.start()
+        agent = NodeAgent(Settings(runs=str(tmp_path / "runs")), "n1", Resources(cpus=1))
+        agent.endpoint = network.endpoint("node-n1", vocabulary=Vocabulary, handler=agent.handle)
+        await agent.endpoint.start()
+        await agent.endpoint.connect(COORDINATOR, ["tcp://hub:1"])
+        agent._cease("j1.1", "p0", "died")
+        await asyncio.sleep(30.0)
+        assert [task.result() for task in ordered] == [True]
+        assert begun == [("j1.1", "p0")], "the order was taken"
+        await agent.endpoint.close()
+        await hub.close()
+
+    monkeypatch.setattr(NodeAgent, "_keep", keep)
+    simulate(main())

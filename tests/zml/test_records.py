@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zml.records import HEAD_BYTES, Damaged, NoRoom, Records
+from zml.records import HEAD_BYTES, Damaged, NoRoom, Records, read
 
 
 def filled(folder: Path, bodies: list[bytes], segment_bytes: int = 1 << 20) -> None:
@@ -24,6 +24,11 @@ def held(folder: Path, start: int = 0) -> list[tuple[int, bytes]]:
         return [(number, bytes(body)) for number, body in log.replay(start)]
     finally:
         log.close()
+
+
+def read_whole(folder: Path) -> list[tuple[int, bytes]]:
+    """As one who looks on."""
+    return [(number, bytes(body)) for number, body in read(folder)]
 
 
 @given(st.lists(st.binary(max_size=80), max_size=20), st.integers(1, 200))
@@ -150,3 +155,40 @@ def test_a_log_that_is_closed_refuses_and_touches_no_other_file(tmp_path: Path) 
     assert other.append(b"as ever") == 0
     other.close()
     assert held(tmp_path / "closed") == [(0, b"before")]
+
+
+@pytest.mark.parametrize("failing", ["open", "fsync"])
+def test_a_segment_that_cannot_be_begun_leaves_the_former_one_going_on(
+    tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Records(tmp_path)
+    log.append(b"before")
+    files = os.listdir("/proc/self/fd")
+
+    def fails(*_: object) -> int:
+        raise OSError(errno.EMFILE if failing == "open" else errno.EIO, "it cannot be done")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, failing, fails)
+        for _ in range(2):
+            with pytest.raises(OSError, match="it cannot be done"):
+                log.begin_segment()
+    assert len(os.listdir("/proc/self/fd")) == len(files)
+    assert log.append(b"after") == 1
+    assert log.begin_segment() == 2
+    log.append(b"at last")
+    log.close()
+    assert held(tmp_path) == [(0, b"before"), (1, b"after"), (2, b"at last")]
+    assert read_whole(tmp_path) == list(enumerate([b"before", b"after", b"at last"]))
+
+
+def test_a_segment_that_was_begun_and_never_written_to_is_in_nobodys_way(tmp_path: Path) -> None:
+    filled(tmp_path, [b"one", b"two"])
+    for number in (1, 2):  # the first where the former one went on behind it
+        (tmp_path / f"{number:020d}.records").touch()
+        assert read_whole(tmp_path) == [(0, b"one"), (1, b"two")]
+        assert held(tmp_path) == [(0, b"one"), (1, b"two")]
+        assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / f"{3:020d}.records").touch()
+    with pytest.raises(Damaged, match="record is 3, and 2 was to follow"):
+        held(tmp_path)

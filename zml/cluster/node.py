@@ -256,8 +256,10 @@ class NodeAgent:
     # -- processes -----------------------------------------------------------------------------------------
 
     def _run(self, message: Run, payload: bytes) -> Message:
-        if (message.job, message.slot) in self.places or (message.job, message.slot) in self.ended:
-            return Ok()  # an order from before its end was known is not to start it anew
+        if (message.job, message.slot) in self.places:
+            return Ok()
+        if (message.job, message.slot) in self.ended:
+            raise Refusal("early", "it has not been answered yet that the former one has ended")
         if self.leaving:
             raise Refusal("leaving", f"node {self.name} leaves: {self.leaving}")
         try:

@@ -103,6 +103,9 @@ class Nodes:
         self.heard_at: dict[str, float] = {}
         self.reached: dict[str, Reached] = {}
         self.orders = Orders(endpoint, self.peers, lambda node, peer: self.peers.get(node) == peer)
+        self.starting: dict[
+            tuple[str, str, str], asyncio.Task[bool]
+        ] = {}  # orders that no node has answered yet
 
     # -- what they say -----------------------------------------------------------------------------------
 
@@ -117,6 +120,9 @@ class Nodes:
                 job, _, number = message.job.rpartition(".")
                 if not number.isdecimal():
                     raise Refusal("job", f"{message.job[:40]!r} is no attempt")
+                # The order that began it may still be repeated, and would begin it anew.
+                if (order := self.starting.get((message.node, message.job, message.slot))) is not None:
+                    order.cancel()
                 # One that was replaced elsewhere meanwhile is none of this node's business any more.
                 if self._is_there(message.job, message.slot, NodeId(message.node)):
                     gone = events.Gone(JobId(job), int(number), message.slot, message.because, message.done)
@@ -236,7 +242,8 @@ class Nodes:
 
     def run(self, action: actions.Run) -> None:
         name = attempt_name(action.job, action.attempt)
-        if action.node not in self.peers or (action.node, name, action.slot) in self.run_there:
+        place = (action.node, name, action.slot)
+        if action.node not in self.peers or place in self.run_there:
             return  # it is told when it comes, or has just said so itself
         if (work := self.work(action.job, action.attempt)) is None:
             return
@@ -244,7 +251,11 @@ class Nodes:
             action.node, Run(name, action.slot), msgspec.json.encode(work), within_s=ORDER_S
         )
 
+        self.starting[place] = task
+
         def answered(task: asyncio.Task[bool]) -> None:
+            if self.starting.get(place) is task:
+                del self.starting[place]
             if not task.cancelled() and not task.result():
                 self._not_taken(action)
 
