@@ -396,7 +396,7 @@ class Run:
         await self.crowds.ask("again")
         begin, before = time.monotonic(), self.coordinator.logged()
         listens_s = await self.coordinator.start()
-        await self.coordinator.says("all attempts go on", before)
+        await self.coordinator.says("attempts are back", before)
         recovered_s = time.monotonic() - begin
         found = await self.crowds.until(lambda found: found["heard"] == members, "all members are heard")
         await self.crowds.until(lambda found: found["nodes"] == self.report["nodes"], "all nodes are back")

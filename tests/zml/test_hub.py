@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+import hashlib
 import os
-from collections.abc import Coroutine
+import threading
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -16,10 +18,12 @@ from tests.zml.hub import ADDRESS, FakeCluster, FakeNode
 from zml import link
 from zml.cluster import attempts, hub
 from zml.cluster.attempts import BEATS, resolve_for, slower
+from zml.cluster.desk import JobDesk
 from zml.cluster.jobs import Problem, Submission
 from zml.cluster.retention import Retention
 from zml.cluster.wire import Ceased, Goodbye, NodeBeat, Offer, Run, Runs, Vocabulary
 from zml.coordinator.heartbeats import Heartbeats
+from zml.errors import NO_CHECKPOINT, ZmlError
 from zml.lease import COORDINATOR, ping_s
 from zml.messages import Exited, Heartbeat, Join, Leave
 from zml.records import NoRoom
@@ -298,6 +302,74 @@ def test_what_was_read_and_is_not_used_is_closed_again(tmp_path: Path, cancelled
     run(main())
 
 
+def test_an_attempt_whose_journal_is_damaged_is_told_of_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=100.0)
+        await cluster.start()
+        cluster.node("n1", cpus=8)
+        jobs = [cluster.submit() for _ in range(3)]
+        for job in jobs:
+            await cluster.until_state(job, "RUNNING")
+        await cluster.kill()
+        state = cluster.hub.attempts.run_dir(jobs[1], 1) / rundir.COORDINATOR_STATE
+        (records,) = state.glob("*.records")
+        records.write_bytes(b"\xff" + records.read_bytes()[1:])
+        await cluster.start()
+        await cluster.until(lambda: not cluster.hub.attempts.returning, "attempts are back")
+        assert cluster.hub.attempts.not_back == [attempts.attempt_name(JobId(jobs[1]), 1)]
+        for job in jobs:
+            await cluster.until_state(job, "SUCCEEDED")
+        assert states(cluster, jobs[1]) == ["LOST", "SUCCEEDED"]
+        await cluster.close()
+
+    run(main())
+
+
+def test_checkpoints_are_read_whole_by_those_alone_who_begin_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bool] = []
+
+    def load_from(place: Any, skip: Any, deep: bool) -> None:
+        read.append(deep)
+        raise ZmlError(NO_CHECKPOINT, "there is none")
+
+    monkeypatch.setattr(attempts, "find", lambda folder: folder)
+    monkeypatch.setattr(attempts, "load_from", load_from)
+
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=100.0)
+        await cluster.start()
+        first = cluster.node("n1")
+        job = cluster.submit()
+        await cluster.until_state(job, "RUNNING")
+        first.die()
+        cluster.node("n2")
+        await cluster.until(lambda: len(cluster.desk.job(job).attempts) == 2, "it is tried again")
+        await cluster.until_state(job, "RUNNING")
+        assert read == [True]
+        await cluster.kill()
+        await cluster.start()
+        await cluster.until_state(job, "SUCCEEDED")
+        assert read == [True, False] and states(cluster, job)[1:] == ["SUCCEEDED"]
+        await cluster.close()
+
+    run(main())
+
+
+def test_an_attempt_that_was_closed_before_it_was_read_leaves_no_folder(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        submission = Submission(script="train.py", folder="/")
+        with pytest.raises(FileNotFoundError, match=r"j7\.1 was closed"):
+            cluster.hub.attempts._read(JobId("j7.1"), JobId("j7"), 1, 1, submission)
+        assert not (tmp_path / "jobs" / "j7").exists()
+        await cluster.close()
+
+    run(main())
+
+
 def test_a_node_that_comes_back_is_told_to_run_what_it_does_not_run(tmp_path: Path) -> None:
     async def main() -> None:
         cluster = FakeCluster(tmp_path, script_s=100.0)
@@ -397,6 +469,57 @@ def test_a_full_disk_changes_nothing_and_all_goes_on_when_there_is_room(tmp_path
         await cluster.close()
 
     run(main())
+
+
+def test_who_submits_as_the_disk_gets_full_is_told_not_to_do_it_twice(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        cluster.node("n1")
+        append, room = cluster.journal._records.append, 1
+
+        def filling(*parts: Any) -> int:
+            nonlocal room
+            if not room:
+                raise NoRoom(errno.ENOSPC, "no room for 30 bytes", "here")
+            room -= 1
+            return append(*parts)
+
+        cluster.journal._records.append = filling  # type: ignore[method-assign]
+        with pytest.raises(Problem, match=r"job j1 is not written down whole yet.*no room") as told:
+            cluster.submit()
+        assert told.value.status == 507 and "Do not send it again" in told.value.fix
+        room = 10**6
+        await cluster.until_state("j1", "SUCCEEDED")
+        assert len(cluster.desk.jobs()) == 1
+        await cluster.close()
+
+    run(main())
+
+
+def test_an_archive_is_kept_whole_or_not_at_all_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(3_000_000)
+    sha256 = hashlib.sha256(data).hexdigest()
+    synced_by: list[threading.Thread] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced_by.append(threading.current_thread()))
+
+    async def pieces(most: int) -> AsyncIterator[bytes]:
+        for at in range(0, most, 70_000):
+            yield data[at : min(at + 70_000, most)]
+
+    async def main() -> None:
+        hub: Any = SimpleNamespace(folder=tmp_path, docket=None)
+        desk = JobDesk(hub)
+        with pytest.raises(Problem, match="are not"):
+            await desk.take_archive(sha256, pieces(2_999_999))
+        assert list((tmp_path / "archives").iterdir()) == []
+        await desk.take_archive(sha256, pieces(len(data)))
+        assert Path(desk.archive(sha256)).read_bytes() == data
+
+    asyncio.run(main())
+    assert len(synced_by) == 2 and threading.main_thread() not in synced_by
 
 
 def test_a_submission_of_which_only_half_is_written_was_none(tmp_path: Path) -> None:

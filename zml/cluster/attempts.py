@@ -111,7 +111,8 @@ class Attempts:
         self.dispatch = dispatch
         self.lives: dict[JobId, Life] = {}
         self.members = 0  # of all of them
-        self.returning: set[JobId] = set()  # of those that go on, whose journal is still to be read
+        self.returning: set[JobId] = set()  # those that are to go on and do not yet
+        self.not_back: list[JobId] = []  # those of them that could not
         self.journals: set[Journal] = set()
         self.syncing: asyncio.Task[None] | None = None
         # Of their own: with thousands of attempts to be read, others who need a thread would wait behind them.
@@ -128,8 +129,8 @@ class Attempts:
         takes several times as long. A slow disk holds nobody up for longer than `READ_FIRST_S`."""
         for job, number, workers, submission in going_on:
             name = attempt_name(job, number)
-            self.ahead[name] = self._in_thread(self._read, job, number, workers, submission)
             self.returning.add(name)
+            self.ahead[name] = self._in_thread(self._read, name, job, number, workers, submission)
         if self.ahead:
             await asyncio.wait(self.ahead.values(), timeout=READ_FIRST_S)
 
@@ -167,7 +168,7 @@ class Attempts:
         name = attempt_name(job, number)
         if (unused := self.ahead.pop(name, None)) is not None:
             unused.add_done_callback(_close)
-        self._returned(attempt_name(job, number))
+        self._returned(name, goes_on=False)
         life = self.lives.pop(name, None)
         if life is not None:
             self.members -= life.members
@@ -186,11 +187,13 @@ class Attempts:
         for threads in (self.threads, self.history):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _returned(self, name: JobId) -> None:
+    def _returned(self, name: JobId, *, goes_on: bool) -> None:
         if name in self.returning:
             self.returning.discard(name)
+            if not goes_on:
+                self.not_back.append(name)
             if not self.returning:
-                log.info("all attempts go on")
+                log.info("attempts are back", but_for=self.not_back)
 
     def _pass_on(self, life: Life) -> None:
         hall = life.coordinator
@@ -214,6 +217,7 @@ class Attempts:
         except Exception as error:
             log.exception("attempt ended by a mistake of the coordinator", attempt=name)
             outcome, code, because = Outcome.LOST, 1, f"{type(error).__name__}: {error}"
+        self._returned(name, goes_on=False)
         self.dispatch(events.Ended(job, number, outcome, code, because))
 
     async def _serve(
@@ -247,7 +251,7 @@ class Attempts:
             keep_checkpoints(coordinator, folder, settings)
             recorder.start()
             life.coordinator = coordinator
-            self._returned(name)
+            self._returned(name, goes_on=True)
             began = asyncio.ensure_future(self._tell_beginning(coordinator, job, number))
             self._pass_on(life)
             code = await coordinator.run()
@@ -266,19 +270,17 @@ class Attempts:
         self, name: JobId, job: JobId, number: int, workers: int, submission: Submission
     ) -> Files:
         """What needs the disk, in a thread: others are heard meanwhile."""
-        here = rundir.Listening(list(self.trunk().addresses), 0, name)
         reading = self.ahead.pop(name, None)
         if reading is None:
-            reading = self._in_thread(self._read, job, number, workers, submission, here)
+            reading = self._in_thread(self._read, name, job, number, workers, submission)
         try:
             files = reading.result() if reading.done() else await asyncio.shield(reading)
         except asyncio.CancelledError:  # nobody will use the journal that it is about to open
             reading.add_done_callback(_close)
             raise
-        if files.here != here:
-            path = self.run_dir(job, number) / rundir.COORDINATOR
+        if files.here != (here := self._here(name)):  # it was read before that was known
             try:
-                await self._in_thread(rundir.write, path, msgspec.json.encode(here))
+                await asyncio.to_thread(_tell_where, self.run_dir(job, number), here)
             except BaseException:
                 files.journal.close()
                 raise
@@ -287,24 +289,27 @@ class Attempts:
     def _in_thread(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self.threads, work, *args)
 
-    def _read(
-        self,
-        job: JobId,
-        number: int,
-        workers: int,
-        submission: Submission,
-        here: rundir.Listening | None = None,
-    ) -> Files:
-        """In a thread. `here`: what its run directory is to say of where its coordinator listens, if that is known."""
+    def _here(self, name: JobId) -> rundir.Listening:
+        return rundir.Listening(list(self.trunk().addresses), 0, name)
+
+    def _read(self, name: JobId, job: JobId, number: int, workers: int, submission: Submission) -> Files:
+        """In a thread. Raises ZmlError, OSError."""
+        if name not in self.lives and name not in self.returning:  # nor is its folder to be made again
+            raise FileNotFoundError(f"attempt {name} was closed before it was read")
         folder = self.run_dir(job, number)
-        resumed = self._newest(job, number)  # it reads all of it
         (folder / rundir.LOGS).mkdir(parents=True, exist_ok=True)
         describe(folder, resolve_for(submission, workers), submission)
-        before = rundir.listening(folder)
-        if here is not None and here != before:
-            rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
-            before = here
-        return Files(resumed, Journal(folder / rundir.COORDINATOR_STATE, held_already=True), before)
+        journal = Journal(folder / rundir.COORDINATOR_STATE, held_already=True)
+        try:
+            # Where it has begun, it is to be known again and not to be read.
+            resumed = self._newest(job, number, deep=journal.empty)
+            before, here = rundir.listening(folder), self._here(name)
+            if here.addresses and before != here:
+                before = _tell_where(folder, here)
+        except BaseException:
+            journal.close()
+            raise
+        return Files(resumed, journal, before)
 
     def _keep_synced(self, journal: Journal) -> None:
         """As `coordinator.coordinating.keep_synced`, of all of them together: each alone would wake twice a second."""
@@ -334,12 +339,12 @@ class Attempts:
             pass
         self.dispatch(events.Began(job, number))
 
-    def _newest(self, job: str, number: int) -> Checkpoint | None:
-        """The newest checkpoint of the attempts before that verifies."""
+    def _newest(self, job: str, number: int, *, deep: bool) -> Checkpoint | None:
+        """The newest checkpoint of the attempts before that verifies; `deep`: to its last byte."""
         for before in range(number - 1, 0, -1):
             told = partial(_skipped, job, before)
             try:
-                return load_from(find(self.run_dir(job, before)), told)
+                return load_from(find(self.run_dir(job, before)), told, deep)
             except ZmlError as error:
                 log.info("no checkpoint", job=job, attempt=before, because=str(error))
         return None
@@ -348,6 +353,12 @@ class Attempts:
 def _close(read: asyncio.Future[Files]) -> None:
     if not (read.cancelled() or read.exception()):
         read.result().journal.close()
+
+
+def _tell_where(folder: Path, here: rundir.Listening) -> rundir.Listening:
+    """To whoever looks into a run directory."""
+    rundir.write(folder / rundir.COORDINATOR, msgspec.json.encode(here))
+    return here
 
 
 def _skipped(job: str, attempt: int, each: Skipped) -> None:
@@ -398,4 +409,4 @@ def describe(folder: Path, resolved: Resolved, submission: Submission) -> None:
         "cpu": not submission.gpus,
         **resolved.as_json(),
     }
-    (folder / rundir.CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+    rundir.write(folder / rundir.CONFIG, (json.dumps(about, indent=2) + "\n").encode())

@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import structlog
@@ -30,6 +31,7 @@ from .nodes import archive_file
 
 MOST_JOBS = 100_000  # that are not over
 MOST_ARCHIVE = 2 << 30
+AT_ONCE = 1 << 20  # bytes of one that are written
 AHEAD = 20  # jobs that are named
 
 log = structlog.get_logger()
@@ -56,7 +58,11 @@ class JobDesk:
         if not self.docket.accept(Accepted(job=job, user=user, key=key, submission=submission)):
             raise self._no_room()
         self.hub.dispatch(events.Submitted(request))
-        self._must_write()
+        if not self.docket.settled():  # half of it is written, and the other half waits
+            what = f"job {job} is not written down whole yet, and begins when it is: {self.docket.trouble}"
+            raise Problem(
+                507, what, f"Make room on its disk; `zml job show {job}` tells. Do not send it again."
+            )
         return self.job(job)
 
     def _request(self, submission: Submission, job: JobId, user: str) -> Request:
@@ -274,16 +280,28 @@ class JobDesk:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{sha256}.{os.getpid()}.{id(data)}")
         digest, size = hashlib.sha256(), 0
+
+        def keep(file: BinaryIO, data: bytearray) -> None:
+            digest.update(data)
+            file.write(data)
+
+        def sync(file: BinaryIO) -> None:
+            file.flush()
+            os.fsync(file.fileno())
+
         try:
             with scratch.open("wb") as file:
+                held = bytearray()
                 async for piece in data:
                     size += len(piece)
                     if size > MOST_ARCHIVE:
                         raise Problem(413, f"an archive has {MOST_ARCHIVE >> 30} GB at most")
-                    digest.update(piece)
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
+                    held += piece
+                    if len(held) >= AT_ONCE:  # in a thread: others are heard, however slow the disk is
+                        await asyncio.to_thread(keep, file, held)
+                        held = bytearray()
+                await asyncio.to_thread(keep, file, held)
+                await asyncio.to_thread(sync, file)
             if digest.hexdigest() != sha256:
                 raise Problem(400, f"these {size:,} bytes are not {sha256[:12]}", "Send it again.")
             os.replace(scratch, path)
