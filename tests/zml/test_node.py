@@ -13,16 +13,17 @@ import pytest
 from tests.simulation import simulate
 from zml.cluster import node, nodes
 from zml.cluster.archive import pack
-from zml.cluster.node import NodeAgent
+from zml.cluster.node import NodeAgent, serve
 from zml.cluster.nodes import archive_file, read_piece
-from zml.cluster.wire import Ceased, Quit, Run, Vocabulary, Want, Work
+from zml.cluster.wire import Ceased, Offer, Quit, Run, Vocabulary, Want, Work
 from zml.config import Settings
 from zml.coordinator.orders import Orders
+from zml.errors import ZmlError
 from zml.launch.child import hold_to, spawn
 from zml.lease import COORDINATOR
 from zml.messages import Ok
 from zml.scheduler.cluster.resources import Resources
-from zml.transport import Answer, PeerLost
+from zml.transport import Answer, PeerLost, Refused
 from zml.transport.memory import MemoryNetwork
 
 
@@ -195,3 +196,70 @@ def test_what_has_ended_and_is_to_run_there_again_begins_whichever_is_heard_firs
 
     monkeypatch.setattr(NodeAgent, "_keep", keep)
     simulate(main())
+
+
+class Unheard:
+    """Nobody answers, or somebody with "early"."""
+
+    def __init__(self, early: bool) -> None:
+        self.early = early
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def connect(self, peer: str, addresses: Any, *, timeout_s: float) -> None:
+        if not self.early:
+            await asyncio.sleep(timeout_s)
+            raise PeerLost(peer, "no answer")
+
+    async def request(self, peer: str, message: Any, payload: Any = None, *, timeout_s: float) -> Answer:
+        if self.early and isinstance(message, Offer):
+            raise Refused(peer, "early", "another process offers node n1, and is well")
+        raise PeerLost(peer, "it is not connected")
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["no coordinator", "its name is taken"])
+def test_a_node_that_is_not_taken_yet_goes_when_it_is_told(tmp_path: Path, early: bool) -> None:
+    async def main() -> int:
+        agent = NodeAgent(Settings(runs=str(tmp_path), coordinator=("tcp://a:1",)), "n1", Resources(cpus=1))
+        agent.endpoint = Unheard(early)  # type: ignore[assignment]
+        running = asyncio.ensure_future(agent.run())
+        await asyncio.sleep(0.1)
+        assert not running.done()
+        agent.leave("SIGINT", 130)
+        async with asyncio.timeout(10.0):
+            return await running
+
+    assert asyncio.run(main()) == 130
+
+
+def test_a_name_that_another_node_has_and_keeps_is_refused_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "FORMER_S", 0.5)
+
+    async def main() -> None:
+        agent = NodeAgent(Settings(runs=str(tmp_path), coordinator=("tcp://a:1",)), "n1", Resources(cpus=1))
+        agent.endpoint = Unheard(True)  # type: ignore[assignment]
+        with pytest.raises(ZmlError, match="another process offers node n1, and is well"):
+            async with asyncio.timeout(20.0):  # it may take 60 s to be answered at all
+                await agent.run()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "böse", "-a", "x" * 65])
+def test_what_is_no_name_of_a_node_is_said_before_anything_begins(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ZmlError, match="is no name of a node"):
+        serve(
+            Settings(runs=str(tmp_path)),
+            name,
+            Resources(cpus=1),
+            rack="",
+            cost_per_hour=0,
+            address="127.0.0.1",
+        )
+    assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ Text = Annotated[str, msgspec.Meta(max_length=4096)]
 # To Python alone, $ is also the place before a last newline; (?!\n) says the same to every reader of a pattern.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"
 Name = Annotated[str, msgspec.Meta(pattern=NAME)]
+
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 # 4, or "1..4". The types take more than the schema says, so that `jobfile.sound` can say in words what is wrong.
 Workers = (
@@ -190,3 +191,10 @@ class Desk(Protocol):
     async def changed(self, job: str, within_s: float) -> JobView:
         """Wait until something about this job changes, so long at most."""
         ...
+
+
+def why_not_named(node: str) -> str:
+    """Why no node can have this name; empty if one can."""
+    if re.fullmatch(NAME, node):
+        return ""
+    return f"{node[:40]!r} is no name of a node: letters, digits, dots and dashes, 64 at most"

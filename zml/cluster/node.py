@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from ..address import any_port
 from ..config import ANY_PORT, Settings, resolve
-from ..errors import EX_TEMPFAIL, INTERRUPTED, LOST, NO_SCRIPT, UNREACHABLE, ZmlError
+from ..errors import EX_TEMPFAIL, INTERRUPTED, LOST, NO_SCRIPT, UNREACHABLE, USAGE, ZmlError
 from ..launch.child import hold_to, how_ended, spawn
 from ..launch.local import PROGRAM, environment
 from ..launch.revival import Revivals
@@ -37,6 +37,7 @@ from ..metrics.endpoint import http_hosts
 from ..runs import rundir
 from ..transport import Refusal, Refused, TransportError
 from .away import Away
+from .jobs import why_not_named
 from .sending import FAILED_S, LAST_S, Sender, copy
 from .wire import (
     Ceased,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: EX_TEMPFAIL, signal.SIGUSR1: EX_TEMPFAIL}
 TELL_S = 600.0  # that a process has ended is told for so long
 SAY_S = 10.0  # of silence, before it is said
+FORMER_S = 10.0  # until a former self of this node is missed; one that is well then is another process
 HEARD = 3  # heartbeats; a coordinator that is silent for longer is away
 KILLED_S = 5.0
 PIECE_S = 30.0
@@ -143,7 +145,13 @@ class NodeAgent:
         await self.endpoint.start()
         beside: list[asyncio.Task[None]] = []
         try:
-            await self._first_offer()
+            first: asyncio.Future[Any] = asyncio.ensure_future(self._first_offer())
+            await asyncio.wait({first, self.over}, return_when=asyncio.FIRST_COMPLETED)
+            if self.over.done():  # it was told to go before anybody took it
+                first.cancel()
+                await asyncio.wait({first})
+                return self.over.result()
+            first.result()
             beside += [asyncio.ensure_future(self._beat()), asyncio.ensure_future(self.sender.run())]
             return await self.over
         finally:
@@ -156,12 +164,18 @@ class NodeAgent:
     async def _offer_until(self, end: float) -> None:
         """A former self of this node may still count as alive for a moment."""
         loop = asyncio.get_running_loop()
+        said = False
         while True:
             try:
                 return await self._offer(max(end - loop.time(), RETRY_S))
             except Refused as refused:
                 if refused.code != "early" or loop.time() + RETRY_S >= end:
                     raise
+                if not said:
+                    log.warning(
+                        "waits for its former self to be missed", node=self.name, because=refused.because
+                    )
+                    said, end = True, min(end, loop.time() + FORMER_S)
             await asyncio.sleep(10 * RETRY_S)
 
     async def _first_offer(self) -> None:
@@ -504,10 +518,14 @@ def serve(
 ) -> int:
     """Be a node until told to go; returns the exit code. Raises ZmlError."""
 
+    name = name or socket.gethostname()
+    if because := why_not_named(name):
+        raise ZmlError(USAGE, because, "Give it another --name.")
+
     async def main() -> int:
         agent = NodeAgent(
             settings,
-            name or socket.gethostname(),
+            name,
             offers,
             rack=rack,
             cost_per_hour=cost_per_hour,

@@ -24,7 +24,7 @@ from ..scheduler.cluster.resources import Node, NodeId, Resources
 from ..scheduler.ids import JobId
 from ..transport import Endpoint, Refusal
 from .attempts import attempt_name
-from .jobs import NAME
+from .jobs import why_not_named
 from .storing import Outputs
 from .wire import (
     Ceased,
@@ -294,8 +294,8 @@ class Nodes:
 
 def why_no_node(offer: Offer) -> str:
     """Why such a machine cannot be; empty if it can."""
-    if not re.fullmatch(NAME, offer.node):
-        return f"{offer.node[:40]!r} is no name of a node: letters, digits, dots and dashes, 64 at most"
+    if because := why_not_named(offer.node):
+        return because
     amounts = {"CPUs": offer.cpus, "GPUs": offer.gpus, "MB of memory": offer.memory_mb}
     for what, amount in amounts.items():
         if not 0 <= amount <= MOST_OFFERED:
