@@ -28,7 +28,7 @@ from zml.lease import COORDINATOR, ping_s
 from zml.messages import Exited, Heartbeat, Join, Leave
 from zml.records import NoRoom
 from zml.runs import rundir
-from zml.scheduler.cluster.plan import Plan, View
+from zml.scheduler.cluster.plan import Plan, Quota, View
 from zml.scheduler.cluster.retention import Keep
 from zml.scheduler.ids import JobId
 from zml.scheduler.plain import plain
@@ -853,6 +853,72 @@ def test_all_members_speak_seldomer_when_others_come_and_nobody_is_given_up(
         for job in [first, *jobs]:
             await cluster.until_state(job, "SUCCEEDED")
             assert states(cluster, job) == ["SUCCEEDED"]
+        await cluster.close()
+
+    run(main())
+
+
+def test_what_a_quota_can_never_allow_is_refused_and_not_left_to_wait(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        cluster.hub.quotas = {"ada": Quota(workers=2, cpus=4)}
+        with pytest.raises(Problem, match="ada may hold 2 workers at most, and this job needs 3"):
+            cluster.submit(workers=3)
+        with pytest.raises(Problem, match="ada may hold 4 CPUs at most, and this job needs 6"):
+            cluster.submit(workers=2, cpus=3)
+        assert not cluster.desk.jobs()
+        job = cluster.submit(workers="1..8")
+        assert cluster.submit(workers=3, user="bob")
+        with pytest.raises(Problem, match="ada may hold 2 workers at most, and this job needs 4"):
+            cluster.desk.scale(job, 4, 8)
+        assert cluster.desk.job(job).workers_min == 1
+        await cluster.close()
+
+    run(main())
+
+
+def test_an_attempt_that_nobody_cancelled_is_not_called_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=100.0)
+        await cluster.start()
+        first = cluster.node("n1")
+        moved, late = cluster.submit(), cluster.submit(time_limit_s=60.0)
+        cancelled = cluster.submit()
+        for job in (moved, late, cancelled):
+            await cluster.until_state(job, "RUNNING")
+        cluster.desk.cancel(cancelled, "ada")
+        await cluster.until_state(cancelled, "CANCELLED")
+        first.die()
+        cluster.node("n2")
+        await cluster.until_state(late, "TIMED_OUT")
+        await cluster.until_state(moved, "SUCCEEDED")
+
+        def ends(job: str) -> list[tuple[str, int | None]]:
+            return [(each.state, each.exit_code) for each in cluster.desk.job(job).attempts]
+
+        assert ends(cancelled)[-1] == ("CANCELLED", 130)
+        assert ends(moved) == [("STOPPED", None), ("SUCCEEDED", 0)]
+        assert ends(late)[-1] == ("TIMED_OUT", 124)
+        again = cluster.desk.job(moved)
+        await cluster.kill()
+        await cluster.start()
+        assert cluster.desk.job(moved) == again, "and its next coordinator says the same"
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_job_whose_script_never_joined_is_told_so_where_it_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        cluster.node("n1")
+        job = cluster.submit()
+        await cluster.until_state(job, "SUCCEEDED")
+        assert cluster.desk.job(job).because == (
+            "the worker finished, and no script called zml.join: nothing was trained together [ZML-E507]"
+        )
         await cluster.close()
 
     run(main())

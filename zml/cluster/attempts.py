@@ -26,7 +26,7 @@ from ..checkpoint.finding import find, load_from
 from ..config import Resolved, Settings, resolve
 from ..coordinator.coordinating import SYNC_S, job_spec, keep_checkpoints, rules_of
 from ..coordinator.coordinator import Coordinator
-from ..errors import ZmlError
+from ..errors import NEVER_JOINED, ZmlError
 from ..journal import Journal
 from ..runs import rundir
 from ..runs.events import EventLog
@@ -55,6 +55,8 @@ ATTEMPT = {"heartbeat_s": 1.0, "lease_s": 5.0}
 # gone is known sooner: nodes tell of processes, and have leases of their own.
 BEATS = 1000
 RECORD_S = 5.0  # between two rows of a job's history
+# Of one that came to its end, and whose coordinator was asked for nothing.
+ALONE = f", and no script called zml.join: nothing was trained together [{NEVER_JOINED}]"
 OUTCOMES: dict[Cause, Outcome] = {
     Cause.WORKERS_DONE: Outcome.SUCCEEDED,
     Cause.WORKERS_DRAINED: Outcome.DRAINED,
@@ -255,9 +257,11 @@ class Attempts:
             began = asyncio.ensure_future(self._tell_beginning(coordinator, job, number))
             self._pass_on(life)
             code = await coordinator.run()
-            rundir.write(folder / rundir.STATUS, msgspec.json.encode(coordinator.status()))
+            status = coordinator.status()
+            rundir.write(folder / rundir.STATUS, msgspec.json.encode(status))
             over = coordinator.machine.over[coordinator.job]
-            return OUTCOMES[over.cause], code, over.because
+            because = over.because + (ALONE if status.apart else "")
+            return OUTCOMES[over.cause], code, because
         finally:
             await recorder.stop()
             if began is not None:

@@ -18,9 +18,11 @@ import structlog
 from ..errors import ZmlError
 from ..runs import rundir
 from ..scheduler.cluster import actions, events, whys
+from ..scheduler.cluster.plan import Quota
 from ..scheduler.cluster.request import Request
 from ..scheduler.cluster.resources import Resources
 from ..scheduler.cluster.state import Job, Over, Standing
+from ..scheduler.explain import counted
 from ..scheduler.ids import JobId
 from .attempts import resolve_for
 from .docket import Accepted
@@ -78,6 +80,7 @@ class JobDesk:
             sound(submission)
             least, most = submission.bounds
             resolve_for(submission, least)
+            self._allow(submission, user, least)
             return Request(
                 job=job,
                 user=user,
@@ -99,6 +102,15 @@ class JobDesk:
         except ValueError as bad:
             raise Problem(400, str(bad)) from None
 
+    def _allow(self, submission: Submission, user: str, least: int) -> None:
+        """Raises Problem where the user's quota is too small for this job alone: it would wait for ever."""
+        quota = self.hub.quotas.get(user, Quota())
+        limits = [("worker", 1, quota.workers), ("GPU", submission.gpus, quota.gpus)]
+        for what, each, limit in [*limits, ("CPU", submission.cpus, quota.cpus)]:
+            if limit is not None and (needed := least * each) > limit:
+                because = f"{user} may hold {counted(limit, what)} at most, and this job needs {needed}"
+                raise Problem(400, because, "Ask for fewer with --workers, or have the quota raised.")
+
     def cancel(self, job: str, because: str) -> JobView:
         return self._ask(job, events.CancelAsked(JobId(job), because))
 
@@ -113,6 +125,8 @@ class JobDesk:
         if found is not None:
             try:
                 Request(job=JobId(job), least=least, most=most)
+                accepted = self.docket.facts.records[job].accepted
+                self._allow(accepted.submission, accepted.user, least)
             except ValueError as bad:
                 raise Problem(400, str(bad)) from None
         return self._ask(job, events.ScaleAsked(JobId(job), least, most))

@@ -15,7 +15,9 @@ import msgspec
 from ..journal import Entry, Journal
 from ..scheduler.cluster import actions, events, state
 from ..scheduler.cluster.events import Outcome
+from ..scheduler.cluster.lives import EXIT_TIMED_OUT
 from ..scheduler.cluster.machine import HANDLERS, Machine
+from ..scheduler.cluster.state import Then
 from ..scheduler.explain import counted
 from ..scheduler.ids import JobId
 from ..scheduler.plain import NotPlain, build, build_fields, plain_fields
@@ -133,10 +135,11 @@ class Docket:
             self.facts.keys[f"{accepted.user}\0{accepted.key}"] = accepted.job
 
     def _tell(self, event: events.Event, now: float) -> list[actions.Action]:
+        then = self._then(event) if isinstance(event, events.Ended) else None
         ordered = self.machine.tell(event, now)
         if not is_nothing(ordered):
             if isinstance(event, events.Ended):
-                self._attempt_over(event, now)
+                self._attempt_over(event, now, then)
             self._note_asked(event, now)
         for action in ordered:
             if isinstance(action, actions.Close):  # one that the machine itself has given up, too
@@ -199,10 +202,23 @@ class Docket:
                 because = f"retry {job.failures} of {job.request.retries}"
             note(record, now, f"is tried again in {job.not_before - now:.0f} s", because)
 
-    def _attempt_over(self, event: events.Ended | actions.Close, now: float) -> None:
+    def _then(self, event: events.Ended) -> Then | None:
+        """What is to follow on the attempt's end, if it was on its way out."""
+        job = self.machine.cluster.jobs.get(event.job)
+        leaving = job.attempt.leaving if job is not None and job.attempt is not None else None
+        return leaving.then if leaving is not None else None
+
+    def _attempt_over(
+        self, event: events.Ended | actions.Close, now: float, then: Then | None = None
+    ) -> None:
         record = self.facts.records.get(event.job)
         if record is None:
             return
+        state: str = event.outcome.name
+        code: int | None = event.exit_code
+        if event.outcome is Outcome.CANCELLED and then not in (None, Then.CANCEL):
+            # Nobody cancelled the job: its time was over, or it goes on in another attempt.
+            state, code = ("TIMED_OUT", EXIT_TIMED_OUT) if then is Then.TIME_UP else ("STOPPED", None)
         goes_on = any(view.number == event.attempt and view.ended_at is None for view in record.attempts)
         if goes_on and event.outcome in ENDINGS:
             note(record, now, f"attempt {event.attempt} {ENDINGS[event.outcome]}", event.because)
@@ -210,9 +226,9 @@ class Docket:
             msgspec.structs.replace(
                 view,
                 ended_at=now,
-                state=event.outcome.name,
+                state=state,
                 because=event.because,
-                exit_code=event.exit_code,
+                exit_code=code,
             )
             if view.number == event.attempt and view.ended_at is None
             else view

@@ -71,7 +71,7 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: str
     began_at: float  # seconds since 1970, as all times here
     ended_at: float | None = None
-    state: str = ""  # how it ended
+    state: str = ""  # how it ended: SUCCEEDED, FAILED, LOST, DRAINED, STOPPED, CANCELLED, TIMED_OUT
     because: str = ""
     exit_code: int | None = None
 
