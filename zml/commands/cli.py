@@ -35,6 +35,7 @@ from .flags import (
     KEY_FLAG,
     LOCAL_FLAGS,
     MEMBER_FLAGS,
+    OF_CLUSTERS,
     PLACE_FLAGS,
     RESTART_FLAGS,
     RESUME_FLAG,
@@ -43,6 +44,7 @@ from .flags import (
     InOrder,
     devices,
     must_exist,
+    only,
     settle,
 )
 from .help import completion, doctor, explain, stack
@@ -161,9 +163,13 @@ def coordinator(script: str, args: tuple[str, ...], **given: Any) -> int:
 
     cluster = {key: given.pop(key) for key in ("policy", "users", "pool", "keep_jobs", "keep_days")}
     folder_of_many = given.pop("cluster")
+    if folder_of_many is not None:
+        only(OF_CLUSTERS, "--cluster", "Each job brings its own: `zml submit --help`.")
     resolved = settle(given)
     settings = resolved.settings
-    if folder_of_many:
+    if folder_of_many == "":
+        raise ZmlError(USAGE, "--cluster is empty", "Give it a folder.")
+    if folder_of_many is not None:
         from .cluster import serve_cluster
 
         if script:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ..config import COORDINATOR_ADDRESS, Resolved, resolve
 from ..errors import NO_SCRIPT, USAGE, ZmlError
@@ -197,9 +198,12 @@ CLUSTER_FLAGS = flags(
         help="Of --cluster: they stay for so long at least.",
     ),
 )
-PLACE_FLAGS = flags(
-    click.option("--run-dir", metavar="FOLDER", help="The run directory.  [default: a new one below ./runs]"),
-    click.option("--job", metavar="NAME", help="The job's name.  [default: job]"),
+# Of `zml coordinator`, what is for a cluster too.
+OF_CLUSTERS = frozenset(
+    "cluster policy users pool keep_jobs keep_days bind keys http http_tokens config log_level trace"
+    " script args".split()
+)
+SETTINGS_FLAGS = flags(
     click.option("--config", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]"),
     click.option(
         "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]"
@@ -209,6 +213,11 @@ PLACE_FLAGS = flags(
         metavar="1/N",
         help="OpenTelemetry traces of one step in N and of slow and failed ones; slow: of those alone; off.",
     ),
+)
+PLACE_FLAGS = flags(
+    click.option("--run-dir", metavar="FOLDER", help="The run directory.  [default: a new one below ./runs]"),
+    click.option("--job", metavar="NAME", help="The job's name.  [default: job]"),
+    SETTINGS_FLAGS,
 )
 # Of whoever starts a whole cluster on this machine, with a script or with a run to go on with.
 LOCAL_FLAGS = flags(
@@ -224,6 +233,15 @@ LOCAL_FLAGS = flags(
     TRACKER_FLAG,
     PLACE_FLAGS,
 )
+
+
+def only(allowed: Set[str], beside: str, fix: str) -> None:
+    """Refuse the flags of this command that do nothing beside that one."""
+    here = click.get_current_context()
+    for each in here.command.params:
+        source = here.get_parameter_source(each.name or "")
+        if each.name not in allowed and source is ParameterSource.COMMANDLINE:
+            raise ZmlError(USAGE, f"{max(each.opts, key=len)} does nothing with {beside}", fix)
 
 
 def settle(given: Mapping[str, Any]) -> Resolved:
