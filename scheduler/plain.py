@@ -2,12 +2,13 @@
 
 `plain` makes dicts, lists, strings and numbers; `build` makes the objects again, led by the types that the fields
 declare, so that nothing outside of those types can come to be. A dataclass becomes a dict of its fields with the name
-of its class under `KIND`, by which a union is told apart. The order of dicts is kept, for seniority hangs on it.
+of its class under `KIND`, by which a union is told apart. The order of dicts is kept, for seniority hangs on it. A
+field that has a default may be missing: what was written before there was such a field is read as ever.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from types import UnionType
@@ -85,12 +86,13 @@ def _fields_builder(kind: type, *, named: bool) -> _Build:
 
     def of_fields(data: Any) -> Any:
         _must(isinstance(data, dict), data, kind.__name__)
-        made_by, expected = _fields_of(kind, named=named)  # not before: a type may hold itself
+        made_by, expected, needed = _fields_of(kind, named=named)  # not before: a type may hold itself
         if data.keys() != expected:
             if unknown := [name for name in data if name not in expected]:
                 raise _Wrong(f"{kind.__name__} has no {unknown[0]!r}")
-            if missing := [name for name in made_by if name not in data]:
+            if missing := [name for name in needed if name not in data]:
                 raise _Wrong(f"{kind.__name__} needs {missing[0]!r}")
+            made_by = {name: make for name, make in made_by.items() if name in data}
         name, values = "", {}
         try:
             for name, make in made_by.items():
@@ -106,11 +108,13 @@ def _fields_builder(kind: type, *, named: bool) -> _Build:
 
 
 @cache
-def _fields_of(kind: type, *, named: bool) -> tuple[dict[str, _Build], set[str]]:
-    """How to build each field; and what has to be among the data."""
+def _fields_of(kind: type, *, named: bool) -> tuple[dict[str, _Build], set[str], list[str]]:
+    """How to build each field; what may be among the data; and the fields that have to be."""
     hints = get_type_hints(kind)
-    made_by = {each.name: _builder(hints[each.name]) for each in fields(kind) if each.init}
-    return made_by, {*made_by, KIND} if named else {*made_by}
+    made = [each for each in fields(kind) if each.init]
+    made_by = {each.name: _builder(hints[each.name]) for each in made}
+    needed = [each.name for each in made if each.default is MISSING and each.default_factory is MISSING]
+    return made_by, {*made_by, KIND} if named else {*made_by}, needed
 
 
 @cache

@@ -6,13 +6,14 @@ it is carried out. Read again, a journal gives the same state, whatever policy d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TypeAlias
 
 from ..ids import JobId
 from .request import Request
 from .resources import Node, NodeId
+from .rules import Rules
 
 
 class Outcome(Enum):
@@ -23,6 +24,17 @@ class Outcome(Enum):
     LOST = auto()  # machines did
     DRAINED = auto()  # in order, with a checkpoint
     CANCELLED = auto()
+
+
+class Late(Enum):
+    """What did not happen by its deadline. With an attempt's outcome its deadlines are over but for the last."""
+
+    BEGIN = auto()  # not everybody has come
+    LIMIT = auto()  # the job has run for as long as it may
+    LEAVE = auto()  # workers that were to leave, while the others go on
+    DRAIN = auto()  # the attempt was to leave
+    STOP = auto()  # it was stopped
+    CLEAR = auto()  # it is over, and processes of it are still there
 
 
 # -- from people -----------------------------------------------------------------------------------------
@@ -190,9 +202,22 @@ class NodeLost:
 
 @dataclass(frozen=True, slots=True)
 class TimeUp:
-    """A deadline of this job has come: to have begun, to be over, or to be gone."""
+    """A deadline of this job has come. What was late is said, and by it is known what was done, whatever deadlines are
+    found where this is read again."""
 
     job: JobId
+    what: Late | None = None  # None: by a zml that did not say so
+    slots: list[str] = field(default_factory=list)  # workers that did not leave
+
+
+# -- from whoever starts the coordinator -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ruled:
+    """From now on these rules are kept."""
+
+    rules: Rules
 
 
 Decision: TypeAlias = Started | Grew | Shrank | Preempted
@@ -211,6 +236,7 @@ Event: TypeAlias = (
     | Gone
     | Began
     | Ended
+    | Ruled
     | Decision
     | Finding
 )

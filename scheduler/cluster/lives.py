@@ -2,6 +2,9 @@
 
 What an attempt was asked to do it has to do by a deadline: to begin, to leave, to stop, to be gone. After the last one
 its processes are killed, and the attempt is over for the machine whatever its own coordinator thinks.
+
+Rule: that a deadline has come is found once (`_overdue`), where time passes, and the finding says which. What follows
+from it does not ask the time again.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import TypeAlias
 from ..explain import counted
 from ..ids import JobId
 from .actions import Action, Bury, Close, Drain, Finish, Ignored, Quit, Stop
-from .events import Began, Ended, Gone, Outcome, TimeUp
+from .events import Began, Ended, Gone, Late, Outcome, TimeUp
 from .request import Request
 from .rules import Rules
 from .state import Attempt, Cluster, Job, Leaving, Over, Standing, Then
@@ -85,8 +88,7 @@ class Lives:
         assert attempt.outcome is not None
         yield Close(job.id, attempt.number, attempt.outcome, attempt.exit_code, attempt.because)
         job.count(now)
-        job.ran_s += attempt.ended - attempt.began if attempt.began is not None else 0.0
-        job.attempt, job.since = None, now
+        job.ran_s, job.attempt, job.since = job.ran(now), None, now
         then = attempt.leaving.then if attempt.leaving is not None else None
         because = attempt.leaving.because if attempt.leaving is not None else attempt.because
         code = attempt.exit_code
@@ -161,37 +163,62 @@ class Lives:
         due = min((slot.until for slot in attempt.slots.values()), default=inf)
         if attempt.began is None:
             return min(due, attempt.placed + self.rules.start_s)
-        limit = job.request.time_limit_s
-        return due if limit is None else min(due, attempt.began + limit - job.ran_s)
+        return min(due, limit_of(job, attempt.began))
+
+    def _overdue(self, job: Job, now: float) -> TimeUp:
+        """What is late of a job to which time has done something."""
+        attempt = job.attempt
+        assert attempt is not None
+        if attempt.outcome is not None:
+            return TimeUp(job.id, Late.CLEAR)
+        if attempt.leaving is not None:
+            return TimeUp(job.id, Late.STOP if attempt.leaving.stopped else Late.DRAIN)
+        if late := [name for name, slot in attempt.slots.items() if slot.until <= now]:
+            return TimeUp(job.id, Late.LEAVE, late)
+        return TimeUp(job.id, Late.BEGIN if attempt.began is None else Late.LIMIT)
+
+    def _was_overdue(self, job: Job, now: float) -> TimeUp:
+        """The same where it was not written down. Only the time limit tells what it was without the rules of then:
+        where that was not over, workers were late, and if by today's rules none was, it was the first to leave."""
+        found, attempt = self._overdue(job, now), job.attempt
+        assert attempt is not None
+        if found.what is not Late.LIMIT or attempt.began is None or limit_of(job, attempt.began) <= now:
+            return found
+        leaving = [name for name, slot in attempt.slots.items() if slot.leaving]
+        first = min((attempt.slots[name].until for name in leaving), default=inf)
+        return TimeUp(job.id, Late.LEAVE, [name for name in leaving if attempt.slots[name].until <= first])
 
     def _time_up(self, event: TimeUp, now: float) -> Actions:
         job, rules = self.cluster.jobs[event.job], self.rules
         attempt = job.attempt
-        assert attempt is not None and self._due(job) <= now
-        limit = job.request.time_limit_s
-        late = [name for name, slot in attempt.slots.items() if slot.until <= now]
-        if attempt.outcome is not None:
-            attempt.kill_at = now + rules.stop_s  # once more, should it not be heard
-            because = f"it is still there {rules.stop_s:g} s after its job"
-            yield from self._kill(job, attempt, [*attempt.slots], because)
-        elif attempt.leaving is not None and not attempt.leaving.stopped:
-            attempt.leaving.stopped, attempt.leaving.until = True, now + rules.stop_s
-            yield Stop(job.id, attempt.number, f"it has not left after {rules.drain_s:g} s")
-        elif attempt.leaving is not None:
-            # Its coordinator does not come to an end either.
-            because = f"it has not stopped after {rules.stop_s:g} s"
-            slots = [*attempt.slots]
-            yield from self._ended(Ended(job.id, attempt.number, Outcome.LOST, EXIT_LOST, because), now)
-            yield from self._kill(job, attempt, slots, because)
-        elif late:
-            for name in late:
-                attempt.slots[name].until = now + rules.stop_s
-            yield from self._kill(job, attempt, late, f"it has not left after {rules.drain_s:g} s")
-        elif attempt.began is None:
-            because = f"not everybody was there after {rules.start_s:g} s"
-            yield from self._leave(job, Then.TRY_AGAIN, because, now)
-        else:
-            yield from self._leave(job, Then.TIME_UP, f"the time limit of {limit:g} s is over", now)
+        assert attempt is not None
+        if event.what is None:
+            event = self._was_overdue(job, now)
+        match event.what:
+            case Late.CLEAR:
+                attempt.kill_at = now + rules.stop_s  # once more, should it not be heard
+                because = f"it is still there {rules.stop_s:g} s after its job"
+                yield from self._kill(job, attempt, [*attempt.slots], because)
+            case Late.DRAIN:
+                assert attempt.leaving is not None
+                attempt.leaving.stopped, attempt.leaving.until = True, now + rules.stop_s
+                yield Stop(job.id, attempt.number, f"it has not left after {rules.drain_s:g} s")
+            case Late.STOP:
+                # Its coordinator does not come to an end either.
+                because = f"it has not stopped after {rules.stop_s:g} s"
+                slots = [*attempt.slots]
+                yield from self._ended(Ended(job.id, attempt.number, Outcome.LOST, EXIT_LOST, because), now)
+                yield from self._kill(job, attempt, slots, because)
+            case Late.LEAVE:
+                for name in event.slots:
+                    attempt.slots[name].until = now + rules.stop_s
+                yield from self._kill(job, attempt, event.slots, f"it has not left after {rules.drain_s:g} s")
+            case Late.BEGIN:
+                because = f"not everybody was there after {rules.start_s:g} s"
+                yield from self._leave(job, Then.TRY_AGAIN, because, now)
+            case Late.LIMIT:
+                because = f"the time limit of {job.request.time_limit_s:g} s is over"
+                yield from self._leave(job, Then.TIME_UP, because, now)
 
     def _kill(self, job: Job, attempt: Attempt, slots: list[str], because: str) -> Actions:
         for name in slots:
@@ -237,6 +264,12 @@ class Lives:
         if job is None or job.attempt is None or job.attempt.number != number:
             return None
         return job, job.attempt
+
+
+def limit_of(job: Job, began: float) -> float:
+    """When an attempt that began then will have run for as long as its job may."""
+    limit = job.request.time_limit_s
+    return inf if limit is None else began + limit - job.ran_s
 
 
 def without(job: Job, name: JobId) -> Request:

@@ -7,7 +7,8 @@ is left. An attempt that was asked to leave has a deadline, after that it is sto
 are killed: nothing waits for ever. The loss of machines costs a job no retry.
 
 It reads no clock and knows neither sockets nor files. Told the same events at the same times, a machine comes to the
-same state: that is how another process goes on where this one died.
+same state: that is how another process goes on where this one died. The rules are told it too, for each process may
+have others.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from .events import (
     PauseAsked,
     Preempted,
     ResumeAsked,
+    Ruled,
     ScaleAsked,
     Shrank,
     Started,
@@ -100,7 +102,7 @@ class Machine(Lives):
             return NodeLost(NodeId(ended.key[1]), f"silent for {ended.silent_s:.1f} s")
         due = self._first_due()
         is_due = due is not None and max(due[0], self.patient_until) <= now
-        return TimeUp(due[1]) if due is not None and is_due else None
+        return self._overdue(self.cluster.jobs[due[1]], now) if due is not None and is_due else None
 
     def next_deadline(self) -> float | None:
         """When to ask for a finding again, if nothing happens before."""
@@ -182,10 +184,15 @@ class Machine(Lives):
     def become(self, cluster: Cluster) -> None:
         """Go on from this state, while a journal is read."""
         self.cluster = cluster
-        self._dues = [(due, job.id) for job in cluster.jobs.values() if (due := self._due(job)) < inf]
-        heapify(self._dues)
+        self.rules = cluster.rules or self.rules
+        self._count_dues()
         for node in cluster.nodes:
             self.leases.grant(key_of(node))
+
+    def _count_dues(self) -> None:
+        jobs = self.cluster.jobs.values()
+        self._dues = [(due, job.id) for job in jobs if (due := self._due(job)) < inf]
+        heapify(self._dues)
 
     def watch(self, now: float, lasts_s: float) -> None:
         """From now on it is real: every node is to be heard within this time. While nobody watched nobody was told
@@ -195,6 +202,12 @@ class Machine(Lives):
         self.leases.look(now)
         for node in self.cluster.nodes:
             self.leases.grant(key_of(node), lasts_s)
+
+    def _ruled(self, event: Ruled, now: float) -> Actions:
+        """Another process has its own rules. What was to happen by a certain time still is."""
+        self.rules = self.cluster.rules = event.rules
+        self._count_dues()
+        yield from ()
 
     # -- people ----------------------------------------------------------------------------------------
 
@@ -393,6 +406,7 @@ HANDLERS: dict[type, Callable[[Machine, Any, float], Actions]] = {
     Gone: M._gone,
     Began: M._began,
     Ended: M._ended,
+    Ruled: M._ruled,
     TimeUp: M._time_up,
     Started: M._started,
     Grew: M._grew,

@@ -1,4 +1,8 @@
-"""How patient the cluster is. Times are seconds."""
+"""How patient the cluster is. Times are seconds.
+
+Those of a coordinator are in its journal, for each time that they were others: what happened is read again by the rules
+of then, whatever those of today are. A rule that is new has a default.
+"""
 
 from dataclasses import dataclass
 

@@ -18,6 +18,7 @@ from .events import Outcome
 from .plan import Allocation
 from .request import Request
 from .resources import Node, NodeId, Resources, Sums
+from .rules import Rules
 
 
 class Standing(Enum):
@@ -166,6 +167,13 @@ class Job:
         workers = len(self.attempt.workers()) if self.attempt is not None else 0
         return self.attained_s + workers * (now - self.counted)
 
+    def ran(self, now: float) -> float:
+        """Seconds that it has run until now: those are what its time limit is about, with however many workers."""
+        attempt = self.attempt
+        if attempt is None or attempt.began is None:
+            return self.ran_s
+        return self.ran_s + ((attempt.ended if attempt.outcome is not None else now) - attempt.began)
+
     def count(self, now: float) -> None:
         """Before the number of workers changes."""
         self.attained_s, self.counted = self.attained(now), now
@@ -203,6 +211,7 @@ class Cluster:
     jobs: dict[JobId, Job] = field(default_factory=dict)  # not over, in order of submission
     over: dict[JobId, Over] = field(default_factory=dict)  # the latest, the oldest first
     nodes: dict[NodeId, Present] = field(default_factory=dict)
+    rules: Rules | None = None  # that are kept; None: nobody has written down which
     restless: set[JobId] = field(init=False, repr=False, compare=False)  # of `jobs`; few of thousands
     _taken: Sums[NodeId] = field(init=False, repr=False, compare=False)  # what `jobs` add up to
 

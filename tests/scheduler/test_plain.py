@@ -102,6 +102,19 @@ def test_what_is_not_of_the_type_is_named_with_its_place(data: Any, said: str) -
     assert str(caught.value) == said
 
 
+def test_what_was_written_before_there_was_a_field_has_its_default() -> None:
+    @dataclass
+    class Later:
+        first: int
+        second: list[int] = field(default_factory=list)
+        third: int = 3
+
+    assert build(Later, {"is": "Later", "first": 1}, "here") == Later(1, [], 3)
+    assert build_fields(Later, {"first": 1, "third": 4}, "here") == Later(1, [], 4)
+    with pytest.raises(NotPlain, match="Later needs 'first'"):
+        build_fields(Later, {"third": 4}, "here")
+
+
 @pytest.mark.parametrize("phase", [{"is": "Gone"}, {"is": ["Running"]}, "Running", None])
 def test_a_class_that_a_field_does_not_allow_cannot_come_to_be(phase: Any) -> None:
     data = plain(running(1, 1).machine.keep())

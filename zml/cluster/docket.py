@@ -1,7 +1,8 @@
 """All that the coordinator of many jobs must not forget: the cluster machine's state and what was submitted.
 
 As a job's own docket (`zml.coordinator.docket`): each thing that happens changes the state and is written down; read
-again in order, the records make the same state. Times are seconds since 1970 by a clock that never goes back.
+again in order, the records make the same state. That is why the machine's rules are among them: another process may
+have others. Times are seconds since 1970 by a clock that never goes back.
 """
 
 from __future__ import annotations
@@ -81,9 +82,12 @@ class Docket:
         self.beside: Beside = lambda work, then: then(work())
         self.shortening = False  # a snapshot is being written
         self.resumed = journal is not None and not journal.empty
+        rules = machine.rules
         last = self._recover(journal) if journal is not None and self.resumed else 0.0
         self._clock = clock
         self._offset = max(time.time(), last) - clock()
+        if machine.cluster.rules != rules:
+            self.event(events.Ruled(rules))
 
     @property
     def now(self) -> float:

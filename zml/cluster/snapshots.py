@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 
 from ..scheduler.cluster.resources import NodeId
+from ..scheduler.cluster.rules import Rules
 from ..scheduler.cluster.state import Attempt, Cluster, Job, Leaving, Over, Present, Slot
 from ..scheduler.ids import JobId
 from ..scheduler.plain import KIND, plain
@@ -32,6 +33,7 @@ class Picture(NamedTuple):
     jobs: dict[JobId, Job]
     over: dict[JobId, Over]  # frozen
     nodes: dict[NodeId, Present]
+    rules: Rules | None  # frozen
     facts: Facts
 
 
@@ -41,6 +43,7 @@ def take(cluster: Cluster, facts: Facts, now: float) -> Picture:
         jobs={name: twin(job) for name, job in cluster.jobs.items()},
         over=dict(cluster.over),
         nodes={name: of_present(present) for name, present in cluster.nodes.items()},
+        rules=cluster.rules,
         facts=msgspec.structs.replace(
             facts,
             # What they hold is replaced where it changes, and not changed.
@@ -80,6 +83,7 @@ def told(picture: Picture) -> dict[str, Any]:
         "jobs": {name: encoded(plain(job)) for name, job in picture.jobs.items()},
         "over": {name: encoded(plain(over)) for name, over in picture.over.items()},
         "nodes": {name: encoded(plain(present)) for name, present in picture.nodes.items()},
+        "rules": plain(picture.rules),
     }
     facts = msgspec.structs.asdict(picture.facts)
     facts["records"] = {name: encoded(record) for name, record in picture.facts.records.items()}

@@ -21,6 +21,9 @@ from zml.scheduler.ids import JobId
 from zml.scheduler.plain import build, build_fields, plain, plain_fields
 
 RULES = Rules(lease_s=5, start_s=60, drain_s=30, stop_s=10, retry_s=5, losses=50, false_starts=50)
+OTHERS = Rules(
+    lease_s=9, start_s=600, drain_s=300, stop_s=100, retry_s=9, losses=1, false_starts=1, remembered=1
+)
 ONE = Resources(cpus=1)
 
 
@@ -523,12 +526,13 @@ def heal(world: World) -> None:
 def test_whatever_happens_every_job_comes_to_its_end(policy: str, seed: int, steps: int) -> None:
     """No node is given more than it has, and what the journal holds makes the same state again, at every moment."""
     rng, world = random.Random(seed), new_world(policy)
+    world.tell(events.Ruled(RULES))
     for _ in range(steps):
         live(world, rng)
         world.machine.cluster.check()
         check_reasons(world)
 
-    again = Machine(RULES)
+    again = Machine(OTHERS)  # who reads it has other rules
     again.unwatched()
     for event, at in world.told:
         kind = type(event)
@@ -539,3 +543,47 @@ def test_whatever_happens_every_job_comes_to_its_end(policy: str, seed: int, ste
     heal(world)
     assert world.machine.cluster.jobs == {}, "every job is over"
     assert world.attempts == {} and not world.running
+
+
+@pytest.mark.parametrize("drain_s", [30.0, 300.0])
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_a_journal_that_names_neither_rules_nor_what_was_late_is_read_too(drain_s: float, seed: int) -> None:
+    rng, world = random.Random(seed), new_world()
+    for name in ("n1", "n2", "n3"):
+        world.come(name, 6)
+    for _ in range(30):
+        live(world, rng)
+        for job, number in [*world.attempts]:
+            if rng.random() < 0.5:
+                world.begin(job, number)
+        if rng.random() < 0.3:
+            world.advance(31)  # some were to leave by now
+    again = Machine(replace(RULES, drain_s=drain_s))
+    again.unwatched()
+    for event, at in world.told:
+        again.tell(events.TimeUp(event.job) if isinstance(event, events.TimeUp) else event, at)
+        again.cluster.check()
+    if drain_s == RULES.drain_s:
+        assert plain(again.cluster) == plain(world.machine.cluster)
+    assert {job.id: job.standing for job in again.cluster.jobs.values()} == {
+        job.id: job.standing for job in world.machine.cluster.jobs.values()
+    }
+
+
+def test_rules_that_are_new_are_kept_from_then_on(world: World) -> None:
+    """Who was asked to leave before still has the time that he was given."""
+    world.come("n1", cpus=3)
+    for job in ("j1", "j2", "j3"):
+        world.submit(job)
+    world.round()
+    for job in ("j1", "j2"):
+        world.begin(job, 1)
+    world.tell(events.PauseAsked(JobId("j1"), "lunch"))
+    world.tell(events.Ruled(replace(RULES, drain_s=5, start_s=20)))
+    world.tell(events.PauseAsked(JobId("j2"), "lunch"))
+    world.advance(6)
+    assert (world.attempts["j1", 1], world.attempts["j2", 1]) == ("drain", "stop")
+    assert world.attempts["j3", 1] == ""
+    world.advance(15)
+    assert world.attempts["j3", 1] == "stop", "not everybody has come"
