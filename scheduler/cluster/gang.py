@@ -13,7 +13,7 @@ Backfill: where none of this makes room, the job is passed over and those behind
 never delay it. Whatever is preemptible is drained again once the job in front could begin, so that it costs that one no
 more than one drain. What is not preemptible begins behind a job that was passed over only if its time limit ends before
 that one can begin (as far as the limits of those who run tell), or in what that one leaves over then (EASY backfill,
-Lifka 1995).
+Lifka 1995). Where they do not tell, nothing ends in time, and only what would be of no use to that one is left over.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from ..explain import listed
 from ..ids import JobId
 from .drains import make_room
 from .growing import Worth, grow
-from .order import executed_s
 from .placement import Room, place
 from .plan import Allocation, Candidate, Plan, Verdict, View, Why
 from .reasons import named, not_now, places, running, too_big, wants
 from .request import Kind, Request, kind_of
-from .resources import total
+from .resources import NOTHING, total
 from .stock import Stock
 
 
@@ -68,7 +67,7 @@ class Round:
         self.holders: dict[Kind, str] = {}  # who has what requests of this kind wait for
         self.first: Candidate | None = None  # the first that took something, or waits
         self.head: Candidate | None = None  # the first that was passed over
-        self.shadow_s = inf  # when the head can begin, as far as is known
+        self.shadow_s = -inf  # when the head can begin, if that is known: it may be at any time
         self.spare: Room | None = None  # what it leaves over then
 
     def plan(self) -> Plan:
@@ -123,8 +122,7 @@ class Round:
         """If it begins now, is it out of the way of the job that was passed over when that can begin?"""
         if self.head is None or job.request.preemptible:
             return True
-        limit = job.request.time_limit_s
-        return limit is not None and self.view.now + limit - executed_s(job) <= self.shadow_s
+        return self.view.now + job.may_run_s <= self.shadow_s
 
     def beside_head(self, request: Request) -> Allocation | None:
         """Room that is free now and that the job that was passed over will not need."""
@@ -186,8 +184,8 @@ class Round:
                 continue
             if passed and job.request.preemptible:
                 room.give_all(has[job.request.job], job.request)
-            elif job.request.time_limit_s is not None:
-                ends.append((self.view.now + job.request.time_limit_s - executed_s(job), job))
+            elif job.may_run_s < inf:
+                ends.append((self.view.now + job.may_run_s, job))
         for at, job in sorted(ends, key=lambda item: item[0]):
             room.give_all(has[job.request.job], job.request)
             found = place(room, head.request, head.request.least)
@@ -195,6 +193,17 @@ class Round:
                 room.take_all(found, head.request)
                 self.shadow_s, self.spare = at, room
                 return
+        self.spare = self.of_no_use(head.request)
+
+    def of_no_use(self, request: Request) -> Room:
+        """What comes free on nodes that have room for nothing of this job, even if they were empty."""
+        room = self.stock.future.copy()
+        for kind in (request.worker, request.shard):
+            if kind != NOTHING:  # what takes nothing is in nobody's way
+                for node, count in self.stock.empty.counts(kind).on.items():
+                    if count:
+                        room.take(node, room.free[node])
+        return room
 
     def held_by(self, request: Request, kind: Kind) -> str:
         """Who has something on nodes that would be of use to it."""

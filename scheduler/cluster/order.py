@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import groupby
-from math import inf
 from typing import TypeAlias
 
 from .plan import Candidate, View
@@ -89,10 +88,7 @@ def shortest_left(job: Candidate, now: float) -> Rank:
     hungry = hunger(job, now)
     if hungry is not None:
         return (0.0, hungry)
-    left = job.left_s
-    if left is None and job.request.time_limit_s is not None:
-        left = job.request.time_limit_s - executed_s(job)
-    return (1.0, inf if left is None else left)
+    return (1.0, job.may_run_s if job.left_s is None else job.left_s)
 
 
 # -- the order -------------------------------------------------------------------------------------------

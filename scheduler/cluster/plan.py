@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 from typing import Protocol
 
 from ..ids import JobId
@@ -52,6 +53,8 @@ class Candidate:
     """Since when it has had that, or has waited."""
     attained_s: float = 0.0
     """Worker-seconds that it has had, all attempts together, until now."""
+    ran_s: float = 0.0
+    """Seconds that it has run, all attempts together, with however many workers."""
     changes: int = 0
     """How often its allocation has changed since it began."""
     runnable: bool = True
@@ -61,6 +64,12 @@ class Candidate:
     profile: Profile | None = None
     left_s: float | None = None
     """How much longer it would run with what it asks for, where somebody knows: a simulator does."""
+
+    @property
+    def may_run_s(self) -> float:
+        """How much longer its time limit lets it run."""
+        limit = self.request.time_limit_s
+        return inf if limit is None else max(limit - self.ran_s, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

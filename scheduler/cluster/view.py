@@ -48,6 +48,7 @@ def view_of(
                 allocation=allocation,
                 since=job.since,
                 attained_s=job.attained(now),
+                ran_s=job.ran(now),
                 changes=job.changes,
                 runnable=attempt is not None or is_runnable(cluster, job, now),
                 draining=draining,

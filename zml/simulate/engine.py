@@ -49,6 +49,7 @@ class Job:
     allocation: Allocation | None = None
     since: float = 0.0
     attained_s: float = 0.0
+    ran_s: float = 0.0
     changes: int = 0
     stands_s: float = 0.0
     began: float | None = None
@@ -66,6 +67,7 @@ class Job:
             allocation=self.allocation,
             since=self.since,
             attained_s=self.attained_s,
+            ran_s=self.ran_s,
             changes=self.changes,
             profile=self.work.profile,
             left_s=self.work.left_s(),
@@ -168,6 +170,7 @@ class Simulation:
             job.stands_s -= stands
             used = stands + job.work.run(placement, round_s - stands)
             job.attained_s += used * sum(placement)
+            job.ran_s += used
             self.tally.allocated_s += used * sum(placement) / self.rules.gpus_per_node
             if job.work.done:
                 job.ended = self.now + used

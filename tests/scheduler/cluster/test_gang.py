@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from tests.scheduler.cluster.views import node, nodes, on, request, told, view
+from zml.scheduler.cluster.order import in_order, shortest_left
 from zml.scheduler.cluster.plan import Candidate, Quota, Why
 from zml.scheduler.cluster.policies import POLICIES
 from zml.scheduler.cluster.resources import Resources
@@ -132,6 +133,56 @@ def test_what_cannot_be_drained_begins_behind_the_first_in_line_only_if_it_ends_
         return fifo(view(3, nodes(1), fixed, head, small)).verdicts[small.request.job].why
 
     assert [verdict(None), verdict(101), verdict(100)] == [Why.BEHIND, Why.BEHIND, Why.STARTS]
+
+
+def test_where_nobody_knows_when_the_first_in_line_can_begin_nothing_ends_in_time() -> None:
+    fixed = Candidate(request=request("a", 2, preemptible=False), allocation=on("n00", "n00"))
+    head = Candidate(request=request("b", 4, submitted=1, priority=-1))
+    small = request("c", 2, submitted=2, priority=-1, preemptible=False, time_limit_s=30 * 86_400.0)
+    assert told(fifo(view(3, nodes(1), fixed, head, Candidate(request=small))))["c"] == ("BEHIND", None)
+    brief = Candidate(request=replace(small, time_limit_s=1.0))
+    assert told(fifo(view(3, nodes(1), fixed, head, brief)))["c"] == ("BEHIND", None)
+    drained = Candidate(request=replace(small, preemptible=True))
+    assert told(fifo(view(3, nodes(1), fixed, head, drained)))["c"] == ("STARTS", ("n00",) * 2)
+
+
+def test_it_may_begin_then_where_the_first_in_line_can_have_nothing() -> None:
+    fixed = Candidate(request=request("a", 2, preemptible=False), allocation=on("n00", "n00"))
+    head = Candidate(request=request("b", 4, submitted=1))
+    cpus = request("c", 2, submitted=2, preemptible=False, worker=Resources(cpus=32))
+    machines = (*nodes(1), node("n01", gpus=0))
+    assert told(fifo(view(3, machines, fixed, head, Candidate(request=cpus))))["c"] == (
+        "STARTS",
+        ("n01",) * 2,
+    )
+    heavy = replace(head, request=replace(head.request, shard=Resources(memory_mb=1)))
+    machines = (node("n00", memory_mb=1), node("n01", gpus=0, memory_mb=1))
+    assert told(fifo(view(3, machines, fixed, heavy, Candidate(request=cpus))))["c"] == ("BEHIND", None)
+
+
+def test_a_time_limit_is_about_how_long_a_job_has_run_and_not_with_how_many_workers() -> None:
+    fixed = Candidate(
+        request=request("a", 2, preemptible=False, time_limit_s=1_000),
+        allocation=on("n00", "n00"),
+        attained_s=2_000.0,  # its workers waited long for each other
+        ran_s=700.0,
+    )
+    head = Candidate(request=request("b", 4, submitted=1))
+    wide = request("c", 1, 4, submitted=2, preemptible=False, time_limit_s=1_000)
+
+    def begins(ran_s: float) -> bool:
+        job = Candidate(request=wide, attained_s=800.0, ran_s=ran_s)
+        return fifo(view(1_000, nodes(1), fixed, head, job)).verdicts[wide.job].why is Why.STARTS
+
+    assert [begins(200.0), begins(699.0), begins(700.0)] == [False, False, True]
+
+
+def test_who_has_the_least_left_of_his_time_limit_is_the_shortest() -> None:
+    long = Candidate(request=request("a", 1, 4, time_limit_s=1_000), attained_s=800.0, ran_s=200.0)
+    short = Candidate(request=request("b", submitted=1, time_limit_s=500), attained_s=0.0)
+    none = Candidate(request=request("c"))
+    order = in_order(view(1_000, nodes(1), long, none, short), shortest_left)
+    assert [job.request.job for job in order] == ["b", "a", "c"]
 
 
 def test_it_may_also_begin_in_what_the_first_in_line_leaves_over() -> None:

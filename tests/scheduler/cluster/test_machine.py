@@ -424,6 +424,23 @@ def test_what_happens_while_a_plan_is_made_goes_before_it(world: World) -> None:
     assert {key[0]: where for key, where in world.running.items()} == {"j2": "n1", "j3": "n3"}
 
 
+def test_a_policy_sees_how_long_a_job_has_run_and_not_how_long_it_began(world: World) -> None:
+    world.come("n1", cpus=4)
+    world.submit("j1", least=1, most=4, time_limit_s=100.0)
+    world.round()
+    world.advance(20)
+    world.begin("j1", 1)
+    world.advance(30)
+    (seen,) = world.machine.look(world.now).jobs
+    assert len(world.running) == 5 and seen.attained_s > 100
+    assert (seen.ran_s, seen.may_run_s) == (30.0, 70.0)
+    world.end("j1", 1, Outcome.DRAINED)
+    world.round()
+    world.advance(5)
+    (seen,) = world.machine.look(world.now).jobs
+    assert (seen.ran_s, seen.may_run_s) == (30.0, 70.0)
+
+
 def test_every_event_has_a_handler_and_a_place_in_the_journal() -> None:
     kinds = {*events.Event.__args__}
     assert kinds == HANDLERS.keys()
