@@ -74,7 +74,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """The most that one user's running jobs may hold together; None: as much as there is."""
+    """The most that one user's jobs may hold together, each until it is gone; None: as much as there is."""
 
     gpus: int | None = None
     cpus: int | None = None
@@ -92,7 +92,10 @@ class View:
     change_s: float = 30.0
     """How long a job stands still when its workers change: half a minute where it begins anew from a checkpoint."""
     held: Mapping[str, Resources] = field(default_factory=dict)
-    """What users hold beside what `jobs` say: processes that are on their way out while their jobs go on."""
+    """What users hold beside what `jobs` say: processes that are on their way out while their jobs go on, and jobs that
+    are not shown, for nothing is to be decided about them now."""
+    held_workers: Mapping[str, int] = field(default_factory=dict)
+    """And how many of these processes are workers."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Weight of each user where the policy shares fairly; 1 for whoever is not named."""
 

@@ -35,6 +35,14 @@ class Resources:
     def __mul__(self, times: int) -> Resources:
         return Resources(cpus=self.cpus * times, gpus=self.gpus * times, memory_mb=self.memory_mb * times)
 
+    def or_more(self, other: Resources) -> Resources:
+        """Of each resource the more of the two."""
+        return Resources(
+            cpus=max(self.cpus, other.cpus),
+            gpus=max(self.gpus, other.gpus),
+            memory_mb=max(self.memory_mb, other.memory_mb),
+        )
+
     def holds(self, other: Resources) -> bool:
         """Is there room for `other` in this?"""
         return self.cpus >= other.cpus and self.gpus >= other.gpus and self.memory_mb >= other.memory_mb

@@ -2,6 +2,9 @@
 
 Jobs that run and may go on keep what they have, without nodes that leave and without workers above what they should
 have. Rule: `now` is never more than `future`, so that whatever is given of `now` can be had at once.
+
+Against a quota counts what somebody has at this moment, until it is gone, and what he gets in this round: of each job
+the more of what it has and what it is to have. So nobody has more than his quota at any moment.
 """
 
 from __future__ import annotations
@@ -16,6 +19,13 @@ from .request import Request
 from .resources import NOTHING, NodeId, Resources, Sums
 
 UNBOUNDED = Quota()
+
+
+class Holding(NamedTuple):
+    """What counts against a quota."""
+
+    amount: Resources = NOTHING
+    workers: int = 0
 
 
 class GaveWay(NamedTuple):
@@ -35,9 +45,11 @@ class Stock:
         self.began: set[JobId] = set()  # those of them that did not run before
         self.gave_way: dict[JobId, GaveWay] = {}  # who gives up workers, or all that he has
         self.releases = 0  # times that somebody lost something: what found no room before may find some
-        # Of users with a quota: what they hold.
+        # Of users with a quota: what they hold, and for each of their jobs what is in that.
         self._holdings: Sums[str] = Sums()
-        self._workers: dict[str, int] = {}
+        self._workers = dict(view.held_workers)
+        self._counted: dict[JobId, Holding] = {}
+        self._had = {job.request.job: job.allocation for job in order if job.allocation is not None}
         for user, amount in view.held.items():
             self._holdings.add(user, amount)
         nodes = [node for node in view.nodes if not node.leaving]
@@ -50,7 +62,7 @@ class Stock:
             add(kept if goes_on else going, job.allocation, job.request)
             if goes_on:
                 self.has[job.request.job] = job.allocation
-                self._count(job.request, job.allocation, 1)
+            self._count(job.request)
         self.empty = Room(nodes)
         self.future = Room(nodes, kept)  # free once all who leave are gone, without what is reserved
         self.now = Room(self.future.nodes(), going)  # free at this moment, without what is reserved
@@ -98,12 +110,12 @@ class Stock:
     def keep(self, job: Candidate, allocation: Allocation) -> None:
         self.has[job.request.job] = allocation
         self.future.take_all(allocation, job.request)
-        self._count(job.request, allocation, 1)
+        self._count(job.request)
 
     def release(self, job: Candidate) -> Allocation:
         allocation = self.has.pop(job.request.job)
         self.future.give_all(allocation, job.request)
-        self._count(job.request, allocation, -1)
+        self._count(job.request)
         self.releases += 1
         return allocation
 
@@ -123,21 +135,37 @@ class Stock:
         self.now.give_all(has, job.request)
         self.now.take_all(more, job.request)
 
-    def _count(self, request: Request, allocation: Allocation, sign: int) -> None:
-        if request.user in self.quotas:
-            self._holdings.add(request.user, size(request, allocation), sign)
-            self._workers[request.user] = self._workers.get(request.user, 0) + len(allocation.workers) * sign
+    def _count(self, request: Request) -> None:
+        """It is to have something else."""
+        user = request.user
+        if user not in self.quotas:
+            return
+        has = self.has.get(request.job)
+        before = self._counted.get(request.job, Holding())
+        found = self._counted[request.job] = self._holding(request, 0 if has is None else len(has.workers))
+        self._holdings.add(user, before.amount, -1)
+        self._holdings.add(user, found.amount)
+        self._workers[user] = self._workers.get(user, 0) + found.workers - before.workers
+
+    def _holding(self, request: Request, workers: int) -> Holding:
+        """What its user has of it, until it has so many workers and then."""
+        had = self._had.get(request.job)
+        shards = request.shard * request.shards if workers else NOTHING
+        found = request.worker * workers + shards
+        if had is None:
+            return Holding(found, workers)
+        return Holding(size(request, had).or_more(found), max(len(had.workers), workers))
 
     def beyond_quota(self, request: Request, more: int) -> str | None:
         """Why its user may not have so many more workers of this job; None if he may."""
         quota = self.quotas.get(request.user, UNBOUNDED)
         if quota == UNBOUNDED:
             return None
-        held = self._holdings[request.user] + request.worker * more
-        if request.job not in self.has:
-            held = held + request.shard * request.shards
-        workers = self._workers.get(request.user, 0) + more
-        beyond = exceeded(quota, held, workers)
+        has = self.has.get(request.job)
+        before = self._counted.get(request.job, Holding())
+        after = self._holding(request, more if has is None else len(has.workers) + more)
+        held = self._holdings[request.user] - before.amount + after.amount
+        beyond = exceeded(quota, held, self._workers.get(request.user, 0) - before.workers + after.workers)
         return None if beyond is None else f"with it, {request.user or 'its user'} would hold {beyond}"
 
 

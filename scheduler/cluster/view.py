@@ -28,6 +28,7 @@ def view_of(
     """The picture at this moment. What is on its way out, of jobs that go on, is not on offer."""
     leaving: Sums[NodeId] = Sums()
     held: Sums[str] = Sums()
+    held_workers: Counter[str] = Counter()
     candidates = []
     for job in cluster.jobs.values():
         attempt = job.attempt
@@ -39,6 +40,7 @@ def view_of(
                 if hidden or (slot.leaving and not draining):
                     leaving.add(slot.node, job.takes(name))
                     held.add(job.request.user, job.takes(name))
+                    held_workers[job.request.user] += name[0] == "w"
             if hidden:
                 continue
             allocation = attempt.allocation(all_of_it=draining)
@@ -66,6 +68,7 @@ def view_of(
         quotas=quotas,
         shares=shares,
         held=held.all(),
+        held_workers=held_workers,
         change_s=CHANGE_S,
     )
 

@@ -241,3 +241,24 @@ def test_a_quota_stops_what_would_begin_or_grow_beyond_it() -> None:
     plan = fifo(seen)
     assert told(plan) == {"a": ("GROWS", ("n00",) * 2), "b": ("QUOTA", None), "c": ("STARTS", ("n00",))}
     assert plan.verdicts[b.request.job].because == "with it, ada would hold 3 GPUs of 2 allowed"
+
+
+def test_what_is_on_its_way_out_counts_against_a_quota_until_it_is_gone() -> None:
+    leaving = Candidate(request=request("a", 2, user="ada"), allocation=on("n00", "n00"), draining=True)
+    new = Candidate(request=request("b", 2, user="ada", submitted=1))
+    for quota in (Quota(gpus=3), Quota(workers=3)):
+        seen = replace(view(3, nodes(2), leaving, new), quotas={"ada": quota})
+        assert told(fifo(seen)) == {"a": ("DRAINING", None), "b": ("QUOTA", None)}
+        seen = replace(view(3, nodes(2), new), quotas={"ada": quota})
+        assert told(fifo(seen))["b"] == ("STARTS", ("n00",) * 2)
+        seen = replace(seen, held={"ada": Resources(gpus=2)}, held_workers={"ada": 2})
+        assert told(fifo(seen))["b"] == ("QUOTA", None)
+
+
+def test_what_a_round_takes_away_is_not_yet_there_for_another_job_of_its_user() -> None:
+    a = Candidate(request=request("a", 4, user="ada", submitted=1), allocation=on(*["n00"] * 4))
+    b = Candidate(request=request("b", 4, user="bob", priority=1))
+    c = Candidate(request=request("c", 2, user="ada"))
+    machines = (node("n00"), node("n01", gpus=2))
+    seen = replace(view(3, machines, a, b, c), quotas={"ada": Quota(gpus=4)})
+    assert told(fifo(seen)) == {"a": ("PREEMPTED", None), "b": ("NO_ROOM", None), "c": ("QUOTA", None)}

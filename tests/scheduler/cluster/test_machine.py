@@ -441,6 +441,26 @@ def test_a_policy_sees_how_long_a_job_has_run_and_not_how_long_it_began(world: W
     assert (seen.ran_s, seen.may_run_s) == (30.0, 70.0)
 
 
+def test_workers_that_leave_and_jobs_that_lack_a_shard_are_held_by_their_users(world: World) -> None:
+    for name in ("n1", "n2"):
+        world.come(name, cpus=2)
+    world.submit("j1", least=1, most=2, shards=2, user="ada")
+    world.submit("j2", least=2, most=2, user="bob")
+    world.round()
+    for name in ("j1", "j2"):
+        world.begin(name, 1)
+    world.advance(2)
+    world.tell(events.ScaleAsked(JobId("j1"), 1, 1))
+    world.round()
+    seen = world.machine.look(world.now)
+    assert (seen.held, seen.held_workers) == ({"ada": ONE}, {"ada": 1})
+    job = world.machine.cluster.jobs[JobId("j1")]
+    world.tell(events.Gone(JobId("j1"), 1, "p1", "it ended"))
+    assert job.is_short
+    seen = world.machine.look(world.now)
+    assert (seen.held, seen.held_workers) == ({"ada": ONE * 2}, {"ada": 2})
+
+
 def test_every_event_has_a_handler_and_a_place_in_the_journal() -> None:
     kinds = {*events.Event.__args__}
     assert kinds == HANDLERS.keys()

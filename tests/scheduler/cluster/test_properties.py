@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.scheduler.cluster.views import GPU, node, nodes, request, view
 from zml.scheduler.cluster.order import in_order, least_served
 from zml.scheduler.cluster.placement import Room, place, takes
-from zml.scheduler.cluster.plan import Allocation, Candidate, Plan, View, Why
+from zml.scheduler.cluster.plan import Allocation, Candidate, Plan, Quota, View, Why
 from zml.scheduler.cluster.policies import POLICIES
 from zml.scheduler.cluster.request import Request
 from zml.scheduler.cluster.resources import NOTHING, Node, NodeId, Resources
@@ -133,6 +133,26 @@ def test_a_plan_keeps_to_what_there_is(name: str, seen: View) -> None:
                 memory_mb=max(has.memory_mb, gets.memory_mb),
             )
         assert offers[at].holds(most), at
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=60, deadline=None)
+@given(seen=views(), gpus=st.integers(0, 8), workers=st.integers(0, 8), held=st.integers(0, 2))
+def test_nobody_who_gets_anything_has_more_than_his_quota_at_any_moment(
+    name: str, seen: View, gpus: int, workers: int, held: int
+) -> None:
+    quota = Quota(gpus=gpus, workers=workers)
+    seen = replace(seen, quotas={"ada": quota}, held={"ada": GPU * held}, held_workers={"ada": held})
+    plan = POLICIES[name](seen)
+    gets, has_gpus, has_workers = False, held, held
+    for job in seen.jobs:
+        had, given = job.allocation, plan.verdicts[job.request.job].allocation
+        before, after = (0 if each is None else len(each.workers) for each in (had, given))
+        if job.request.user == "ada":
+            gets = gets or after > before
+            has_workers += max(before, after)
+            has_gpus += job.request.worker.gpus * max(before, after)
+    assert not gets or (has_gpus <= gpus and has_workers <= workers)
 
 
 @pytest.mark.parametrize("name", NAMES)
