@@ -94,12 +94,14 @@ def terms(view: View, order: Sequence[Candidate]) -> Terms:
         request = job.request
         if job.draining or not job.runnable:
             continue
-        needs = request.worker * request.least + request.shard * request.shards
+        ends = job.ending and job.allocation is not None  # it keeps what it has
+        workers = len(job.allocation.workers) if ends and job.allocation is not None else request.least
+        needs = request.worker * workers + request.shard * request.shards
         if not free.holds(needs):
             continue
         free = free - needs
-        wanted[request.job] = request.least
-        if request.most == request.least:
+        wanted[request.job] = workers
+        if request.most == request.least or ends:
             continue
         if job.profile is None:
             if job.allocation is not None and view.now - job.since >= NO_PROFILE_S:

@@ -34,6 +34,7 @@ class Late(Enum):
     LEAVE = auto()  # workers that were to leave, while the others go on
     DRAIN = auto()  # the attempt was to leave
     STOP = auto()  # it was stopped
+    FINISH = auto()  # a script has come to its end, and not all have
     CLEAR = auto()  # it is over, and processes of it are still there
 
 

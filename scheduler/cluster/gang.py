@@ -88,6 +88,9 @@ class Round:
     def turn(self, job: Candidate) -> None:
         request, stock = job.request, self.stock
         kind = kind_of(request)
+        if job.ending:
+            self.wait(job, Why.NO_ROOM, "what it had is not there any more")
+            return
         if self.is_too_big(request, kind):
             self.verdicts[request.job] = Verdict(None, Why.TOO_BIG, too_big(request, stock.empty))
             return

@@ -19,9 +19,9 @@ def grow(stock: Stock, jobs: Mapping[JobId, Candidate], names: Iterable[JobId], 
     """In this order."""
     for name in names:
         has = stock.has.get(name)
-        if has is None:
-            continue
         job = jobs[name]
+        if has is None or job.ending:
+            continue
         request, count = job.request, len(has.workers)
         able = stock.most(request) - count
         if able <= 0 and (worth is None or count == 1):

@@ -1,7 +1,8 @@
 """How attempts live and end, and jobs with them: the part of the cluster's machine that is about one job at a time.
 
 What an attempt was asked to do it has to do by a deadline: to begin, to leave, to stop, to be gone. After the last one
-its processes are killed, and the attempt is over for the machine whatever its own coordinator thinks.
+its processes are killed, and the attempt is over for the machine whatever its own coordinator thinks. Where one of its
+scripts has come to its end, the others' ends are near, mostly: the attempt is let alone, but not for ever.
 
 Rule: that a deadline has come is found once (`_overdue`), where time passes, and the finding says which. What follows
 from it does not ask the time again.
@@ -42,8 +43,10 @@ class Lives:
         if found is None or event.slot not in found[1].slots:
             yield Ignored(event.job, f"{event.job}.{event.attempt} {event.slot} was gone before")
             return
-        found[1].finishing = found[1].finishing or event.done
-        yield from self._slot_gone(*found, event.slot, event.because, now)
+        job, attempt = found
+        if event.done and not attempt.finishing:
+            attempt.finishing, attempt.finishing_until = True, now + self.rules.finish_s
+        yield from self._slot_gone(job, attempt, event.slot, event.because, now)
 
     def _slot_gone(self, job: Job, attempt: Attempt, slot: str, because: str, now: float) -> Actions:
         job.count(now)
@@ -163,6 +166,8 @@ class Lives:
         due = min((slot.until for slot in attempt.slots.values()), default=inf)
         if attempt.began is None:
             return min(due, attempt.placed + self.rules.start_s)
+        if attempt.finishing:
+            due = min(due, attempt.finishing_until)
         return min(due, limit_of(job, attempt.began))
 
     def _overdue(self, job: Job, now: float) -> TimeUp:
@@ -175,14 +180,19 @@ class Lives:
             return TimeUp(job.id, Late.STOP if attempt.leaving.stopped else Late.DRAIN)
         if late := [name for name, slot in attempt.slots.items() if slot.until <= now]:
             return TimeUp(job.id, Late.LEAVE, late)
-        return TimeUp(job.id, Late.BEGIN if attempt.began is None else Late.LIMIT)
+        if attempt.began is None:
+            return TimeUp(job.id, Late.BEGIN)
+        is_over = limit_of(job, attempt.began) <= now
+        return TimeUp(job.id, Late.LIMIT if is_over or not attempt.finishing else Late.FINISH)
 
     def _was_overdue(self, job: Job, now: float) -> TimeUp:
         """The same where it was not written down. Only the time limit tells what it was without the rules of then:
         where that was not over, workers were late, and if by today's rules none was, it was the first to leave."""
         found, attempt = self._overdue(job, now), job.attempt
         assert attempt is not None
-        if found.what is not Late.LIMIT or attempt.began is None or limit_of(job, attempt.began) <= now:
+        if attempt.began is None or limit_of(job, attempt.began) <= now:
+            return found
+        if found.what not in (Late.LIMIT, Late.FINISH):
             return found
         leaving = [name for name, slot in attempt.slots.items() if slot.leaving]
         first = min((attempt.slots[name].until for name in leaving), default=inf)
@@ -216,6 +226,8 @@ class Lives:
             case Late.BEGIN:
                 because = f"not everybody was there after {rules.start_s:g} s"
                 yield from self._leave(job, Then.TRY_AGAIN, because, now)
+            case Late.FINISH:
+                attempt.finishing_until = inf
             case Late.LIMIT:
                 because = f"the time limit of {job.request.time_limit_s:g} s is over"
                 yield from self._leave(job, Then.TIME_UP, because, now)

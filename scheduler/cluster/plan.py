@@ -61,6 +61,9 @@ class Candidate:
     """False: it is paused, or jobs that it comes after are not over, or it has to wait after a failure."""
     draining: bool = False
     """It is on its way out of what it has, which is not free before it is gone."""
+    ending: bool = False
+    """A script of it has come to its end, and others go on: it gets nothing more or other than it has, and may be
+    drained."""
     profile: Profile | None = None
     left_s: float | None = None
     """How much longer it would run with what it asks for, where somebody knows: a simulator does."""

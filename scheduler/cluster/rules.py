@@ -21,6 +21,9 @@ class Rules:
     stop_s: float = 30.0
     """For what was stopped to be gone; then its processes are killed."""
 
+    finish_s: float = 300.0
+    """For all scripts of a job to come to their end, once one has: so long nobody drains it for others."""
+
     retry_s: float = 5.0
     """Before the first retry; doubled for each further one, up to `retry_most_s`."""
 

@@ -78,7 +78,8 @@ class Attempt:
     asked: int  # workers that it begins with
     next_worker: int
     began: float | None = None
-    finishing: bool = False  # a script has come to its end, and others will
+    finishing: bool = False  # a script has come to its end, and others will: it gets no more workers
+    finishing_until: float = 0.0  # so long it is as good as gone; inf: it was, and runs like any other
     leaving: Leaving | None = None
     outcome: Outcome | None = None  # once its coordinator says that it is over
     exit_code: int = 0
@@ -88,7 +89,14 @@ class Attempt:
 
     @property
     def on_its_way_out(self) -> bool:
-        return self.leaving is not None or self.outcome is not None or self.finishing
+        if self.leaving is not None or self.outcome is not None:
+            return True
+        return self.finishing and self.finishing_until < inf
+
+    @property
+    def goes_on(self) -> bool:
+        """Somebody computes, and is to until all scripts have come to their end."""
+        return self.began is not None and self.leaving is None and self.outcome is None
 
     def workers(self, *, all_of_them: bool = False) -> list[str]:
         """Those that are to stay, in order of their numbers: they come with rising ones, and `slots` keeps that."""

@@ -89,7 +89,7 @@ class Stock:
             self.release(job)  # it was asked for anew
             return
         if not self.future.has_all(has):
-            mended = mend(self.now, request, has)
+            mended = None if job.ending else mend(self.now, request, has)
             self.release(job)
             if mended is None:
                 return
@@ -98,7 +98,7 @@ class Stock:
             self.now.take_all(mended, request)
             has = mended
         most = max(request.least, self.most(request))
-        if len(has.workers) > most:
+        if len(has.workers) > most and not job.ending:
             self.release(job)
             self.keep(job, shrink(has, most))
 

@@ -54,6 +54,7 @@ def view_of(
                 changes=job.changes,
                 runnable=attempt is not None or is_runnable(cluster, job, now),
                 draining=draining,
+                ending=attempt is not None and attempt.finishing and not draining,
                 profile=profiles.get(job.id),
             )
         )
@@ -121,7 +122,7 @@ def replacements(cluster: Cluster) -> Iterator[Decision]:
     short = [
         job
         for name, job in cluster.jobs.items()
-        if name in cluster.restless and job.is_short and job.standing is Standing.RUNNING
+        if name in cluster.restless and job.is_short and job.attempt is not None and job.attempt.goes_on
     ]
     if not short:
         return

@@ -20,9 +20,19 @@ from zml.scheduler.cluster.state import Cluster, Standing, Then
 from zml.scheduler.ids import JobId
 from zml.scheduler.plain import build, build_fields, plain, plain_fields
 
-RULES = Rules(lease_s=5, start_s=60, drain_s=30, stop_s=10, retry_s=5, losses=50, false_starts=50)
+RULES = Rules(
+    lease_s=5, start_s=60, drain_s=30, stop_s=10, finish_s=20, retry_s=5, losses=50, false_starts=50
+)
 OTHERS = Rules(
-    lease_s=9, start_s=600, drain_s=300, stop_s=100, retry_s=9, losses=1, false_starts=1, remembered=1
+    lease_s=9,
+    start_s=600,
+    drain_s=300,
+    stop_s=100,
+    finish_s=2,
+    retry_s=9,
+    losses=1,
+    false_starts=1,
+    remembered=1,
 )
 ONE = Resources(cpus=1)
 
@@ -461,6 +471,67 @@ def test_workers_that_leave_and_jobs_that_lack_a_shard_are_held_by_their_users(w
     assert (seen.held, seen.held_workers) == ({"ada": ONE * 2}, {"ada": 2})
 
 
+def test_a_shard_that_is_lost_comes_again_also_where_a_script_has_come_to_its_end(world: World) -> None:
+    for name in ("n1", "n2", "n3"):
+        world.come(name, cpus=1)
+    world.submit("j1", least=2, most=2, shards=2, replicas=1)
+    world.round()
+    world.begin("j1", 1)
+    places = {slot: where for (_, _, slot), where in world.running.items()}
+    stays = next(slot for slot in ("w0", "w1") if places[slot] == places["p0"])
+    world.cease("j1", 1, "w1" if stays == "w0" else "w0", done=True)
+    world.settle()
+    world.die(places["p1"])
+    world.advance(15)
+    assert standing(world, "j1") is Standing.DRAINING
+    assert ("j1", 1, "p1") in world.running and len(world.running) == 3
+
+
+def test_a_job_whose_scripts_do_not_all_end_makes_room_like_any_other_after_a_while(world: World) -> None:
+    world.come("n1", cpus=3)
+    world.submit("j1", least=2, most=3)
+    world.round()
+    world.begin("j1", 1)
+    world.cease("j1", 1, "w0", done=True)
+    world.settle()
+    world.advance(15)
+    assert standing(world, "j1") is Standing.DRAINING
+    world.advance(15)
+    assert standing(world, "j1") is Standing.RUNNING
+    assert len([slot for _, _, slot in world.running if slot[0] == "w"]) == 2, (
+        "nobody is added to those who end"
+    )
+    world.submit("j2", priority=5, least=3, most=3)
+    world.come("n2", cpus=1)  # where one of its workers could go
+    world.advance(2)
+    assert world.attempts == {("j1", 1): "drain"}
+    world.end("j1", 1, Outcome.DRAINED)
+    world.advance(2)
+    assert [*world.attempts] == [("j2", 1)] and standing(world, "j1") is Standing.QUEUED
+
+
+def test_of_a_job_that_finishes_by_a_former_version_time_is_up_at_once(world: World) -> None:
+    world.come("n1", cpus=2)
+    world.submit("j1", least=2, most=2)
+    world.round()
+    world.begin("j1", 1)
+    world.cease("j1", 1, "w0", done=True)
+    world.settle()
+    data = plain(world.machine.cluster)
+    del data["jobs"]["j1"]["attempt"]["finishing_until"], data["rules"]
+    again = Machine(RULES)
+    again.become(build(Cluster, data, "cluster"))
+    assert again.cluster.jobs[JobId("j1")].standing is Standing.DRAINING
+    again.watch(world.now, 100.0)
+    assert again.finding(world.now) is None, "nobody has listened yet"
+    again.patient_until = world.now
+    found = again.finding(world.now)
+    assert found == events.TimeUp(JobId("j1"), events.Late.FINISH)
+    again.tell(found, world.now)
+    assert again.cluster.jobs[JobId("j1")].standing is Standing.RUNNING
+    assert again.finding(world.now) is None, "once"
+
+
 def test_every_event_has_a_handler_and_a_place_in_the_journal() -> None:
     kinds = {*events.Event.__args__}
     assert kinds == HANDLERS.keys()
@@ -587,6 +658,7 @@ def test_whatever_happens_every_job_comes_to_its_end(policy: str, seed: int, ste
 @settings(max_examples=60, deadline=None)
 def test_a_journal_that_names_neither_rules_nor_what_was_late_is_read_too(drain_s: float, seed: int) -> None:
     rng, world = random.Random(seed), new_world()
+    former = world.machine.rules = replace(RULES, finish_s=1e6)  # as long as there was no end to that
     for name in ("n1", "n2", "n3"):
         world.come(name, 6)
     for _ in range(30):
@@ -596,12 +668,13 @@ def test_a_journal_that_names_neither_rules_nor_what_was_late_is_read_too(drain_
                 world.begin(job, number)
         if rng.random() < 0.3:
             world.advance(31)  # some were to leave by now
-    again = Machine(replace(RULES, drain_s=drain_s))
+    is_as_then = drain_s == former.drain_s
+    again = Machine(former if is_as_then else replace(RULES, drain_s=drain_s))
     again.unwatched()
     for event, at in world.told:
         again.tell(events.TimeUp(event.job) if isinstance(event, events.TimeUp) else event, at)
         again.cluster.check()
-    if drain_s == RULES.drain_s:
+    if is_as_then:
         assert plain(again.cluster) == plain(world.machine.cluster)
     assert {job.id: job.standing for job in again.cluster.jobs.values()} == {
         job.id: job.standing for job in world.machine.cluster.jobs.values()

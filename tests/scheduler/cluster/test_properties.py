@@ -1,5 +1,6 @@
 """What holds for every policy, whatever it is shown: capacity, gangs, verdicts, nobody delayed, nobody starving."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -69,6 +70,8 @@ def views(draw: st.DrawFn) -> View:
             allocation = place(room, asked, draw(st.integers(asked.least, asked.most)))
             if allocation is not None:
                 room.take_all(allocation, asked)
+        draining = allocation is not None and draw(st.integers(0, 5)) == 0
+        ending = allocation is not None and not draining and draw(st.integers(0, 5)) == 0
         jobs.append(
             Candidate(
                 request=asked,
@@ -77,7 +80,8 @@ def views(draw: st.DrawFn) -> View:
                 attained_s=float(draw(st.sampled_from([0, 10, 100_000]))),
                 changes=draw(st.integers(0, 2)),
                 runnable=draw(st.integers(0, 5)) > 0,
-                draining=allocation is not None and draw(st.integers(0, 5)) == 0,
+                draining=draining,
+                ending=ending,
                 profile=draw(st.sampled_from([None, Diminishing()])),
             )
         )
@@ -114,6 +118,10 @@ def test_a_plan_keeps_to_what_there_is(name: str, seen: View) -> None:
             assert not given.nodes & leaving
             assert verdict.why in (Why.RUNS, Why.STARTS, Why.GROWS, Why.SHRINKS)
             assert job.runnable and not job.draining
+            if job.ending:
+                assert job.allocation is not None
+                assert given.shards == job.allocation.shards
+                assert not Counter(given.workers) - Counter(job.allocation.workers)
         else:
             assert verdict.why not in (Why.RUNS, Why.STARTS, Why.GROWS, Why.SHRINKS)
         if job.allocation is not None:
