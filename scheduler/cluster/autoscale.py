@@ -2,7 +2,8 @@
 
 A job uses k workers at the efficiency SPEEDUP(k) / k, and Pollux (OSDI 2021, section 4.2.3) keeps the mean of that
 over all GPUs within a band. Here each job is asked: with how many workers does it still reach the efficiency e? All of
-them together need nodes(e); the smaller e, the more nodes. With `low` < e < `high`:
+them together need nodes(e), in whole places and beside what runs (`fewest`); the smaller e, the more nodes. With
+`low` < e < `high`:
 
     nodes < nodes(high)                     all would be used better than `high`: more nodes, at once
     nodes > nodes(low) for `idle_s`         some are used worse than `low`, or not at all: fewer (Ray waits like this)
@@ -19,14 +20,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 
 from ..explain import counted, listed
+from .fewest import Wish, fewest
 from .placement import slots
 from .plan import Allocation, Candidate, View
-from .reach import Reach, whole
+from .reach import Reach
 from .request import MOST_WORKERS
-from .resources import NOTHING, Node, NodeId, Sums
+from .resources import Node, NodeId, Sums
 from .stock import UNBOUNDED, exceeded, size
 
 
@@ -74,10 +77,16 @@ def reach_of(kind: Node, bounds: Bounds, others: Iterable[Node] = ()) -> Reach:
 def decide(view: View, nodes: int, reach: Reach, bounds: Bounds, watch: Watch) -> Decision:
     """How many nodes of the pool there should be; `nodes` there are, those that are still coming included."""
     jobs = within_quotas(view)
-    few, many, middle = (
-        bounded(nodes_at(jobs, reach, efficiency), bounds.least, reach.most)
-        for efficiency in (bounds.high, bounds.low, (bounds.low + bounds.high) / 2)
-    )
+    efficiencies = (bounds.high, bounds.low, (bounds.low + bounds.high) / 2)
+    counts: dict[tuple[int, ...], int] = {}  # mostly all three are alike
+    found = []
+    for efficiency in efficiencies:
+        wishes = wishes_at(jobs, reach, efficiency)
+        workers = tuple(wish.workers for wish in wishes)
+        if workers not in counts:
+            counts[workers] = bounded(fewest(view, wishes, reach), bounds.least, reach.most)
+        found.append(counts[workers])
+    few, many, middle = found
     lost = hopeless(view.jobs, reach)
     aside = f"; of no use to {listed(lost)}, which would not fit on all that there can be" if lost else ""
     if nodes < few:
@@ -107,10 +116,15 @@ def is_or_are(count: int) -> str:
 
 def affordable(kind: Node, bounds: Bounds) -> tuple[int, str]:
     if bounds.budget_per_hour is not None and kind.cost_per_hour > 0:
-        paid = int(bounds.budget_per_hour / kind.cost_per_hour)
+        paid = pays_for(bounds.budget_per_hour, kind.cost_per_hour)
         if paid < bounds.most:
             return max(paid, bounds.least), f"{bounds.budget_per_hour:g} an hour pays for {paid}"
     return bounds.most, f"the pool has {bounds.most} at most"
+
+
+def pays_for(budget: float, cost: float) -> int:
+    """So many nodes, counted with the numbers as they are written: 3.3 pays for 3 of 1.1."""
+    return int(Fraction(repr(budget)) / Fraction(repr(cost)))
 
 
 def bounded(value: int, low: int, high: int) -> int:
@@ -151,25 +165,20 @@ def hopeless(jobs: Sequence[Candidate], reach: Reach) -> list[str]:
     ]
 
 
-def nodes_at(jobs: Sequence[Candidate], reach: Reach, efficiency: float) -> int:
-    """Nodes for all that the jobs can use at this efficiency or better."""
-    offers = reach.kind.offers
-    needed = NOTHING
-    greatest = 0
+def wishes_at(jobs: Sequence[Candidate], reach: Reach, efficiency: float) -> list[Wish]:
+    """What the jobs can use at this efficiency or better."""
+    found = []
     for job in jobs:
-        request = job.request
-        if job.draining or not job.runnable:
+        request, has = job.request, job.allocation
+        if job.draining or not job.runnable or (has is None and reach.nodes_for(request) is None):
             continue
-        per_node = slots(offers, request.worker)
-        if not per_node or not slots(offers, request.shard):
-            continue  # no number of such nodes would do
-        fewest = reach.nodes_for(request) if job.allocation is None else 0
-        if fewest is None:
-            continue
-        workers = useful(job, per_node, efficiency)
-        needed = needed + request.worker * workers + request.shard * request.shards
-        greatest = max(greatest, fewest, ceil(workers / per_node))  # whole workers, not shares of them
-    return max(greatest, whole(needed, offers))
+        per_node = slots(reach.kind.offers, request.worker)
+        if per_node:
+            workers = useful(job, per_node, efficiency)
+        else:  # no number of such nodes would bring more
+            workers = request.least if has is None else len(has.workers)
+        found.append(Wish(job, workers))
+    return found
 
 
 def useful(job: Candidate, per_node: int, efficiency: float) -> int:

@@ -85,6 +85,19 @@ class Room:
                 self._counts[kind] = found
         return found
 
+    def add(self, node: Node) -> None:
+        self.free[node.id] = free = node.offers
+        self.rack[node.id] = node.rack
+        self.total = self.total + free
+        for counts in self._counts.values():
+            counts.on[node.id] = now = slots(free, counts.kind)
+            counts.total += now
+
+    def drop(self, node: NodeId) -> None:
+        self.total = self.total - self.free.pop(node)
+        for counts in self._counts.values():
+            counts.total -= counts.on.pop(node)
+
     def take(self, node: NodeId, amount: Resources) -> None:
         """Nodes that are not here have nothing and lose nothing."""
         if amount == NOTHING or node not in self.free:

@@ -66,11 +66,19 @@ class Fleet:
     """Why there are as many nodes as there are."""
     coming: int = 0
     """Nodes that were asked for and are not here yet."""
+    trouble: str = ""
+    """Why those that were asked for have not come, where they have not."""
 
     def __str__(self) -> str:
-        if not self.coming:
-            return f"of further nodes: {self.because}"
-        return "a node has been asked for" if self.coming == 1 else f"{self.coming} nodes have been asked for"
+        if self.coming:
+            said = (
+                "a node has been asked for"
+                if self.coming == 1
+                else f"{self.coming} nodes have been asked for"
+            )
+        else:
+            said = f"of further nodes: {self.because}"
+        return f"{said}; {self.trouble}" if self.trouble else said
 
 
 def whole(needs: Resources, offers: Resources) -> int:
