@@ -1,6 +1,7 @@
 """Nodes are asked for when there are jobs, no more than the owner allows, and let go in order."""
 
 import asyncio
+import itertools
 from pathlib import Path
 
 import msgspec
@@ -8,10 +9,14 @@ import pytest
 
 from tests.zml.hub import FakeCluster, FakeNode
 from tests.zml.test_hub import run
+from zml.cluster.away import mark_of
+from zml.cluster.inventory import inventory
 from zml.cluster.pool import Pool, PoolConfig, read_pool
-from zml.cluster.serving import read_users
-from zml.errors import ZmlError
+from zml.cluster.serving import pool_name, read_users
+from zml.errors import SLURM, ZmlError
 from zml.scheduler.cluster.plan import Quota
+from zml.scheduler.cluster.resources import NodeId
+from zml.slurm.processes import LocalProvider
 from zml.slurm.table import Allocation, State
 
 
@@ -25,6 +30,8 @@ class FakeProvider:
         self.states: dict[str, State] = {}
         self.nodes: dict[str, FakeNode] = {}
         self.released: list[str] = []
+        self.forgotten: set[str] = set()
+        self.because = ""  # why what waits is stuck, and what fails has failed
         self.most = 0  # that there were at once
 
     def ask(self, count: int) -> list[str]:
@@ -46,12 +53,20 @@ class FakeProvider:
         for id, node in self.nodes.items():
             if node.gone:
                 self.states[id] = State.ENDED
-        found = [Allocation(id, state) for id, state in self.states.items()]
+        found = [
+            Allocation(id, state, self.because, stuck=state is State.PENDING and self.because != "")
+            for id, state in self.states.items()
+            if id not in self.forgotten
+        ]
         self.most = max(self.most, sum(not each.state.over for each in found))
         return found
 
     def forget(self, id: str) -> None:
         assert self.states[id].over
+        self.forgotten.add(id)
+
+    def close(self) -> None:
+        pass
 
 
 def config(**more: object) -> PoolConfig:
@@ -171,6 +186,189 @@ def test_who_can_never_run_keeps_nobody_and_is_told(tmp_path: Path) -> None:
         await cluster.close()
 
     run(main())
+
+
+def test_nodes_on_their_way_out_cost_until_they_are_gone(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=60.0)
+        await cluster.start()
+        provider = FakeProvider(cluster)
+        pool = Pool(cluster.hub, config(most=6, cost_per_hour=1.1, budget_per_hour=3.3, idle_s=2.0), provider)
+        jobs = [cluster.submit() for _ in range(3)]
+        await looks(pool, 5)
+        assert provider.most == 3, "the budget pays for three"
+        for job in jobs[:2]:
+            cluster.desk.cancel(job, "not needed")
+        for node in provider.nodes.values():
+            node.leave = lambda: asyncio.sleep(1e6)  # type: ignore[method-assign]
+        await looks(pool, 8)
+        assert sorted(node.state for node in cluster.desk.nodes()) == ["LEAVING", "LEAVING", "UP"]
+        late = [cluster.submit() for _ in range(3)]
+        await looks(pool, 5)
+        assert provider.most == 3
+        assert "2 nodes on the way out count until they are gone" in cluster.desk.job(late[0]).because
+        for name, node in list(provider.nodes.items()):
+            if node.let_go:
+                provider.states[name] = State.ENDED
+                node.die()
+        await looks(pool, 15)
+        assert len(provider.states) == 5, "now they come"
+        await cluster.close()
+
+    run(main())
+
+
+def test_what_is_stuck_is_no_node_that_comes_and_people_are_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        provider = FakeProvider(cluster)
+        provider.late, provider.because = True, "PartitionTimeLimit"
+        pool = Pool(cluster.hub, config(backend="slurm"), provider)
+        job = cluster.submit()
+        await looks(pool, 3)
+        because = cluster.desk.job(job).because
+        assert "1 node cannot come: PartitionTimeLimit; more are asked for in " in because
+        assert "asked for; " not in because, "none is awaited"
+        assert str(cluster.hub.fleet) in because and not provider.released
+        await looks(pool, 200)
+        assert len(provider.states) <= 5, "it is asked again after pauses that grow"
+        assert len(provider.released) == len(provider.states) - 1, "those that are stuck are taken back"
+        (left,) = [id for id, state in provider.states.items() if not state.over]
+        asked, provider.because, provider.states[left] = len(provider.states), "", State.RUNNING
+        provider.come(left)  # somebody has changed the limit
+        await cluster.until_state(job, "SUCCEEDED")
+        await looks(pool, 5)
+        assert len(provider.states) == asked, "nothing was lost by waiting"
+        await cluster.close()
+
+    run(main())
+
+
+def test_what_fails_is_asked_for_again_after_pauses_until_one_stays(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=300.0)
+        await cluster.start()
+        provider = FakeProvider(cluster)
+        provider.late = True
+        pool = Pool(cluster.hub, config(), provider)
+        job = cluster.submit()
+        asked_at: list[int] = []
+        for second in range(400):
+            before = len(provider.states)
+            await looks(pool, 1)
+            if len(provider.states) > before:
+                asked_at.append(second)
+            provider.because = "exit code 3"
+            for id, state in provider.states.items():
+                if not state.over:
+                    provider.states[id] = State.FAILED
+        gaps = [b - a for a, b in itertools.pairwise(asked_at)]
+        assert 4 <= len(gaps) <= 8 and gaps == sorted(gaps) and gaps[-1] > 60
+        assert "1 node that came or was to come failed: exit code 3" in cluster.desk.job(job).because
+        provider.late, provider.because = False, ""
+        await looks(pool, 600)
+        assert cluster.desk.job(job).state == "SUCCEEDED" and pool.trouble is None
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_refusal_is_told_and_not_repeated_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path)
+        await cluster.start()
+        provider = FakeProvider(cluster)
+        asked = []
+
+        def refuse(count: int) -> list[str]:
+            asked.append(count)
+            raise ZmlError(SLURM, "sbatch refuses: Invalid account")
+
+        provider.ask = refuse  # type: ignore[method-assign]
+        pool = Pool(cluster.hub, config(backend="slurm"), provider)
+        job = cluster.submit()
+        await looks(pool, 100)
+        assert len(asked) == 3
+        assert "none can be asked for: sbatch refuses: Invalid account" in cluster.desk.job(job).because
+        await cluster.close()
+
+    run(main())
+
+
+def test_nodes_that_another_coordinator_asked_for_count_and_nobody_asks_for_them_again(
+    tmp_path: Path,
+) -> None:
+    """As after kill -9 of the coordinator of a local pool; and new ones take their time to come."""
+
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=600.0)
+        await cluster.start()
+        for number in range(3):
+            cluster.node(f"pool-old-{number}", cpus=1)
+        jobs = [cluster.submit() for _ in range(3)]
+        for job in jobs:
+            await cluster.until_state(job, "RUNNING")
+        provider = FakeProvider(cluster)
+        come, provider.come = provider.come, lambda id: None  # type: ignore[method-assign]
+        pool = Pool(cluster.hub, config(most=5), provider)
+        cluster.submit()
+        await looks(pool, 5)
+        assert list(provider.states) == ["0"], "one, however often it is looked at"
+        come("0")
+        await looks(pool, 5)
+        assert list(provider.states) == ["0"]
+        await cluster.close()
+
+    run(main())
+
+
+def test_a_pool_that_closes_while_it_asks_leaves_no_process(tmp_path: Path) -> None:
+    provider = LocalProvider(["sleep", "600"])
+
+    async def main() -> None:
+        pool = Pool(Gone(), config(), provider)  # type: ignore[arg-type]
+        asking = asyncio.ensure_future(pool._in_thread(provider.ask, 60))
+        while not provider.processes:
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait({asking})
+        await pool.close()
+
+    asyncio.run(main())
+    assert provider.processes and all(each.poll() is not None for each in provider.processes.values())
+    assert provider.ask(1) == [], "and begins none"
+
+
+class Gone:
+    """A hub that is not asked anything."""
+
+
+def test_two_clusters_whose_folders_are_called_alike_have_pools_of_their_own(tmp_path: Path) -> None:
+    names = []
+    for folder in (tmp_path / "a" / "cluster", tmp_path / "b" / "cluster"):
+        name = pool_name(folder, mark_of(folder))
+        assert name == pool_name(folder, mark_of(folder)) != pool_name(folder, "")
+        names.append(name)
+    assert len({*names, *(pool_name(tmp_path / each / "cluster", "") for each in "ab")}) == 4
+    assert "," not in pool_name(tmp_path / "a,b", ""), "squeue would take it for two names"
+
+
+def test_a_node_tells_by_its_name_of_which_allocation_it_is() -> None:
+    alive = [
+        Allocation("7", State.RUNNING),
+        Allocation("8", State.RUNNING),
+        Allocation("9", State.RUNNING),
+        Allocation("10", State.PENDING),
+        Allocation("11", State.PENDING, "JobHeldAdmin", stuck=True),
+        Allocation("3fa2-1", State.RUNNING),
+    ]
+    nodes = {NodeId("pool-7-4711"): False, NodeId("pool-3fa2-1"): True, NodeId("pool-0e00-1"): False}
+    there = inventory(alive, nodes, {"3fa2-1", "9"})
+    assert there.staying == ["pool-7-4711", "pool-0e00-1"] and there.leaving == ["pool-3fa2-1"]
+    assert (there.ending, there.coming, there.waiting) == (["9"], ["8"], ["10"])
+    assert [each.id for each in there.stuck] == ["11"]
+    assert (there.count, there.going) == (4, 2)
 
 
 @pytest.mark.parametrize(

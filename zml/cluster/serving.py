@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import os
+import re
 import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import structlog
@@ -167,7 +170,7 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
         say(f"  people: zml submit, zml jobs, zml nodes --server {here.http}")
         log.info("serving", folder=str(folder), addresses=here.addresses, http=here.http, policy=plan.policy)
         if plan.pool is not None:
-            name = f"zml-{folder.name}"
+            name = pool_name(folder, hub.mark)
             provider = provider_of(plan.pool, here.addresses, settings.keys, name)
             pool = Pool(hub, plan.pool, provider)
             pooling = asyncio.ensure_future(pool.run())
@@ -179,16 +182,26 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
         return 0
     finally:
         lag.stop()
-        if server is not None:
-            await server.stop()
-        for task in filter(None, (syncing, keeping)):
-            task.cancel()
-            await asyncio.wait({task})
-        if pooling is not None and pool is not None:
-            pooling.cancel()
-            await asyncio.wait({pooling})
-            pool.close()
-        await hub.close()
+        # From the last to the first; what fails keeps none of the others from its turn.
+        async with AsyncExitStack() as ends:
+            ends.push_async_callback(hub.close)
+            if pool is not None:
+                ends.push_async_callback(pool.close)
+            for task in filter(None, (pooling, keeping, syncing)):
+                ends.push_async_callback(ended, task)
+            if server is not None:
+                ends.push_async_callback(server.stop)
+
+
+async def ended(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def pool_name(folder: Path, mark: str) -> str:
+    """What the allocations of this cluster's pool are called: no other cluster's, be its folder called as it may."""
+    own = Path(mark).name if mark else hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return f"zml-{re.sub(r'[^A-Za-z0-9._-]', '_', folder.name)}-{own}"
 
 
 def same_port(wanted: str, before: Listening | None) -> str:

@@ -140,7 +140,7 @@ def node(
     from ..logs import outlets as logs
 
     settings = settle(given).settings
-    if pool:
+    if pool and not name:
         name = f"{POOLED}{os.environ.get('SLURM_JOB_ID') or socket.gethostname()}-{os.getpid()}"
     logs.configure("node", name or "node", folder=Path(settings.runs, "nodes"), level=settings.log_level)
     return offer(

@@ -1,20 +1,24 @@
 """The same as `provider`, with processes of this machine: to try a policy where there is no Slurm.
 
-Rule: what it starts ends with `close`, at the latest.
+Rule: what it starts ends with `close`, at the latest; also what another thread was about to start.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 
 from ..errors import USAGE, ZmlError
 from .table import Allocation, State
 
 KILLED_S = 5.0  # for the kernel to end what was killed
+ID = "{id}"  # in the command: the allocation's own
 
 
 class LocalProvider:
@@ -25,25 +29,29 @@ class LocalProvider:
             raise ZmlError(USAGE, "an allocation needs a command", "Give one.")
         self.command = list(command)
         self.environ = dict(os.environ if environ is None else environ)
+        self.mark = secrets.token_hex(4)  # what another process of this kind has started has other ids
         self.numbers = count(1)
+        self.lock = threading.Lock()
+        self.closed = False
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.released: set[str] = set()
 
     def ask(self, count: int) -> list[str]:
         asked: list[str] = []
         for _ in range(count):
-            try:
-                process = subprocess.Popen(
-                    self.command, env=self.environ, stdin=subprocess.DEVNULL, process_group=0
-                )
-            except OSError as error:
-                if asked:
+            with self.lock:
+                if self.closed:
                     break
-                raise ZmlError(
-                    USAGE, f"cannot run {self.command[0]}: {error.strerror}", "Check it."
-                ) from None
-            id = str(next(self.numbers))
-            self.processes[id] = process
+                id = f"{self.mark}-{next(self.numbers)}"
+                words = [word.replace(ID, id) for word in self.command]
+                try:
+                    self.processes[id] = subprocess.Popen(
+                        words, env=self.environ, stdin=subprocess.DEVNULL, process_group=0
+                    )
+                except OSError as error:
+                    if asked:
+                        break
+                    raise ZmlError(USAGE, f"cannot run {words[0]}: {error.strerror}", "Check it.") from None
             asked.append(id)
         return asked
 
@@ -59,7 +67,9 @@ class LocalProvider:
             process.terminate()
 
     def look(self) -> list[Allocation]:
-        return [self._seen(id, process) for id, process in self.processes.items()]
+        with self.lock:
+            there = list(self.processes.items())
+        return [self._seen(id, process) for id, process in there]
 
     def _seen(self, id: str, process: subprocess.Popen[bytes]) -> Allocation:
         code = process.poll()
@@ -71,13 +81,20 @@ class LocalProvider:
         return Allocation(id, State.FAILED, how)
 
     def forget(self, id: str) -> None:
-        if id in self.processes and self.processes[id].poll() is not None:
-            del self.processes[id]
+        with self.lock:
+            if id in self.processes and self.processes[id].poll() is not None:
+                del self.processes[id]
 
     def close(self) -> None:
-        for process in self.processes.values():
-            if process.poll() is None:
-                _kill(process)
+        with self.lock:
+            self.closed = True
+            left = [process for process in self.processes.values() if process.poll() is None]
+        for process in left:
+            _kill(process)
+        for process in left:
+            with suppress(
+                subprocess.TimeoutExpired
+            ):  # the kernel has not come to it; the others are not to wait
                 process.wait(KILLED_S)
 
 

@@ -33,6 +33,9 @@ class Provider(Protocol):
     def forget(self, id: str) -> None:
         """Say no more of one that is over."""
 
+    def close(self) -> None:
+        """No more is asked for, also by an `ask` that goes on in another thread. What cannot live on ends."""
+
 
 class SlurmProvider:
     """Jobs of Slurm. `call` is as `commands.call`."""
@@ -55,6 +58,7 @@ class SlurmProvider:
         self.known: dict[str, Allocation] = {}
         self.forgotten: set[str] = set()
         self.released: set[str] = set()
+        self.closed = False
         self.text = Script(
             title=f"One of the allocations of {name}, which zml asks for and gives back.",
             name=name,
@@ -70,6 +74,8 @@ class SlurmProvider:
         asked: list[str] = []
         try:
             for _ in range(count):
+                if self.closed:
+                    break
                 job = self.call(["sbatch", "--parsable"], text=self.text).strip().partition(";")[0]
                 self.known[job] = Allocation(job, State.PENDING)
                 asked.append(job)
@@ -107,3 +113,7 @@ class SlurmProvider:
         if id in self.known and self.known[id].state.over:
             del self.known[id]
             self.forgotten.add(id)  # squeue may tell of it for a while
+
+    def close(self) -> None:
+        """Allocations stay, and are found again by their name."""
+        self.closed = True
