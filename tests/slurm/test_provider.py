@@ -1,6 +1,7 @@
 """Allocations by the piece: Slurm's words are understood, and both providers keep one contract."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zml.errors import SLURM, ZmlError
-from zml.slurm.processes import LocalProvider
+from zml.slurm.processes import ID, LocalProvider
 from zml.slurm.provider import Provider, SlurmProvider
 from zml.slurm.shape import Needs
 from zml.slurm.table import STATES, Allocation, Row, State, became, look, rows
@@ -187,6 +188,29 @@ def keeps_the_contract(one: Provider) -> None:
 
 def test_processes_of_this_machine_keep_the_contract(local: Callable[..., LocalProvider]) -> None:
     keeps_the_contract(local(sys.executable, "-c", PATIENT))
+
+
+def test_a_process_is_told_the_id_of_its_allocation(local: Callable[..., LocalProvider]) -> None:
+    code = "import sys; sys.exit(0 if sys.argv[1] == 'pool-' + sys.argv[2] else 3)"
+    one, other = (local(sys.executable, "-c", code, f"pool-{ID}", ID) for _ in range(2))
+    ids = [*one.ask(2), *other.ask(1)]
+    assert len({*ids}) == 3, "no two are called alike, whoever has started them"
+    until(lambda: {each.state for each in one.look() + other.look()} == {State.ENDED})
+
+
+def test_nothing_begins_any_more_once_it_is_closed(local: Callable[..., LocalProvider]) -> None:
+    """Also where another thread is about to begin many."""
+    one = local("sleep", "600")
+    asking = threading.Thread(target=one.ask, args=(200,))
+    asking.start()
+    until(lambda: one.processes)
+    one.close()
+    asking.join(60)
+    assert len(one.processes) < 200 and {each.state for each in one.look()} == {State.FAILED}
+    calls = Recorder("21\n")
+    jobs = provider(calls)
+    jobs.close()
+    assert jobs.ask(3) == [] and not calls.called
 
 
 def test_a_command_that_fails_is_a_failed_allocation(local: Callable[..., LocalProvider]) -> None:

@@ -1,5 +1,6 @@
 """`zml submit`, `jobs`, `job`, `nodes` and `explain JOB`: what they ask, what they say, and how they end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -283,6 +284,16 @@ def test_nodes_are_listed(call: Call, api: Served) -> None:
     lines = call("nodes").out.splitlines()
     assert lines[1].split() == ["n1", "up", "r1", "1/4", "8/32", "64/128", "0:00", "j1"]
     assert msgspec.json.decode(call("nodes", "--json").out, type=list[NodeView]) == [node]
+    assert "pool" not in call("nodes").out
+
+
+def test_with_the_nodes_comes_what_the_pool_says(call: Call, tmp_path: Path) -> None:
+    because = "1 node cannot come: PartitionTimeLimit; more are asked for in 20 s"
+    with served(tmp_path, pool=lambda: because) as api:
+        with contextlib.closing(Client(api.url)) as client:
+            found = client.nodes_and_pool()
+        assert (found.nodes, found.pool) == ([], because)
+        assert call("nodes", "--server", api.url).out.splitlines()[-1] == f"pool: {because}"
 
 
 def test_what_is_printed_fits_80_columns(api: Served, call: Call, tmp_path: Path) -> None:

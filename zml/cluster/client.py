@@ -138,7 +138,10 @@ class Client:
         return self._ask("POST", f"/jobs/{quote(job, safe='')}/{what}", JobView, body=body, job=job)
 
     def nodes(self) -> list[NodeView]:
-        return self._ask("GET", "/nodes", Nodes).nodes
+        return self.nodes_and_pool().nodes
+
+    def nodes_and_pool(self) -> Nodes:
+        return self._ask("GET", "/nodes", Nodes)
 
     # -- logs ----------------------------------------------------------------------------------------------
 

@@ -156,6 +156,10 @@ class Hub:
         self.look_again()
         self.soon()
 
+    def of_fleet(self) -> str:
+        """What an autoscaler says of nodes that come and go, where there is one."""
+        return str(self.fleet or "")
+
     async def close(self) -> None:
         self.abandoned = True
         self.vigil.end()

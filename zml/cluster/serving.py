@@ -158,7 +158,7 @@ async def _serve(settings: Settings, folder: Path, plan: Plan, say: Callable[[st
         where_http = same_port(plan.http, before)
         desk = JobDesk(hub)
         mounts = [mounted(source), of_hub(desk, folder)]
-        server = await serve_http(desk, where_http, tokens=plan.tokens, mounts=mounts)
+        server = await serve_http(desk, where_http, tokens=plan.tokens, mounts=mounts, pool=hub.of_fleet)
         source.url = reached_at(server.url, [*hub.endpoint.addresses, *bind])
         lag.start()
         keeping = asyncio.ensure_future(Retention(hub, plan.keep).run())

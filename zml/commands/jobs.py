@@ -325,13 +325,16 @@ def nodes(server: str | None, token: str | None, as_json: bool) -> int:
     from ..text.job_views import print_nodes
 
     with connected(server, token) as client:
-        found = client.nodes()
+        found = client.nodes_and_pool()
     if as_json:
-        show_json(found)
-    elif not found:
-        click.echo("no nodes; `zml node` on a machine offers it to the cluster")
+        show_json(found.nodes)
+        return 0
+    if found.nodes:
+        print_nodes(found.nodes)
     else:
-        print_nodes(found)
+        click.echo("no nodes; `zml node` on a machine offers it to the cluster")
+    if found.pool:
+        click.echo(f"pool: {found.pool}")
     return 0
 
 

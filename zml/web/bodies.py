@@ -28,9 +28,10 @@ class Jobs(msgspec.Struct, frozen=True):
 
 
 class Nodes(msgspec.Struct, frozen=True):
-    """The nodes that are here or were."""
+    """The nodes that are here or were. `pool`: what is said of those that come and go, where there is a pool."""
 
     nodes: list[NodeView]
+    pool: str = ""
 
 
 class LogFile(msgspec.Struct, frozen=True):

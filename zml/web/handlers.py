@@ -48,8 +48,11 @@ NEWEST = 1_000  # jobs, unless more are asked for
 class Handlers:
     """What is behind the routes."""
 
-    def __init__(self, desk: Desk, limits: Limits, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, desk: Desk, limits: Limits, threads: ThreadPoolExecutor, pool: Callable[[], str]
+    ) -> None:
         self.desk = desk
+        self.pool = pool
         self.limits = limits
         self.threads = threads
         self.uploading = 0
@@ -127,7 +130,7 @@ class Handlers:
         return str(asked["job"])
 
     async def nodes(self, request: web.Request, asked: Asked) -> web.Response:
-        return answer(Nodes(self.desk.nodes()))
+        return answer(Nodes(self.desk.nodes(), self.pool()))
 
     # -- logs ----------------------------------------------------------------------------------------------
 

@@ -71,7 +71,14 @@ Mount = Callable[[web.Application], None]  # adds what it answers to; what is to
 class Server:
     """Listens from `serve`, or `start`, to `stop`. Without a desk it has no API."""
 
-    def __init__(self, desk: Desk | None, door: Door, limits: Limits, mounts: Sequence[Mount] = ()) -> None:
+    def __init__(
+        self,
+        desk: Desk | None,
+        door: Door,
+        limits: Limits,
+        mounts: Sequence[Mount] = (),
+        pool: Callable[[], str] = str,
+    ) -> None:
         self.desk = desk
         self.door = door
         self.limits = limits
@@ -82,7 +89,7 @@ class Server:
         app = web.Application(client_max_size=limits.body_bytes, middlewares=[self._tell, self._admit])
         app[OPEN] = set()
         if desk is not None:
-            self._mount_api(app, Handlers(desk, limits, self.threads))
+            self._mount_api(app, Handlers(desk, limits, self.threads, pool))
         for mount in mounts:
             mount(app)
         self.runner = web.AppRunner(
@@ -253,13 +260,14 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     limits: Limits | None = None,
     mounts: Sequence[Mount] = (),
+    pool: Callable[[], str] = str,
 ) -> Server:
     """Answer for `desk`, and with the mounts, in the running loop until `stop`. `bind` is HOST:PORT; port 0 lets the
     system choose, and `url` of what is returned has it. `tokens` is a file (see `access.read_tokens`), and is a must
-    beyond loopback. Raises ZmlError."""
+    beyond loopback. `pool` says how it is with nodes that come and go. Raises ZmlError."""
     host, port = host_and_port(bind)
     door = Door(host, read_tokens(tokens) if tokens else ())
-    server = Server(desk, door, limits or Limits(), mounts)
+    server = Server(desk, door, limits or Limits(), mounts, pool)
     await server.start(host, port, tls)
     return server
 
