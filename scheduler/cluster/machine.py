@@ -69,6 +69,9 @@ class Machine(Lives):
         self.cluster = Cluster()
         self.leases = Leases(self._lease_rules())
         self.verdicts: Mapping[JobId, Verdict] = {}  # of the latest round: why who has what
+        self.unheard: set[NodeId] = (
+            set()
+        )  # nodes that nobody has heard since this was watched: they get nothing new
         self.fresh: dict[JobId, None] = {}  # jobs that came since the latest round
         self.touched: set[JobId] = set()  # jobs to which something has happened since they were looked at
         self.patient_until = 0.0  # nobody's time is over before: he may not have heard what he was to do
@@ -134,7 +137,7 @@ class Machine(Lives):
 
     def replacements(self) -> list[Decision]:
         """What goes before a round: shards that are nowhere. Those of them that find room."""
-        return [*views.replacements(self.cluster)]
+        return [*views.replacements(self.cluster, self.unheard)]
 
     def look(
         self,
@@ -146,7 +149,7 @@ class Machine(Lives):
     ) -> View:
         """The picture for a policy. Nothing that happens from now on changes it: a policy may take its time."""
         self.touched.clear()
-        return views.view_of(self.cluster, now, quotas or {}, shares or {}, profiles or {})
+        return views.view_of(self.cluster, now, quotas or {}, shares or {}, profiles or {}, self.unheard)
 
     def agree(self, plan: Plan) -> list[Decision]:
         """What has to be decided for this plan to come true, which was made of what was seen last. Where something has
@@ -160,7 +163,7 @@ class Machine(Lives):
         self.verdicts = {**plan.verdicts, **since} if since else plan.verdicts
         for name in [name for name in self.fresh if name in plan.verdicts]:
             del self.fresh[name]
-        return [*views.differences(self.cluster, plan, self.touched)]
+        return [*views.differences(self.cluster, plan, self.touched, self.unheard)]
 
     def decide_fresh(
         self, policy: Policy, now: float, quotas: Mapping[str, Quota] | None = None
@@ -168,14 +171,14 @@ class Machine(Lives):
         """A round about those alone who have come since the latest one. Where nobody waits and all of them find what
         they need, they need not wait for a round over all, which would give them the same. None: that one is due."""
         fresh, self.fresh = self.fresh, {}
-        view = views.view_of_new(self.cluster, fresh, now, quotas or {})
+        view = views.view_of_new(self.cluster, fresh, now, quotas or {}, self.unheard)
         if view is None:
             return None
         plan = policy(view)
         if any(verdict.allocation is None for verdict in plan.verdicts.values()):
             return None
         self.verdicts = {**self.verdicts, **plan.verdicts}
-        return [*views.differences(self.cluster, plan, ())]
+        return [*views.differences(self.cluster, plan, (), self.unheard)]
 
     def unwatched(self) -> None:
         """A journal is read: nobody is heard, and who fell silent is written there."""
@@ -200,7 +203,8 @@ class Machine(Lives):
         self.patient_until = now + lasts_s + self.rules.drain_s
         self.leases = Leases(self._lease_rules())
         self.leases.look(now)
-        for node in self.cluster.nodes:
+        self.unheard = set(self.cluster.nodes)
+        for node in self.unheard:
             self.leases.grant(key_of(node), lasts_s)
 
     def _ruled(self, event: Ruled, now: float) -> Actions:
@@ -273,6 +277,7 @@ class Machine(Lives):
     def _node_came(self, event: NodeCame, now: float) -> Actions:
         name = event.node.id
         before = self.cluster.nodes.get(name)
+        self.unheard.discard(name)
         if before is not None and before.boot != event.boot:
             yield from self._node_gone(name, "its node was started again", now)
             before = None
@@ -307,6 +312,7 @@ class Machine(Lives):
             yield Ignored(JobId(""), f"node {event.node} is not here")
             return
         self.leases.renew(key_of(event.node))
+        self.unheard.discard(event.node)
 
     def _node_leaving(self, event: NodeLeaving, now: float) -> Actions:
         """Its workers leave in order, where others are left to go on; otherwise the job is drained."""
@@ -337,6 +343,7 @@ class Machine(Lives):
 
     def _node_gone(self, name: NodeId, because: str, now: float) -> Actions:
         self.leases.drop(key_of(name))
+        self.unheard.discard(name)
         for job in list(self.cluster.jobs.values()):
             if (attempt := job.attempt) is not None:
                 for slot in [slot for slot, place in attempt.slots.items() if place.node == name]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 
 from ..explain import counted
@@ -15,6 +15,7 @@ from .request import Request
 from .resources import NOTHING, NodeId, Resources, Sums
 from .state import Attempt, Cluster, Job, Standing, number_of, shard_names
 
+NOBODY: Set[NodeId] = frozenset()
 CHANGE_S = 2.0  # workers come and go beside those that train
 
 
@@ -24,9 +25,14 @@ def view_of(
     quotas: Mapping[str, Quota],
     shares: Mapping[str, float],
     profiles: Mapping[JobId, Profile],
+    unheard: Set[NodeId] = NOBODY,
 ) -> View:
-    """The picture at this moment. What is on its way out, of jobs that go on, is not on offer."""
+    """The picture at this moment. Not on offer is what is on its way out, of jobs that go on, and what is free on
+    nodes of which nobody knows whether they are still there."""
     leaving: Sums[NodeId] = Sums()
+    free = cluster.free() if unheard else {}
+    for silent in unheard:
+        leaving.add(silent, free[silent])
     held: Sums[str] = Sums()
     held_workers: Counter[str] = Counter()
     candidates = []
@@ -84,7 +90,11 @@ def waits_for(cluster: Cluster, job: Job) -> list[JobId]:
 
 
 def view_of_new(
-    cluster: Cluster, fresh: Iterable[JobId], now: float, quotas: Mapping[str, Quota]
+    cluster: Cluster,
+    fresh: Iterable[JobId],
+    now: float,
+    quotas: Mapping[str, Quota],
+    unheard: Set[NodeId] = NOBODY,
 ) -> View | None:
     """The picture for jobs that have just come, where nobody else waits and nobody is on his way out: they may have
     what is free, and nobody is delayed by it. None where all have to be looked at: also for a job that could have one
@@ -104,7 +114,10 @@ def view_of_new(
     nodes = tuple(
         replace(cluster.nodes[name].node, offers=free)
         for name, free in (cluster.free() if new else {}).items()
-        if any(free.holds(need) for need in needs)  # of thousands of full ones none has to be looked at again
+        if name not in unheard
+        and any(
+            free.holds(need) for need in needs
+        )  # of thousands of full ones none has to be looked at again
     )
     return View(now=now, nodes=nodes, jobs=tuple(new.values()))
 
@@ -117,7 +130,7 @@ def _needs(request: Request) -> Iterator[Resources]:
         yield request.shard
 
 
-def replacements(cluster: Cluster) -> Iterator[Decision]:
+def replacements(cluster: Cluster, unheard: Set[NodeId] = NOBODY) -> Iterator[Decision]:
     """A shard whose node is gone begins again where there is room: it reads its push log there, if it sees that."""
     short = [
         job
@@ -130,7 +143,7 @@ def replacements(cluster: Cluster) -> Iterator[Decision]:
     room = Room(
         replace(present.node, offers=free[name])
         for name, present in cluster.nodes.items()
-        if not present.node.leaving
+        if not present.node.leaving and name not in unheard
     )
     for job in short:
         attempt = job.attempt
@@ -148,10 +161,16 @@ def replacements(cluster: Cluster) -> Iterator[Decision]:
             yield Grew(job.id, attempt.number, slots, f"its node is gone: {where}")
 
 
-def differences(cluster: Cluster, plan: Plan, but: Container[JobId]) -> Iterator[Decision]:
+def differences(
+    cluster: Cluster, plan: Plan, but: Container[JobId], unheard: Set[NodeId] = NOBODY
+) -> Iterator[Decision]:
     """What has to be decided for the plan to come true, `but` for these jobs. What has to leave first is not waited for
     here: a job for which there is no room yet gets its turn in the next round."""
-    free = {node: free for node, free in cluster.free().items() if not cluster.nodes[node].node.leaving}
+    free = {
+        node: free
+        for node, free in cluster.free().items()
+        if not cluster.nodes[node].node.leaving and node not in unheard
+    }
     for name, verdict in plan.verdicts.items():
         job = cluster.jobs.get(name)
         if job is None or name in but:

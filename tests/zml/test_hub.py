@@ -922,3 +922,33 @@ def test_a_job_whose_script_never_joined_is_told_so_where_it_ends(tmp_path: Path
         await cluster.close()
 
     run(main())
+
+
+def test_nothing_begins_on_a_node_that_nobody_has_heard_since_the_coordinator_came_back(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(tmp_path, script_s=30.0)
+        await cluster.start()
+        dies, stays = cluster.node("n1", cpus=8), cluster.node("n2", cpus=2)
+        await cluster.until(lambda: len(cluster.desk.nodes()) == 2, "both are here")
+        first = cluster.submit()
+        await cluster.until_state(first, "RUNNING")
+        dies.die()
+        await cluster.kill()
+        await cluster.start()
+        loop = asyncio.get_running_loop()
+        back_at, jobs = loop.time(), [cluster.submit() for _ in range(2)]
+        await cluster.until(lambda: cluster.desk.job(jobs[0]).nodes, "it begins")
+        assert loop.time() - back_at < 15.0, "it does not wait for the other node to be given up"
+        heard = {node.id: node.heard_s for node in cluster.desk.nodes()}
+        assert heard["n1"] == pytest.approx(loop.time() - back_at, abs=0.1) and heard["n2"] < 2.0
+        for job in jobs:
+            await cluster.until_state(job, "SUCCEEDED")
+            assert len(cluster.desk.job(job).attempts) == 1
+        assert not dies.runs or {job for job, _ in dies.runs} == {f"{first}.1"}
+        assert {f"{job}.1" for job in jobs} <= {job for job, _ in stays.runs}
+        assert [node.id for node in cluster.desk.nodes()] == ["n2"]
+        await cluster.close()
+
+    run(main())

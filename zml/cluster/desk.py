@@ -258,7 +258,7 @@ class JobDesk:
                     cpus_free=free.cpus,
                     memory_mb_free=free.memory_mb,
                     jobs=sorted(jobs.get(name, ())),
-                    heard_s=now - self.hub.nodes.heard_at.get(name, now),
+                    heard_s=now - self.hub.nodes.heard_at.get(name, self.hub.began),
                 )
             )
         return found

@@ -51,7 +51,8 @@ ROUND_SHARE = 5  # and so many times as long as one takes
 AGAIN_S = 10.0  # without news: what time does to the order of jobs
 GRACE_S = 15.0  # for nodes to find a coordinator that was started again, and to be heard;
 GRACE_EACH_S = 0.005  # and for each process that comes back beside them: some 3 ms of work (`bench/jobs.py`)
-RETURN_S = 2.0  # without a round at first: it would give the same, and nodes and members are to be heard
+RETURN_S = 2.0  # without a round at first: it would give the same, and nodes and members are to be heard;
+RETURN_MOST_S = 6.0  # as long as a node's lease where one is not heard, which then gets nothing new
 ROOM_S = 0.5
 BUSY_S = 0.2  # more has come than was read in this time: nobody begins before those who are here are heard,
 PUT_OFF_S = 5.0  # for so long at most
@@ -117,6 +118,7 @@ class Hub:
         self.vigil = Vigil(lambda: self.endpoint.catch_up(), self._tick)
         self.round_timer: asyncio.Handle | None = None
         self.round_at = 0.0  # when it is due; uvloop's handles do not all say so
+        self.began = self.returned_by = 0.0  # when it began to listen, and by when nodes have come back
         self.rested_until = 0.0  # no round before
         self.greeting: asyncio.Handle | None = None
         self.greeted_until = 0.0  # the same of rounds about newcomers
@@ -142,11 +144,13 @@ class Hub:
             (job, attempt.number, attempt.asked, self._submission(job)) for job, attempt in going_on
         )
         await listen(self.endpoint)
+        self.began = asyncio.get_running_loop().time()
         if self.docket.resumed:
             jobs = self.machine.cluster.jobs.values()
             processes = sum(len(job.attempt.slots) for job in jobs if job.attempt is not None)
             self.machine.watch(self.docket.now, GRACE_S + GRACE_EACH_S * processes)
-            self.rested_until = asyncio.get_running_loop().time() + RETURN_S
+            self.rested_until = self.began + RETURN_S
+            self.returned_by = self.began + RETURN_MOST_S
             for job, attempt in going_on:
                 self._open(job, attempt.number, attempt.asked)
                 if attempt.leaving is not None:
@@ -314,7 +318,7 @@ class Hub:
 
     def _greet(self) -> None:
         self.greeting = None
-        if self.newcomers.waits(self.endpoint.catch_up()):
+        if self._returning() or self.newcomers.waits(self.endpoint.catch_up()):
             self.greeting = asyncio.get_running_loop().call_later(BUSY_S, self._greet)
             return
         begin, decisions = time.perf_counter(), None
@@ -350,7 +354,7 @@ class Hub:
         elif again := machine.replacements():
             self._carry_out(again)
             self._rest(began)
-        elif self.rounds.waits(self.endpoint.catch_up()):
+        elif self._returning() or self.rounds.waits(self.endpoint.catch_up()):
             self.soon(BUSY_S)
         else:
             view = machine.look(
@@ -364,6 +368,10 @@ class Hub:
             self.planning = loop.run_in_executor(self.planner, self.policy, view)
             self.held_s.append(time.perf_counter() - began)
             self.planning.add_done_callback(lambda planned: self._planned(planned, began))
+
+    def _returning(self) -> bool:
+        """Are nodes still awaited that were here before this process?"""
+        return bool(self.machine.unheard) and asyncio.get_running_loop().time() < self.returned_by
 
     def _planned(self, planned: asyncio.Future[Plan], began: float) -> None:
         self.planning = None
