@@ -126,6 +126,7 @@ def simulate(
     """
     from ..scheduler.cluster.autoscale import Bounds
     from ..simulate import plot, report, workloads
+    from ..text.console import counted
 
     if plot_file is not None:
         plot.headless_pyplot()  # before the work, not after it
@@ -169,9 +170,10 @@ def simulate(
         click.echo(report.text(outcomes))
         for outcome in outcomes:
             if outcome.unfinished:
+                ask = "it asks" if outcome.unfinished == 1 else "they ask"
                 click.echo(
-                    f"{outcome.unfinished} jobs of {outcome.workload} never ended under {outcome.policy}: they ask "
-                    "for more than there is.",
+                    f"{counted(outcome.unfinished, 'job')} of {outcome.workload} never ended under "
+                    f"{outcome.policy}: {ask} for more than there is.",
                     err=True,
                 )
         if json_file is not None:

@@ -82,7 +82,8 @@ Picture: TypeAlias = tuple[list[JobId], list[NodeId]]
 
 @dataclass(slots=True)
 class Tally:
-    """What a run used. Hours of machines, whole ones for `provisioned`, shares of them for `allocated`."""
+    """What a run used. Hours of machines, whole ones for `provisioned`, shares of them for `allocated`. What
+    stood idle is paid for where somebody had something afterwards."""
 
     provisioned_s: float = 0.0
     allocated_s: float = 0.0
@@ -116,6 +117,7 @@ class Simulation:
         self.nodes: dict[NodeId, Node] = {}
         self.boots: dict[NodeId, float] = {}  # nodes that are paid for and not yet here
         self.tally = Tally()
+        self.idle_s = 0.0  # of all nodes, since anybody last had anything: paid for when somebody has again
         for _ in range(nodes):
             self.add_node(0.0)
 
@@ -154,13 +156,14 @@ class Simulation:
         return self.tally
 
     def skip_to(self, submitted: float) -> None:
-        """Nobody is here: the rounds until somebody comes are alike. The nodes are paid for."""
+        """Nobody is here: the rounds until somebody comes are alike."""
         rounds = max(0, -(-(submitted - self.now) // self.rules.round_s) - 1)
         self.now += rounds * self.rules.round_s
-        self.tally.provisioned_s += rounds * self.rules.round_s * len(self.nodes)
+        self.idle_s += rounds * self.rules.round_s * len(self.nodes)
 
     def pass_time(self, present: Sequence[Job]) -> None:
         round_s = self.rules.round_s
+        held_until: list[float] = []
         for job in present:
             job.beside += len(present) * round_s
             placement = job.placement
@@ -175,9 +178,13 @@ class Simulation:
             if job.work.done:
                 job.ended = self.now + used
                 job.allocation = None
-        last = max((job.ended or self.now + round_s for job in present), default=self.now + round_s)
-        self.tally.provisioned_s += (min(last, self.now + round_s) - self.now) * len(self.nodes)
+            held_until.append(self.now + round_s if job.ended is None else job.ended)
+        until = max(held_until, default=self.now)
+        if held_until:
+            self.tally.provisioned_s += self.idle_s + (until - self.now) * len(self.nodes)
+            self.idle_s = 0.0
         self.now += round_s
+        self.idle_s += (self.now - until) * len(self.nodes)
 
     def view(self, present: Sequence[Job]) -> View:
         here = tuple(node for name, node in self.nodes.items() if name not in self.boots)

@@ -236,8 +236,26 @@ def test_a_job_that_is_too_big_ends_the_run_and_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = timed(tmp_path, "00:00,100,9", "00:00,100,1")
-    assert run(["simulate", str(path), "--policy", "las", "--nodes", "1"]) == 0
-    assert "1 jobs of timed never ended under las" in capsys.readouterr().err
+    asked = ["simulate", str(path), "--policy", "las", "--nodes", "1"]
+    assert run(asked) == 0
+    told = "1 job of timed never ended under las: it asks for more than there is.\n"
+    assert capsys.readouterr().err == told
+    timed(tmp_path, "00:00,100,9", "00:00,100,1", "00:00,100,7")
+    assert run(asked) == 0
+    assert "2 jobs of timed never ended under las: they ask for" in capsys.readouterr().err
+
+
+def test_nodes_are_paid_for_until_the_last_job_has_ended(tmp_path: Path) -> None:
+    """Whatever else still waits for what never comes; and also while nobody is there between two jobs."""
+    never = simulate(timed(tmp_path, "00:00,100,1", "01:00,500,9", "01:01,60,4"), "las", 2)
+    assert [job.ended for job in never.jobs] == [190, None, 210]
+    assert never.tally.provisioned_s == pytest.approx(2 * 210)
+    assert never.tally.allocated_s == pytest.approx((130 * 1 + 90 * 4) / 4)
+    gap = simulate(timed(tmp_path, "00:00,100,1", "59:59,60,4"), "las", 2)
+    assert [job.ended for job in gap.jobs] == [190, 3_690]
+    assert gap.tally.provisioned_s == pytest.approx(2 * 3_690)
+    alone = simulate(timed(tmp_path, "00:00,100,9"), "las", 2)
+    assert (alone.tally.provisioned_s, alone.tally.allocated_s) == (0, 0)
 
 
 @pytest.mark.parametrize(
