@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -128,8 +129,12 @@ def simulate(
     from ..simulate import plot, report, workloads
     from ..text.console import counted
 
+    # Before the work, not after it.
     if plot_file is not None:
-        plot.headless_pyplot()  # before the work, not after it
+        plot.must_be_picture(plot_file)
+        must_be_writable("--plot", plot_file)
+    if json_file not in (None, "-"):
+        must_be_writable("--json", json_file)
     bounds = None
     if autoscale is not None:
         try:
@@ -187,6 +192,21 @@ def simulate(
     if plot_file is not None:
         plot.plot(outcomes, Path(plot_file))
     return 0
+
+
+def must_be_writable(flag: str, file: str) -> None:
+    """Without touching it: what fails later leaves no empty file. Raises ZmlError."""
+    path = Path(file)
+    folder = path.parent
+    if path.is_dir():
+        because = "it is a folder"
+    elif not folder.is_dir():
+        because = f"there is no folder {folder}"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        because = "it may not be written" if path.exists() else f"{folder} may not be written to"
+    else:
+        return
+    raise ZmlError(USAGE, f"{flag} {file}: {because}", "Name a file that can be written.")
 
 
 def read_curves(files: tuple[str, ...]) -> dict[str, Calibrated]:

@@ -12,6 +12,8 @@ from typing import Any
 from ..errors import NO_MATPLOTLIB, USAGE, ZmlError
 from .report import Outcome
 
+A_PICTURE = "Name a .png, .svg or .pdf file."
+
 
 def headless_pyplot() -> Any:
     """matplotlib's pyplot, on a canvas without a screen. Raises ZmlError where there is none."""
@@ -25,6 +27,14 @@ def headless_pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def must_be_picture(file: str) -> None:
+    """Of a kind that matplotlib draws; what has no suffix becomes a .png. Raises ZmlError."""
+    suffix = Path(file).suffix
+    kinds = headless_pyplot().Figure().canvas.get_supported_filetypes()
+    if suffix and suffix[1:].lower() not in kinds:
+        raise ZmlError(USAGE, f"--plot {file}: {suffix} is no kind of picture", A_PICTURE)
 
 
 def plot(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -64,8 +74,6 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> None:
             axes.grid(alpha=0.3)
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise ZmlError(
-            USAGE, f"the plot cannot be written to {path}: {error}", "Name a .png, .svg or .pdf file."
-        ) from None
+        raise ZmlError(USAGE, f"the plot cannot be written to {path}: {error}", A_PICTURE) from None
     finally:
         pyplot.close(figure)

@@ -270,6 +270,52 @@ def test_wrong_use_is_one_line(
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    ("flag", "file", "said", "fix"),
+    [
+        ("--json", "nowhere/x.json", "there is no folder nowhere", "Name a file that can be written."),
+        ("--json", ".", "it is a folder", "Name a file that can be written."),
+        ("--json", "", "it is a folder", "Name a file that can be written."),
+        ("--json", "w.csv/x", "there is no folder w.csv", "Name a file that can be written."),
+        ("--plot", "nowhere/x.png", "there is no folder nowhere", "Name a file that can be written."),
+        ("--plot", "x.foo", ".foo is no kind of picture", "Name a .png, .svg or .pdf file."),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, flag: str, file: str, said: str, fix: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zml.commands.simulate.run_all", lambda *given: pytest.fail("it has begun"))
+    (tmp_path / "w.csv").write_text(HEAD + "2017-10-09 00:00:00,1,1\n")
+    assert run(["simulate", "w.csv", flag, file]) == 2
+    assert capsys.readouterr() == ("", f"error: {flag} {file}: {said} [ZML-E101]\n  {fix}\n")
+    assert [each.name for each in tmp_path.iterdir()] == ["w.csv"]
+
+
+def test_what_may_not_be_written_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("old.json").touch()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    for file, said in (("old.json", "it may not be written"), ("new.json", ". may not be written to")):
+        assert run(["simulate", "w.csv", "--json", file]) == 2
+        assert capsys.readouterr().err.startswith(f"error: --json {file}: {said} [ZML-E101]\n")
+
+
+def test_the_files_that_are_named_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("w.csv").write_text(HEAD + "2017-10-09 00:00:00,1,1\n")
+    Path("there.json").write_text("older, and longer than what comes" * 1_000)
+    for more in (["--json", "there.json"], ["--json", "new.json", "--plot", "new.SVG"], ["--plot", "bare"]):
+        assert run(["simulate", "w.csv", "--nodes", "1", *more]) == 0
+    for file in ("there.json", "new.json"):
+        (told,) = json.loads(Path(file).read_text())["runs"]
+        assert told["makespan_s"] == 91
+    assert b"<svg" in Path("new.SVG").read_bytes() and Path("bare.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_plot_without_matplotlib_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
