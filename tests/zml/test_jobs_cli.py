@@ -250,10 +250,30 @@ def test_a_job_is_shown_and_one_that_is_not_there_is_guessed(call: Call, api: Se
                  "compress = topk:1%:int4", "attempt-1"):  # fmt: skip
         assert said in out
     assert json.loads(call("job", "show", "j1", "--json").out)["attempts"][0]["number"] == 1
-    for asked, fix in (("train", "Did you mean j1, which is called train?"), ("j11", "Did you mean j1?")):
-        ended = call("job", "show", asked)
-        assert (ended.code, ended.err) == (2, f"error: there is no job {asked} [ZML-E222]\n  {fix}\n")
-    assert call("job", "show", "../x").err.startswith("error: job = '../x': ")
+    all_of_them = "`zml jobs --all` lists them."
+    for command in (("job", "show"), ("job", "logs"), ("job", "logs", "-f"), ("job", "cancel"), ("explain",)):
+        for asked, fix in (
+            ("train", f"Did you mean j1, which is called train? {all_of_them}"),
+            ("j11", f"Did you mean j1? {all_of_them}"),
+            ("never", all_of_them),
+        ):
+            ended = call(*command, asked)
+            assert (ended.code, ended.err) == (2, f"error: there is no job {asked} [ZML-E222]\n  {fix}\n")
+    call("submit", "train.py", "--name", "never")
+    call("submit", "train.py", "--name", "never")
+    assert "Did you mean j3, which is called never?" in call("explain", "never").err
+    wrong = call("job", "show", "../x").err
+    assert wrong.startswith("error: job = '../x': ") and "`zml jobs --all` lists" in wrong
+
+
+def test_what_a_job_that_is_there_lacks_is_not_taken_for_another_job(call: Call, api: Served) -> None:
+    call("submit", "train.py")
+    call("submit", "train.py")
+    api.do(lambda: api.desk.move("j2", "STARTING"))
+    for more in (["--attempt", "7"], ["--attempt", "7", "w0.out"], ["--attempt", "7", "--list"]):
+        ended = call("job", "logs", "j2", *more)
+        assert ended.code == 2 and ended.err.startswith("error: j2 has no attempt 7 [ZML-E222]\n")
+        assert "Did you mean" not in ended.err
 
 
 def test_why_a_job_waits_is_explained_and_so_is_an_error(call: Call, api: Served) -> None:

@@ -48,6 +48,7 @@ WAIT_S = 30.0  # one long poll
 STALL_S = 600.0  # that a followed log may have nothing new, until the client looks for itself
 BIGGEST = 64 * 2**20  # of an answer that is read whole
 PIECE = 64 * 1024
+LOOKED_THROUGH = 1_000  # jobs, the newest, for one that may be meant
 
 CODES = {401: NO_TOKEN, 403: NOT_ALLOWED, 404: NO_JOB, 421: NOT_ALLOWED, 422: BAD_JOB}
 
@@ -307,22 +308,24 @@ class Client:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._stranger()
         code = problem.code if problem.code in BOOK else CODES.get(problem.status, REFUSED)
-        fix = problem.fix
-        if code == NO_JOB and job and not fix:
-            fix = self._near(job)
+        fix = self._meant(job, problem.fix) if code == NO_JOB and job else problem.fix
         return ZmlError(code, problem.detail, fix)
 
-    def _near(self, job: str) -> str:
-        """What somebody who named a job that does not exist may have meant."""
+    def _meant(self, job: str, fix: str) -> str:
+        """What to do, and before it which job may have been meant where there is none of this name. Where there is,
+        something else of it is missing."""
         try:
-            there = self.jobs(newest=1_000)
+            found, _ = self._request("GET", f"/jobs/{quote(job, safe='')}", may_lack=True)
+            if found.status != 404:
+                return fix
+            there = self.jobs(newest=LOOKED_THROUGH)
         except ZmlError:
-            return ""
-        called = [each.id for each in there if each.name == job]
-        if called:
-            return f"Did you mean {called[-1]}, which is called {job}?"
-        near = difflib.get_close_matches(job, [each.id for each in there], n=1)
-        return f"Did you mean {near[0]}?" if near else "`zml jobs --all` lists the jobs."
+            return fix
+        if called := [each.id for each in there if each.name == job]:
+            return f"Did you mean {called[-1]}, which is called {job}? {fix}".rstrip()
+        if near := difflib.get_close_matches(job, [each.id for each in there], n=1):
+            return f"Did you mean {near[0]}? {fix}".rstrip()
+        return fix or "`zml jobs --all` lists the jobs."
 
 
 def reason(error: Exception) -> str:

@@ -100,7 +100,7 @@ class FakeDesk:
 
     def _view(self, job: str) -> JobView:
         if job not in self.views:
-            raise Problem(404, f"there is no job {job}", "", NO_JOB)
+            raise Problem(404, f"there is no job {job}", "`zml jobs --all` lists them.", NO_JOB)
         return self.views[job]
 
     # -- the contract ----------------------------------------------------------------------------------------
