@@ -57,6 +57,8 @@ def test_a_job_is_submitted_runs_and_ends(tmp_path: Path) -> None:
         done = await cluster.until_state(job, "SUCCEEDED")
         assert (done.exit_code, states(cluster, job)) == (0, ["SUCCEEDED"])
         assert not node.members and not cluster.hub.attempts.lives, "nothing of it is left"
+        strange = Submission(script="s/my script\n.py", folder="/")
+        assert (running.name, cluster.desk.submit(strange, "ada").name) == ("train", "my-script-")
         await cluster.close()
 
     run(main())

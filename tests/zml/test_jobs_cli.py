@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tests.zml.web.serving import Limits, Served, served
 from zml.cluster import jobfile
 from zml.cluster.archive import unpack
 from zml.cluster.client import Client
-from zml.cluster.jobs import NodeView, Submission
+from zml.cluster.jobs import NAME, NAME_IN_WORDS, NodeView, Submission, name_of
 from zml.commands import cli, job_follow
 from zml.errors import NO_TOKEN, ZmlError
 
@@ -192,6 +193,11 @@ def test_a_script_that_does_not_travel_is_told_before_anything_is_sent(call: Cal
         (["bad.toml"], "bad.toml has an unknown key wrokers", "Did you mean workers?"),
         (["empty.toml"], "empty.toml names no script", 'Add script = "train.py".'),
         (["kind.toml"], "kind.toml: gpus: expected int, got str", "Correct that key."),
+        (["train.py", "--name", "my job"], "the command line: name = 'my job'", f"Write {NAME_IN_WORDS}."),
+        (["train.py", "--name", "n" * 65], "the command line: name = 'nnn", f"Write {NAME_IN_WORDS}."),
+        (["train.py", "--name", "name\n"], r"the command line: name = 'name\n'", f"Write {NAME_IN_WORDS}."),
+        (["train.py", "--name", ""], "the command line: name = ''", f"Write {NAME_IN_WORDS}."),
+        (["name.toml"], "name.toml: name: expected str | null, got int", "Correct that key."),
         (["both.toml", "--archive"], "--archive with a job.toml that names an archive", "Leave one of them out."),
     ],
 )  # fmt: skip
@@ -202,11 +208,40 @@ def test_a_mistake_is_told_in_two_lines_and_nothing_is_submitted(
     Path("empty.toml").write_text("gpus = 1\n")
     Path("workers.toml").write_text('script = "train.py"\nworkers = "1.5"\n')
     Path("kind.toml").write_text('script = "train.py"\ngpus = "two"\n')
+    Path("name.toml").write_text('script = "train.py"\nname = 5\n')
     Path("both.toml").write_text(f'script = "train.py"\narchive = "{"0" * 64}"\n')
     ended = call("submit", *args)
     first, second = ended.err.splitlines()
     assert first.startswith(f"error: {error}") and second.startswith(f"  {fix}")
     assert (ended.out, ended.code in (2, 3), api.desk.views) == ("", True, {})
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("train.py", "train"),
+        ("src/Train_2.1-b.py", "Train_2.1-b"),
+        ("s/my scr\xeept\n.py", "my-scr-pt-"),
+        ("_train.py", "train"),
+        (".hidden", "hidden"),
+        ("\x1b[31m.py", "31m"),
+        ("\u5b66\u7fd2.py", "job"),
+        ("/", "job"),
+        ("l" * 200 + ".py", "l" * 64),
+    ],
+)
+def test_a_job_without_a_name_is_called_as_its_script_as_far_as_names_go(script: str, name: str) -> None:
+    assert name_of(Submission(script=script)) == name
+    assert re.search(NAME, name)
+    assert name_of(Submission(script=script, name="other")) == "other"
+
+
+def test_a_script_with_a_strange_name_is_submitted_and_listed_in_one_line(call: Call, api: Served) -> None:
+    script = "my scr\xeept\n.py"
+    Path(script).touch()
+    assert call("submit", script).out.startswith("submitted j1 (my-scr-pt-, ")
+    assert [line.split()[:2] for line in call("jobs").out.splitlines()[1:]] == [["j1", "my-scr-pt-"]]
+    assert api.desk.views["j1"].submission == Submission(script=script, folder=os.getcwd())
 
 
 def test_times_and_sizes_are_read_as_people_write_them() -> None:
@@ -263,7 +298,10 @@ def test_a_job_is_shown_and_one_that_is_not_there_is_guessed(call: Call, api: Se
     call("submit", "train.py", "--name", "never")
     assert "Did you mean j3, which is called never?" in call("explain", "never").err
     wrong = call("job", "show", "../x").err
-    assert wrong.startswith("error: job = '../x': ") and "`zml jobs --all` lists" in wrong
+    assert (
+        wrong.startswith(f"error: job = '../x': expected {NAME_IN_WORDS} [")
+        and "`zml jobs --all` lists" in wrong
+    )
 
 
 def test_what_a_job_that_is_there_lacks_is_not_taken_for_another_job(call: Call, api: Served) -> None:

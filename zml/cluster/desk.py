@@ -28,7 +28,7 @@ from .attempts import resolve_for
 from .docket import Accepted
 from .hub import Hub
 from .jobfile import sound
-from .jobs import Explanation, JobView, NodeView, Problem, Submission
+from .jobs import Explanation, JobView, NodeView, Problem, Submission, name_of
 from .nodes import archive_file
 
 MOST_JOBS = 100_000  # that are not over
@@ -192,7 +192,7 @@ class JobDesk:
         why, because = self._why(job, over)
         return JobView(
             id=name,
-            name=asked.name or Path(asked.script).stem,
+            name=name_of(asked),
             user=record.accepted.user,
             state=known.standing.name,
             why=why,

@@ -20,7 +20,7 @@ import msgspec
 
 from ..config import KINDS, Settings, checked, read_file
 from ..errors import BAD_JOB, USAGE, ZmlError
-from .jobs import Submission
+from .jobs import NAME_IN_WORDS, Submission, plain
 
 MOST_WORKERS = 10_000
 MOST_SHARDS = 1_000
@@ -137,12 +137,13 @@ def convert(given: Mapping[str, Any], place: str) -> Submission:
     try:
         return msgspec.convert(given, Submission)
     except msgspec.ValidationError as error:
-        because = str(error).replace("`", "")
-        because, _, where = because.partition(" - at ")
+        because, _, where = plain(error).partition(" - at ")
         key = where.removeprefix("$.") or place
-        raise ZmlError(
-            BAD_JOB, f"{place}: {key}: {because[0].lower()}{because[1:]}", "Correct that key."
-        ) from None
+        if key == "name" and because.endswith(NAME_IN_WORDS):
+            raise ZmlError(
+                BAD_JOB, f"{place}: name = {given['name'][:80]!r}", f"Write {NAME_IN_WORDS}."
+            ) from None
+        raise ZmlError(BAD_JOB, f"{place}: {key}: {because}", "Correct that key.") from None
 
 
 # -- what people write ---------------------------------------------------------------------------------------

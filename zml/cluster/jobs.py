@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -16,6 +17,7 @@ Number = Annotated[int, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 # To Python alone, $ is also the place before a last newline; (?!\n) says the same to every reader of a pattern.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"
+NAME_IN_WORDS = "1 to 64 of A-Z, a-z, 0-9, dot, dash and underscore, the first a letter or digit"
 Name = Annotated[str, msgspec.Meta(pattern=NAME)]
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
@@ -38,7 +40,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     args: Annotated[list[Text], msgspec.Meta(max_length=10_000)] = []
     folder: Text = ""
     archive: Sha256 | None = None
-    name: Name | None = None  # for people; the script's name where it is not given
+    name: Name | None = None  # for people; `name_of` says it where it is not given
     workers: Workers = 1
     shards: Count = 1
     replicas: Number = 0
@@ -62,6 +64,18 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(f"workers = {self.workers!r}")
         least, most = found.groups()
         return int(least), int(most or least)
+
+
+def name_of(submission: Submission) -> str:
+    """Its name, or one that is made of the script's: what no name may have in it becomes a dash."""
+    made = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(submission.script).stem)
+    return submission.name or made.lstrip("._-")[:64] or "job"
+
+
+def plain(error: Exception) -> str:
+    """What msgspec says of a field, for people: without its quotes, and in words what a name may be."""
+    text = str(error).replace("`", "").replace(f"str matching regex {NAME!r}", NAME_IN_WORDS)
+    return text[0].lower() + text[1:]
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from ..cluster.jobs import Problem
+from ..cluster.jobs import Problem, plain
 from ..errors import BAD_JOB, NO_JOB
 from .routes import Route
 
@@ -51,7 +51,7 @@ def checked(value: Any, kind: Any, name: str, *, status: int = 400, code: str = 
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Problem(status, f"{name} = {str(value)[:SHOWN]!r}: {plain(error)}", code=code) from None
+        raise Problem(status, f"{name} = {str(value)[:SHOWN]!r}: {said(error)}", code=code) from None
 
 
 async def body(request: web.Request, kind: type[T], *, empty: T | None = None) -> T:
@@ -68,12 +68,11 @@ async def body(request: web.Request, kind: type[T], *, empty: T | None = None) -
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
-        raise Problem(422, plain(error), "openapi.json says what may be there.", BAD_JOB) from None
+        raise Problem(422, said(error), "openapi.json says what may be there.", BAD_JOB) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, f"the body is no JSON that can be read: {error}", code=BAD_JOB) from None
 
 
-def plain(error: Exception) -> str:
+def said(error: Exception) -> str:
     """What msgspec says, as the end of a sentence."""
-    text = str(error).replace("`", "").replace(" - at $.", " at ")
-    return text[0].lower() + text[1:]
+    return plain(error).replace(" - at $.", " at ")

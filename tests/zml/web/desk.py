@@ -20,6 +20,7 @@ from zml.cluster.jobs import (
     NodeView,
     Problem,
     Submission,
+    name_of,
 )
 from zml.errors import ARCHIVE, BAD_JOB, NO_JOB, REFUSED
 from zml.web.bodies import ENDS
@@ -124,7 +125,7 @@ class FakeDesk:
         return self._put(
             JobView(
                 id=job,
-                name=submission.name or Path(submission.script).stem[:64] or "job",
+                name=name_of(submission),
                 user=user,
                 state="QUEUED",
                 why="NO_ROOM",

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.zml.web.desk import FakeDesk
-from zml.cluster.jobs import Explanation, JobView, NodeView, Submission
+from zml.cluster.jobs import NAME_IN_WORDS, Explanation, JobView, NodeView, Submission
 from zml.errors import ARCHIVE, BAD_JOB, NO_JOB, NO_TOKEN, NOT_ALLOWED, PORT_IN_USE, USAGE, ZmlError
 from zml.web import openapi
 from zml.web.bodies import Alive, ErrorPage, Jobs, Logs, Nodes, ProblemDetails
@@ -826,7 +826,8 @@ def test_what_is_wrong_is_told(run: Run, method: str, path: str, status: int, sa
         ({"settings": {"bind": "tcp://0.0.0.0:1"}}, "settings: bind is no setting of one job"),
         ({"gpus": 2**63}, None),
         ({"time_limit_s": 1e300}, "time_limit_s = 1e+300"),
-        ({"name": "a/b"}, None),
+        ({"name": "a/b"}, f"expected {NAME_IN_WORDS} at name"),
+        ({"name": "ab\n"}, f"expected {NAME_IN_WORDS} at name"),
     ],
 )
 def test_a_submission_that_makes_no_sense_is_not_taken(
