@@ -136,7 +136,7 @@ def within_quotas(view: View) -> Sequence[Candidate]:
     if not view.quotas:
         return view.jobs
     held: Sums[str] = Sums()
-    workers: Counter[str] = Counter()
+    workers = Counter(view.held_workers)
     for user, amount in view.held.items():
         held.add(user, amount)
     found = []

@@ -51,6 +51,8 @@ def test_no_node_stays_for_who_may_not_have_it() -> None:
     assert settled(reach_of(PAIR, bounds), bounds, 0, *jobs)[0] == 3
     assert settled(reach_of(PAIR, bounds), bounds, 3, *jobs, quotas=quotas)[0] == 2
     assert settled(reach_of(PAIR, bounds), bounds, 3, *jobs, quotas={"ada": Quota(cpus=1)})[0] == 0
+    leave = {"ada": 2}  # workers that are on their way out, of jobs that go on
+    assert settled(reach_of(PAIR, bounds), bounds, 3, *jobs, quotas=quotas, held_workers=leave)[0] == 1
 
 
 def test_as_many_come_as_one_job_needs_even_where_their_sum_would_be_enough() -> None:
