@@ -430,3 +430,25 @@ def test_quotas_and_shares_are_read(tmp_path: Path) -> None:
         {"ada": Quota(gpus=8, workers=0), "bob": Quota(cpus=64)},
         {"ada": 1.0, "bob": 2.0},
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        ("[ada]\ngpu = 3", "[ada] has an unknown key gpu", "Did you mean gpus?"),
+        ("[ada]\nx = 3", "[ada] has an unknown key x", "It can have gpus, cpus, workers, share."),
+        ("[ada]\ngpus = 'all'", "[ada]: Expected", "Each user is a table: "),
+        ("ada = 3", "[ada]: Expected", "Each user is a table: "),
+    ],
+)
+def test_a_mistake_in_quotas_names_the_user_and_the_nearest_key(
+    tmp_path: Path, text: str, what: str, fix: str
+) -> None:
+    (tmp_path / "users.toml").write_text(text)
+    with pytest.raises(ZmlError) as told:
+        read_users(tmp_path / "users.toml")
+    assert what in told.value.what and fix in told.value.fix
+    (tmp_path / "pool.toml").write_text("mosst = 1")
+    with pytest.raises(ZmlError) as told:
+        read_pool(tmp_path / "pool.toml")
+    assert "pool.toml has an unknown key mosst" in told.value.what and told.value.fix == "Did you mean most?"

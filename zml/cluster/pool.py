@@ -37,6 +37,7 @@ from ..slurm.processes import ID, LocalProvider
 from ..slurm.provider import Provider, SlurmProvider
 from ..slurm.shape import Needs
 from ..slurm.table import Allocation, State
+from . import tables
 from .inventory import Trouble, allocation_of, inventory, is_over, worse
 from .nodes import POOLED
 
@@ -97,14 +98,13 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 def read_pool(path: Path) -> PoolConfig:
     """Raises ZmlError."""
+    fix = "README, under Many jobs, has its keys."
+    config = tables.convert(tables.read(path, fix), PoolConfig, str(path), fix)
     try:
-        config = msgspec.toml.decode(path.read_bytes(), type=PoolConfig)
         config.bounds()
-        return config
-    except OSError as error:
-        raise ZmlError(USAGE, f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.MsgspecError, ValueError) as bad:
-        raise ZmlError(USAGE, f"{path}: {bad}", "README, under Many jobs, has its keys.") from None
+    except ValueError as bad:
+        raise ZmlError(USAGE, f"{path}: {bad}", fix) from None
+    return config
 
 
 def provider_of(config: PoolConfig, addresses: list[str], keys: str, name: str) -> Provider:

@@ -30,7 +30,6 @@ import structlog
 
 from ..coordinator.coordinating import keep_synced, where
 from ..dashboard.mounting import of_hub
-from ..errors import USAGE, ZmlError
 from ..journal import Journal
 from ..lease import COORDINATOR
 from ..link import LISTENER, control_endpoint
@@ -45,6 +44,7 @@ from ..scheduler.cluster.rules import Rules
 from ..scheduler.explain import counted
 from ..tracing import process as tracing
 from ..transport import Endpoint, Handler
+from . import tables
 from .desk import JobDesk
 from .hub import Hub
 from .pool import Pool, PoolConfig, provider_of
@@ -232,14 +232,11 @@ def read_users(path: Path | None) -> tuple[dict[str, Quota], dict[str, float]]:
     """Quotas and shares. Raises ZmlError."""
     if path is None:
         return {}, {}
-    try:
-        rules = msgspec.toml.decode(path.read_bytes(), type=dict[str, Rule])
-    except OSError as error:
-        raise ZmlError(USAGE, f"{path} cannot be read: {error.strerror}") from None
-    except msgspec.MsgspecError as bad:
-        raise ZmlError(
-            USAGE, f"{path}: {bad}", "Each user is a table: [ada] gpus = 8, cpus, workers, share = 2.0."
-        ) from None
+    fix = "Each user is a table: [ada] gpus = 8, cpus, workers, share = 2.0."
+    rules = {
+        user: tables.convert(table, Rule, f"{path}: [{user}]", fix)
+        for user, table in tables.read(path, fix).items()
+    }
     quotas = {
         user: Quota(gpus=rule.gpus, cpus=rule.cpus, workers=rule.workers) for user, rule in rules.items()
     }
