@@ -42,6 +42,7 @@ from zml.scheduler.events import (
     Returned,
     Submitted,
     Ticked,
+    TimeUp,
 )
 from zml.scheduler.ids import JobId, Role, Seat, ShardId, WorkerId
 from zml.scheduler.machine import MOST_CHUNKS, Machine, table
@@ -951,3 +952,32 @@ class World(RuleBasedStateMachine):
 
 World.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
 TestWorld = World.TestCase
+
+
+@pytest.mark.parametrize("lost", ["p0", "w0"])
+def test_a_journal_is_read_as_it_was_lived_also_by_who_has_more_patience(
+    lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only shard, or the only worker, did not come back in time."""
+    told: list[tuple[Event, float]] = []
+    tell = Machine.tell
+
+    def write(self: Machine, event: Event, now: float) -> list[Action]:
+        told.append((event, now))
+        return tell(self, event, now)
+
+    monkeypatch.setattr(Machine, "tell", write)
+    play = running(1, 1, Rules(return_s=3.0))
+    play.tell(died(lost))
+    for _ in range(8):
+        play.now += 0.5
+        play.hear(*play.alive())
+        play.tell(Ticked(JOB))
+    assert any(isinstance(event, TimeUp) for event, _ in told)
+    assert play.state() == "FINISHING"
+    monkeypatch.undo()
+    twin = Machine(Rules(return_s=600.0))
+    for event, now in told:
+        twin.tell(event, now)
+    assert twin.state(JOB).name == play.state()
+    assert len(twin.members(JOB)) == len(play.machine.members(JOB))
