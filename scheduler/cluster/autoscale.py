@@ -173,7 +173,9 @@ def wishes_at(jobs: Sequence[Candidate], reach: Reach, efficiency: float) -> lis
         if job.draining or not job.runnable or (has is None and reach.nodes_for(request) is None):
             continue
         per_node = slots(reach.kind.offers, request.worker)
-        if per_node:
+        if has is not None and job.ending:
+            workers = len(has.workers)
+        elif per_node:
             workers = useful(job, per_node, efficiency)
         else:  # no number of such nodes would bring more
             workers = request.least if has is None else len(has.workers)

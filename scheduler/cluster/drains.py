@@ -27,6 +27,8 @@ def make_room(stock: Stock, order: Sequence[Candidate], job: Candidate) -> Alloc
         has = stock.has.get(other.request.job)
         if has is None or len(has.workers) <= other.request.least or other.request.job in stock.began:
             continue
+        if other.ending:  # it goes as a whole, or not at all
+            continue
         gone.append((other, stock.release(other)))
         stock.keep(other, shrink(has, other.request.least))
         found = try_place(stock, request)
@@ -61,7 +63,7 @@ def obtainable(stock: Stock, order: Sequence[Candidate], job: Candidate) -> Reso
         if later and request.preemptible:
             found.add(None, request.worker, len(has.workers))
             found.add(None, request.shard, len(has.shards))
-        elif len(has.workers) > request.least:
+        elif len(has.workers) > request.least and not other.ending:
             found.add(None, request.worker, len(has.workers) - request.least)
     return found[None]
 

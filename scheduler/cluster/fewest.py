@@ -57,11 +57,13 @@ def fewest(view: View, wishes: Sequence[Wish], reach: Reach) -> int:
     if least >= reach.most:
         return reach.most
     alone = max((reach.nodes_for(job.request) or 0 for job, _ in wishes if job.allocation is None), default=0)
-    if more := site.beside(here, max(0, reach.most - here)):
+    # From below, in growing steps: mostly little more is needed than that, and to fill few nodes takes less time.
+    below, kept, step = min(least, here), min(least, here), 1
+    while kept < here and site.beside(kept, 0):
+        below, kept, step = kept + 1, min(here, kept + step), 2 * step
+    if kept == here and (more := site.beside(here, max(0, reach.most - here))):
         return max(alone, min(here + more, reach.most))
-    return max(
-        alone, bisect_left(range(here), True, min(least, here), key=lambda kept: not site.beside(kept, 0))
-    )
+    return max(alone, bisect_left(range(kept), True, below, key=lambda kept: not site.beside(kept, 0)))
 
 
 class Site:

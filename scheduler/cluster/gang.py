@@ -64,6 +64,7 @@ class Round:
         self.too_big: dict[Kind, bool] = {}
         self.fitted: dict[Kind, bool] = {}  # would have begun, had none gone first
         self.hopeless: dict[Kind, int] = {}  # found no room after so many releases
+        self.none_beside: dict[Kind, int] = {}  # the same, beside the head
         self.holders: dict[Kind, str] = {}  # who has what requests of this kind wait for
         self.first: Candidate | None = None  # the first that took something, or waits
         self.head: Candidate | None = None  # the first that was passed over
@@ -105,7 +106,7 @@ class Round:
             found = place(stock.now, request, request.least)
             fits = found is not None
             if found is not None and not self.in_time(job):
-                found = self.beside_head(request)
+                found = self.beside_head(request, kind)
             if found is not None:
                 self.start(job, found)
                 return
@@ -127,11 +128,14 @@ class Round:
             return True
         return self.view.now + job.may_run_s <= self.shadow_s
 
-    def beside_head(self, request: Request) -> Allocation | None:
+    def beside_head(self, request: Request, kind: Kind) -> Allocation | None:
         """Room that is free now and that the job that was passed over will not need."""
-        return (
-            None if self.spare is None else place(self.stock.now.and_in(self.spare), request, request.least)
-        )
+        if self.spare is None or self.none_beside.get(kind) == self.stock.releases:
+            return None
+        found = place(self.stock.now.and_in(self.spare), request, request.least)
+        if found is None:  # nor for any other of this kind: both only become less
+            self.none_beside[kind] = self.stock.releases
+        return found
 
     def reserve(self, job: Candidate) -> bool:
         """Room that is coming free, or is made free by draining others. Nobody else gets it."""

@@ -69,9 +69,8 @@ class Machine(Lives):
         self.cluster = Cluster()
         self.leases = Leases(self._lease_rules())
         self.verdicts: Mapping[JobId, Verdict] = {}  # of the latest round: why who has what
-        self.unheard: set[NodeId] = (
-            set()
-        )  # nodes that nobody has heard since this was watched: they get nothing new
+        # Nodes that nobody has heard since this was watched: what is planned for them is not decided yet.
+        self.unheard: set[NodeId] = set()
         self.fresh: dict[JobId, None] = {}  # jobs that came since the latest round
         self.touched: set[JobId] = set()  # jobs to which something has happened since they were looked at
         self.patient_until = 0.0  # nobody's time is over before: he may not have heard what he was to do
@@ -149,7 +148,7 @@ class Machine(Lives):
     ) -> View:
         """The picture for a policy. Nothing that happens from now on changes it: a policy may take its time."""
         self.touched.clear()
-        return views.view_of(self.cluster, now, quotas or {}, shares or {}, profiles or {}, self.unheard)
+        return views.view_of(self.cluster, now, quotas or {}, shares or {}, profiles or {})
 
     def agree(self, plan: Plan) -> list[Decision]:
         """What has to be decided for this plan to come true, which was made of what was seen last. Where something has

@@ -25,14 +25,13 @@ def view_of(
     quotas: Mapping[str, Quota],
     shares: Mapping[str, float],
     profiles: Mapping[JobId, Profile],
-    unheard: Set[NodeId] = NOBODY,
+    *,
+    of_nodes: bool = False,
 ) -> View:
-    """The picture at this moment. Not on offer is what is on its way out, of jobs that go on, and what is free on
-    nodes of which nobody knows whether they are still there."""
+    """The picture at this moment. What is on its way out, of jobs that go on, is not on offer. `of_nodes`: how many are
+    needed is asked, and not who gets what: all jobs that nobody has told to go need what they have, also those about
+    which nothing is decided, for they lack a shard or come to their end."""
     leaving: Sums[NodeId] = Sums()
-    free = cluster.free() if unheard else {}
-    for silent in unheard:
-        leaving.add(silent, free[silent])
     held: Sums[str] = Sums()
     held_workers: Counter[str] = Counter()
     candidates = []
@@ -40,8 +39,9 @@ def view_of(
         attempt = job.attempt
         draining, allocation = False, None
         if attempt is not None:
-            draining = attempt.on_its_way_out
-            hidden = not draining and job.is_short
+            stays = of_nodes and attempt.leaving is None and attempt.outcome is None
+            draining = attempt.on_its_way_out and not stays
+            hidden = not draining and not stays and job.is_short
             for name, slot in attempt.slots.items():
                 if hidden or (slot.leaving and not draining):
                     leaving.add(slot.node, job.takes(name))

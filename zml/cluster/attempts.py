@@ -41,9 +41,8 @@ from ..transport import Endpoint, Handler
 from .branch import Branch
 from .jobs import Submission
 
-READING = (
-    2  # attempts whose files are read at the same time: more threads wait for each other, on a fast disk
-)
+# Attempts whose files are read at the same time: more threads wait for each other, where the disk is fast.
+READING = 2
 READ_FIRST_S = 1.0  # that those of attempts which go on are read before anybody is listened to
 
 log = structlog.get_logger()
@@ -284,7 +283,9 @@ class Attempts:
             raise
         if files.here != (here := self._here(name)):  # it was read before that was known
             try:
-                await asyncio.to_thread(_tell_where, self.run_dir(job, number), here)
+                # Not behind the journals that are still to be read, nor before others who need a thread.
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self.history, _tell_where, self.run_dir(job, number), here)
             except BaseException:
                 files.journal.close()
                 raise

@@ -211,4 +211,4 @@ def why_not_named(node: str) -> str:
     """Why no node can have this name; empty if one can."""
     if re.fullmatch(NAME, node):
         return ""
-    return f"{node[:40]!r} is no name of a node: letters, digits, dots and dashes, 64 at most"
+    return f"{node[:40]!r} is no name of a node: it takes {NAME_IN_WORDS}"

@@ -103,9 +103,8 @@ class Nodes:
         self.heard_at: dict[str, float] = {}
         self.reached: dict[str, Reached] = {}
         self.orders = Orders(endpoint, self.peers, lambda node, peer: self.peers.get(node) == peer)
-        self.starting: dict[
-            tuple[str, str, str], asyncio.Task[bool]
-        ] = {}  # orders that no node has answered yet
+        # Orders to run something that no node has answered yet: node, attempt, slot.
+        self.starting: dict[tuple[str, str, str], asyncio.Task[bool]] = {}
 
     # -- what they say -----------------------------------------------------------------------------------
 

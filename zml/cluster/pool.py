@@ -166,7 +166,7 @@ class Pool:
 
         hub = self.hub
         profiles = hub.profiles.of(hub.machine.cluster, hub.docket.now)
-        view = view_of(hub.machine.cluster, hub.docket.now, hub.quotas, hub.shares, profiles)
+        view = view_of(hub.machine.cluster, hub.docket.now, hub.quotas, hub.shares, profiles, of_nodes=True)
         others = [present.node for name, present in nodes.items() if not name.startswith(POOLED)]
         reach = reach_of(self.kind, self.bounds, others)
         # In a thread, as a round is planned in one: a thousand jobs take a while.
