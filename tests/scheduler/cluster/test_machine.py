@@ -17,6 +17,7 @@ from zml.scheduler.cluster.request import Request
 from zml.scheduler.cluster.resources import Node, NodeId, Resources
 from zml.scheduler.cluster.rules import Rules
 from zml.scheduler.cluster.state import Cluster, Standing, Then
+from zml.scheduler.cluster.view import view_of
 from zml.scheduler.ids import JobId
 from zml.scheduler.plain import build, build_fields, plain, plain_fields
 
@@ -697,3 +698,69 @@ def test_rules_that_are_new_are_kept_from_then_on(world: World) -> None:
     assert world.attempts["j3", 1] == ""
     world.advance(15)
     assert world.attempts["j3", 1] == "stop", "not everybody has come"
+
+
+def test_nobody_gives_way_for_room_on_a_node_that_is_only_not_heard_yet(world: World) -> None:
+    world.come("n1", cpus=1)
+    world.submit("low", preemptible=True)
+    world.advance(1)
+    world.begin("low", 1)
+    world.come("n2", cpus=1)
+    world.machine.watch(world.now, 15.0)
+    world.machine.tell(events.NodeHeard(NodeId("n1"), world.boots["n1"]), world.now)
+    world.submit("high", priority=10)
+    for _ in range(3):
+        world.round()
+    assert standing(world, "low") is Standing.RUNNING and standing(world, "high") is Standing.QUEUED
+    assert not [key for key in world.running if key[0] == "high"]
+    world.machine.tell(events.NodeHeard(NodeId("n2"), world.boots["n2"]), world.now)
+    world.round()
+    assert world.running["high", 1, "w0"] == "n2"
+
+
+def test_a_pool_counts_those_who_come_to_their_end_or_lack_a_shard_with_what_they_have(world: World) -> None:
+    for name in ("n1", "n2"):
+        world.come(name, cpus=2)
+    world.submit("ending", least=2, most=2)
+    world.submit("short", least=2, most=2, shards=1, shard=ONE)
+    world.come("n3", cpus=1)
+    world.advance(1)
+    for job in ("ending", "short"):
+        world.begin(job, 1)
+    world.cease("ending", 1, "w0", done=True)
+    world.settle()
+    lost = world.running["short", 1, "p0"]
+    world.die(lost)
+    world.tell(events.NodeLeft(NodeId(lost), "it is gone"))
+    world.settle()
+    cluster = world.machine.cluster
+    assert (
+        cluster.jobs[JobId("short")].is_short and cluster.jobs[JobId("ending")].standing is Standing.DRAINING
+    )
+    plans = {str(each.request.job): each for each in view_of(cluster, world.now, {}, {}, {}).jobs}
+    assert plans["ending"].draining and "short" not in plans, "nothing is decided about either"
+    seen = view_of(cluster, world.now, {}, {}, {}, of_nodes=True)
+    counts = {str(each.request.job): each for each in seen.jobs}
+    assert not counts["ending"].draining and counts["ending"].ending
+    for job in ("ending", "short"):
+        had = counts[job].allocation
+        here = [node for key, node in world.running.items() if key[0] == job and key[2][0] == "w"]
+        assert had is not None and sorted(had.workers) == sorted(here) != []
+
+
+def test_who_comes_to_his_end_goes_as_a_whole_or_not_at_all(world: World) -> None:
+    world.come("n1", cpus=4)
+    world.submit("ending", least=1, most=4)
+    world.advance(60)
+    world.begin("ending", 1)
+    world.advance(60)
+    assert len([key for key in world.running if key[2][0] == "w"]) == 4
+    world.cease("ending", 1, "w0", done=True)
+    world.settle()
+    world.advance(RULES.finish_s + 5)
+    world.log.clear()
+    world.submit("high", least=2, most=2, priority=10)
+    for _ in range(3):
+        world.round()
+    quits = [action for action in world.log if isinstance(action, actions.Quit) and action.job == "ending"]
+    assert not quits and world.attempts["ending", 1] == "drain"
