@@ -44,6 +44,7 @@ class Lives:
             yield Ignored(event.job, f"{event.job}.{event.attempt} {event.slot} was gone before")
             return
         job, attempt = found
+        attempt.stopping = attempt.stopping or (event.done and event.slot[0] == "p")
         if event.done and not attempt.finishing:
             attempt.finishing, attempt.finishing_until = True, now + self.rules.finish_s
         yield from self._slot_gone(job, attempt, event.slot, event.because, now)

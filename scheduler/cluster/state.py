@@ -80,6 +80,7 @@ class Attempt:
     began: float | None = None
     finishing: bool = False  # a script has come to its end, and others will: it gets no more workers
     finishing_until: float = 0.0  # so long it is as good as gone; inf: it was, and runs like any other
+    stopping: bool = False  # a shard of it has come to its end, as it is told when the job is over
     leaving: Leaving | None = None
     outcome: Outcome | None = None  # once its coordinator says that it is over
     exit_code: int = 0
@@ -97,6 +98,11 @@ class Attempt:
     def goes_on(self) -> bool:
         """Somebody computes, and is to until all scripts have come to their end."""
         return self.began is not None and self.leaving is None and self.outcome is None
+
+    @property
+    def needs_shards(self) -> bool:
+        """One that is lost is to be placed again: somebody computes, and nobody has told the shards that it is over."""
+        return self.goes_on and not self.stopping and any(name[0] == "w" for name in self.slots)
 
     def workers(self, *, all_of_them: bool = False) -> list[str]:
         """Those that are to stay, in order of their numbers: they come with rising ones, and `slots` keeps that."""

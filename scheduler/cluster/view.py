@@ -135,7 +135,7 @@ def replacements(cluster: Cluster, unheard: Set[NodeId] = NOBODY) -> Iterator[De
     short = [
         job
         for name, job in cluster.jobs.items()
-        if name in cluster.restless and job.is_short and job.attempt is not None and job.attempt.goes_on
+        if name in cluster.restless and job.is_short and job.attempt is not None and job.attempt.needs_shards
     ]
     if not short:
         return

@@ -764,3 +764,20 @@ def test_who_comes_to_his_end_goes_as_a_whole_or_not_at_all(world: World) -> Non
         world.round()
     quits = [action for action in world.log if isinstance(action, actions.Quit) and action.job == "ending"]
     assert not quits and world.attempts["ending", 1] == "drain"
+
+
+@pytest.mark.parametrize("first", ["p0", "w0"])
+def test_a_shard_that_ends_with_its_job_is_not_placed_again(world: World, first: str) -> None:
+    """Its processes end before its coordinator has told how it went, in whatever order that is heard."""
+    world.come("n1", cpus=4)
+    world.submit("j1", least=2, most=2)
+    world.advance(1)
+    world.begin("j1", 1)
+    world.cease("j1", 1, "w1", done=True)
+    for slot in [first, "w0"] if first == "p0" else ["w0", "p0"]:
+        world.cease("j1", 1, slot, done=True)
+        world.settle()
+        world.round()
+    assert not world.running, "and nothing of it was begun anew"
+    world.end("j1", 1, Outcome.SUCCEEDED)
+    assert standing(world, "j1") is Standing.SUCCEEDED
