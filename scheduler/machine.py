@@ -273,9 +273,8 @@ class Machine(Housing, Looking, GoingOn):
 
     def _give_up_waiting(self, job: Job, event: TimeUp, now: float) -> Actions:
         """Whoever was to come back has had its time."""
-        waits = [*job.away.values(), *(back.by for name, back in self.returns.items() if name == job.id)]
         # A journal tells that it was so, by the rules of then: by today's it may be due later.
-        now = max(now, min(waits, default=now))
+        now = max(now, min((by for name, by in self._waits() if name == job.id), default=now))
         if any(until <= now for until in job.away.values()):
             yield from self._do_without(job, now)
         elif job.id in self.returns:

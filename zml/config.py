@@ -280,9 +280,16 @@ def read_file(path: Path) -> dict[str, Any]:
 def known(name: str, written: str, place: str, candidates: Iterable[str]) -> str:
     if name in KINDS:
         return name
-    near = difflib.get_close_matches(written, list(candidates), n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]}?" if near else "`zml config show` lists every key."
-    raise ZmlError(CONFIG, f"{place} has an unknown key {written}", hint)
+    raise unknown(written, candidates, place, "`zml config show` lists every key.")
+
+
+def unknown(
+    key: str, candidates: Iterable[str], place: str, otherwise: str, *, code: str = CONFIG
+) -> ZmlError:
+    """With the nearest of those that there are, else what to do `otherwise`."""
+    near = difflib.get_close_matches(key, list(candidates), n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}?" if near else otherwise
+    return ZmlError(code, f"{place} has an unknown key {key}", hint)
 
 
 def checked(name: str, value: Any, place: str, *, exact: bool, code: str = CONFIG) -> Any:

@@ -94,14 +94,14 @@ def terms(view: View, order: Sequence[Candidate]) -> Terms:
         request = job.request
         if job.draining or not job.runnable:
             continue
-        ends = job.ending and job.allocation is not None  # it keeps what it has
-        workers = len(job.allocation.workers) if ends and job.allocation is not None else request.least
+        kept = job.allocation if job.ending else None
+        workers = request.least if kept is None else len(kept.workers)
         needs = request.worker * workers + request.shard * request.shards
         if not free.holds(needs):
             continue
         free = free - needs
         wanted[request.job] = workers
-        if request.most == request.least or ends:
+        if request.most == request.least or kept is not None:
             continue
         if job.profile is None:
             if job.allocation is not None and view.now - job.since >= NO_PROFILE_S:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from math import ceil
 from typing import NamedTuple
 
@@ -91,12 +92,7 @@ class Site:
                 continue  # it may wait for nodes that are not of the pool
             needed.add(None, request.worker, workers if able[0] else 0)
             needed.add(None, request.shard, request.shards if able[1] else 0)
-        every = [offers, *(node.offers for node in self.pool)]
-        largest = Resources(
-            cpus=max(each.cpus for each in every),
-            gpus=max(each.gpus for each in every),
-            memory_mb=max(each.memory_mb for each in every),
-        )
+        largest = reduce(Resources.or_more, (node.offers for node in self.pool), offers)
         return max(0, whole(needed[None] - total(node.offers for node in self.standing), largest))
 
     def beside(self, kept: int, most: int) -> int:

@@ -54,7 +54,7 @@ class Lives:
         was_leaving = self.cluster.lift(job, attempt, slot).leaving
         if attempt.outcome is None:
             yield Bury(job.id, attempt.number, slot, because)
-        if attempt.outcome is None and attempt.leaving is None:
+        if attempt.is_to_go_on:
             if attempt.began is None and not was_leaving:
                 # The others would wait for it, and hold their nodes.
                 yield from self._leave(job, Then.TRY_AGAIN, f"{slot}: {because}", now, at_once=True)
@@ -143,7 +143,7 @@ class Lives:
         """Ask an attempt to go. The later word counts, but what was cancelled stays so."""
         attempt = job.attempt
         assert attempt is not None
-        if attempt.outcome is not None or attempt.leaving is not None:
+        if not attempt.is_to_go_on:
             if attempt.leaving is None:
                 attempt.leaving = Leaving(then, because, inf, stopped=True)
             elif attempt.leaving.then not in (Then.CANCEL, Then.TIME_UP):

@@ -90,19 +90,18 @@ class Attempt:
 
     @property
     def on_its_way_out(self) -> bool:
-        if self.leaving is not None or self.outcome is not None:
-            return True
-        return self.finishing and self.finishing_until < inf
+        return not self.is_to_go_on or (self.finishing and self.finishing_until < inf)
 
     @property
-    def goes_on(self) -> bool:
-        """Somebody computes, and is to until all scripts have come to their end."""
-        return self.began is not None and self.leaving is None and self.outcome is None
+    def is_to_go_on(self) -> bool:
+        """Until all scripts have come to their end: nobody has told it to leave, and it is not over."""
+        return self.leaving is None and self.outcome is None
 
     @property
     def needs_shards(self) -> bool:
         """One that is lost is to be placed again: somebody computes, and nobody has told the shards that it is over."""
-        return self.goes_on and not self.stopping and any(name[0] == "w" for name in self.slots)
+        computes = self.began is not None and any(name[0] == "w" for name in self.slots)
+        return computes and self.is_to_go_on and not self.stopping
 
     def workers(self, *, all_of_them: bool = False) -> list[str]:
         """Those that are to stay, in order of their numbers: they come with rising ones, and `slots` keeps that."""

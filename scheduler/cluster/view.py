@@ -39,7 +39,7 @@ def view_of(
         attempt = job.attempt
         draining, allocation = False, None
         if attempt is not None:
-            stays = of_nodes and attempt.leaving is None and attempt.outcome is None
+            stays = of_nodes and attempt.is_to_go_on
             draining = attempt.on_its_way_out and not stays
             hidden = not draining and not stays and job.is_short
             for name, slot in attempt.slots.items():
@@ -114,10 +114,8 @@ def view_of_new(
     nodes = tuple(
         replace(cluster.nodes[name].node, offers=free)
         for name, free in (cluster.free() if new else {}).items()
-        if name not in unheard
-        and any(
-            free.holds(need) for need in needs
-        )  # of thousands of full ones none has to be looked at again
+        # Of thousands of full ones none has to be looked at again.
+        if name not in unheard and any(free.holds(need) for need in needs)
     )
     return View(now=now, nodes=nodes, jobs=tuple(new.values()))
 

@@ -304,6 +304,13 @@ class FakeCluster:
         asked = Submission(script="train.py", folder="/", **more)
         return self.desk.submit(asked, user, key=key).id
 
+    async def running(self, count: int) -> list[str]:
+        """So many new jobs, once they run."""
+        jobs = [self.submit() for _ in range(count)]
+        for job in jobs:
+            await self.until_state(job, "RUNNING")
+        return jobs
+
     async def until(self, condition: Callable[[], Any], what: str, within_s: float = 600.0) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + within_s

@@ -258,9 +258,7 @@ def test_what_goes_on_is_read_before_anybody_is_heard(
     async def main() -> None:
         await cluster.start()
         cluster.node("n1", cpus=8)
-        jobs = [cluster.submit() for _ in range(3)]
-        for job in jobs:
-            await cluster.until_state(job, "RUNNING")
+        jobs = await cluster.running(3)
         await cluster.kill()
         listens_at = cluster.hub.attempts.run_dir(jobs[0], 1) / rundir.COORDINATOR
         before = listens_at.read_bytes()
@@ -285,9 +283,7 @@ def test_what_was_read_and_is_not_used_is_closed_again(tmp_path: Path, cancelled
         cluster = FakeCluster(tmp_path, script_s=100.0)
         await cluster.start()
         cluster.node("n1", cpus=8)
-        jobs = [cluster.submit() for _ in range(3)]
-        for job in jobs:
-            await cluster.until_state(job, "RUNNING")
+        jobs = await cluster.running(3)
         await cluster.kill()
         await asyncio.sleep(1.0)
         before = os.listdir("/proc/self/fd")
@@ -309,9 +305,7 @@ def test_an_attempt_whose_journal_is_damaged_is_told_of_and_keeps_nobody_waiting
         cluster = FakeCluster(tmp_path, script_s=100.0)
         await cluster.start()
         cluster.node("n1", cpus=8)
-        jobs = [cluster.submit() for _ in range(3)]
-        for job in jobs:
-            await cluster.until_state(job, "RUNNING")
+        jobs = await cluster.running(3)
         await cluster.kill()
         state = cluster.hub.attempts.run_dir(jobs[1], 1) / rundir.COORDINATOR_STATE
         (records,) = state.glob("*.records")
@@ -830,9 +824,7 @@ def test_all_members_speak_seldomer_when_others_come_and_nobody_is_given_up(
 
         assert await heard_in(40.0) == pytest.approx(40, abs=2)
         monkeypatch.setattr(attempts, "BEATS", 2)
-        jobs = [cluster.submit() for _ in range(7)]
-        for job in jobs:
-            await cluster.until_state(job, "RUNNING")
+        jobs = await cluster.running(7)
         await asyncio.sleep(60.0)
         assert await heard_in(80.0) == pytest.approx(10, abs=1), "16 members at two heartbeats a second"
         jobs.append(cluster.submit())

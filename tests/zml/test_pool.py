@@ -306,9 +306,7 @@ def test_nodes_that_another_coordinator_asked_for_count_and_nobody_asks_for_them
         await cluster.start()
         for number in range(3):
             cluster.node(f"pool-old-{number}", cpus=1)
-        jobs = [cluster.submit() for _ in range(3)]
-        for job in jobs:
-            await cluster.until_state(job, "RUNNING")
+        await cluster.running(3)
         provider = FakeProvider(cluster)
         come, provider.come = provider.come, lambda id: None  # type: ignore[method-assign]
         pool = Pool(cluster.hub, config(most=5), provider)

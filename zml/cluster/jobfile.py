@@ -7,7 +7,6 @@ Submission; whoever takes one calls it, the server too.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import shlex
@@ -18,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ..config import KINDS, Settings, checked, read_file
+from ..config import KINDS, Settings, checked, read_file, unknown
 from ..errors import BAD_JOB, USAGE, ZmlError
 from .jobs import NAME_IN_WORDS, Submission, plain
 
@@ -112,18 +111,11 @@ def setting(key: str, value: Any, place: str, *, exact: bool) -> Any:
                 f"{place}: {key} is no setting of one job",
                 "The submission or the cluster says that.",
             )
-        raise unknown(key, SETTINGS, place, "`zml config show` lists every key.")
+        raise unknown(key[:60], SETTINGS, place, "`zml config show` lists every key.", code=BAD_JOB)
     try:
         return checked(key, value, f"{place}: {key}", exact=exact, code=BAD_JOB)
     except RecursionError:
         raise bad(f"{place}: {key}", "it is nested too deeply") from None
-
-
-def unknown(key: str, known: tuple[str, ...], place: str, otherwise: str) -> ZmlError:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return ZmlError(
-        BAD_JOB, f"{place} has an unknown key {key[:60]}", f"Did you mean {near[0]}?" if near else otherwise
-    )
 
 
 def convert(given: Mapping[str, Any], place: str) -> Submission:
@@ -131,7 +123,7 @@ def convert(given: Mapping[str, Any], place: str) -> Submission:
     known = tuple(Submission.__struct_fields__)
     for key in given:
         if key not in known:
-            raise unknown(key, known, place, f"The keys are {', '.join(known)}.")
+            raise unknown(key[:60], known, place, f"The keys are {', '.join(known)}.", code=BAD_JOB)
     if "script" not in given:
         raise ZmlError(BAD_JOB, f"{place} names no script", 'Add script = "train.py".')
     try:
@@ -155,7 +147,7 @@ def read(path: Path) -> dict[str, Any]:
     known = tuple(Submission.__struct_fields__)
     for key in given:
         if key not in known:
-            raise unknown(key, known, str(path), f"The keys are {', '.join(known)}.")
+            raise unknown(key[:60], known, str(path), f"The keys are {', '.join(known)}.", code=BAD_JOB)
     here = path.absolute().parent
     folder = given.get("folder", "")
     if isinstance(folder, str) and not given.get("archive"):

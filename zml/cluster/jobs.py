@@ -19,7 +19,6 @@ Text = Annotated[str, msgspec.Meta(max_length=4096)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"
 NAME_IN_WORDS = "1 to 64 of A-Z, a-z, 0-9, dot, dash and underscore, the first a letter or digit"
 Name = Annotated[str, msgspec.Meta(pattern=NAME)]
-
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 # 4, or "1..4". The types take more than the schema says, so that `jobfile.sound` can say in words what is wrong.
 Workers = (
@@ -70,6 +69,13 @@ def name_of(submission: Submission) -> str:
     """Its name, or one that is made of the script's: what no name may have in it becomes a dash."""
     made = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(submission.script).stem)
     return submission.name or made.lstrip("._-")[:64] or "job"
+
+
+def why_not_named(node: str) -> str:
+    """Why no node can have this name; empty if one can."""
+    if re.fullmatch(NAME, node):
+        return ""
+    return f"{node[:40]!r} is no name of a node: it takes {NAME_IN_WORDS}"
 
 
 def plain(error: Exception) -> str:
@@ -205,10 +211,3 @@ class Desk(Protocol):
     async def changed(self, job: str, within_s: float) -> JobView:
         """Wait until something about this job changes, so long at most."""
         ...
-
-
-def why_not_named(node: str) -> str:
-    """Why no node can have this name; empty if one can."""
-    if re.fullmatch(NAME, node):
-        return ""
-    return f"{node[:40]!r} is no name of a node: it takes {NAME_IN_WORDS}"

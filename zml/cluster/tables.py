@@ -4,12 +4,12 @@ nearest one: a misspelt limit that is silently ignored is no limit.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from ..config import unknown
 from ..errors import USAGE, ZmlError
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -30,9 +30,7 @@ def convert(table: Any, kind: type[T], place: str, fix: str) -> T:
     known = kind.__struct_fields__
     for key in table if isinstance(table, dict) else ():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"Did you mean {near[0]}?" if near else f"It can have {', '.join(known)}."
-            raise ZmlError(USAGE, f"{place} has an unknown key {key[:60]}", hint)
+            raise unknown(key[:60], known, place, f"It can have {', '.join(known)}.", code=USAGE)
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as bad:

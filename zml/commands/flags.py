@@ -203,7 +203,9 @@ OF_CLUSTERS = frozenset(
     "cluster policy users pool keep_jobs keep_days bind keys http http_tokens config log_level trace"
     " script args".split()
 )
-SETTINGS_FLAGS = flags(
+PLACE_FLAGS = flags(
+    click.option("--run-dir", metavar="FOLDER", help="The run directory.  [default: a new one below ./runs]"),
+    click.option("--job", metavar="NAME", help="The job's name.  [default: job]"),
     click.option("--config", metavar="FILE", help="Settings.  [default: zml.toml, if it is there]"),
     click.option(
         "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]"
@@ -213,11 +215,6 @@ SETTINGS_FLAGS = flags(
         metavar="1/N",
         help="OpenTelemetry traces of one step in N and of slow and failed ones; slow: of those alone; off.",
     ),
-)
-PLACE_FLAGS = flags(
-    click.option("--run-dir", metavar="FOLDER", help="The run directory.  [default: a new one below ./runs]"),
-    click.option("--job", metavar="NAME", help="The job's name.  [default: job]"),
-    SETTINGS_FLAGS,
 )
 # Of whoever starts a whole cluster on this machine, with a script or with a run to go on with.
 LOCAL_FLAGS = flags(

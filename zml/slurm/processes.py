@@ -92,9 +92,8 @@ class LocalProvider:
         for process in left:
             _kill(process)
         for process in left:
-            with suppress(
-                subprocess.TimeoutExpired
-            ):  # the kernel has not come to it; the others are not to wait
+            # The kernel may not have come to it: the others are not to wait.
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(KILLED_S)
 
 
